@@ -1,0 +1,1 @@
+"""Imagebeam's jobs, one module each; `imagebeam <job>` runs them."""

