@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from transforms.types import ImagebeamError, canonical_json
+from transforms.errors import ImagebeamError
 
 COLOR_POLICY = "imagebeam-1"
 """Version of the image policy in `transforms.images`; a change that moves pixels raises it, and so the fingerprint."""
@@ -121,3 +121,8 @@ class EmbedderSpec:
         """One line for each field in which `other` differs: "pooling: avg != max"."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [f"{name}: {mine[name]} != {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces, so that equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,19 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-
-class ImagebeamError(Exception):
-    """A mistake the user can mend: the message names the thing, the value received and the remedy."""
-
-
-class InputFormat(enum.StrEnum):
-    """How a shard stores its records."""
-
-    TFRECORD = "tfrecord"
-    WEBDATASET = "webdataset"
-    PARQUET = "parquet"
-    FILES = "files"
-    MANIFEST = "manifest"
+from transforms.errors import ImagebeamError as ImagebeamError
+from transforms.formats import InputFormat as InputFormat
+from transforms.spec import canonical_json as canonical_json
 
 
 class Stage(enum.StrEnum):
@@ -218,8 +207,3 @@ def embeddings_schema(
         kind = pa.list_(value, size) if embedding_type == "fixed_size_list" else pa.list_(value)
         fields.append(pa.field(name, kind, nullable=False))
     return pa.schema(fields)
-
-
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces, so that equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

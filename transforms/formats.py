@@ -1,0 +1,27 @@
+"""How shards and parts store what is in them; importable by the command line, so nothing heavy stands here."""
+
+import enum
+
+
+class InputFormat(enum.StrEnum):
+    """How a shard stores its records."""
+
+    TFRECORD = "tfrecord"
+    WEBDATASET = "webdataset"
+    PARQUET = "parquet"
+    FILES = "files"
+    MANIFEST = "manifest"
+
+
+class EmbeddingType(enum.StrEnum):
+    """The Arrow type of an embedding column; LIST is for readers that know no fixed-size lists."""
+
+    FIXED_SIZE_LIST = "fixed_size_list"
+    LIST = "list"
+
+
+class EmbeddingDtype(enum.StrEnum):
+    """What an embedding's values are stored as."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
