@@ -1,0 +1,151 @@
+"""The `imagebeam` command: finds the job, runs it, and is the one place where errors are printed.
+
+Exit codes: 0 all is well; 1 the job failed; 2 the command or its input is wrong; 3 the job finished, but something it
+was told to check does not hold (too many failures, too low an accuracy); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import enum
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transforms.errors import ImagebeamError
+
+
+class ExitCode(enum.IntEnum):
+    """What the process tells a scheduler."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    CHECK_FAILED = 3
+    INTERRUPTED = 130
+
+
+class Job(NamedTuple):
+    """A job's module, which offers `main(argv) -> int`, and its line in the help."""
+
+    module: str
+    help: str
+
+
+JOBS = {
+    "extract": Job("pipelines.extract", "image shards -> embeddings in Parquet"),
+    "plan": Job("pipelines.plan", "what extract would do: units, sizes, time and bytes; writes nothing"),
+    "layers": Job("pipelines.layers", "a model's layers: names, output shapes, vector lengths"),
+    "train": Job("pipelines.train", "embeddings -> a dense classifier"),
+    "report": Job("pipelines.report", "a run's folder -> report.html"),
+    "demo": Job("pipelines.demo", "the whole way on real data, in a few minutes"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script.
+
+    Args:
+        argv: without the program's name; None for the process's own.
+
+    Returns:
+        An `ExitCode`.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    parser = _parser()
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return ExitCode.USAGE
+    job = arguments[0]
+    if job.startswith("-"):
+        parser.parse_args(arguments[:1])  # --help and --version print and exit; anything else is an error
+    if job not in JOBS:
+        from transforms.models import nearest
+
+        return _fail(f"no such job: {job!r}. {nearest(job, tuple(JOBS))} `imagebeam --help` describes them.")
+    return run_job(job, arguments[1:])
+
+
+def run_job(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run one job, as `imagebeam <name>` and `python -m pipelines.<name>` do; an error becomes one line.
+
+    Args:
+        name: a key of `JOBS`.
+        argv: the arguments after the job's name; None for the process's own.
+
+    Returns:
+        An `ExitCode`.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    debug = "--debug" in arguments
+    if not debug:
+        # TensorFlow's start-up notes concern nobody who runs a job; it reads this when it is first imported.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        code: int = importlib.import_module(JOBS[name].module).main(arguments)
+        sys.stdout.flush()
+        return code
+    except ImagebeamError as error:
+        return _fail(str(error), debug=debug)
+    except KeyboardInterrupt:
+        sys.stderr.write("imagebeam: interrupted; what was committed stays, and the same command goes on from there\n")
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output left (`imagebeam layers | head`); Python would complain again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILED
+    except Exception as error:
+        hint = "" if debug else "; run again with --debug for the traceback"
+        return _fail(f"internal error: {_in_one_line(error)}{hint}", ExitCode.FAILED, debug=debug)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The frame's own flags; jobs declare theirs in their modules, which are not imported for this."""
+    width = max(map(len, JOBS))
+    jobs = "\n".join(f"  {name:<{width}}  {job.help}" for name, job in JOBS.items())
+    parser = argparse.ArgumentParser(
+        prog="imagebeam",
+        usage="imagebeam <job> [flags]",
+        description="Distributed batch image embeddings: image shards in, Parquet out, on Apache Beam and Keras.",
+        epilog=f"jobs:\n{jobs}\n\n`imagebeam <job> --help` explains a job's flags.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Prints the installed version; looks it up only then."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"imagebeam {version('imagebeam')}\n")
+        parser.exit()
+
+
+def _fail(message: str, code: ExitCode = ExitCode.USAGE, *, debug: bool = False) -> ExitCode:
+    """Print the error being handled, if any, and the message; pass the code on."""
+    if debug:
+        traceback.print_exc()
+    sys.stderr.write(f"imagebeam: error: {message}\n" if code == ExitCode.USAGE else f"imagebeam: {message}\n")
+    return code
+
+
+def _in_one_line(error: Exception) -> str:
+    """A runner's errors carry a worker's whole traceback in their message: its last line says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if "Traceback" in str(error) else f"{type(error).__name__}: {lines[0]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
