@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from transforms.types import ImagebeamError
+from transforms.errors import ImagebeamError
 
 if TYPE_CHECKING:
     import keras

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from transforms.errors import ImagebeamError as ImagebeamError
+from transforms.formats import EmbeddingDtype, EmbeddingType
 from transforms.formats import InputFormat as InputFormat
 from transforms.spec import canonical_json as canonical_json
 
@@ -158,6 +159,27 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """One embedded record, its bytes and pixels let go: what a part's row holds.
+
+    Attributes:
+        width: as stored in the file, in pixels.
+        height: likewise.
+        sha256: of the encoded bytes, 64 hex digits.
+        vectors: embedding column name -> float32 [dimension].
+    """
+
+    key: str
+    uri: str
+    label: str | None
+    width: int
+    height: int
+    sha256: str
+    vectors: Mapping[str, np.ndarray]
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ReadOptions:
     """How records are read from shards: the names of the columns (TFRecord features, tar extensions)."""
 
@@ -181,19 +203,19 @@ FAILURES_SCHEMA = pa.schema(
 def embeddings_schema(
     dimensions: Mapping[str, int],
     *,
-    embedding_type: str = "fixed_size_list",
-    embedding_dtype: str = "float32",
+    embedding_type: EmbeddingType = EmbeddingType.FIXED_SIZE_LIST,
+    embedding_dtype: EmbeddingDtype = EmbeddingDtype.FLOAT32,
     keep_columns: tuple[tuple[str, pa.DataType], ...] = (),
 ) -> pa.Schema:
     """Schema of a part.
 
     Args:
         dimensions: embedding column name -> vector length.
-        embedding_type: "fixed_size_list", or "list" for readers that know no fixed-size lists.
-        embedding_dtype: "float32" or "float16".
+        embedding_type: Arrow type of the embedding columns.
+        embedding_dtype: what their values are stored as.
         keep_columns: kept input columns with their types.
     """
-    value = pa.float16() if embedding_dtype == "float16" else pa.float32()
+    value = pa.float16() if embedding_dtype == EmbeddingDtype.FLOAT16 else pa.float32()
     fields = [
         pa.field("key", pa.string(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),
@@ -204,6 +226,6 @@ def embeddings_schema(
     ]
     fields += [pa.field(name, kind) for name, kind in keep_columns]
     for name, size in dimensions.items():
-        kind = pa.list_(value, size) if embedding_type == "fixed_size_list" else pa.list_(value)
+        kind = pa.list_(value, size) if embedding_type == EmbeddingType.FIXED_SIZE_LIST else pa.list_(value)
         fields.append(pa.field(name, kind, nullable=False))
     return pa.schema(fields)

@@ -1,0 +1,116 @@
+"""`imagebeam extract`: image shards -> embeddings in Parquet."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipelines.flags import JobParser, parse
+from pipelines.options import (
+    InputOptions,
+    ModelOptions,
+    OutputOptions,
+    add_input_arguments,
+    add_model_arguments,
+    add_output_arguments,
+)
+
+if TYPE_CHECKING:
+    from transforms.manifest import Totals
+
+DESCRIPTION = """\
+Turn image shards into fixed-length embeddings: every input record ends as one row in OUT/embeddings or one in
+OUT/failures. Run again after a crash, the same command goes on where it was."""
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """Everything `run` needs, checked when made."""
+
+    input: InputOptions
+    model: ModelOptions
+    output: OutputOptions
+    beam_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExtractResult:
+    """What a run came to.
+
+    Attributes:
+        totals: sums over all units, those of earlier runs too.
+        problems: what did not reconcile or did not hold, one line each; empty for a good run.
+    """
+
+    totals: Totals
+    problems: tuple[str, ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `imagebeam extract`."""
+    add_input_arguments(parser)
+    add_model_arguments(parser)
+    add_output_arguments(parser)
+
+
+def run(options: ExtractOptions) -> ExtractResult:
+    """Run the job and wait for it.
+
+    Raises:
+        ImagebeamError: for what the user can mend, before any work starts where it can be known then.
+    """
+    import apache_beam as beam
+
+    from pipelines import launch
+    from transforms.embed import EmbedOptions, EmbedUnits
+    from transforms.images import ImageOptions
+    from transforms.parquet import PartOptions
+    from transforms.shards import PlanUnits
+
+    source = launch.open_input(options.input)
+    folder = launch.prepare_output(options, source)
+    staged = launch.stage_model(options.model, folder)
+    embed_units = EmbedUnits(
+        model=staged,
+        output=folder.output,
+        read=source.read,
+        embed=EmbedOptions(
+            ImageOptions.from_spec(staged.spec, options.model.max_image_pixels), options.model.batch_size
+        ),
+        part=PartOptions(options.output.embedding_type, options.output.embedding_dtype, source.read.keep_columns),
+        retry_failed=options.output.retry_failed,
+    )
+    with launch.running(folder, staged, options.beam_args) as run:
+        (
+            run.pipeline
+            | "Patterns" >> beam.Create([source.patterns])
+            | "Plan units" >> PlanUnits(source.input_format, options.output.rows_per_unit, source.read)
+            | "Embed units" >> embed_units
+            | "Write reports" >> launch.WriteReports(run.reports)
+        )
+    return launch.finish(run, options.output.max_failure_rate)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; the exit code is 0, or 3 where the run finished but a check did not hold."""
+    parser = JobParser("extract", DESCRIPTION, beam=True)
+    add_arguments(parser)
+    args, beam_args = parse(parser, sys.argv[1:] if argv is None else argv)
+    result = run(
+        ExtractOptions(
+            InputOptions.from_args(args),
+            ModelOptions.from_args(args),
+            OutputOptions.from_args(args),
+            tuple(beam_args),
+        )
+    )
+    return 3 if result.problems else 0
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_job
+
+    sys.exit(run_job("extract"))

@@ -1,0 +1,294 @@
+"""What the launcher does around a job's chain: check input and output, stage the model, run, reconcile, sum up."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineState
+
+from pipelines.console import ProgressBar, say
+from pipelines.options import InputOptions, ModelOptions, OutputOptions
+from transforms import manifest, parquet, shards, storage
+from transforms.embedder import resolve
+from transforms.errors import ImagebeamError, JobError
+from transforms.formats import InputFormat
+from transforms.manifest import Totals, UnitReport
+from transforms.progress import PROGRESS
+from transforms.staging import StagedModel, local_file, file_sha256, read_staged, stage
+from transforms.types import ReadOptions
+from transforms.weights import is_file
+
+RUN_FILE = "run.json"
+_OWN_NAMES = (parquet.EMBEDDINGS, parquet.FAILURES, "model", "reports", RUN_FILE, manifest.MANIFEST_FILE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The input, looked at: every pattern matches something, and the columns are there."""
+
+    patterns: tuple[str, ...]
+    input_format: InputFormat | None
+    read: ReadOptions
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The output folder, found fit for this run. `run` is what makes two runs the same but for the model."""
+
+    output: str
+    run: dict[str, Any]
+
+    @property
+    def model(self) -> str:
+        """Where the model is staged."""
+        return storage.join(self.output, "model")
+
+
+@dataclass
+class Run:
+    """One run of a pipeline."""
+
+    folder: RunFolder
+    staged: StagedModel
+    pipeline: beam.Pipeline
+    reports: str
+    started: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        totals: sums over all units, those of earlier runs too.
+        problems: what did not reconcile or did not hold, one line each; empty for a good run.
+    """
+
+    totals: Totals
+    problems: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 where the run finished but a check did not hold."""
+        return 3 if self.problems else 0
+
+
+def open_input(options: InputOptions) -> Source:
+    """Look at the input before anything runs.
+
+    Raises:
+        ImagebeamError: for a pattern without matches, or a column the first shard does not have.
+    """
+    patterns = tuple(storage.absolute(pattern) for pattern in options.input)
+    read = shards.inspect_input(patterns, options.input_format, options.read_options())
+    return Source(patterns, options.input_format, read)
+
+
+def prepare_output(options: OutputOptions, source: Source) -> RunFolder:
+    """Check that the output is empty, or holds an earlier attempt at this very run; empty it if asked to.
+
+    Raises:
+        ImagebeamError: naming what differs from the run the folder holds.
+    """
+    output = storage.absolute(options.output)
+    run = {
+        "input": list(source.patterns),
+        "input_format": source.input_format or "auto",
+        "image_column": source.read.image_column,
+        "label_column": source.read.label_column,
+        "keep_columns": {name: str(kind) for name, kind in source.read.keep_columns},
+        "rows_per_unit": options.rows_per_unit,
+        "embedding_type": options.embedding_type,
+        "embedding_dtype": options.embedding_dtype,
+    }
+    uri = storage.join(output, RUN_FILE)
+    if options.overwrite:
+        _empty(output)
+    elif (before := _read_json(uri)) is not None:
+        differences = [f"{name}: {before.get(name)} != {run[name]}" for name in run if before.get(name) != run[name]]
+        if differences:
+            raise ImagebeamError(
+                f"{output} holds another run ({'; '.join(differences)}). Choose another --output, or --overwrite."
+            )
+    storage.publish(uri, json.dumps(run, indent=2).encode())
+    return RunFolder(output, run)
+
+
+def _read_json(uri: str) -> dict[str, Any] | None:
+    try:
+        content = json.loads(storage.read_bytes(uri))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ImagebeamError(f"{uri} cannot be understood ({error}). Run with --overwrite to start anew.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _empty(output: str) -> None:
+    """Delete what a run wrote, and nothing else; the manifest and run.json last, so that a kill leaves a known run."""
+    for folder in (parquet.EMBEDDINGS, parquet.FAILURES, "reports", "model"):
+        for info in list(storage.list_folder(storage.join(output, folder))):
+            storage.delete(info.uri)
+    for name in (manifest.MANIFEST_FILE, RUN_FILE):
+        storage.delete(storage.join(output, name))
+
+
+def stage_model(options: ModelOptions, folder: RunFolder) -> StagedModel:
+    """The staged model this run wants: the one that is there if it is the same, else resolved, built and staged.
+
+    Raises:
+        ImagebeamError: if the folder was filled by another spec, naming the fields that differ, or the model cannot
+            be built.
+    """
+    source: dict[str, str | None] = {"source": options.weights, "file_sha256": None}
+    if is_file(options.weights):
+        try:
+            with local_file(storage.absolute(options.weights)) as path:
+                source["file_sha256"] = file_sha256(path)
+        except OSError as error:
+            raise ImagebeamError(f"The weights file cannot be read: {error}") from error
+    staged = read_staged(folder.model)
+    if staged is not None:
+        wanted = options.spec(staged.spec.weights_sha256)
+        if differences := staged.spec.differences(wanted):
+            raise _other_spec(folder, differences)
+        same_file = source["file_sha256"] is not None and source["file_sha256"] == staged.weights["file_sha256"]
+        if same_file or source == staged.weights:
+            return staged
+    say(f"Loading {options.model} with weights {options.weights}")
+    embedder = resolve(options.spec(), options.weights)
+    if staged is not None:
+        if differences := staged.spec.differences(embedder.spec):
+            raise _other_spec(folder, differences)
+        return staged
+    return stage(embedder, folder.model, source)
+
+
+def _other_spec(folder: RunFolder, differences: list[str]) -> ImagebeamError:
+    return ImagebeamError(
+        f"{folder.output} holds embeddings of another spec ({'; '.join(differences)}). Choose another --output, or "
+        f"--overwrite."
+    )
+
+
+@contextlib.contextmanager
+def running(folder: RunFolder, staged: StagedModel, beam_args: Sequence[str]) -> Iterator[Run]:
+    """A pipeline to fill; it runs when the block ends, with progress shown.
+
+    Raises:
+        JobError: if the runner gives up. What is committed stays.
+    """
+    # DirectRunner would look for a Prism binary first and fetch it from the network.
+    runner = [] if any(arg.split("=")[0] == "--runner" for arg in beam_args) else ["--runner=FnApiRunner"]
+    pipeline = beam.Pipeline(options=PipelineOptions([*runner, *beam_args]))
+    storage.delete(storage.join(folder.output, manifest.MANIFEST_FILE))
+    run = Run(folder, staged, pipeline, storage.join(folder.output, "reports", secrets.token_hex(4)), time.time())
+    PROGRESS.reset()
+    yield run
+    try:
+        with ProgressBar():
+            result = pipeline.run()
+            state = result.wait_until_finish()
+    except ImagebeamError:
+        raise
+    except Exception as error:
+        raise JobError(f"{_last_line(error)}. {_how_to_go_on(folder)}") from error
+    if state not in (None, PipelineState.DONE):
+        raise JobError(f"The runner ended the job as {state}. {_how_to_go_on(folder)}")
+
+
+def _last_line(error: Exception) -> str:
+    """Beam hands a worker's error over as the text of its traceback, whose last line says what happened."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip().rstrip(".") if lines else repr(error)
+
+
+def _how_to_go_on(folder: RunFolder) -> str:
+    committed = sum(1 for _ in parquet.list_parts(storage.join(folder.output, parquet.EMBEDDINGS)))
+    return f"{committed} units are committed in {folder.output}; the same command goes on from there."
+
+
+@dataclass
+class WriteReports(beam.PTransform):  # type: ignore[misc]
+    """`UnitReport`s -> JSON lines in files under `prefix`, for the launcher to read."""
+
+    prefix: str
+
+    def expand(self, reports: beam.PCollection) -> beam.PCollection:
+        """Format and write."""
+        return (
+            reports
+            | beam.Map(UnitReport.to_json)
+            | beam.io.WriteToText(storage.join(self.prefix, "units"), file_name_suffix=".jsonl")
+        )
+
+
+def finish(run: Run, max_failure_rate: float) -> Result:
+    """Reconcile, remove what is superseded, write the manifest, print the summary."""
+    output = run.folder.output
+    files = [info.uri for info in storage.list_folder(run.reports)]
+    reports = [UnitReport.from_json(line) for uri in files for line in storage.read_bytes(uri).splitlines()]
+    problems = manifest.reconcile(reports, output)
+    superseded = 0 if problems else manifest.remove_superseded(reports, output)
+    totals = manifest.sum_up(reports)
+    if not totals.embedded:
+        problems.append("no embeddings: not one record became one")
+    if totals.failure_rate > max_failure_rate:
+        problems.append(
+            f"{totals.failed:,} of {totals.records:,} records failed ({totals.failure_rate:.2%}), more than "
+            f"--max_failure_rate {max_failure_rate}"
+        )
+    finished = time.time()
+    progress = PROGRESS.snapshot()
+    manifest.write_manifest(
+        output,
+        run.folder.run,
+        run.staged,
+        reports,
+        superseded=superseded,
+        timings={
+            "started": _iso(run.started),
+            "finished": _iso(finished),
+            "seconds": round(finished - run.started, 3),
+            "images_embedded_by_this_launcher": progress.images,
+            "model_seconds": round(progress.model_seconds, 3),
+        },
+    )
+    for uri in files:
+        storage.delete(uri)
+    _print_summary(totals, problems, output, superseded, finished - run.started)
+    return Result(totals, tuple(problems))
+
+
+def _iso(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+
+
+def _print_summary(totals: Totals, problems: list[str], output: str, superseded: int, seconds: float) -> None:
+    fresh = totals.units - totals.units_skipped
+    if totals.units and not fresh:
+        say(f"Nothing to do: all {totals.units:,} units were committed before; no model was loaded.")
+    say(
+        f"{totals.embedded:,} embeddings and {totals.failed:,} failures from {totals.records:,} records in "
+        f"{seconds:,.1f} s ({fresh:,} units now, {totals.units_skipped:,} before)"
+    )
+    for kind, count in list(totals.failures.items())[:10]:
+        say(f"  failed at {kind.replace('/', ': ')}: {count:,}")
+    if totals.icc_profiles_ignored:
+        say(f"  ICC colour profiles ignored: {totals.icc_profiles_ignored:,}")
+    if superseded:
+        say(f"  parts of changed input removed: {superseded:,}")
+    say(f"  {storage.join(output, parquet.EMBEDDINGS)}")
+    say(f"  {storage.join(output, manifest.MANIFEST_FILE)}")
+    for problem in problems:
+        say(f"PROBLEM: {problem}")

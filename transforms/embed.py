@@ -1,0 +1,339 @@
+"""Records to embeddings: the durable unit-to-part transform, and a handler for Beam's own RunInference."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.metrics import Metrics
+from apache_beam.ml.inference.base import ModelHandler
+from apache_beam.utils.shared import Shared
+
+from transforms import parquet, storage
+from transforms.batching import batch_by_shape, decode_pool, map_ahead
+from transforms.embedder import Embedder
+from transforms.images import ImageError, ImageOptions, allow_pixels, decode_image
+from transforms.manifest import UnitReport
+from transforms.parquet import Commit, PartOptions
+from transforms.progress import PROGRESS
+from transforms.records import read_records
+from transforms.types import Failure, Image, ReadOptions, Record, Row, Stage, WorkUnit
+
+METRICS_NAMESPACE = "imagebeam"
+
+Batch = list["Decoded"]
+
+
+class ModelSource(Protocol):
+    """Whatever can give the embedder to a worker: `staging.StagedModel`, or a fake in tests."""
+
+    def load(self) -> Embedder:
+        """Load it; called once a process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A record on its way to the model. `index` is its place in the unit."""
+
+    index: int
+    record: Record
+    image: Image
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How a unit's records become rows.
+
+    Attributes:
+        images: the image policy's settings.
+        batch_size: images in one call of the model at most.
+        pixel_budget: pixels in one call of the model at most; matters where images keep their own sizes.
+    """
+
+    images: ImageOptions
+    batch_size: int = 32
+    pixel_budget: int = 32 * 224 * 224
+
+    @property
+    def ahead(self) -> int:
+        """Records between the reader and the model: two batches, or fewer where one image may be very large."""
+        return 2 * self.batch_size if self.images.image_size is not None else 8
+
+
+@dataclass
+class UnitResult:
+    """What became of the records: rows and failures, each in the order of the input."""
+
+    rows: list[Row]
+    failures: list[Failure]
+    icc_profiles_ignored: int = 0
+
+
+BatchDone = Callable[[int, float], None]
+
+
+def embed_records(
+    records: Iterable[Record | Failure],
+    embedder: Embedder,
+    options: EmbedOptions,
+    on_batch: BatchDone = lambda images, seconds: None,
+) -> UnitResult:
+    """Decode and embed records; every one ends as one row or one failure.
+
+    Reading and decoding run ahead of the model, in other threads.
+
+    Args:
+        records: what the reader gave; its failures pass through.
+        embedder: the model.
+        options: see `EmbedOptions`.
+        on_batch: called after each call of the model with the number of images embedded and the seconds it took.
+
+    Raises:
+        Exception: whatever the model raises when it cannot embed a whole batch, not one image of it: then the
+            machine is at fault rather than an image, and nothing should be committed.
+    """
+    rows: dict[int, Row] = {}
+    failures: dict[int, Failure] = {}
+    icc_profiles_ignored = 0
+
+    def decode(item: tuple[int, Record | Failure]) -> tuple[int, Decoded | Failure]:
+        return item[0], _decode(*item, options.images)
+
+    def decoded() -> Iterator[Decoded]:
+        for index, outcome in map_ahead(decode, enumerate(records), decode_pool(), options.ahead):
+            if isinstance(outcome, Failure):
+                failures[index] = outcome
+            else:
+                yield outcome
+
+    def shape_of(item: Decoded) -> tuple[int, ...]:
+        return item.image.pixels.shape
+
+    for batch in batch_by_shape(decoded(), shape_of, options.batch_size, options.pixel_budget):
+        started, embedded = time.perf_counter(), len(rows)
+        for item, outcome in _embed_batch(batch, embedder):
+            icc_profiles_ignored += item.image.icc_profile_ignored
+            if isinstance(outcome, Failure):
+                failures[item.index] = outcome
+            else:
+                rows[item.index] = outcome
+        on_batch(len(rows) - embedded, time.perf_counter() - started)
+    return UnitResult(_in_order(rows), _in_order(failures), icc_profiles_ignored)
+
+
+def _in_order(items: dict[int, Any]) -> list[Any]:
+    return [items[index] for index in sorted(items)]
+
+
+def _decode(index: int, record: Record | Failure, options: ImageOptions) -> Decoded | Failure:
+    if isinstance(record, Failure):
+        return record
+    sha256 = hashlib.sha256(record.data).hexdigest()
+    try:
+        return Decoded(index, record, decode_image(record.data, options), sha256)
+    except ImageError as error:
+        return Failure(record.key, record.uri, Stage.DECODE, error.error_type, str(error), sha256)
+
+
+def _embed_batch(batch: Batch, embedder: Embedder) -> Iterator[tuple[Decoded, Row | Failure]]:
+    """Run the model on images of one shape; an image it chokes on is found by halving the batch."""
+    try:
+        vectors = embedder.embed(np.stack([item.image.pixels for item in batch]))
+    except Exception as error:
+        if len(batch) == 1:
+            yield batch[0], _embed_failure(batch[0], type(error).__name__, str(error))
+            return
+        halves = [*_embed_batch(batch[: len(batch) // 2], embedder), *_embed_batch(batch[len(batch) // 2 :], embedder)]
+        if all(isinstance(outcome, Failure) for _, outcome in halves):
+            raise
+        yield from halves
+        return
+    finite = np.logical_and.reduce([np.isfinite(matrix).all(axis=1) for matrix in vectors.values()])
+    for position, item in enumerate(batch):
+        if finite[position]:
+            yield item, _row(item, {column: matrix[position] for column, matrix in vectors.items()})
+        else:
+            yield item, _embed_failure(item, "not_finite", "the embedding has NaN or infinite values")
+
+
+def _row(item: Decoded, vectors: Mapping[str, np.ndarray]) -> Row:
+    record, image = item.record, item.image
+    return Row(
+        record.key, record.uri, record.label, image.width, image.height, item.sha256, vectors, extras=record.extras
+    )
+
+
+def _embed_failure(item: Decoded, error_type: str, message: str) -> Failure:
+    return Failure(item.record.key, item.record.uri, Stage.EMBED, error_type, message[:500], item.sha256)
+
+
+@dataclass
+class EmbedUnits(beam.PTransform):  # type: ignore[misc]
+    """Work units -> parts under `output`; element in: `WorkUnit`, element out: `UnitReport`.
+
+    A unit is read, decoded, embedded and written inside one DoFn: only units and reports cross stage boundaries,
+    never bytes or pixels. A unit whose part is there already, of the same version, is skipped.
+
+    Attributes:
+        model: gives the embedder to a worker process, once.
+        output: the run's folder.
+        read: which columns hold what.
+        embed: image policy and batches.
+        part: how embeddings are stored.
+        retry_failed: work the failed records of committed units again.
+    """
+
+    model: ModelSource
+    output: str
+    read: ReadOptions
+    embed: EmbedOptions
+    part: PartOptions
+    retry_failed: bool = False
+
+    def expand(self, units: beam.PCollection) -> beam.PCollection:
+        """Spread the units over the workers, and embed each."""
+        return units | "Spread units" >> beam.Reshuffle() | "Embed unit" >> beam.ParDo(_EmbedUnit(self))
+
+
+class _EmbedUnit(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, job: EmbedUnits) -> None:
+        self._job = job
+        self._shared = Shared()
+
+    def setup(self) -> None:
+        allow_pixels(self._job.embed.images.max_image_pixels)
+
+    def process(self, unit: WorkUnit) -> Iterator[UnitReport]:
+        job = self._job
+        uri = parquet.embeddings_uri(job.output, unit.id)
+        done = parquet.read_commit(uri)
+        if done is not None and done.version == unit.version and not (job.retry_failed and done.failed):
+            PROGRESS.skipped(unit.count)
+            Metrics.counter(METRICS_NAMESPACE, "units_skipped").inc()
+            yield UnitReport(unit.count, done, skipped=True)
+            return
+        retried = done if done is not None and done.version == unit.version else None
+        yield UnitReport(unit.count, self._work(unit, retried), skipped=False)
+
+    def _work(self, unit: WorkUnit, retried: Commit | None) -> Commit:
+        job = self._job
+        embedder = self._embedder()
+        records: Iterable[Record | Failure] = read_records(unit, job.read)
+        keys: list[str] = []
+        if retried is not None:
+            failed = set(parquet.read_table(parquet.failures_uri(job.output, unit.id))["key"].to_pylist())
+            records = _only(failed, records, keys)
+        result = embed_records(records, embedder, job.embed, _count_batch)
+        table = parquet.rows_to_table(result.rows, embedder.dimensions, job.part)
+        if retried is not None:
+            table = _merge(parquet.read_table(parquet.embeddings_uri(job.output, unit.id)), table, keys)
+            result.icc_profiles_ignored += retried.icc_profiles_ignored
+            PROGRESS.skipped(unit.count - len(result.rows) - len(result.failures))
+        started = time.perf_counter()
+        commit = parquet.write_unit(
+            job.output,
+            unit,
+            table,
+            result.failures,
+            embedder.spec,
+            icc_profiles_ignored=result.icc_profiles_ignored,
+        )
+        self._count_unit(result, time.perf_counter() - started)
+        return commit
+
+    def _embedder(self) -> Embedder:
+        def load() -> Embedder:
+            started = time.perf_counter()
+            embedder = self._job.model.load()
+            milliseconds = round((time.perf_counter() - started) * 1000)
+            Metrics.distribution(METRICS_NAMESPACE, "load_model_latency_milli_secs").update(milliseconds)
+            return embedder
+
+        self._loaded = self._shared.acquire(load)  # kept on the DoFn: Beam holds shared objects by weak reference
+        return self._loaded
+
+    @staticmethod
+    def _count_unit(result: UnitResult, write_seconds: float) -> None:
+        PROGRESS.failed(len(result.failures))
+        for failure in result.failures:
+            Metrics.counter(METRICS_NAMESPACE, f"failures_{failure.stage}").inc()
+        Metrics.counter(METRICS_NAMESPACE, "icc_profiles_ignored").inc(result.icc_profiles_ignored)
+        Metrics.counter(METRICS_NAMESPACE, "units_committed").inc()
+        Metrics.distribution(METRICS_NAMESPACE, "part_write_milli_secs").update(round(write_seconds * 1000))
+
+
+def _count_batch(images: int, seconds: float) -> None:
+    """Progress, and the counters Beam's RunInference has under the same names."""
+    PROGRESS.embedded(images, seconds)
+    Metrics.counter(METRICS_NAMESPACE, "num_inferences").inc(images)
+    Metrics.distribution(METRICS_NAMESPACE, "inference_request_batch_size").update(images)
+    Metrics.distribution(METRICS_NAMESPACE, "inference_batch_latency_micro_secs").update(round(seconds * 1e6))
+
+
+def _only(wanted: set[str], records: Iterable[Record | Failure], keys: list[str]) -> Iterator[Record | Failure]:
+    """The wanted records; the keys of all of them, in order, go to `keys`."""
+    for record in records:
+        keys.append(record.key)
+        if record.key in wanted:
+            yield record
+
+
+def _merge(old: pa.Table, new: pa.Table, keys: Sequence[str]) -> pa.Table:
+    """Rows of both tables in the order of `keys`."""
+    table = pa.concat_tables([old.replace_schema_metadata(None), new.replace_schema_metadata(None)])
+    positions = pc.index_in(table["key"], value_set=pa.array(keys, pa.string()))
+    return table.take(pc.sort_indices(positions)).combine_chunks()
+
+
+class EmbeddingModelHandler(ModelHandler[np.ndarray, dict[str, np.ndarray], Embedder]):  # type: ignore[misc]
+    """For Beam's `RunInference`: uint8 RGB images [height, width, 3] in, {column: float32 [dimension]} out.
+
+    Images of one batch may differ in shape; each shape is one call of the model. What leaves is the vectors alone:
+    wrap it in `KeyedModelHandler` to keep keys. For the durable path use `EmbedUnits`.
+    """
+
+    def __init__(self, model: ModelSource, *, batch_size: int = 32) -> None:
+        super().__init__()
+        self._model = model
+        self._batch_size = batch_size
+
+    def load_model(self) -> Embedder:
+        """Load the embedder; Beam calls it once a process."""
+        return self._model.load()
+
+    def run_inference(
+        self, batch: Sequence[np.ndarray], model: Embedder, inference_args: Mapping[str, Any] | None = None
+    ) -> Iterable[dict[str, np.ndarray]]:
+        """Embed one batch, in its order.
+
+        Raises:
+            ValueError: if `inference_args` are given; an embedder takes none.
+        """
+        if inference_args:
+            raise ValueError(f"An embedder takes no inference_args. Received: {sorted(inference_args)}.")
+        results: dict[int, dict[str, np.ndarray]] = {}
+        for group in batch_by_shape(enumerate(batch), lambda item: item[1].shape, len(batch), 1 << 62):
+            vectors = model.embed(np.stack([image for _, image in group]))
+            for position, (index, _) in enumerate(group):
+                results[index] = {column: matrix[position] for column, matrix in vectors.items()}
+        return _in_order(results)
+
+    def get_num_bytes(self, batch: Sequence[np.ndarray]) -> int:
+        """Bytes of the batch's pixels."""
+        return sum(image.nbytes for image in batch)
+
+    def get_metrics_namespace(self) -> str:
+        """Where Beam's inference metrics are counted."""
+        return METRICS_NAMESPACE
+
+    def batch_elements_kwargs(self) -> Mapping[str, Any]:
+        """Batches of up to `batch_size`."""
+        return {"min_batch_size": 1, "max_batch_size": self._batch_size}

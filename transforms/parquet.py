@@ -1,0 +1,229 @@
+"""Rows to a part, published in one step; and parts back."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms import storage
+from transforms.formats import EmbeddingDtype, EmbeddingType
+from transforms.spec import EmbedderSpec
+from transforms.types import FAILURES_SCHEMA, Failure, Row, WorkUnit, embeddings_schema
+
+ROW_GROUP_BYTES = 64 << 20
+"""Embedding bytes in a row group at most: small enough to read on a laptop, large enough to scan well."""
+
+FINGERPRINT_KEY = b"imagebeam.fingerprint"
+SPEC_KEY = b"imagebeam.spec"
+UNIT_KEY = b"imagebeam.unit"
+
+
+@dataclass(frozen=True)
+class PartOptions:
+    """How embeddings are stored, and the input columns kept beside them, with their Arrow types."""
+
+    embedding_type: EmbeddingType = EmbeddingType.FIXED_SIZE_LIST
+    embedding_dtype: EmbeddingDtype = EmbeddingDtype.FLOAT32
+    keep_columns: tuple[tuple[str, pa.DataType], ...] = ()
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a part says of itself: the unit it holds, as written when it was committed.
+
+    Attributes:
+        unit_id: of the unit.
+        version: of the unit's inputs when they were read.
+        inputs: what the unit covers.
+        embedded: rows in the part.
+        failures: records of the unit that failed, counted by "stage/error_type".
+        icc_profiles_ignored: images that carried an ICC profile, which was not applied.
+        fingerprint: of the spec the rows were made with.
+        part_bytes: size of the part.
+        part_sha256: of the part's bytes.
+    """
+
+    unit_id: str
+    version: str
+    inputs: dict[str, Any]
+    embedded: int
+    failures: dict[str, int]
+    icc_profiles_ignored: int
+    fingerprint: str
+    part_bytes: int
+    part_sha256: str
+
+    @property
+    def failed(self) -> int:
+        """Records of the unit that failed."""
+        return sum(self.failures.values())
+
+
+EMBEDDINGS, FAILURES = "embeddings", "failures"
+"""Folders of a run."""
+
+
+def part_name(unit_id: str) -> str:
+    """File name of a unit's part: the same in every run."""
+    return f"part-{unit_id}.parquet"
+
+
+def embeddings_uri(output: str, unit_id: str) -> str:
+    """Where a unit's embeddings go: the presence of this file is the commit."""
+    return storage.join(output, EMBEDDINGS, part_name(unit_id))
+
+
+def failures_uri(output: str, unit_id: str) -> str:
+    """Where a unit's failures go."""
+    return storage.join(output, FAILURES, part_name(unit_id))
+
+
+def rows_to_table(rows: Sequence[Row], dimensions: dict[str, int], options: PartOptions) -> pa.Table:
+    """Rows as an Arrow table with the columns of `types.embeddings_schema`."""
+    schema = embeddings_schema(
+        dimensions,
+        embedding_type=options.embedding_type,
+        embedding_dtype=options.embedding_dtype,
+        keep_columns=options.keep_columns,
+    )
+    arrays: dict[str, Any] = {
+        "key": [row.key for row in rows],
+        "uri": [row.uri for row in rows],
+        "label": [row.label for row in rows],
+        "width": [row.width for row in rows],
+        "height": [row.height for row in rows],
+        "sha256": [row.sha256 for row in rows],
+    }
+    for name, _ in options.keep_columns:
+        arrays[name] = [row.extras.get(name) for row in rows]
+    for name, dimension in dimensions.items():
+        arrays[name] = _vectors([row.vectors[name] for row in rows], dimension, schema.field(name).type)
+    columns = [
+        value if isinstance(value, pa.Array) else pa.array(value, schema.field(name).type)
+        for name, value in arrays.items()
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _vectors(vectors: list[np.ndarray], dimension: int, kind: pa.DataType) -> pa.Array:
+    matrix = np.stack(vectors) if vectors else np.empty((0, dimension), np.float32)
+    flat = pa.array(np.ascontiguousarray(matrix, kind.value_type.to_pandas_dtype()).reshape(-1))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * dimension)
+    return pa.ListArray.from_arrays(offsets, flat, type=kind)
+
+
+def failures_to_table(failures: Sequence[Failure]) -> pa.Table:
+    """Failures as an Arrow table of `types.FAILURES_SCHEMA`."""
+    return pa.Table.from_pylist(
+        [{name: getattr(failure, name) for name in FAILURES_SCHEMA.names} for failure in failures], FAILURES_SCHEMA
+    )
+
+
+def write_unit(
+    output: str,
+    unit: WorkUnit,
+    table: pa.Table,
+    failures: Sequence[Failure],
+    spec: EmbedderSpec,
+    *,
+    icc_profiles_ignored: int = 0,
+) -> Commit:
+    """Publish a unit's failures, then its embeddings: the second is the commit.
+
+    Equal tables give equal bytes on one machine. Zero rows still write a part, or the unit would run for ever.
+
+    Raises:
+        OSError: if the storage refuses; nothing is committed then.
+    """
+    kinds = Counter(f"{failure.stage}/{failure.error_type}" for failure in failures)
+    about = {
+        "id": unit.id,
+        "version": unit.version,
+        "inputs": unit.inputs,
+        "embedded": table.num_rows,
+        "failed": len(failures),
+        "failures": dict(kinds),
+        "icc_profiles_ignored": icc_profiles_ignored,
+    }
+    metadata = {
+        FINGERPRINT_KEY: spec.fingerprint.encode(),
+        SPEC_KEY: spec.to_json().encode(),
+        UNIT_KEY: json.dumps(about, sort_keys=True).encode(),
+    }
+    if failures:
+        storage.publish(failures_uri(output, unit.id), _to_bytes(failures_to_table(failures), metadata))
+    else:
+        storage.delete(failures_uri(output, unit.id))
+    data = _to_bytes(table, metadata)
+    storage.publish(embeddings_uri(output, unit.id), data)
+    return _commit(about, spec.fingerprint, data)
+
+
+def _to_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
+    row_bytes = max(1, table.nbytes // max(1, table.num_rows))
+    buffer = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata(metadata),
+        buffer,
+        compression="zstd",
+        row_group_size=max(1, ROW_GROUP_BYTES // row_bytes),
+        write_page_checksum=True,
+        use_dictionary=[name for name in ("label", "uri", "stage", "error_type") if name in table.column_names],
+    )
+    return buffer.getvalue()
+
+
+def _commit(about: dict[str, Any], fingerprint: str, data: bytes) -> Commit:
+    return Commit(
+        unit_id=about["id"],
+        version=about["version"],
+        inputs=about["inputs"],
+        embedded=about["embedded"],
+        failures=about["failures"],
+        icc_profiles_ignored=about["icc_profiles_ignored"],
+        fingerprint=fingerprint,
+        part_bytes=len(data),
+        part_sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def read_commit(uri: str) -> Commit | None:
+    """What the part at `uri` says of itself in its footer; None where there is no part.
+
+    Raises:
+        OSError: for a file that is no part of this project.
+    """
+    try:
+        data = storage.read_bytes(uri)
+    except FileNotFoundError:
+        return None
+    try:
+        metadata = pq.ParquetFile(io.BytesIO(data)).schema_arrow.metadata or {}
+        return _commit(json.loads(metadata[UNIT_KEY]), metadata[FINGERPRINT_KEY].decode(), data)
+    except (pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise OSError(f"{uri} is not a part of an Imagebeam run ({error}); delete it and run again") from error
+
+
+def read_table(uri: str) -> pa.Table:
+    """A whole part, page checksums verified."""
+    with storage.open_read(uri) as source:
+        return pq.ParquetFile(source, page_checksum_verification=True).read()
+
+
+def list_parts(folder: str) -> Iterator[tuple[str, str]]:
+    """(unit id, uri) of the parts in an `embeddings` or `failures` folder, in order of the id."""
+    for info in storage.list_folder(folder):
+        name = info.uri.rsplit("/", 1)[-1]
+        if name.startswith("part-") and name.endswith(".parquet"):
+            yield name.removeprefix("part-").removesuffix(".parquet"), info.uri
