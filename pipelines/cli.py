@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from transforms.errors import ImagebeamError
+from transforms.models import nearest
 
 
 class ExitCode(enum.IntEnum):
@@ -63,8 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if job.startswith("-"):
         parser.parse_args(arguments[:1])  # --help and --version print and exit; anything else is an error
     if job not in JOBS:
-        from transforms.models import nearest
-
         return _fail(f"no such job: {job!r}. {nearest(job, tuple(JOBS))} `imagebeam --help` describes them.")
     return run_job(job, arguments[1:])
 

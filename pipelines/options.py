@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pipelines.fields import Options, flag, one_of, reader
 from transforms.errors import ImagebeamError
 from transforms.formats import EmbeddingDtype, EmbeddingType, InputFormat
+from transforms.models import Architecture, get_architecture
 from transforms.spec import EmbedderSpec, Interpolation, Pooling, Precision, ResizeMode
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def _input_format(text: str) -> InputFormat | None:
     return None if text == "auto" else reader(InputFormat)(text)
 
 
-def _image_size(text: str) -> ImageSize:
-    """Parse "HEIGHTxWIDTH", "native" or "default"."""
+def parse_image_size(text: str) -> ImageSize:
+    """Parse "HEIGHTxWIDTH", "native" or "default", as `--image_size` takes them."""
     if text == "default":
         return "default"
     if text == "native":
@@ -43,6 +44,15 @@ def _image_size(text: str) -> ImageSize:
             f"write HEIGHTxWIDTH in pixels, such as 224x224, or native. Received: {text!r}"
         )
     return int(height), int(width)
+
+
+def resolve_image_size(image_size: ImageSize, architecture: Architecture) -> tuple[int, int] | None:
+    """What `--image_size` means for a model: (height, width) in pixels, or None for each image's own."""
+    if image_size == "native":
+        return None
+    if image_size == "default":
+        return architecture.default_size, architecture.default_size
+    return image_size
 
 
 def _keep_columns(text: str) -> tuple[tuple[str, str], ...]:
@@ -128,7 +138,7 @@ class ModelOptions(Options):
     image_size: ImageSize = flag(
         "pixels to resize to; native keeps each image's own size, default is the size the model was trained at",
         "default",
-        type=_image_size,
+        type=parse_image_size,
         metavar="HEIGHTxWIDTH|native|default",
     )
     interpolation: Interpolation = flag("filter used when resizing", Interpolation.BILINEAR, **one_of(Interpolation))
@@ -158,21 +168,12 @@ class ModelOptions(Options):
 
     def spec(self, weights_sha256: str = "") -> EmbedderSpec:
         """The spec these options ask for; without a digest until the weights are resolved."""
-        from transforms.models import get_architecture
-
-        size: tuple[int, int] | None
-        if self.image_size == "native":
-            size = None
-        elif self.image_size == "default":
-            size = (get_architecture(self.model).default_size,) * 2
-        else:
-            size = self.image_size
         return EmbedderSpec(
             model=self.model,
             weights_sha256=weights_sha256,
             layers=self.layers,
             pooling=self.pooling,
-            image_size=size,
+            image_size=resolve_image_size(self.image_size, get_architecture(self.model)),
             interpolation=self.interpolation,
             resize_mode=self.resize_mode,
             precision=self.precision,

@@ -1,0 +1,132 @@
+"""`imagebeam layers`: what a model's layers are called, what comes out of them, and how long the vectors would be."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pipelines.fields import Options, flag
+from pipelines.flags import JobParser, parse
+from pipelines.options import ImageSize, ModelOptions, parse_image_size, resolve_image_size
+from transforms.models import Architecture, get_architecture, size_text
+
+DESCRIPTION = """\
+List a model's layers: the names --layer takes, their output shapes, and the length of the vector that average or
+maximum pooling makes of each. The classifier's layers are listed at the default size only: they take no other."""
+
+
+@dataclass(frozen=True)
+class LayersOptions(Options):
+    """Which model to list, at which size, and how."""
+
+    model: str = flag("any model of keras.applications, spelled as Keras does", ModelOptions.model, metavar="NAME")
+    image_size: ImageSize = flag(
+        "input size in pixels; native for any, default for the size the model was trained at",
+        ModelOptions.image_size,
+        type=parse_image_size,
+        metavar="HEIGHTxWIDTH|native|default",
+    )
+    format: str = flag("of what is printed", "table", choices=("table", "json"))
+
+    def __post_init__(self) -> None:
+        if self.resolved_size is not None:
+            self.architecture.check_size(self.resolved_size)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The model asked for."""
+        return get_architecture(self.model)
+
+    @property
+    def resolved_size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels, or None for any."""
+        return resolve_image_size(self.image_size, self.architecture)
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One layer.
+
+    Attributes:
+        name: what `--layer` takes.
+        type: its class in Keras.
+        output_shape: without the batch axis; None where it depends on the image.
+        dimension: length of the pooled vector; None where the output is neither a feature map nor a vector.
+    """
+
+    name: str
+    type: str
+    output_shape: tuple[int | None, ...]
+    dimension: int | None
+
+
+def list_layers(architecture: Architecture, image_size: tuple[int, int] | None) -> Iterator[LayerInfo]:
+    """A model's layers from input to output; the classifier's too where `image_size` is the default size.
+
+    Args:
+        architecture: which model.
+        image_size: (height, width) in pixels, or None for any.
+    """
+    import keras
+
+    top = image_size == (architecture.default_size, architecture.default_size)
+    # Shapes need no weights, and up to 350 million of them would be drawn at random.
+    with keras.StatelessScope(initialize_variables=False):
+        model = architecture.build(image_size, include_top=top)
+    for layer in model.layers:
+        shape = tuple(layer.output.shape[1:])
+        yield LayerInfo(layer.name, type(layer).__name__, shape, shape[-1] if len(shape) in (1, 3) else None)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `imagebeam layers`."""
+    LayersOptions.add_arguments(parser, "model")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns 0."""
+    parser = JobParser("layers", DESCRIPTION)
+    add_arguments(parser)
+    args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
+    options = LayersOptions.from_args(args)
+    architecture, image_size = options.architecture, options.resolved_size
+    layers = list(list_layers(architecture, image_size))
+    if options.format == "json":
+        about = {
+            "model": architecture.name,
+            "image_size": image_size,
+            "default_size": architecture.default_size,
+            "min_size": architecture.min_size,
+            "layers": [dataclasses.asdict(layer) for layer in layers],
+        }
+        sys.stdout.write(json.dumps(about, indent=2) + "\n")
+    else:
+        sys.stdout.write(_table(architecture, image_size, layers))
+    return 0
+
+
+def _table(architecture: Architecture, image_size: tuple[int, int] | None, layers: Sequence[LayerInfo]) -> str:
+    """Plain aligned text, one line a layer, so that grep and awk read it too."""
+    rows = [("layer", "type", "output shape", "dimension")]
+    for layer in layers:
+        shape = "x".join("?" if size is None else str(size) for size in layer.output_shape)
+        rows.append((layer.name, layer.type, shape, str(layer.dimension or "-")))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        f"{architecture.name}, image size {size_text(image_size)}; "
+        f"default {architecture.default_size}x{architecture.default_size}, "
+        f"smallest {architecture.min_size}x{architecture.min_size}",
+        "",
+        *("  ".join([*map(str.ljust, row, widths), row[3]]) for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_job
+
+    sys.exit(run_job("layers"))
