@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import json
 import secrets
@@ -24,7 +23,7 @@ from transforms.errors import ImagebeamError, JobError
 from transforms.formats import InputFormat
 from transforms.manifest import Totals, UnitReport
 from transforms.progress import PROGRESS
-from transforms.staging import StagedModel, local_file, file_sha256, read_staged, stage
+from transforms.staging import StagedModel, file_sha256, local_file, read_staged, stage
 from transforms.types import ReadOptions
 from transforms.weights import is_file
 

@@ -44,7 +44,7 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], pool: Executor, li
                 if stopped.is_set():
                     break
                 ready.put(pool.submit(function, item))
-        except BaseException as error:  # noqa: BLE001 - handed over to the consumer
+        except BaseException as error:
             end = error
         ready.put(end)
 

@@ -16,10 +16,10 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler
 from apache_beam.utils.shared import Shared
 
-from transforms import parquet, storage
+from transforms import parquet
 from transforms.batching import batch_by_shape, decode_pool, map_ahead
 from transforms.embedder import Embedder
-from transforms.images import ImageError, ImageOptions, allow_pixels, decode_image
+from transforms.images import ImageError, ImageOptions, decode_image, prepare_pillow
 from transforms.manifest import UnitReport
 from transforms.parquet import Commit, PartOptions
 from transforms.progress import PROGRESS
@@ -84,7 +84,7 @@ def embed_records(
     records: Iterable[Record | Failure],
     embedder: Embedder,
     options: EmbedOptions,
-    on_batch: BatchDone = lambda images, seconds: None,
+    on_batch: BatchDone | None = None,
 ) -> UnitResult:
     """Decode and embed records; every one ends as one row or one failure.
 
@@ -125,7 +125,8 @@ def embed_records(
                 failures[item.index] = outcome
             else:
                 rows[item.index] = outcome
-        on_batch(len(rows) - embedded, time.perf_counter() - started)
+        if on_batch is not None:
+            on_batch(len(rows) - embedded, time.perf_counter() - started)
     return UnitResult(_in_order(rows), _in_order(failures), icc_profiles_ignored)
 
 
@@ -209,7 +210,7 @@ class _EmbedUnit(beam.DoFn):  # type: ignore[misc]
         self._shared = Shared()
 
     def setup(self) -> None:
-        allow_pixels(self._job.embed.images.max_image_pixels)
+        prepare_pillow(self._job.embed.images.max_image_pixels)
 
     def process(self, unit: WorkUnit) -> Iterator[UnitReport]:
         job = self._job

