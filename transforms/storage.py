@@ -1,0 +1,213 @@
+"""Files wherever they are: list, open, publish atomically. The only module that knows of schemes.
+
+A uri is an absolute local path, or a URL such as ``gs://bucket/name``. Local files and gs:// have stores of their own
+(`transforms.local_store`, `transforms.gcs_store`); every other scheme goes through Beam's FileSystems
+(`transforms.beam_store`).
+"""
+
+from __future__ import annotations
+
+import heapq
+import importlib
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+from transforms import local_store
+from transforms.globs import Glob, expand_braces, has_magic
+from transforms.stores import FileStore
+from transforms.stores import ReplacedError as ReplacedError
+from transforms.types import FileInfo
+
+_LOOKUPS = 16
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def is_local(uri: str) -> bool:
+    """Whether `uri` is a path on this machine rather than a URL."""
+    return _SCHEME.match(uri) is None
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute (``file://`` dropped); a URL untouched."""
+    uri = uri.removeprefix("file://")
+    return os.path.abspath(uri) if is_local(uri) else uri
+
+
+def join(base: str, *parts: str) -> str:
+    """`parts` below the folder `base`."""
+    return "/".join([base.rstrip("/"), *parts])
+
+
+def basename(uri: str) -> str:
+    """What follows the last slash: the name of a file or folder."""
+    return uri.rstrip("/").rpartition("/")[2]
+
+
+def parent(uri: str) -> str:
+    """The folder that holds `uri`; of ``gs://bucket`` and ``/`` themselves."""
+    root = _root(uri)
+    above = uri[len(root) :].rstrip("/").rpartition("/")[0]
+    return root + above if above else root.rstrip("/") or "/"
+
+
+def resolve(folder: str, uri: str) -> str:
+    """`uri` itself where it is absolute or a URL, else the file of that relative path below `folder`."""
+    if uri.startswith("/") or not is_local(uri):
+        return absolute(uri)
+    root = _root(folder)
+    return root + posixpath.normpath(join(folder[len(root) :], uri)).lstrip("/")
+
+
+def list_files(pattern: str) -> Iterator[FileInfo]:
+    """The files that `pattern` means, in lexicographic order of their uri, each once; streamed.
+
+    Args:
+        pattern: a path that exists (even one with glob characters in its name); a folder, which stands for every file
+            beneath it but hidden ones; or a glob: `*`, `?`, `[..]`, `**` for any depth, and braces, `{a,b}` and
+            `{000..010}`. Symbolic links are followed, though not in circles.
+
+    Raises:
+        OSError: if a folder or bucket cannot be listed.
+    """
+    return _merge(stream for _, stream in matches(pattern))
+
+
+def list_all(patterns: Iterable[str]) -> Iterator[FileInfo]:
+    """`list_files` of all patterns in one sorted stream; a file that several of them mean comes once."""
+    return _merge(map(list_files, patterns))
+
+
+def matches(pattern: str) -> Iterator[tuple[bool, Iterator[FileInfo]]]:
+    """`list_files` in its parts: (whether a folder was named, its files in order); parts may overlap."""
+    plain = _look(absolute(pattern))
+    if plain.info or plain.folder:
+        named = [plain]
+    else:
+        with ThreadPoolExecutor(_LOOKUPS) as pool:  # Braces can name thousands of remote files.
+            named = list(pool.map(_look, map(absolute, expand_braces(pattern))))
+    for uri, info, folder in named:
+        if folder:
+            yield True, _store(uri).list_glob(Glob.below(uri, "**"))
+        elif info is None and (glob := _glob(uri)):
+            yield False, _store(uri).list_glob(glob)
+    yield False, iter(sorted((found.info for found in named if found.info), key=_uri))
+
+
+def list_folder(uri: str) -> Iterator[FileInfo]:
+    """The files right in a folder, hidden ones left out, in order; none where there is no such folder."""
+    uri = absolute(uri)
+    return _store(uri).list_glob(Glob.below(uri, "*"))
+
+
+def stat(uri: str) -> FileInfo | None:
+    """The file as it is now; None where there is none."""
+    return _store(uri).stat(uri)
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file at `uri`."""
+    return stat(uri) is not None
+
+
+def open_read(uri: str, version: str | None = None) -> BinaryIO:
+    """A seekable stream of the bytes as they are stored, never decompressed.
+
+    Args:
+        uri: of the file.
+        version: the `FileInfo.version` it must still have.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ReplacedError: if the file is now another one than `version`; on gs:// reading may raise it too.
+        OSError: if it cannot be read.
+    """
+    return _store(uri).open_read(uri, version)
+
+
+def read_bytes(uri: str, version: str | None = None) -> bytes:
+    """The whole file; raises as `open_read` does."""
+    return _store(uri).read_bytes(uri, version)
+
+
+def publish(uri: str, data: bytes, *, overwrite: bool = True) -> None:
+    """Make `data` the file at `uri` in one step: readers see all of it or none, whatever happens in between.
+
+    Raises:
+        FileExistsError: if there is such a file and `overwrite` is false.
+        OSError: naming the uri, if the file cannot be written; nothing is then left behind.
+    """
+    _store(uri).publish(uri, data, overwrite)
+
+
+def publish_file(uri: str, path: str | Path, *, overwrite: bool = True) -> None:
+    """`publish` for bytes that lie in a local file, which stays where it is."""
+    _store(uri).publish(uri, Path(path), overwrite)
+
+
+def delete(uri: str) -> None:
+    """Remove the file at `uri`; a missing one is fine."""
+    _store(uri).delete(uri)
+
+
+def make_dirs(uri: str) -> None:
+    """Make the folder and those above it where the store has folders at all; an existing one is fine."""
+    _store(uri).make_dirs(uri)
+
+
+def _store(uri: str) -> FileStore:
+    scheme = _SCHEME.match(uri)
+    if scheme is None:
+        return local_store
+    # Imported on use: each brings a framework with it.
+    name = "gcs_store" if scheme[1] == "gs" else "beam_store"
+    return cast(FileStore, importlib.import_module(f"transforms.{name}"))
+
+
+def _root(uri: str) -> str:
+    """``gs://bucket/`` of a URL, ``/`` of a path."""
+    scheme = _SCHEME.match(uri)
+    return uri[: scheme.end()] + uri[scheme.end() :].partition("/")[0] + "/" if scheme else "/"
+
+
+class _Named(NamedTuple):
+    uri: str
+    info: FileInfo | None
+    folder: bool
+
+
+def _look(uri: str) -> _Named:
+    """What a uri taken literally is: a file, a folder, or nothing."""
+    store = _store(uri)
+    info = None if uri.endswith("/") else store.stat(uri)
+    return _Named(uri, info, info is None and store.is_folder(uri))
+
+
+def _glob(uri: str) -> Glob | None:
+    """The glob below its longest plain folder; None for a uri without glob characters."""
+    root = _root(uri)
+    folder, components = root.rstrip("/"), uri[len(root) :].split("/")
+    while components and _is_plain(folder, components[0]):
+        folder = join(folder, components.pop(0))
+    return Glob.below(folder, "/".join(components)) if components else None
+
+
+def _is_plain(folder: str, name: str) -> bool:
+    """Whether a component means itself: it has no glob characters, or is the name of something that exists."""
+    return not has_magic(name) or (is_local(folder) and os.path.lexists(join(folder, name)))
+
+
+def _merge(streams: Iterable[Iterator[FileInfo]]) -> Iterator[FileInfo]:
+    previous = None
+    for info in heapq.merge(*streams, key=_uri):
+        if info.uri != previous:
+            yield info
+        previous = info.uri
+
+
+def _uri(info: FileInfo) -> str:
+    return info.uri

@@ -1,0 +1,47 @@
+"""What a store of files is; `transforms.storage` picks one by scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from transforms.globs import Glob
+from transforms.types import FileInfo
+
+
+class ReplacedError(OSError):
+    """A file is not the one that was listed any more."""
+
+
+def replaced(uri: str, expected: str, found: str) -> ReplacedError:
+    """The error for a file whose version was to be `expected`."""
+    return ReplacedError(f"{uri} was replaced after it was listed (version {expected}, now {found})")
+
+
+class FileStore(Protocol):
+    """What a store can do; each store is a module of these functions."""
+
+    def stat(self, uri: str) -> FileInfo | None:
+        """The file as it is now; None where there is none."""
+
+    def is_folder(self, uri: str) -> bool:
+        """Whether `uri` is something that files lie below."""
+
+    def list_glob(self, glob: Glob) -> Iterator[FileInfo]:
+        """The files that match, in order of their uri; none where the folder is missing."""
+
+    def open_read(self, uri: str, version: str | None) -> BinaryIO:
+        """A seekable stream of the bytes as stored."""
+
+    def read_bytes(self, uri: str, version: str | None) -> bytes:
+        """The whole file."""
+
+    def publish(self, uri: str, source: bytes | Path, overwrite: bool) -> None:
+        """Make the bytes, or a copy of the local file, appear at `uri` in one step."""
+
+    def delete(self, uri: str) -> None:
+        """Remove the file; a missing one is fine."""
+
+    def make_dirs(self, uri: str) -> None:
+        """Make the folder and those above it, where the store has folders."""
