@@ -49,7 +49,7 @@ def explain(data: bytes, error: Exception, formats: tuple[str, ...]) -> ImageErr
         formats: the Pillow formats that were tried.
     """
     if isinstance(error, PIL.Image.DecompressionBombError | PIL.Image.DecompressionBombWarning):
-        return ImageError("too_many_pixels", f"Pillow's limit in this process: {error}")
+        return ImageError("too_many_pixels", f"The header is over Pillow's limit in this process: {error}")
     if kind := _unsupported_format(data):
         name = kind.upper().replace("_", " ")
         return ImageError(f"unsupported_{kind}", f"{name} files are not decoded; convert them to JPEG or PNG.")
