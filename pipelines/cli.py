@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from transforms.errors import ImagebeamError
+from transforms.errors import ImagebeamError, JobError
 from transforms.models import nearest
 
 
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if job.startswith("-"):
         parser.parse_args(arguments[:1])  # --help and --version print and exit; anything else is an error
     if job not in JOBS:
-        return _fail(f"no such job: {job!r}. {nearest(job, tuple(JOBS))} `imagebeam --help` describes them.")
+        nearby = nearest(job, tuple(JOBS))
+        return _fail(f"error: no such job: {job!r}. {nearby} `imagebeam --help` describes them.", ExitCode.USAGE)
     return run_job(job, arguments[1:])
 
 
@@ -88,7 +89,9 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except ImagebeamError as error:
-        return _fail(str(error), debug=debug)
+        return _fail(f"error: {error}", ExitCode.USAGE, debug=debug)
+    except JobError as error:
+        return _fail(f"error: {error}", ExitCode.FAILED, debug=debug)
     except KeyboardInterrupt:
         sys.stderr.write("imagebeam: interrupted; what was committed stays, and the same command goes on from there\n")
         return ExitCode.INTERRUPTED
@@ -130,11 +133,11 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _fail(message: str, code: ExitCode = ExitCode.USAGE, *, debug: bool = False) -> ExitCode:
+def _fail(message: str, code: ExitCode, *, debug: bool = False) -> ExitCode:
     """Print the error being handled, if any, and the message; pass the code on."""
     if debug:
         traceback.print_exc()
-    sys.stderr.write(f"imagebeam: error: {message}\n" if code == ExitCode.USAGE else f"imagebeam: {message}\n")
+    sys.stderr.write(f"imagebeam: {message}\n")
     return code
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import enum
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 from typing import Any, Self, TypeVar
 
@@ -29,12 +28,7 @@ def flag(text: str, default: Any = MISSING, *, name: str | None = None, **settin
 
 
 def one_of(kind: type[E]) -> dict[str, Any]:
-    """Settings of a flag that takes one member of `kind`."""
-    return {"type": reader(kind), "metavar": "|".join(kind)}
-
-
-def reader(kind: type[E]) -> Callable[[str], E]:
-    """A function from text to a member of `kind`, whose error lists them all."""
+    """Settings of a flag that takes one member of `kind`, and names them all when it gets something else."""
 
     def read(text: str) -> E:
         try:
@@ -42,7 +36,7 @@ def reader(kind: type[E]) -> Callable[[str], E]:
         except ValueError:
             raise argparse.ArgumentTypeError(f"choose one of {', '.join(kind)}. Received: {text!r}") from None
 
-    return read
+    return {"type": read, "metavar": "|".join(kind)}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import argparse
 import difflib
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from transforms.errors import ImagebeamError
@@ -47,7 +46,7 @@ class JobParser(_Parser):
         self.add_argument(
             "--config",
             metavar="FILE.yaml",
-            help="read flags from a YAML file (keys are flag names without the dashes); flags given here override it",
+            help="YAML file of flags, local or gs://: keys are their names without dashes; those given here override it",
         )
         self.add_argument("--debug", action="store_true", help="print the whole traceback of an error")
 
@@ -134,10 +133,12 @@ def _config_arguments(parser: JobParser, path: str, argv: Sequence[str]) -> list
 def _load_config(path: str) -> dict[Any, Any]:
     import yaml
 
+    from transforms import storage
+
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(storage.read_bytes(storage.absolute(path)).decode())
     except OSError as error:
-        raise ImagebeamError(f"--config cannot be read: {error.strerror}. Received: {path!r}.") from error
+        raise ImagebeamError(f"--config cannot be read: {error.strerror or error}. Received: {path!r}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ImagebeamError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if content is None:
@@ -153,7 +154,7 @@ def _config_values(action: argparse.Action, flag: str, value: Any, path: str) ->
         if not isinstance(value, bool):
             raise ImagebeamError(f"{path}: {flag[2:]} is true or false. Received: {value!r}.")
         return [flag] if value else []
-    repeatable = isinstance(action, argparse._AppendAction)  # and its subclass, "extend"
+    repeatable = not isinstance(action, argparse._StoreAction)  # "append", "extend", and Beam's own that add up
     values = value if isinstance(value, list) and repeatable else [value]
     for one in values:
         if isinstance(one, bool) or not isinstance(one, str | int | float):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pipelines.fields import Options, flag, one_of, reader
+from pipelines.fields import Options, flag, one_of
 from transforms.errors import ImagebeamError
 from transforms.formats import EmbeddingDtype, EmbeddingType, InputFormat
 from transforms.models import Architecture, get_architecture
@@ -29,7 +29,11 @@ OUTPUT_COLUMNS = ("key", "uri", "label", "width", "height", "sha256", "embedding
 
 def _input_format(text: str) -> InputFormat | None:
     """Parse "auto" into None, anything else into a member."""
-    return None if text == "auto" else reader(InputFormat)(text)
+    if text == "auto":
+        return None
+    if text not in [*InputFormat]:
+        raise argparse.ArgumentTypeError(f"choose one of auto, {', '.join(InputFormat)}. Received: {text!r}")
+    return InputFormat(text)
 
 
 def parse_image_size(text: str) -> ImageSize:

@@ -1,0 +1,30 @@
+"""What every test gets: no network beyond this machine, unless it is marked as fetching the real weights."""
+
+import ipaddress
+import socket
+
+import pytest
+
+
+def _is_loopback(address):
+    if not isinstance(address, tuple):  # a Unix socket's path
+        return True
+    host = address[0]
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@pytest.fixture(autouse=True)
+def _no_network(request, monkeypatch):
+    if request.node.get_closest_marker("real_weights"):
+        return
+    connect = socket.socket.connect
+
+    def refuse(self, address):
+        if not _is_loopback(address):
+            raise ConnectionRefusedError(f"tests use no network; this one went to {address!r}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
