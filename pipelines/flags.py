@@ -46,7 +46,7 @@ class JobParser(_Parser):
         self.add_argument(
             "--config",
             metavar="FILE.yaml",
-            help="YAML file of flags, local or gs://: keys are their names without dashes; those given here override it",
+            help="YAML file of flags, local or gs://; keys are their names without dashes; flags given here win",
         )
         self.add_argument("--debug", action="store_true", help="print the whole traceback of an error")
 
