@@ -143,8 +143,8 @@ def test_orientation_of_lossy_formats_is_applied(image_format, tolerance, orient
 
 @pytest.mark.parametrize("block", [b"Exif\0\0II*\0", b"Exif\0\0nothing of the kind", exif(9), exif(6)[:-10]])
 def test_corrupt_exif_does_not_cost_the_image(block):
-    data = encode(picture(), "JPEG", quality=95, exif=block)
-    assert_close(pixels(data), picture(), 30)
+    assert_close(pixels(encode(picture(), "JPEG", quality=95, exif=block)), picture(), 30)
+    np.testing.assert_array_equal(pixels(encode(picture(), "PNG", exif=block)), picture())
 
 
 # Colour
@@ -406,6 +406,18 @@ def test_pillows_own_limit_is_raised_and_never_lowered():
     assert PIL.Image.MAX_IMAGE_PIXELS is None
 
 
+@pytest.mark.usefixtures("pillow_as_it_was")
+def test_a_prepared_pillow_logs_nothing_and_starts_no_threads(caplog):
+    data = tiff(1, 1, bytes(9), bits=8, samples=9, photometric=2)
+    outcome(data, NATIVE)
+    assert "More samples per pixel than can be decoded" in caplog.text
+    caplog.clear()
+    prepare_pillow()
+    assert outcome(data, NATIVE)[0] == "undecodable"
+    assert caplog.text == ""
+    assert AvifImagePlugin.DEFAULT_MAX_THREADS == 1
+
+
 # Resizing
 
 
@@ -581,6 +593,7 @@ def test_warnings_neither_fail_an_image_nor_reach_the_log(capfd):
     # Warnings are errors in these tests, and other libraries put back the filters they found.
     for _ in range(3):
         with warnings.catch_warnings():
+            pixels(NOISY)
             warnings.simplefilter("error")
             assert pixels(NOISY).shape == (1, 1, 3)
     with warnings.catch_warnings(record=True) as seen:

@@ -57,7 +57,7 @@ def explain(data: bytes, error: Exception, formats: tuple[str, ...]) -> ImageErr
         return ImageError("truncated", "The file ends before the length that it declares.")
     if isinstance(error, PIL.UnidentifiedImageError):
         return _explain_unidentified(data, formats)
-    message = _ADDRESS.sub("", f"{type(error).__name__}: {error}")
+    message = _ADDRESS.sub("", f"{type(error).__name__}: {error}")[:500]  # Some quote the file.
     truncated = isinstance(error, EOFError) or _ENDS_EARLY.search(message)
     return ImageError("truncated" if truncated else "undecodable", message)
 

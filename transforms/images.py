@@ -208,8 +208,6 @@ def _to_rgb(source: ImageFile) -> PIL.Image.Image:
     image: PIL.Image.Image = _from_16_bits(source) if source.mode.startswith("I") else source
     if not image.has_transparency_data:
         return image.convert("RGB")
-    if image.mode in ("RGBa", "La"):
-        image = image.convert(image.mode.upper())
     if image.mode not in ("RGBA", "LA"):
         image = image.convert("RGBA")
     over_white = PIL.Image.new("RGB", image.size, "white")
