@@ -52,3 +52,17 @@ def test_the_smallest_size_is_accepted_and_one_less_is_refused_by_keras_too():
     get_architecture("Xception").build((71, 71))
     with pytest.raises(ValueError, match="at least 71x71"):
         keras.applications.Xception(weights=None, include_top=False, input_shape=(70, 70, 3))
+
+
+def test_unnamed_layers_are_numbered_as_in_a_new_process():
+    keras.layers.Activation("relu")
+    names = [[layer.name for layer in get_architecture("MobileNetV3Small").build((64, 64)).layers] for _ in range(2)]
+    assert names[0] == names[1]
+    assert "activation" in names[0]
+
+
+def test_building_leaves_the_callers_numbering_alone():
+    keras.utils.clear_session(free_memory=False)
+    assert keras.layers.Activation("relu").name == "activation"
+    get_architecture("MobileNetV3Small").build((64, 64))
+    assert keras.layers.Activation("relu").name == "activation_1"

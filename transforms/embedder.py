@@ -125,12 +125,12 @@ def needs_top(architecture: Architecture, layers: tuple[str, ...], image_size: t
     """
     if not layers:
         return False
-    names = [layer.name for layer in architecture.build(image_size).layers]
+    names = _layer_names(architecture, image_size)
     unknown = [layer for layer in layers if layer not in names]
     if not unknown:
         return False
     full_size = (architecture.default_size, architecture.default_size)
-    full_names = [layer.name for layer in architecture.build(full_size, include_top=True).layers]
+    full_names = _layer_names(architecture, full_size, include_top=True)
     for layer in unknown:
         if layer not in full_names:
             raise ImagebeamError(
@@ -138,6 +138,15 @@ def needs_top(architecture: Architecture, layers: tuple[str, ...], image_size: t
                 f"'imagebeam layers --model {architecture.name}' lists them all."
             )
     return True
+
+
+def _layer_names(
+    architecture: Architecture, image_size: tuple[int, int] | None, *, include_top: bool = False
+) -> list[str]:
+    import keras
+
+    with keras.StatelessScope(initialize_variables=False):  # names need no weights
+        return [layer.name for layer in architecture.build(image_size, include_top=include_top).layers]
 
 
 @contextlib.contextmanager
@@ -180,7 +189,9 @@ def _in_precision(backbone: keras.Model, precision: Precision) -> keras.Model:
     with _dtype_policy(precision):
         # The serialised layers name their policy; without it they take the one in force.
         clone = keras.models.clone_model(backbone, clone_function=_without_dtype)
-    clone.set_weights([np.asarray(value) for value in backbone.get_weights()])
+    for layer in backbone.layers:  # by name: a clone may hold its layers in another order
+        if layer.weights:
+            clone.get_layer(layer.name).set_weights(layer.get_weights())
     return clone
 
 

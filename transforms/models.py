@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import difflib
 import sys
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +103,10 @@ class Architecture:
             )
         height, width = image_size or (None, None)
         constructor = getattr(keras.applications, self.name)
-        return constructor(include_top=include_top, weights=weights, input_shape=(height, width, 3))
+        with _fresh_layer_names(), warnings.catch_warnings():
+            # MobileNets warn of sizes their published weights are not listed for, though any size loads them.
+            warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-square")
+            return constructor(include_top=include_top, weights=weights, input_shape=(height, width, 3))
 
     def preprocess(self, pixels: Any) -> Any:
         """Float RGB pixels in 0..255 -> what this model was trained on, by the model's own `preprocess_input`."""
@@ -120,6 +127,24 @@ class Architecture:
                 f"{size_text(image_size)}. Choose a larger --image_size (its default is "
                 f"{self.default_size}x{self.default_size})."
             )
+
+
+@contextlib.contextmanager
+def _fresh_layer_names() -> Iterator[None]:
+    """Layers made inside are numbered as in a new process.
+
+    Keras numbers the layers that its applications leave unnamed ("activation_12") by a counter of the process, so that
+    a second model of one kind would have other names; but names are what `--layer` takes. `keras.utils.clear_session`
+    would reset the counter too, and with it the names in a model the caller is about to compose.
+    """
+    from keras.src.backend.common import global_state
+
+    before = global_state.get_global_attribute("object_name_uids")
+    global_state.set_global_attribute("object_name_uids", collections.defaultdict(int))
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("object_name_uids", before)
 
 
 def get_architecture(name: str) -> Architecture:
