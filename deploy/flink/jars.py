@@ -1,0 +1,139 @@
+"""The Java side of the Flink demonstration: a Flink distribution, and the jar that holds Beam's Flink runner.
+
+Both come from package registries and are kept under ``.cache/flink/``. Where the jar that Beam publishes for the
+installed release cannot be had, `runner/` is built instead: Beam's own modules of an earlier release.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from namespaces import UnavailableError
+
+from pipelines.console import say
+
+HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / ".cache" / "flink"
+
+PUBLISHED_FLINK = "1.20.5"
+"""Goes with the job server jar of the installed Beam release."""
+
+ASSEMBLED_FLINK = "1.19.3"
+"""Goes with `runner/pom.xml`."""
+
+_COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
+_FLINK_LIBRARIES = ("flink-dist-", "log4j-")
+"""Of the distribution's jars, those a cluster needs that runs no SQL."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What a cluster is started from.
+
+    Attributes:
+        flink_version: such as "1.20.5".
+        libraries: folder with Flink's jars.
+        runner_jar: what is submitted: Beam's Flink runner, to which the launcher adds the pipeline.
+    """
+
+    flink_version: str
+    libraries: Path
+    runner_jar: Path
+
+    def __str__(self) -> str:
+        return f"Flink {self.flink_version}, {self.runner_jar.name}"
+
+
+def install() -> Installation:
+    """Fetch what is not in the cache yet.
+
+    Raises:
+        UnavailableError: naming what could not be had.
+    """
+    for program, package in (("java", "a Java 11 or 17 runtime"), ("mvn", "Maven")):
+        if shutil.which(program) is None:
+            raise UnavailableError(f"There is no `{program}` on the PATH. Install {package}.")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    published, assembled = _published_jar(), CACHE / "build" / "flink-runner.jar"
+    if not published.exists() and not _up_to_date(assembled) and not _fetch(published):
+        _build(assembled)
+    if published.exists():
+        return Installation(PUBLISHED_FLINK, _flink(PUBLISHED_FLINK), published)
+    return Installation(ASSEMBLED_FLINK, _flink(ASSEMBLED_FLINK), assembled)
+
+
+def _published_jar() -> Path:
+    """Where Beam's job server jar of the installed release is kept, under the name Maven gives it."""
+    minor = PUBLISHED_FLINK.rpartition(".")[0]
+    return CACHE / f"beam-runners-flink-{minor}-job-server-{importlib.metadata.version('apache-beam')}.jar"
+
+
+def _fetch(jar: Path) -> bool:
+    """Fetch a Beam jar; False where Maven does not find it."""
+    artifact, _, version = jar.stem.rpartition("-")
+    coordinates = f"org.apache.beam:{artifact}:{version}"
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        maven = _run(["mvn", "-B", "-q", _COPY, f"-Dartifact={coordinates}", f"-DoutputDirectory={folder}"])
+        if maven.returncode == 0:
+            (Path(folder) / jar.name).rename(jar)
+            return True
+    say(f"Maven does not find {coordinates}: building deploy/flink/runner instead")
+    return False
+
+
+def _sources() -> list[Path]:
+    return [HERE / "runner" / "pom.xml", *(HERE / "runner" / "src").rglob("*.java")]
+
+
+def _up_to_date(jar: Path) -> bool:
+    return jar.exists() and jar.stat().st_mtime > max(source.stat().st_mtime for source in _sources())
+
+
+def _build(jar: Path) -> None:
+    pom = HERE / "runner" / "pom.xml"
+    maven = _run(["mvn", "-B", "-q", "-f", str(pom), "package", f"-Doutput={jar.parent}"])
+    if maven.returncode != 0:
+        raise UnavailableError(f"Maven cannot build {pom}: {_first_error(maven.stdout)}")
+
+
+def _flink(version: str) -> Path:
+    """Folder with Flink's jars, out of the source distribution of `apache-flink-libraries`."""
+    folder = CACHE / f"flink-{version}"
+    if folder.exists():
+        return folder
+    with tempfile.TemporaryDirectory(dir=CACHE) as download:
+        requirement = f"apache-flink-libraries=={version}"
+        say(f"Fetching {requirement} (230 MB)")
+        pip = _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", download, requirement])
+        archives = list(Path(download).glob("*.tar.gz"))
+        if pip.returncode != 0 or not archives:
+            raise UnavailableError(f"pip cannot fetch {requirement}: {_first_error(pip.stderr)}")
+        libraries = Path(download) / "lib"
+        libraries.mkdir()
+        with tarfile.open(archives[0]) as archive:
+            for member in archive:
+                path = Path(member.name)
+                if path.parent.name == "lib" and path.name.startswith(_FLINK_LIBRARIES):
+                    member.name = path.name
+                    archive.extract(member, libraries, filter="data")
+        return libraries.rename(folder)
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(f"`{command[0]}` did not answer within {error.timeout:.0f} s.") from error
+
+
+def _first_error(output: str) -> str:
+    lines = [line for line in output.splitlines() if "ERROR" in line.upper()]
+    return lines[0] if lines else "it gave no reason"
