@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ["--embeddings", f"{folder}/run", "--output", f"{folder}/classifier", "--overwrite"],
             [],
         ),
-        ("4. Writing the report", "report", [f"{folder}/run"], []),
+        ("4. Writing the report", "report", [f"{folder}/run", "--classifier", f"{folder}/classifier"], []),
     ]
     for title, job, *arguments in steps:
         flat = [argument for group in arguments for argument in group]

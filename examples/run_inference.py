@@ -1,0 +1,40 @@
+"""The embedder behind Beam's own RunInference: images in, keyed vectors out, inside any pipeline.
+
+    python examples/run_inference.py PATTERN
+
+There is no resume here and nothing is written: for jobs that must survive a crash see embed_units.py.
+"""
+
+import sys
+import tempfile
+
+import apache_beam as beam
+from apache_beam.io import fileio
+from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
+
+from transforms.embed import EmbeddingModelHandler
+from transforms.embedder import resolve
+from transforms.images import ImageOptions, decode_image
+from transforms.spec import EmbedderSpec
+from transforms.staging import stage
+
+
+def main(pattern: str) -> None:
+    spec = EmbedderSpec("MobileNetV3Small", "", image_size=(96, 96))
+    with tempfile.TemporaryDirectory() as folder:
+        model = stage(resolve(spec, "random:0"), folder, {"source": "random:0", "file_sha256": None})
+        options = ImageOptions.from_spec(model.spec)
+        with beam.Pipeline("FnApiRunner") as pipeline:
+            (
+                pipeline
+                | fileio.MatchFiles(pattern)
+                | fileio.ReadMatches()
+                | beam.Map(lambda file: (file.metadata.path, decode_image(file.read(), options).pixels))
+                | RunInference(KeyedModelHandler(EmbeddingModelHandler(model)))
+                | beam.MapTuple(lambda path, vectors: f"{path}: {len(vectors['embedding'])} floats")
+                | beam.Map(print)
+            )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
