@@ -63,7 +63,9 @@ lock: $(INSTALLED) ## resolve setup.py into the three lock files; UPGRADE=1 take
 	$(COMPILE) $(if $(UPGRADE),--upgrade) --python-platform linux --extra gpu -c requirements.lock -o requirements-gpu.lock
 
 bench: $(INSTALLED) ## every benchmark; each prints its figures and says what it compares
-	@for script in benchmarks/[a-z]*.py; do echo "==> $$script"; $(BIN)/python "$$script" $(ARGS); done
+	@for script in $$(grep -l __main__ benchmarks/*.py); do \
+		echo "==> $$script"; $(BIN)/python -m benchmarks.$$(basename "$$script" .py) $(ARGS); \
+	done
 
 flink-demo: $(INSTALLED) ## start a Flink cluster on this machine, run the job on it, stop it
 	@echo "==> imagebeam on Flink"
