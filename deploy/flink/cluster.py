@@ -22,7 +22,7 @@ from typing import Any
 from jars import HERE, Installation
 from namespaces import GATEWAY, add_host, on_host
 
-from transforms.errors import ImagebeamError
+from transforms.errors import JobError
 
 CONFIGURATION = HERE / "conf"
 POOL_PORT = 50000
@@ -91,7 +91,7 @@ class Cluster:
         """A running cluster, stopped when the block ends. Logs are written to `folder`.
 
         Raises:
-            ImagebeamError: if it does not start in two minutes.
+            JobError: if it does not start in two minutes.
         """
         cluster = cls(installation, folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +213,7 @@ class Cluster:
             if any(process.poll() is not None for process in self._processes):
                 break
             time.sleep(0.5)
-        raise ImagebeamError(f"{what} did not start. The logs are in {self._folder}.")
+        raise JobError(f"{what} did not start. The logs are in {self._folder}.")
 
     def _get(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://{GATEWAY}:8081/v1/{path}", timeout=10) as response:

@@ -30,7 +30,7 @@ from jars import install
 from PIL import Image
 
 from pipelines.console import say
-from transforms.errors import ImagebeamError
+from transforms.errors import JobError
 
 SIZE = 32
 """Height and width of the images, in pixels; VGG16 takes none smaller."""
@@ -73,7 +73,7 @@ class Demo:
         """`imagebeam extract` in a process of its own; waits for it when the block ends.
 
         Raises:
-            ImagebeamError: if it fails, or takes longer than `JOB_SECONDS`.
+            JobError: if it fails, or takes longer than `JOB_SECONDS`.
         """
         command = [
             *(sys.executable, "-m", "pipelines.extract"),
@@ -87,11 +87,11 @@ class Demo:
                 yield process
                 code = process.wait(JOB_SECONDS)
             except subprocess.TimeoutExpired as error:
-                raise ImagebeamError(f"{run}: not done after {JOB_SECONDS:.0f} s. See {log}.") from error
+                raise JobError(f"{run}: not done after {JOB_SECONDS:.0f} s. See {log}.") from error
             finally:
                 process.kill()
         if code != 0:
-            raise ImagebeamError(f"{run}: extract gave exit code {code}. See {log}.")
+            raise JobError(f"{run}: extract gave exit code {code}. See {log}.")
 
     def rows(self, run: str) -> pa.Table:
         """Every row of a run, by key."""
@@ -101,13 +101,13 @@ class Demo:
         """Hold a run's rows against the local run's: none missing, none doubled, equal to the last bit.
 
         Raises:
-            ImagebeamError: where they differ.
+            JobError: where they differ.
         """
         rows = self.rows(run)
         if len(rows) != self.images or len(set(rows["key"].to_pylist())) != self.images:
-            raise ImagebeamError(f"{run}: {len(rows)} rows for {self.images} images.")
+            raise JobError(f"{run}: {len(rows)} rows for {self.images} images.")
         if not rows.equals(self.rows("local")):
-            raise ImagebeamError(f"{run}: rows differ from the local run's.")
+            raise JobError(f"{run}: rows differ from the local run's.")
 
 
 def await_(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = JOB_SECONDS) -> None:
@@ -131,7 +131,7 @@ def run_on_cluster(demo: Demo, cluster: Cluster) -> None:
     demo.check("cluster")
     job = cluster.job(STAGE)
     if len(job.units) < len(cluster.task_managers) or not all(job.units.values()):
-        raise ImagebeamError(f"cluster: units did not spread over the task managers: {dict(job.units)}.")
+        raise JobError(f"cluster: units did not spread over the task managers: {dict(job.units)}.")
     say(f"cluster: same rows; units by task manager: {dict(job.units)}")
     demo.summary["cluster"] = dataclasses.asdict(job)
 
@@ -154,7 +154,7 @@ def kill_workers(demo: Demo, cluster: Cluster, kills: int) -> None:
             done.append({"committed": committed, "restarts": restarts})
         shutil.rmtree(demo.output(run))
     if len(done) < kills:
-        raise ImagebeamError(f"Only {len(done)} of {kills} workers could be killed in time. Use more --images.")
+        raise JobError(f"Only {len(done)} of {kills} workers could be killed in time. Use more --images.")
     demo.summary["worker_kills"] = done
 
 
@@ -185,7 +185,7 @@ def kill_task_manager(demo: Demo, cluster: Cluster) -> None:
     demo.check(run)
     job = cluster.job(STAGE)
     if not job.failures:
-        raise ImagebeamError(f"{run}: the job never noticed that {victim} was gone.")
+        raise JobError(f"{run}: the job never noticed that {victim} was gone.")
     say(f"{run}: {victim} killed with {committed} units committed; same rows; Flink saw {', '.join(job.failures)}")
     demo.summary[run] = {"victim": victim, "committed": committed, **dataclasses.asdict(job)}
 
@@ -219,6 +219,6 @@ if __name__ == "__main__":
     except namespaces.UnavailableError as error:
         say(f"flink-demo: NOT RUN: {error}")
         sys.exit(NOT_RUN)
-    except ImagebeamError as error:
+    except JobError as error:
         say(f"flink-demo: {error}")
         sys.exit(1)

@@ -1,6 +1,6 @@
 """The Java side of the Flink demonstration: a Flink distribution, and the jar that holds Beam's Flink runner.
 
-Both come from package registries and are kept under ``.cache/flink/``. Where the jar that Beam publishes for the
+Both come from package registries and are kept in the cache folder. Where the jar that Beam publishes for the
 installed release cannot be had, `runner/` is built instead: Beam's own modules of an earlier release.
 """
 
@@ -19,9 +19,9 @@ from pathlib import Path
 from namespaces import UnavailableError
 
 from pipelines.console import say
+from pipelines.demo import cache_folder
 
 HERE = Path(__file__).parent
-CACHE = HERE.parents[1] / ".cache" / "flink"
 
 PUBLISHED_FLINK = "1.20.5"
 """Goes with the job server jar of the installed Beam release."""
@@ -61,8 +61,8 @@ def install() -> Installation:
     for program, package in (("java", "a Java 11 or 17 runtime"), ("mvn", "Maven")):
         if shutil.which(program) is None:
             raise UnavailableError(f"There is no `{program}` on the PATH. Install {package}.")
-    CACHE.mkdir(parents=True, exist_ok=True)
-    published, assembled = _published_jar(), CACHE / "build" / "flink-runner.jar"
+    _cache().mkdir(parents=True, exist_ok=True)
+    published, assembled = _published_jar(), _cache() / "build" / "flink-runner.jar"
     if not published.exists() and not _up_to_date(assembled) and not _fetch(published):
         _build(assembled)
     if published.exists():
@@ -70,17 +70,21 @@ def install() -> Installation:
     return Installation(ASSEMBLED_FLINK, _flink(ASSEMBLED_FLINK), assembled)
 
 
+def _cache() -> Path:
+    return cache_folder() / "flink"
+
+
 def _published_jar() -> Path:
     """Where Beam's job server jar of the installed release is kept, under the name Maven gives it."""
     minor = PUBLISHED_FLINK.rpartition(".")[0]
-    return CACHE / f"beam-runners-flink-{minor}-job-server-{importlib.metadata.version('apache-beam')}.jar"
+    return _cache() / f"beam-runners-flink-{minor}-job-server-{importlib.metadata.version('apache-beam')}.jar"
 
 
 def _fetch(jar: Path) -> bool:
     """Fetch a Beam jar; False where Maven does not find it."""
     artifact, _, version = jar.stem.rpartition("-")
     coordinates = f"org.apache.beam:{artifact}:{version}"
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+    with tempfile.TemporaryDirectory(dir=_cache()) as folder:
         maven = _run(["mvn", "-B", "-q", _COPY, f"-Dartifact={coordinates}", f"-DoutputDirectory={folder}"])
         if maven.returncode == 0:
             (Path(folder) / jar.name).rename(jar)
@@ -101,21 +105,21 @@ def _build(jar: Path) -> None:
     pom = HERE / "runner" / "pom.xml"
     maven = _run(["mvn", "-B", "-q", "-f", str(pom), "package", f"-Doutput={jar.parent}"])
     if maven.returncode != 0:
-        raise UnavailableError(f"Maven cannot build {pom}: {_first_error(maven.stdout)}")
+        raise UnavailableError(f"Maven cannot build {pom}: {_reason(maven.stdout)}")
 
 
 def _flink(version: str) -> Path:
     """Folder with Flink's jars, out of the source distribution of `apache-flink-libraries`."""
-    folder = CACHE / f"flink-{version}"
+    folder = _cache() / f"flink-{version}"
     if folder.exists():
         return folder
-    with tempfile.TemporaryDirectory(dir=CACHE) as download:
+    with tempfile.TemporaryDirectory(dir=_cache()) as download:
         requirement = f"apache-flink-libraries=={version}"
         say(f"Fetching {requirement} (230 MB)")
         pip = _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", download, requirement])
         archives = list(Path(download).glob("*.tar.gz"))
         if pip.returncode != 0 or not archives:
-            raise UnavailableError(f"pip cannot fetch {requirement}: {_first_error(pip.stderr)}")
+            raise UnavailableError(f"pip cannot fetch {requirement}: {_reason(pip.stderr)}")
         libraries = Path(download) / "lib"
         libraries.mkdir()
         with tarfile.open(archives[0]) as archive:
@@ -134,6 +138,7 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         raise UnavailableError(f"`{command[0]}` did not answer within {error.timeout:.0f} s.") from error
 
 
-def _first_error(output: str) -> str:
-    lines = [line for line in output.splitlines() if "ERROR" in line.upper()]
-    return lines[0] if lines else "it gave no reason"
+def _reason(output: str) -> str:
+    """The line that says why: the first marked as an error, or else the last."""
+    lines = [line for line in output.splitlines() if line.strip()] or ["it gave no reason"]
+    return next((line for line in lines if "ERROR" in line), lines[-1])
