@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata, FileSystem
 from apache_beam.io.filesystems import FileSystems
 
 from transforms.errors import ImagebeamError
@@ -18,25 +20,22 @@ from transforms.types import FileInfo
 
 def stat(uri: str) -> FileInfo | None:
     """The file as it is now; None where there is none."""
-    _check(uri)
-    try:
-        if not FileSystems.exists(uri):
+    files = _file_system(uri)
+    with _errors_named(uri):
+        if not files.exists(uri) or (files.has_dirs() and is_folder(uri)):
             return None
-        found = [info for match in FileSystems.match([uri]) for info in match.metadata_list if info.path == uri]
-    except BeamIOError as error:
-        raise OSError(f"{uri}: {error}") from error
-    return _file_info(found[0]) if found else None
+        return _file_info(files.metadata(uri))
 
 
 def is_folder(uri: str) -> bool:
     """Whether there are files below `uri`."""
-    return any(True for _ in _match(uri.rstrip("/") + "/**"))
+    return any(True for _ in _match(uri.rstrip("/") + "/"))
 
 
 def list_glob(glob: Glob) -> Iterator[FileInfo]:
     """The files that match, in order of their uri; Beam hands over a whole listing at once."""
     base = glob.folder + "/"
-    for info in sorted(_match(f"{base}{glob.prefix}**"), key=lambda info: info.uri):
+    for info in sorted(_match(base + glob.prefix), key=lambda info: info.uri):
         states = glob.start
         for name in info.uri.removeprefix(base).split("/"):
             states = glob.step(states, name)
@@ -51,10 +50,8 @@ def open_read(uri: str, version: str | None) -> BinaryIO:
         raise FileNotFoundError(f"{uri} does not exist")
     if version not in (None, info.version):
         raise replaced(uri, str(version), info.version)
-    try:
-        return cast(BinaryIO, FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED))
-    except BeamIOError as error:
-        raise OSError(f"{uri}: {error}") from error
+    with _errors_named(uri):
+        return cast(BinaryIO, _file_system(uri).open(uri, compression_type=CompressionTypes.UNCOMPRESSED))
 
 
 def read_bytes(uri: str, version: str | None) -> bytes:
@@ -67,54 +64,62 @@ def publish(uri: str, source: bytes | Path, overwrite: bool) -> None:
     """Write through Beam; as atomic as its FileSystem is (object stores show a file once it is closed)."""
     if not overwrite and stat(uri) is not None:
         raise FileExistsError(f"{uri} exists already")
-    _check(uri)
-    try:
-        with FileSystems.create(uri, compression_type=CompressionTypes.UNCOMPRESSED) as target:
-            if isinstance(source, Path):
-                with source.open("rb") as original:
-                    shutil.copyfileobj(original, target)
-            else:
-                target.write(source)
-    except BeamIOError as error:
-        raise OSError(f"{uri}: {error}") from error
+    with _errors_named(uri), _file_system(uri).create(uri, compression_type=CompressionTypes.UNCOMPRESSED) as target:
+        if isinstance(source, Path):
+            with source.open("rb") as original:
+                shutil.copyfileobj(original, target)
+        else:
+            target.write(source)
 
 
 def delete(uri: str) -> None:
     """Remove the file; a missing one is fine."""
-    if stat(uri) is None:
-        return
-    try:
-        FileSystems.delete([uri])
-    except BeamIOError as error:
-        raise OSError(f"{uri}: {error}") from error
+    if stat(uri) is not None:
+        with _errors_named(uri):
+            _file_system(uri).delete([uri])
 
 
 def make_dirs(uri: str) -> None:
     """Make the folder and those above it, where the file system has folders."""
-    _check(uri)
-    if not FileSystems.exists(uri):
-        FileSystems.mkdirs(uri)
+    files = _file_system(uri)
+    with _errors_named(uri):
+        if not files.exists(uri):
+            files.mkdirs(uri)
 
 
-def _match(pattern: str) -> Iterator[FileInfo]:
-    _check(pattern)
-    try:
-        for match in FileSystems.match([pattern]):
-            yield from map(_file_info, match.metadata_list)
-    except BeamIOError as error:
-        raise OSError(f"{pattern}: {error}") from error
+def remove_leftovers(uri: str) -> None:
+    """Nothing: no temporary files are written."""
+
+
+def _match(start: str) -> Iterator[FileInfo]:
+    """The files, at any depth, whose uris begin with `start`."""
+    plain = re.split(r"[*?[]", start)[0]  # Beam has no way to quote them.
+    with _errors_named(start):
+        for match in _file_system(start).match([f"{plain}**"]):
+            for info in match.metadata_list:
+                if info.path.startswith(start):
+                    yield _file_info(info)
 
 
 def _file_info(info: FileMetadata) -> FileInfo:
     return FileInfo(info.path, info.size_in_bytes, f"{info.size_in_bytes}-{info.last_updated_in_seconds}")
 
 
-def _check(uri: str) -> None:
+def _file_system(uri: str) -> FileSystem:
     try:
-        FileSystems.get_filesystem(uri)
+        return FileSystems.get_filesystem(uri)
     except ValueError as error:
         scheme = uri.partition("://")[0]
         raise ImagebeamError(
             f"No file system is installed for {scheme}://; install Beam's, such as apache-beam[aws] for s3://. "
             f"Received: {uri!r}."
         ) from error
+
+
+@contextlib.contextmanager
+def _errors_named(uri: str) -> Iterator[None]:
+    """Turns Beam's errors into OSErrors that name the file."""
+    try:
+        yield
+    except BeamIOError as error:
+        raise OSError(f"{uri}: {error}") from error

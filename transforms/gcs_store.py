@@ -152,6 +152,10 @@ def make_dirs(uri: str) -> None:
     """Nothing: objects need no folders."""
 
 
+def remove_leftovers(uri: str) -> None:
+    """Nothing: an upload that was broken off shows no object."""
+
+
 class _Reader(BlobReader):  # type: ignore[misc]
     """A `BlobReader` pinned to one generation, whose errors name the object."""
 
@@ -164,8 +168,11 @@ class _Reader(BlobReader):  # type: ignore[misc]
         self._version = version or str(blob.generation)
 
     def read(self, size: int | None = -1) -> bytes:
-        with _errors_named(self._uri, self._version):
-            return cast(bytes, super().read(-1 if size is None else size))
+        try:
+            with _errors_named(self._uri, self._version):
+                return cast(bytes, super().read(-1 if size is None else size))
+        except FileNotFoundError as error:  # It was there when it was opened.
+            raise replaced(self._uri, self._version, "gone") from error
 
 
 def _split(uri: str) -> tuple[str, str]:

@@ -62,13 +62,13 @@ class Glob:
 
     @classmethod
     def below(cls, folder: str, pattern: str) -> Glob:
-        """The glob `pattern` (components joined by slashes) below `folder`."""
+        """The glob `pattern` (components joined by slashes) below `folder` (a uri without a trailing slash)."""
         components = pattern.split("/")
         if components[-1] == "**":
             components.append("*")
         magic = _MAGIC.search(pattern)
         prefix = pattern[: magic.start()] if magic else pattern
-        return cls(folder.rstrip("/"), prefix, tuple(map(_component, components)))
+        return cls(folder, prefix, tuple(map(_component, components)))
 
     @property
     def depth(self) -> int | None:

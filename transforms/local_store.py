@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import stat as stat_module
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +22,7 @@ TEMPORARY_PREFIX = ".imagebeam-tmp-"
 """How the names of half-written files begin: hidden, so that no listing ever shows one."""
 
 _READ_BUFFER = 1 << 20
+_LEFTOVER_SECONDS = 3600
 
 
 def stat(uri: str) -> FileInfo | None:
@@ -101,14 +103,24 @@ def make_dirs(uri: str) -> None:
     os.makedirs(uri, exist_ok=True)
 
 
+def remove_leftovers(uri: str) -> None:
+    """Remove the half-written files of the folder that nobody has touched for an hour: their writers were killed."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(uri) as entries:
+        for entry in entries:
+            if entry.name.startswith(TEMPORARY_PREFIX):
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - entry.stat().st_mtime > _LEFTOVER_SECONDS:
+                        os.unlink(entry.path)
+
+
 def _walk(folder: str, glob: Glob, states: States, above: tuple[tuple[int, int], ...]) -> Iterator[FileInfo]:
     try:
         status = os.stat(folder)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:  # A link to a folder that we are in.
+            return
         entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
-        return
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:  # A link to a folder that we are in.
         return
     names = []  # Plain strings, a folder's with its slash: millions fit, and they sort as the uris do.
     with entries:
@@ -117,7 +129,7 @@ def _walk(folder: str, glob: Glob, states: States, above: tuple[tuple[int, int],
                 if _is_folder(entry):
                     if following != {glob.end}:
                         names.append(entry.name + "/")
-                elif glob.end in following and (entry.is_file() or entry.is_symlink()):
+                elif glob.end in following and (entry.is_symlink() or entry.is_file()):
                     names.append(entry.name)
     names.sort()
     for name in names:

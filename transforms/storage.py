@@ -52,7 +52,7 @@ def parent(uri: str) -> str:
     """The folder that holds `uri`; of ``gs://bucket`` and ``/`` themselves."""
     root = _root(uri)
     above = uri[len(root) :].rstrip("/").rpartition("/")[0]
-    return root + above if above else root.rstrip("/") or "/"
+    return root + above if above else root[:-1] or "/"
 
 
 def resolve(folder: str, uri: str) -> str:
@@ -92,7 +92,7 @@ def matches(pattern: str) -> Iterator[tuple[bool, Iterator[FileInfo]]]:
             named = list(pool.map(_look, map(absolute, expand_braces(pattern))))
     for uri, info, folder in named:
         if folder:
-            yield True, _store(uri).list_glob(Glob.below(uri, "**"))
+            yield True, _store(uri).list_glob(Glob.below(uri.rstrip("/"), "**"))
         elif info is None and (glob := _glob(uri)):
             yield False, _store(uri).list_glob(glob)
     yield False, iter(sorted((found.info for found in named if found.info), key=_uri))
@@ -101,7 +101,7 @@ def matches(pattern: str) -> Iterator[tuple[bool, Iterator[FileInfo]]]:
 def list_folder(uri: str) -> Iterator[FileInfo]:
     """The files right in a folder, hidden ones left out, in order; none where there is no such folder."""
     uri = absolute(uri)
-    return _store(uri).list_glob(Glob.below(uri, "*"))
+    return _store(uri).list_glob(Glob.below(uri.rstrip("/"), "*"))
 
 
 def stat(uri: str) -> FileInfo | None:
@@ -159,6 +159,11 @@ def make_dirs(uri: str) -> None:
     _store(uri).make_dirs(uri)
 
 
+def remove_leftovers(uri: str) -> None:
+    """Remove what writers killed over an hour ago left half written right in the folder; hidden until then."""
+    _store(uri).remove_leftovers(uri)
+
+
 def _store(uri: str) -> FileStore:
     scheme = _SCHEME.match(uri)
     if scheme is None:
@@ -190,15 +195,15 @@ def _look(uri: str) -> _Named:
 def _glob(uri: str) -> Glob | None:
     """The glob below its longest plain folder; None for a uri without glob characters."""
     root = _root(uri)
-    folder, components = root.rstrip("/"), uri[len(root) :].split("/")
-    while components and _is_plain(folder, components[0]):
-        folder = join(folder, components.pop(0))
+    folder, components = root[:-1], uri[len(root) :].split("/")
+    while components and _is_plain(f"{folder}/{components[0]}"):
+        folder = f"{folder}/{components.pop(0)}"
     return Glob.below(folder, "/".join(components)) if components else None
 
 
-def _is_plain(folder: str, name: str) -> bool:
-    """Whether a component means itself: it has no glob characters, or is the name of something that exists."""
-    return not has_magic(name) or (is_local(folder) and os.path.lexists(join(folder, name)))
+def _is_plain(uri: str) -> bool:
+    """Whether the last component means itself: it has no glob characters, or is the name of something that exists."""
+    return not has_magic(basename(uri)) or (is_local(uri) and os.path.lexists(uri))
 
 
 def _merge(streams: Iterable[Iterator[FileInfo]]) -> Iterator[FileInfo]:

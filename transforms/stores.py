@@ -45,3 +45,6 @@ class FileStore(Protocol):
 
     def make_dirs(self, uri: str) -> None:
         """Make the folder and those above it, where the store has folders."""
+
+    def remove_leftovers(self, uri: str) -> None:
+        """Remove what killed writers left half written in a folder, where the store shows such files."""
