@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipelines import cli
 
     parser = JobParser("demo", DESCRIPTION)
-    parser.add_argument("folder", nargs="?", default="demo-run", metavar="DIR", help="where to work (default: demo-run)")
+    parser.add_argument("folder", nargs="?", default="demo-run", metavar="DIR", help="default: demo-run")
     parser.add_argument("--images", type=int, default=1797, metavar="N", help="how many digits (default: all 1797)")
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
     if not 1 <= args.images <= 1797:

@@ -19,7 +19,7 @@ from pipelines.options import (
 )
 
 if TYPE_CHECKING:
-    from transforms.manifest import Totals
+    from pipelines.launch import Result
 
 DESCRIPTION = """\
 Turn image shards into fixed-length embeddings: every input record ends as one row in OUT/embeddings or one in
@@ -36,19 +36,6 @@ class ExtractOptions:
     beam_args: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class ExtractResult:
-    """What a run came to.
-
-    Attributes:
-        totals: sums over all units, those of earlier runs too.
-        problems: what did not reconcile or did not hold, one line each; empty for a good run.
-    """
-
-    totals: Totals
-    problems: tuple[str, ...]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `imagebeam extract`."""
     add_input_arguments(parser)
@@ -56,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
 
 
-def run(options: ExtractOptions) -> ExtractResult:
+def run(options: ExtractOptions) -> Result:
     """Run the job and wait for it.
 
     Raises:
@@ -66,20 +53,17 @@ def run(options: ExtractOptions) -> ExtractResult:
 
     from pipelines import launch
     from transforms.embed import EmbedOptions, EmbedUnits
-    from transforms.images import ImageOptions
     from transforms.parquet import PartOptions
-    from transforms.shards import PlanUnits
+    from transforms.planning import PlanUnits
 
     source = launch.open_input(options.input)
-    folder = launch.prepare_output(options, source)
+    folder = launch.prepare_output(options.output, source)
     staged = launch.stage_model(options.model, folder)
     embed_units = EmbedUnits(
         model=staged,
         output=folder.output,
         read=source.read,
-        embed=EmbedOptions(
-            ImageOptions.from_spec(staged.spec, options.model.max_image_pixels), options.model.batch_size
-        ),
+        embed=EmbedOptions(options.model.image_options(staged.spec), options.model.batch_size),
         part=PartOptions(options.output.embedding_type, options.output.embedding_dtype, source.read.keep_columns),
         retry_failed=options.output.retry_failed,
     )
@@ -107,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             tuple(beam_args),
         )
     )
-    return 3 if result.problems else 0
+    return result.exit_code
 
 
 if __name__ == "__main__":

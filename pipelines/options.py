@@ -15,6 +15,7 @@ from transforms.models import Architecture, get_architecture
 from transforms.spec import EmbedderSpec, Interpolation, Pooling, Precision, ResizeMode
 
 if TYPE_CHECKING:
+    from transforms.images import ImageOptions
     from transforms.types import ReadOptions
 
 ImageSize = tuple[int, int] | Literal["default", "native"]
@@ -22,6 +23,9 @@ ImageSize = tuple[int, int] | Literal["default", "native"]
 
 KEEP_TYPES = ("string", "bool", "int32", "int64", "float32", "float64", "binary")
 """What a kept column may be declared as, under the names pyarrow gives them."""
+
+UNDECLARED = "null"
+"""The type of a kept column whose flag names none: Parquet's schema tells it, elsewhere it is a string."""
 
 OUTPUT_COLUMNS = ("key", "uri", "label", "width", "height", "sha256", "embedding")
 """Columns a part always has: an input column cannot be kept under such a name."""
@@ -60,9 +64,9 @@ def resolve_image_size(image_size: ImageSize, architecture: Architecture) -> tup
 
 
 def _keep_columns(text: str) -> tuple[tuple[str, str], ...]:
-    """Parse "a,b:int64" into (("a", "string"), ("b", "int64"))."""
+    """Parse "a,b:int64" into (("a", "null"), ("b", "int64"))."""
     pairs = (item.strip().partition(":") for item in text.split(","))
-    return tuple((name, kind if colon else "string") for name, colon, kind in pairs)
+    return tuple((name, kind if colon else UNDECLARED) for name, colon, kind in pairs)
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ class InputOptions(Options):
         "TFRecord feature, Parquet or manifest column with the label, where there is one", "label", metavar="NAME"
     )
     keep_columns: tuple[tuple[str, str], ...] = flag(
-        f"input columns to copy into the output; TYPE is one of {', '.join(KEEP_TYPES)} (default: string)",
+        f"input columns to copy into the output; TYPE is one of {', '.join(KEEP_TYPES)} "
+        "(default: as in a Parquet input's schema, else string)",
         (),
         type=_keep_columns,
         metavar="NAME[:TYPE],...",
@@ -105,7 +110,7 @@ class InputOptions(Options):
                     f"--keep_columns cannot take a name the output uses itself ({', '.join(OUTPUT_COLUMNS)}, "
                     f"embedding.*). Received: {name!r}. Rename the column in the input."
                 )
-            if not name or kind not in KEEP_TYPES:
+            if not name or kind not in (UNDECLARED, *KEEP_TYPES):
                 raise ImagebeamError(
                     f"--keep_columns is a list of NAME or NAME:TYPE, with a TYPE of {', '.join(KEEP_TYPES)}. "
                     f"Received: {f'{name}:{kind}'!r}."
@@ -169,6 +174,13 @@ class ModelOptions(Options):
         _refuse_repeated("--layer", self.layers)
         _refuse_below_one("--batch_size", self.batch_size)
         _refuse_below_one("--max_image_pixels", self.max_image_pixels)
+
+    def image_options(self, spec: EmbedderSpec) -> ImageOptions:
+        """How images are decoded for an embedder of `spec`."""
+        from transforms.images import ImageOptions
+
+        smallest = get_architecture(spec.model).min_size
+        return ImageOptions.from_spec(spec, max_image_pixels=self.max_image_pixels, min_size=(smallest, smallest))
 
     def spec(self, weights_sha256: str = "") -> EmbedderSpec:
         """The spec these options ask for; without a digest until the weights are resolved."""
