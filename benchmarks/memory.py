@@ -35,7 +35,8 @@ def write_shards(folder: Path, count: int) -> None:
                 jpeg = io.BytesIO()
                 Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(jpeg, "JPEG")
                 feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[jpeg.getvalue()]))
-                writer.write(tf.train.Example(features=tf.train.Features(feature={"image": feature})).SerializeToString())
+                example = tf.train.Example(features=tf.train.Features(feature={"image": feature}))
+                writer.write(example.SerializeToString())
 
 
 def peak_rss(shards: Path, output: Path) -> int:

@@ -164,7 +164,7 @@ def test_a_layer_of_the_classifier_brings_the_top_with_it():
 
 
 def test_a_layer_of_the_classifier_needs_the_default_size():
-    with pytest.raises(ImagebeamError, match="need its default size. Received: image_size=64x64"):
+    with pytest.raises(ImagebeamError, match=r"need its default size\. Received: image_size=64x64"):
         resolve(EmbedderSpec("VGG16", "", layers=("fc1",), image_size=(64, 64)), "random:1")
 
 

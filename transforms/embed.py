@@ -258,7 +258,8 @@ class _EmbedUnit(beam.DoFn):  # type: ignore[misc]
             Metrics.distribution(METRICS_NAMESPACE, "load_model_latency_milli_secs").update(milliseconds)
             return embedder
 
-        self._loaded = self._shared.acquire(load)  # kept on the DoFn: Beam holds shared objects by weak reference
+        # Kept on the DoFn: Beam holds shared objects by weak reference.
+        self._loaded: Embedder = self._shared.acquire(load)
         return self._loaded
 
     @staticmethod

@@ -38,7 +38,7 @@ class UnitReport:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
-    def from_json(cls, line: str) -> UnitReport:
+    def from_json(cls, line: str | bytes) -> UnitReport:
         """The inverse of `to_json`."""
         values = json.loads(line)
         return cls(values["records"], Commit(**values["commit"]), values["skipped"])
