@@ -258,9 +258,9 @@ class _EmbedUnit(beam.DoFn):  # type: ignore[misc]
             Metrics.distribution(METRICS_NAMESPACE, "load_model_latency_milli_secs").update(milliseconds)
             return embedder
 
-        # Kept on the DoFn: Beam holds shared objects by weak reference.
-        self._loaded: Embedder = self._shared.acquire(load)
-        return self._loaded
+        embedder: Embedder = self._shared.acquire(load)
+        self._kept = embedder  # Beam holds shared objects by weak reference only
+        return embedder
 
     @staticmethod
     def _count_unit(result: UnitResult, write_seconds: float) -> None:
