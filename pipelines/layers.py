@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pipelines.fields import Options, flag
 from pipelines.flags import JobParser, parse
 from pipelines.options import ImageSize, ModelOptions, parse_image_size, resolve_image_size
+from transforms.frameworks import import_keras
 from transforms.models import Architecture, get_architecture, size_text
 
 DESCRIPTION = """\
@@ -71,6 +72,7 @@ def list_layers(architecture: Architecture, image_size: tuple[int, int] | None) 
         architecture: which model.
         image_size: (height, width) in pixels, or None for any.
     """
+    import_keras()
     import keras
 
     top = image_size == (architecture.default_size, architecture.default_size)

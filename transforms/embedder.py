@@ -13,6 +13,7 @@ import numpy as np
 
 from transforms import weights as weights_module
 from transforms.errors import ImagebeamError
+from transforms.frameworks import import_keras
 from transforms.models import Architecture, get_architecture, nearest
 from transforms.spec import EmbedderSpec, Pooling, Precision
 
@@ -143,6 +144,7 @@ def needs_top(architecture: Architecture, layers: tuple[str, ...], image_size: t
 def _layer_names(
     architecture: Architecture, image_size: tuple[int, int] | None, *, include_top: bool = False
 ) -> list[str]:
+    import_keras()
     import keras
 
     with keras.StatelessScope(initialize_variables=False):  # names need no weights

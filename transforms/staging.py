@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 from transforms import storage
 from transforms.embedder import Embedder
 from transforms.errors import ImagebeamError
+from transforms.frameworks import import_keras
 from transforms.spec import EmbedderSpec
 
 MODEL_FILE = "embedder.keras"
@@ -50,10 +48,11 @@ class StagedModel:
         Raises:
             ImagebeamError: if the file is missing or is not the one that was staged.
         """
+        import_keras()
         import keras
 
         try:
-            with local_file(self.model_uri) as path:
+            with storage.local_file(self.model_uri) as path:
                 check_sha256(path, self.sha256, self.model_uri)
                 return Embedder(self.spec, keras.saving.load_model(path, compile=False, safe_mode=True))
         except FileNotFoundError as error:
@@ -120,21 +119,3 @@ def check_sha256(path: Path, expected: str, uri: str) -> None:
             f"{uri} is not the file that was staged: sha256 {actual[:16]}..., not {expected[:16]}... "
             f"Run with --overwrite to stage it anew."
         )
-
-
-@contextlib.contextmanager
-def local_file(uri: str) -> Iterator[Path]:
-    """A local path with the file's bytes: the file itself, or a copy that is removed at the end.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        OSError: if it cannot be read.
-    """
-    if storage.is_local(uri):
-        yield Path(uri)
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / uri.rsplit("/", 1)[-1]
-        with storage.open_read(uri) as source, path.open("wb") as target:
-            shutil.copyfileobj(source, target)
-        yield path

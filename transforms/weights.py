@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +13,7 @@ import numpy as np
 
 from transforms import storage
 from transforms.errors import ImagebeamError
+from transforms.frameworks import import_keras
 from transforms.models import Architecture
 
 if TYPE_CHECKING:
@@ -55,12 +54,16 @@ def load_backbone(
     Raises:
         ImagebeamError: if the weights cannot be had, or do not fit the architecture.
     """
+    import_keras()
     import keras
 
     if is_file(weights):
         model = architecture.build(image_size, include_top=include_top)
-        with tempfile.TemporaryDirectory() as folder:
-            _load_file(model, _local_copy(weights, Path(folder)), weights)
+        try:
+            with storage.local_file(weights) as path:
+                _load_file(model, path, weights)
+        except OSError as error:
+            raise ImagebeamError(f"The weights file cannot be read: {error}. Received: weights={weights!r}.") from error
         return model
     if weights == "imagenet":
         try:
@@ -79,27 +82,14 @@ def load_backbone(
 
 def digest(model: keras.Model) -> str:
     """SHA-256 over the weight values, in the model's order: the same numbers in any file format have one digest."""
+    import keras
+
     sha256 = hashlib.sha256()
     for variable in model.weights:
-        value = np.ascontiguousarray(variable.numpy() if hasattr(variable, "numpy") else variable.value)
+        value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
         sha256.update(f"{value.dtype.str}{value.shape}".encode())
         sha256.update(value.data)
     return sha256.hexdigest()
-
-
-def _local_copy(uri: str, folder: Path) -> Path:
-    """The file itself where it is local, else a copy in `folder` under the same name."""
-    if storage.is_local(uri):
-        if not Path(uri).is_file():
-            raise ImagebeamError(f"No such weights file. Received: weights={uri!r}.")
-        return Path(uri)
-    copy = folder / uri.rsplit("/", 1)[-1]
-    try:
-        with storage.open_read(uri) as source, copy.open("wb") as target:
-            shutil.copyfileobj(source, target)
-    except OSError as error:
-        raise ImagebeamError(f"The weights file cannot be read: {error}. Received: weights={uri!r}.") from error
-    return copy
 
 
 def _load_file(model: keras.Model, path: Path, source: str) -> None:
