@@ -1,0 +1,218 @@
+"""The dense classifier: a head on vectors, what it learns by, and the files it is saved as."""
+
+from __future__ import annotations
+
+import enum
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
+LABELS_FILE = "labels.json"
+"""Beside a classifier, and inside its `.keras` file, which is a zip: the classes' names in order of the outputs, and
+what vectors they are told from."""
+
+_LOGITS = "logits"
+
+_STEPS_PER_EXECUTION = 16
+"""Batches in one call of the compiled step: a dense head is so cheap that the call itself would cost as much."""
+
+
+class Normalization(enum.StrEnum):
+    """What happens to vectors and hidden activations before they are weighed."""
+
+    NONE = "none"
+    FITTED = "fitted"
+    BATCH = "batch"
+
+
+class Schedule(enum.StrEnum):
+    """How the learning rate changes over a run."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+
+
+def build_head(
+    dimension: int,
+    classes: int,
+    *,
+    hidden_units: Sequence[int] = (),
+    dropout: float = 0.0,
+    normalization: Normalization = Normalization.FITTED,
+    mean: np.ndarray | None = None,
+    variance: np.ndarray | None = None,
+    multi_label: bool = False,
+    seed: int = 0,
+) -> keras.Model:
+    """A classifier of vectors, with its first weights.
+
+    Args:
+        dimension: length of the vectors.
+        classes: number of outputs.
+        hidden_units: widths of the hidden layers; none for softmax regression.
+        dropout: share of each hidden layer's outputs that is left out while training.
+        normalization: FITTED subtracts `mean` and divides by the root of `variance`; BATCH normalises the vectors and
+            each hidden layer by batch statistics.
+        mean: float [dimension], for FITTED.
+        variance: likewise, none of it zero.
+        multi_label: sigmoids, each output for itself, instead of a softmax.
+        seed: of the first weights and of dropout.
+
+    Returns:
+        Keras model, float32 vectors [n, dimension] -> float32 probabilities [n, classes].
+    """
+    import keras
+
+    seeds = iter(range(seed * 1000, (seed + 1) * 1000))
+    vectors = keras.Input((dimension,), dtype="float32", name="embedding")
+    values = vectors
+    if normalization == Normalization.FITTED:
+        layer = keras.layers.Normalization(name="normalization")
+        values = layer(values)
+        layer.set_weights([mean, variance, np.int32(0)])
+        layer.finalize_state()
+    elif normalization == Normalization.BATCH:
+        values = keras.layers.BatchNormalization(name="normalization")(values)
+    for number, units in enumerate(hidden_units, 1):
+        he_normal = keras.initializers.HeNormal(seed=next(seeds))
+        values = keras.layers.Dense(units, kernel_initializer=he_normal, name=f"hidden_{number}")(values)
+        if normalization == Normalization.BATCH:
+            values = keras.layers.BatchNormalization(name=f"hidden_{number}_normalization")(values)
+        values = keras.layers.Activation("relu", name=f"hidden_{number}_relu")(values)
+        if dropout:
+            values = keras.layers.Dropout(dropout, seed=next(seeds), name=f"hidden_{number}_dropout")(values)
+    glorot = keras.initializers.GlorotUniform(seed=next(seeds))
+    logits = keras.layers.Dense(classes, kernel_initializer=glorot, name=_LOGITS)(values)
+    activation = "sigmoid" if multi_label else "softmax"
+    probabilities = keras.layers.Activation(activation, dtype="float32", name="probabilities")(logits)
+    return keras.Model(vectors, probabilities, name="classifier")
+
+
+def balanced_weights(counts: np.ndarray, rows: int, *, multi_label: bool) -> np.ndarray:
+    """Weights that make every class count the same, float32 [classes].
+
+    Args:
+        counts: training labels by class.
+        rows: training rows.
+        multi_label: whether a row has any number of labels.
+
+    Returns:
+        What each row of a class weighs, 1 on average over the rows; with multi-label what a present label weighs
+        against an absent one. 1 for a class without rows.
+    """
+    counts = counts.astype(np.float64)
+    wanted = rows - counts if multi_label else np.full(len(counts), rows / len(counts))
+    weights = np.where(counts > 0, np.maximum(wanted, 1e-9) / np.maximum(counts, 1), 1.0)
+    return weights.astype(np.float32)
+
+
+def compile_head(
+    head: keras.Model,
+    *,
+    steps: int,
+    learning_rate: float = 1e-3,
+    schedule: Schedule = Schedule.CONSTANT,
+    weight_decay: float = 0.0,
+    label_smoothing: float = 0.0,
+    class_weights: np.ndarray | None = None,
+    multi_label: bool = False,
+) -> keras.Model:
+    """The head as it is trained: the same layers and weights, ending in logits, with AdamW and its loss.
+
+    Targets are int32 class numbers [n], or with `multi_label` float32 [n, classes] of 0 and 1.
+
+    Args:
+        head: as `build_head` makes it.
+        steps: batches of the whole run: when a cosine schedule reaches zero.
+        learning_rate: AdamW's, at the start.
+        schedule: how it changes.
+        weight_decay: AdamW's; biases and normalisation do not decay.
+        label_smoothing: share of a target that goes to the other classes, 0 to 1.
+        class_weights: float [classes], as `balanced_weights` gives them.
+        multi_label: as for `build_head`.
+    """
+    import keras
+
+    rate: Any = learning_rate
+    if schedule == Schedule.COSINE:
+        rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    if multi_label:
+        loss = _multi_label_loss(label_smoothing, class_weights)
+        accuracy = keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)  # of logits: a probability of 0.5
+    else:
+        loss = _single_label_loss(head.output_shape[-1], label_smoothing, class_weights)
+        accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    trained = keras.Model(head.input, head.get_layer(_LOGITS).output, name="training")
+    trained.compile(
+        optimizer,
+        loss,
+        metrics=[accuracy],
+        # XLA gains nothing on a few small matrix products, and costs a compilation for every shape of batch.
+        jit_compile=False,
+        steps_per_execution=1 if keras.backend.backend() == "torch" else _STEPS_PER_EXECUTION,
+    )
+    return trained
+
+
+def _single_label_loss(classes: int, label_smoothing: float, class_weights: np.ndarray | None) -> Any:
+    from keras import losses, ops
+
+    def cross_entropy(labels: Any, logits: Any) -> Any:
+        labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
+        loss = losses.categorical_crossentropy(
+            ops.one_hot(labels, classes, dtype=logits.dtype),
+            logits,
+            from_logits=True,
+            label_smoothing=label_smoothing,
+        )
+        return loss if class_weights is None else loss * ops.take(ops.convert_to_tensor(class_weights), labels)
+
+    return cross_entropy
+
+
+def _multi_label_loss(label_smoothing: float, class_weights: np.ndarray | None) -> Any:
+    from keras import ops
+
+    def cross_entropy(targets: Any, logits: Any) -> Any:
+        smooth = targets * (1.0 - label_smoothing) + 0.5 * label_smoothing
+        loss = ops.binary_crossentropy(smooth, logits, from_logits=True)
+        if class_weights is not None:
+            loss = loss * (1.0 + targets * (ops.convert_to_tensor(class_weights) - 1.0))
+        return ops.mean(loss, axis=-1)
+
+    return cross_entropy
+
+
+def join(embedder: keras.Model, column: str, head: keras.Model) -> keras.Model:
+    """Images to probabilities: the embedder and the head as one functional model.
+
+    Args:
+        embedder: images -> vectors, or -> a dict of them by column name.
+        column: the column that the head was trained on.
+        head: vectors -> probabilities.
+    """
+    import keras
+
+    vectors = embedder.output[column] if isinstance(embedder.output, dict) else embedder.output
+    return keras.Model(embedder.input, head(vectors), name="image_classifier")
+
+
+def save(model: keras.Model, labels: Mapping[str, Any], path: Path) -> None:
+    """Write a `.keras` file that plain Keras loads in safe mode, with the content of `LABELS_FILE` in it."""
+    model.save(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(LABELS_FILE, to_json(labels))
+
+
+def to_json(labels: Mapping[str, Any]) -> bytes:
+    """The content of `LABELS_FILE`, which goes by the key "labels"."""
+    return json.dumps(labels, ensure_ascii=False, indent=1).encode()

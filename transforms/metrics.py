@@ -1,0 +1,142 @@
+"""How good a classifier is on rows it has not seen, in JSON terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+_TOP = 5
+_CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What single-label metrics need of each row, so that no [rows, classes] matrix has to be held.
+
+    Attributes:
+        truth: class of each row, int32 [n].
+        predicted: the most probable class, int32 [n].
+        confidence: its probability, float32 [n].
+        truth_probability: the true class' probability, float32 [n].
+        truth_rank: classes that are more probable than the true one, int32 [n].
+    """
+
+    truth: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    truth_probability: np.ndarray
+    truth_rank: np.ndarray
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray, truth: np.ndarray) -> Self:
+        """From probabilities [n, classes] and true classes [n]."""
+        truth_probability = np.take_along_axis(probabilities, truth[:, None], axis=1)
+        return cls(
+            truth.astype(np.int32),
+            probabilities.argmax(axis=1).astype(np.int32),
+            probabilities.max(axis=1),
+            truth_probability[:, 0],
+            (probabilities > truth_probability).sum(axis=1, dtype=np.int32),
+        )
+
+    @classmethod
+    def concatenate(cls, pieces: Iterable[Ranked]) -> Self:
+        """All pieces' rows."""
+        arrays = zip(*(vars(piece).values() for piece in pieces), strict=True)
+        return cls(*(np.concatenate(array) for array in arrays))
+
+
+def single_label_metrics(rows: Ranked, classes: Sequence[str], train_counts: np.ndarray) -> dict[str, Any]:
+    """Metrics of a softmax classifier.
+
+    Args:
+        rows: the held-out rows.
+        classes: names by number.
+        train_counts: training rows by class, for the baseline that always says the most frequent one.
+
+    Returns:
+        accuracy, top_5_accuracy (null with five classes or fewer), macro_f1 (over the classes that occur), log_loss
+        (nats), expected_calibration_error, baseline, and precision, recall, F1 and support per class.
+    """
+    from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+
+    everywhere = np.arange(len(classes))
+    majority = int(train_counts.argmax())
+    per_class = precision_recall_fscore_support(rows.truth, rows.predicted, labels=everywhere, zero_division=0.0)
+    smallest = np.finfo(np.float32).tiny  # a true class of probability 0 would make the mean infinite
+    return {
+        "accuracy": float(accuracy_score(rows.truth, rows.predicted)),
+        "top_5_accuracy": float((rows.truth_rank < _TOP).mean()) if len(classes) > _TOP else None,
+        "macro_f1": float(f1_score(rows.truth, rows.predicted, average="macro", zero_division=0.0)),
+        "log_loss": float(-np.log(np.maximum(rows.truth_probability, smallest), dtype=np.float64).mean()),
+        "expected_calibration_error": calibration_error(rows.confidence, rows.truth == rows.predicted),
+        "baseline": {"class": classes[majority], "accuracy": float((rows.truth == majority).mean())},
+        "per_class": _per_class(classes, per_class),
+    }
+
+
+def multi_label_metrics(
+    probabilities: np.ndarray, truth: np.ndarray, classes: Sequence[str], train_shares: np.ndarray
+) -> dict[str, Any]:
+    """Metrics of a classifier with one sigmoid a class; a label is said to be there from a probability of 0.5.
+
+    Args:
+        probabilities: float [n, classes].
+        truth: 0 and 1, [n, classes].
+        classes: names by number.
+        train_shares: share of the training rows that have each label, for the baseline that says those over a half.
+
+    Returns:
+        accuracy (rows of which every label is right), label_accuracy, macro_f1 and micro_f1, mean_average_precision
+        (over the classes that occur), log_loss (nats a label), expected_calibration_error, baseline, and precision,
+        recall, F1, average precision and support per class.
+    """
+    from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_recall_fscore_support
+
+    truth = truth.astype(bool)
+    predicted = probabilities >= 0.5
+    clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
+    baseline = np.broadcast_to(train_shares > 0.5, truth.shape)
+    per_class = _per_class(classes, precision_recall_fscore_support(truth, predicted, average=None, zero_division=0.0))
+    precisions = {
+        name: float(average_precision_score(truth[:, number], probabilities[:, number]))
+        if truth[:, number].any()
+        else None
+        for number, name in enumerate(classes)
+    }
+    for name, value in precisions.items():
+        per_class[name]["average_precision"] = value
+    known = [value for value in precisions.values() if value is not None]
+    return {
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "label_accuracy": float((truth == predicted).mean()),
+        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
+        "micro_f1": float(f1_score(truth, predicted, average="micro", zero_division=0.0)),
+        "mean_average_precision": float(np.mean(known)) if known else None,
+        "log_loss": float(-np.where(truth, np.log(clipped), np.log1p(-clipped)).mean()),
+        "expected_calibration_error": calibration_error(
+            np.maximum(probabilities, 1 - probabilities).ravel(), (truth == predicted).ravel()
+        ),
+        "baseline": {"accuracy": float(accuracy_score(truth, baseline))},
+        "per_class": per_class,
+    }
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Expected calibration error: how far confidence and accuracy are apart, over 15 bins of equal width.
+
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    """
+    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    sums = np.bincount(bins, confidence.astype(np.float64) - correct, minlength=_CALIBRATION_BINS)
+    return float(np.abs(sums).sum() / len(confidence))
+
+
+def _per_class(classes: Sequence[str], scores: Sequence[np.ndarray]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support)}
+        for name, precision, recall, f1, support in zip(classes, *scores, strict=True)
+    }
