@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -23,12 +24,12 @@ from transforms.errors import ImagebeamError, JobError
 from transforms.formats import InputFormat
 from transforms.manifest import Totals, UnitReport
 from transforms.progress import PROGRESS
-from transforms.staging import StagedModel, file_sha256, local_file, read_staged, stage
+from transforms.staging import MODEL_FILE, SPEC_FILE, StagedModel, file_sha256, read_staged, stage
 from transforms.types import ReadOptions
 from transforms.weights import is_file
 
 RUN_FILE = "run.json"
-_OWN_NAMES = (parquet.EMBEDDINGS, parquet.FAILURES, "model", "reports", RUN_FILE, manifest.MANIFEST_FILE)
+_REPORTS = "reports"
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,17 @@ def prepare_output(options: OutputOptions, source: Source) -> RunFolder:
     """Check that the output is empty, or holds an earlier attempt at this very run; empty it if asked to.
 
     Raises:
-        ImagebeamError: naming what differs from the run the folder holds.
+        ImagebeamError: naming what differs from the run the folder holds, or a file in it that no run wrote, or why
+            the folder cannot be written.
     """
     output = storage.absolute(options.output)
+    try:
+        return RunFolder(output, _prepare(output, options, source))
+    except OSError as error:
+        raise ImagebeamError(f"The output cannot be used: {error}. Received: --output {options.output!r}.") from error
+
+
+def _prepare(output: str, options: OutputOptions, source: Source) -> dict[str, Any]:
     run = {
         "input": list(source.patterns),
         "input_format": source.input_format or "auto",
@@ -111,6 +120,12 @@ def prepare_output(options: OutputOptions, source: Source) -> RunFolder:
         "embedding_dtype": options.embedding_dtype,
     }
     uri = storage.join(output, RUN_FILE)
+    embeddings = storage.join(output, parquet.EMBEDDINGS)
+    if foreign := next(parquet.list_foreign(embeddings), None):
+        raise ImagebeamError(
+            f"{foreign} is no part of a run, and whoever reads the folder would read it too. Move it away, or choose "
+            f"another --output."
+        )
     if options.overwrite:
         _empty(output)
     elif (before := _read_json(uri)) is not None:
@@ -119,8 +134,14 @@ def prepare_output(options: OutputOptions, source: Source) -> RunFolder:
             raise ImagebeamError(
                 f"{output} holds another run ({'; '.join(differences)}). Choose another --output, or --overwrite."
             )
+    elif next(parquet.list_parts(embeddings), None):
+        raise ImagebeamError(
+            f"{embeddings} holds parts, but no {RUN_FILE} says of which run. Choose another --output, or --overwrite."
+        )
     storage.publish(uri, json.dumps(run, indent=2).encode())
-    return RunFolder(output, run)
+    for name in (parquet.EMBEDDINGS, parquet.FAILURES, "model"):
+        storage.remove_leftovers(storage.join(output, name))
+    return run
 
 
 def _read_json(uri: str) -> dict[str, Any] | None:
@@ -134,12 +155,14 @@ def _read_json(uri: str) -> dict[str, Any] | None:
 
 
 def _empty(output: str) -> None:
-    """Delete what a run wrote, and nothing else; the manifest and run.json last, so that a kill leaves a known run."""
-    for folder in (parquet.EMBEDDINGS, parquet.FAILURES, "reports", "model"):
-        for info in list(storage.list_folder(storage.join(output, folder))):
-            storage.delete(info.uri)
-    for name in (manifest.MANIFEST_FILE, RUN_FILE):
-        storage.delete(storage.join(output, name))
+    """Delete what a run wrote, and nothing else; run.json last, so that a kill leaves a known run."""
+    storage.delete(storage.join(output, manifest.MANIFEST_FILE))
+    for folder in (parquet.EMBEDDINGS, parquet.FAILURES):
+        for _, uri in list(parquet.list_parts(storage.join(output, folder))):
+            storage.delete(uri)
+    for name in (SPEC_FILE, MODEL_FILE):
+        storage.delete(storage.join(output, "model", name))
+    storage.delete(storage.join(output, RUN_FILE))
 
 
 def stage_model(options: ModelOptions, folder: RunFolder) -> StagedModel:
@@ -152,7 +175,7 @@ def stage_model(options: ModelOptions, folder: RunFolder) -> StagedModel:
     source: dict[str, str | None] = {"source": options.weights, "file_sha256": None}
     if is_file(options.weights):
         try:
-            with local_file(storage.absolute(options.weights)) as path:
+            with storage.local_file(storage.absolute(options.weights)) as path:
                 source["file_sha256"] = file_sha256(path)
         except OSError as error:
             raise ImagebeamError(f"The weights file cannot be read: {error}") from error
@@ -191,7 +214,7 @@ def running(folder: RunFolder, staged: StagedModel, beam_args: Sequence[str]) ->
     runner = [] if any(arg.split("=")[0] == "--runner" for arg in beam_args) else ["--runner=FnApiRunner"]
     pipeline = beam.Pipeline(options=PipelineOptions([*runner, *beam_args]))
     storage.delete(storage.join(folder.output, manifest.MANIFEST_FILE))
-    run = Run(folder, staged, pipeline, storage.join(folder.output, "reports", secrets.token_hex(4)), time.time())
+    run = Run(folder, staged, pipeline, storage.join(folder.output, _REPORTS, secrets.token_hex(4)), time.time())
     PROGRESS.reset()
     yield run
     try:
@@ -235,10 +258,9 @@ class WriteReports(beam.PTransform):  # type: ignore[misc]
 def finish(run: Run, max_failure_rate: float) -> Result:
     """Reconcile, remove what is superseded, write the manifest, print the summary."""
     output = run.folder.output
-    files = [info.uri for info in storage.list_folder(run.reports)]
-    reports = [UnitReport.from_json(line) for uri in files for line in storage.read_bytes(uri).splitlines()]
+    reports = _read_reports(run)
     problems = manifest.reconcile(reports, output)
-    superseded = 0 if problems else manifest.remove_superseded(reports, output)
+    superseded = manifest.remove_superseded(reports, output) if reports and not problems else 0
     totals = manifest.sum_up(reports)
     if not totals.embedded:
         problems.append("no embeddings: not one record became one")
@@ -263,10 +285,22 @@ def finish(run: Run, max_failure_rate: float) -> Result:
             "model_seconds": round(progress.model_seconds, 3),
         },
     )
-    for uri in files:
-        storage.delete(uri)
+    storage.delete_folder(storage.join(output, _REPORTS))  # with what killed runs left there
     _print_summary(totals, problems, output, superseded, finished - run.started)
     return Result(totals, tuple(problems))
+
+
+def _read_reports(run: Run) -> list[UnitReport]:
+    """All of the run's reports.
+
+    Raises:
+        JobError: if a file of them is missing; parts that no report names would be taken for superseded.
+    """
+    files = [info.uri for info in storage.list_folder(run.reports)]
+    announced = {int(match[1]) for uri in files if (match := re.search(r"-of-(\d+)\.jsonl$", uri))}
+    if announced != {len(files)}:
+        raise JobError(f"Files are missing in {run.reports}. {_how_to_go_on(run.folder)}")
+    return [UnitReport.from_json(line.decode()) for uri in files for line in storage.read_bytes(uri).splitlines()]
 
 
 def _iso(seconds: float) -> str:

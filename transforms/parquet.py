@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,15 @@ class PartOptions:
     embedding_type: EmbeddingType = EmbeddingType.FIXED_SIZE_LIST
     embedding_dtype: EmbeddingDtype = EmbeddingDtype.FLOAT32
     keep_columns: tuple[tuple[str, pa.DataType], ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """Which folder of a run holds such parts."""
+        return EMBEDDINGS
+
+    def to_table(self, rows: Sequence[Row], dimensions: dict[str, int]) -> pa.Table:
+        """Rows as an Arrow table; see `rows_to_table`."""
+        return rows_to_table(rows, dimensions, self)
 
 
 @dataclass(frozen=True)
@@ -68,8 +78,10 @@ class Commit:
         return sum(self.failures.values())
 
 
-EMBEDDINGS, FAILURES = "embeddings", "failures"
-"""Folders of a run."""
+_PART_NAME = re.compile(r"part-([0-9a-f]{16})\.parquet")
+
+EMBEDDINGS, PREDICTIONS, FAILURES = "embeddings", "predictions", "failures"
+"""Folders of a run; the parts lie in the first or the second."""
 
 
 def part_name(unit_id: str) -> str:
@@ -77,9 +89,14 @@ def part_name(unit_id: str) -> str:
     return f"part-{unit_id}.parquet"
 
 
+def part_uri(output: str, folder: str, unit_id: str) -> str:
+    """Where a unit's rows go: the presence of this file is the commit."""
+    return storage.join(output, folder, part_name(unit_id))
+
+
 def embeddings_uri(output: str, unit_id: str) -> str:
-    """Where a unit's embeddings go: the presence of this file is the commit."""
-    return storage.join(output, EMBEDDINGS, part_name(unit_id))
+    """Where a unit's embeddings go."""
+    return part_uri(output, EMBEDDINGS, unit_id)
 
 
 def failures_uri(output: str, unit_id: str) -> str:
@@ -138,8 +155,9 @@ def write_unit(
     spec: EmbedderSpec,
     *,
     icc_profiles_ignored: int = 0,
+    folder: str = EMBEDDINGS,
 ) -> Commit:
-    """Publish a unit's failures, then its embeddings: the second is the commit.
+    """Publish a unit's failures, then its rows into `folder`: the second is the commit.
 
     Equal tables give equal bytes on one machine. Zero rows still write a part, or the unit would run for ever.
 
@@ -166,7 +184,7 @@ def write_unit(
     else:
         storage.delete(failures_uri(output, unit.id))
     data = _to_bytes(table, metadata)
-    storage.publish(embeddings_uri(output, unit.id), data)
+    storage.publish(part_uri(output, folder, unit.id), data)
     return _commit(about, spec.fingerprint, data)
 
 
@@ -222,8 +240,15 @@ def read_table(uri: str) -> pa.Table:
 
 
 def list_parts(folder: str) -> Iterator[tuple[str, str]]:
-    """(unit id, uri) of the parts in an `embeddings` or `failures` folder, in order of the id."""
+    """(unit id, uri) of the parts in a folder of a run, in order of the id."""
     for info in storage.list_folder(folder):
-        name = info.uri.rsplit("/", 1)[-1]
-        if name.startswith("part-") and name.endswith(".parquet"):
-            yield name.removeprefix("part-").removesuffix(".parquet"), info.uri
+        if match := _PART_NAME.fullmatch(storage.basename(info.uri)):
+            yield match[1], info.uri
+
+
+def list_foreign(folder: str) -> Iterator[str]:
+    """Parquet files in an `embeddings` folder that no run wrote: whoever reads the folder would read them too."""
+    for info in storage.list_folder(folder):
+        name = storage.basename(info.uri)
+        if name.endswith(".parquet") and not _PART_NAME.fullmatch(name):
+            yield info.uri

@@ -7,11 +7,15 @@ A uri is an absolute local path, or a URL such as ``gs://bucket/name``. Local fi
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import heapq
 import importlib
 import os
 import posixpath
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -134,6 +138,26 @@ def read_bytes(uri: str, version: str | None = None) -> bytes:
     return _store(uri).read_bytes(uri, version)
 
 
+@contextlib.contextmanager
+def local_file(uri: str) -> Iterator[Path]:
+    """A local path with the file's bytes, its name kept: the file itself, or a copy that is removed at the end.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        OSError: if it cannot be read.
+    """
+    if is_local(uri):
+        if not exists(uri):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri)
+        yield Path(uri)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / basename(uri)
+        with open_read(uri) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        yield path
+
+
 def publish(uri: str, data: bytes, *, overwrite: bool = True) -> None:
     """Make `data` the file at `uri` in one step: readers see all of it or none, whatever happens in between.
 
@@ -152,6 +176,15 @@ def publish_file(uri: str, path: str | Path, *, overwrite: bool = True) -> None:
 def delete(uri: str) -> None:
     """Remove the file at `uri`; a missing one is fine."""
     _store(uri).delete(uri)
+
+
+def delete_folder(uri: str) -> None:
+    """Remove every file beneath the folder, and the folder where the store has such; a missing one is fine."""
+    if is_local(uri):
+        shutil.rmtree(uri, ignore_errors=True)
+        return
+    for info in list(list_files(join(uri, "**"))):
+        delete(info.uri)
 
 
 def make_dirs(uri: str) -> None:
