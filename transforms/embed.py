@@ -10,31 +10,28 @@ from typing import Any, Protocol
 
 import apache_beam as beam
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler
-from apache_beam.utils.shared import Shared
 
-from transforms import parquet
 from transforms.batching import batch_by_shape, decode_pool, map_ahead
-from transforms.embedder import Embedder
 from transforms.images import ImageError, ImageOptions, decode_image, prepare_pillow
-from transforms.manifest import UnitReport
-from transforms.parquet import Commit, PartOptions
-from transforms.progress import PROGRESS
 from transforms.records import read_records
 from transforms.types import Failure, Image, ReadOptions, Record, Row, Stage, WorkUnit
-
-METRICS_NAMESPACE = "imagebeam"
+from transforms.units import METRICS_NAMESPACE, CommitUnits, PartLayout, UnitModel, UnitResult, count_batch
 
 Batch = list["Decoded"]
 
 
-class ModelSource(Protocol):
-    """Whatever can give the embedder to a worker: `staging.StagedModel`, or a fake in tests."""
+class ImageModel(UnitModel, Protocol):
+    """Whatever turns images into vectors: an `embedder.Embedder`, a `classify.Classifier`, or a fake in tests."""
 
-    def load(self) -> Embedder:
+    def embed(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Images of one shape, uint8 RGB [n, height, width, 3] -> column name -> float32 [n, dimension]."""
+
+
+class ModelSource(Protocol):
+    """Whatever can give the model to a worker: `staging.StagedModel`, or a fake in tests."""
+
+    def load(self) -> ImageModel:
         """Load it; called once a process."""
 
 
@@ -68,21 +65,12 @@ class EmbedOptions:
         return 2 * self.batch_size if self.images.image_size is not None else 8
 
 
-@dataclass
-class UnitResult:
-    """What became of the records: rows and failures, each in the order of the input."""
-
-    rows: list[Row]
-    failures: list[Failure]
-    icc_profiles_ignored: int = 0
-
-
 BatchDone = Callable[[int, float], None]
 
 
 def embed_records(
     records: Iterable[Record | Failure],
-    embedder: Embedder,
+    embedder: ImageModel,
     options: EmbedOptions,
     on_batch: BatchDone | None = None,
 ) -> UnitResult:
@@ -144,7 +132,7 @@ def _decode(index: int, record: Record | Failure, options: ImageOptions) -> Deco
         return Failure(record.key, record.uri, Stage.DECODE, error.error_type, str(error), sha256)
 
 
-def _embed_batch(batch: Batch, embedder: Embedder) -> Iterator[tuple[Decoded, Row | Failure]]:
+def _embed_batch(batch: Batch, embedder: ImageModel) -> Iterator[tuple[Decoded, Row | Failure]]:
     """Run the model on images of one shape; an image it chokes on is found by halving the batch."""
     try:
         vectors = embedder.embed(np.stack([item.image.pixels for item in batch]))
@@ -188,7 +176,7 @@ class EmbedUnits(beam.PTransform):  # type: ignore[misc]
         output: the run's folder.
         read: which columns hold what.
         embed: image policy and batches.
-        part: how embeddings are stored.
+        part: how rows are stored.
         retry_failed: work the failed records of committed units again.
     """
 
@@ -196,106 +184,33 @@ class EmbedUnits(beam.PTransform):  # type: ignore[misc]
     output: str
     read: ReadOptions
     embed: EmbedOptions
-    part: PartOptions
+    part: PartLayout
     retry_failed: bool = False
 
     def expand(self, units: beam.PCollection) -> beam.PCollection:
         """Spread the units over the workers, and embed each."""
-        return units | "Spread units" >> beam.Reshuffle() | "Embed unit" >> beam.ParDo(_EmbedUnit(self))
+        work = _ReadAndEmbed(self.read, self.embed)
+        return units | CommitUnits(self.model, self.output, work, self.part, self.retry_failed)
 
 
-class _EmbedUnit(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, job: EmbedUnits) -> None:
-        self._job = job
-        self._shared = Shared()
+@dataclass(frozen=True)
+class _ReadAndEmbed:
+    """The `UnitWork` of `EmbedUnits`."""
+
+    columns: ReadOptions
+    options: EmbedOptions
 
     def setup(self) -> None:
-        prepare_pillow(self._job.embed.images.max_image_pixels)
+        prepare_pillow(self.options.images.max_image_pixels)
 
-    def process(self, unit: WorkUnit) -> Iterator[UnitReport]:
-        job = self._job
-        uri = parquet.embeddings_uri(job.output, unit.id)
-        done = parquet.read_commit(uri)
-        if done is not None and done.version == unit.version and not (job.retry_failed and done.failed):
-            PROGRESS.skipped(unit.count)
-            Metrics.counter(METRICS_NAMESPACE, "units_skipped").inc()
-            yield UnitReport(unit.count, done, skipped=True)
-            return
-        retried = done if done is not None and done.version == unit.version else None
-        yield UnitReport(unit.count, self._work(unit, retried), skipped=False)
+    def read(self, unit: WorkUnit) -> Iterator[Record | Failure]:
+        return read_records(unit, self.columns)
 
-    def _work(self, unit: WorkUnit, retried: Commit | None) -> Commit:
-        job = self._job
-        embedder = self._embedder()
-        records: Iterable[Record | Failure] = read_records(unit, job.read)
-        keys: list[str] = []
-        if retried is not None:
-            failed = set(parquet.read_table(parquet.failures_uri(job.output, unit.id))["key"].to_pylist())
-            records = _only(failed, records, keys)
-        result = embed_records(records, embedder, job.embed, _count_batch)
-        table = parquet.rows_to_table(result.rows, embedder.dimensions, job.part)
-        if retried is not None:
-            table = _merge(parquet.read_table(parquet.embeddings_uri(job.output, unit.id)), table, keys)
-            result.icc_profiles_ignored += retried.icc_profiles_ignored
-            PROGRESS.skipped(unit.count - len(result.rows) - len(result.failures))
-        started = time.perf_counter()
-        commit = parquet.write_unit(
-            job.output,
-            unit,
-            table,
-            result.failures,
-            embedder.spec,
-            icc_profiles_ignored=result.icc_profiles_ignored,
-        )
-        self._count_unit(result, time.perf_counter() - started)
-        return commit
-
-    def _embedder(self) -> Embedder:
-        def load() -> Embedder:
-            started = time.perf_counter()
-            embedder = self._job.model.load()
-            milliseconds = round((time.perf_counter() - started) * 1000)
-            Metrics.distribution(METRICS_NAMESPACE, "load_model_latency_milli_secs").update(milliseconds)
-            return embedder
-
-        embedder: Embedder = self._shared.acquire(load)
-        self._kept = embedder  # Beam holds shared objects by weak reference only
-        return embedder
-
-    @staticmethod
-    def _count_unit(result: UnitResult, write_seconds: float) -> None:
-        PROGRESS.failed(len(result.failures))
-        for failure in result.failures:
-            Metrics.counter(METRICS_NAMESPACE, f"failures_{failure.stage}").inc()
-        Metrics.counter(METRICS_NAMESPACE, "icc_profiles_ignored").inc(result.icc_profiles_ignored)
-        Metrics.counter(METRICS_NAMESPACE, "units_committed").inc()
-        Metrics.distribution(METRICS_NAMESPACE, "part_write_milli_secs").update(round(write_seconds * 1000))
+    def work(self, items: Iterable[Record | Failure], model: ImageModel) -> UnitResult:
+        return embed_records(items, model, self.options, count_batch)
 
 
-def _count_batch(images: int, seconds: float) -> None:
-    """Progress, and the counters Beam's RunInference has under the same names."""
-    PROGRESS.embedded(images, seconds)
-    Metrics.counter(METRICS_NAMESPACE, "num_inferences").inc(images)
-    Metrics.distribution(METRICS_NAMESPACE, "inference_request_batch_size").update(images)
-    Metrics.distribution(METRICS_NAMESPACE, "inference_batch_latency_micro_secs").update(round(seconds * 1e6))
-
-
-def _only(wanted: set[str], records: Iterable[Record | Failure], keys: list[str]) -> Iterator[Record | Failure]:
-    """The wanted records; the keys of all of them, in order, go to `keys`."""
-    for record in records:
-        keys.append(record.key)
-        if record.key in wanted:
-            yield record
-
-
-def _merge(old: pa.Table, new: pa.Table, keys: Sequence[str]) -> pa.Table:
-    """Rows of both tables in the order of `keys`."""
-    table = pa.concat_tables([old.replace_schema_metadata(None), new.replace_schema_metadata(None)])
-    positions = pc.index_in(table["key"], value_set=pa.array(keys, pa.string()))
-    return table.take(pc.sort_indices(positions)).combine_chunks()
-
-
-class EmbeddingModelHandler(ModelHandler[np.ndarray, dict[str, np.ndarray], Embedder]):  # type: ignore[misc]
+class EmbeddingModelHandler(ModelHandler[np.ndarray, dict[str, np.ndarray], ImageModel]):  # type: ignore[misc]
     """For Beam's `RunInference`: uint8 RGB images [height, width, 3] in, {column: float32 [dimension]} out.
 
     Images of one batch may differ in shape; each shape is one call of the model. What leaves is the vectors alone:
@@ -307,12 +222,12 @@ class EmbeddingModelHandler(ModelHandler[np.ndarray, dict[str, np.ndarray], Embe
         self._model = model
         self._batch_size = batch_size
 
-    def load_model(self) -> Embedder:
+    def load_model(self) -> ImageModel:
         """Load the embedder; Beam calls it once a process."""
         return self._model.load()
 
     def run_inference(
-        self, batch: Sequence[np.ndarray], model: Embedder, inference_args: Mapping[str, Any] | None = None
+        self, batch: Sequence[np.ndarray], model: ImageModel, inference_args: Mapping[str, Any] | None = None
     ) -> Iterable[dict[str, np.ndarray]]:
         """Embed one batch, in its order.
 
