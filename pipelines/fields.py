@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import enum
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any, Self, TypeVar
 
@@ -20,9 +21,7 @@ def flag(text: str, default: Any = MISSING, *, name: str | None = None, **settin
         name: of the flag where it is not the field's, such as "--layer" for the field `layers`.
         settings: what `ArgumentParser.add_argument` takes besides.
     """
-    if default is MISSING:
-        text = f"{text} (required)"
-    elif "action" not in settings and default not in (None, ()):
+    if default is not MISSING and "action" not in settings and default not in (None, ()):
         text = f"{text} (default: {default})"
     return dataclasses.field(default=default, metadata={"name": name, "help": text, **settings})
 
@@ -44,14 +43,25 @@ class Options:
     """A group of flags; subclasses give the fields, and refuse bad values in `__post_init__`."""
 
     @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser, title: str) -> None:
-        """Declare the group's flags under a title in the parser's help."""
+    def add_arguments(
+        cls, parser: argparse.ArgumentParser, title: str, *, defaults: Mapping[str, Any] | None = None
+    ) -> None:
+        """Declare the group's flags under a title in the parser's help.
+
+        Args:
+            parser: to add them to.
+            title: of the group.
+            defaults: by field, what this parser takes for a flag that the group itself requires.
+        """
         group = parser.add_argument_group(title)
         for field in dataclasses.fields(cls):
             settings = dict(field.metadata)
             name = settings.pop("name") or f"--{field.name}"
-            if field.default is MISSING:
+            if defaults is not None and field.name in defaults:
+                settings["default"] = defaults[field.name]
+            elif field.default is MISSING:
                 settings["required"] = True
+                settings["help"] = f"{settings['help']} (required)"
             elif field.default != ():  # argparse would add to the default of a repeatable flag, so it gets none
                 settings["default"] = field.default
             group.add_argument(name, dest=field.name, **settings)

@@ -24,6 +24,7 @@ from transforms.errors import ImagebeamError, JobError
 from transforms.formats import InputFormat
 from transforms.manifest import Totals, UnitReport
 from transforms.progress import PROGRESS
+from transforms.spec import EmbedderSpec
 from transforms.staging import MODEL_FILE, SPEC_FILE, StagedModel, file_sha256, read_staged, stage
 from transforms.types import ReadOptions
 from transforms.weights import is_file
@@ -101,14 +102,26 @@ def prepare_output(options: OutputOptions, source: Source) -> RunFolder:
         ImagebeamError: naming what differs from the run the folder holds, or a file in it that no run wrote, or why
             the folder cannot be written.
     """
-    output = storage.absolute(options.output)
     try:
-        return RunFolder(output, _prepare(output, options, source))
+        folder = check_output(options, source)
+        if options.overwrite:
+            _empty(folder.output)
+        storage.publish(storage.join(folder.output, RUN_FILE), json.dumps(folder.run, indent=2).encode())
+        for name in (parquet.EMBEDDINGS, parquet.FAILURES, "model"):
+            storage.remove_leftovers(storage.join(folder.output, name))
     except OSError as error:
         raise ImagebeamError(f"The output cannot be used: {error}. Received: --output {options.output!r}.") from error
+    return folder
 
 
-def _prepare(output: str, options: OutputOptions, source: Source) -> dict[str, Any]:
+def check_output(options: OutputOptions, source: Source) -> RunFolder:
+    """The checks of `prepare_output`, which write nothing.
+
+    Raises:
+        ImagebeamError: as `prepare_output`.
+        OSError: if the folder cannot be read.
+    """
+    output = storage.absolute(options.output)
     run = {
         "input": list(source.patterns),
         "input_format": source.input_format or "auto",
@@ -119,7 +132,6 @@ def _prepare(output: str, options: OutputOptions, source: Source) -> dict[str, A
         "embedding_type": options.embedding_type,
         "embedding_dtype": options.embedding_dtype,
     }
-    uri = storage.join(output, RUN_FILE)
     embeddings = storage.join(output, parquet.EMBEDDINGS)
     if foreign := next(parquet.list_foreign(embeddings), None):
         raise ImagebeamError(
@@ -127,8 +139,8 @@ def _prepare(output: str, options: OutputOptions, source: Source) -> dict[str, A
             f"another --output."
         )
     if options.overwrite:
-        _empty(output)
-    elif (before := _read_json(uri)) is not None:
+        return RunFolder(output, run)
+    if (before := _read_json(storage.join(output, RUN_FILE))) is not None:
         differences = [f"{name}: {before.get(name)} != {run[name]}" for name in run if before.get(name) != run[name]]
         if differences:
             raise ImagebeamError(
@@ -138,10 +150,7 @@ def _prepare(output: str, options: OutputOptions, source: Source) -> dict[str, A
         raise ImagebeamError(
             f"{embeddings} holds parts, but no {RUN_FILE} says of which run. Choose another --output, or --overwrite."
         )
-    storage.publish(uri, json.dumps(run, indent=2).encode())
-    for name in (parquet.EMBEDDINGS, parquet.FAILURES, "model"):
-        storage.remove_leftovers(storage.join(output, name))
-    return run
+    return RunFolder(output, run)
 
 
 def _read_json(uri: str) -> dict[str, Any] | None:
@@ -181,26 +190,29 @@ def stage_model(options: ModelOptions, folder: RunFolder) -> StagedModel:
             raise ImagebeamError(f"The weights file cannot be read: {error}") from error
     staged = read_staged(folder.model)
     if staged is not None:
-        wanted = options.spec(staged.spec.weights_sha256)
-        if differences := staged.spec.differences(wanted):
-            raise _other_spec(folder, differences)
+        check_spec(folder, staged, options.spec(staged.spec.weights_sha256))
         same_file = source["file_sha256"] is not None and source["file_sha256"] == staged.weights["file_sha256"]
         if same_file or source == staged.weights:
             return staged
     say(f"Loading {options.model} with weights {options.weights}")
     embedder = resolve(options.spec(), options.weights)
     if staged is not None:
-        if differences := staged.spec.differences(embedder.spec):
-            raise _other_spec(folder, differences)
+        check_spec(folder, staged, embedder.spec)
         return staged
     return stage(embedder, folder.model, source)
 
 
-def _other_spec(folder: RunFolder, differences: list[str]) -> ImagebeamError:
-    return ImagebeamError(
-        f"{folder.output} holds embeddings of another spec ({'; '.join(differences)}). Choose another --output, or "
-        f"--overwrite."
-    )
+def check_spec(folder: RunFolder, staged: StagedModel, wanted: EmbedderSpec) -> None:
+    """Refuse to mix embeddings of two specs in one folder.
+
+    Raises:
+        ImagebeamError: naming the fields that differ.
+    """
+    if differences := staged.spec.differences(wanted):
+        raise ImagebeamError(
+            f"{folder.output} holds embeddings of another spec ({'; '.join(differences)}). Choose another --output, or "
+            f"--overwrite."
+        )
 
 
 @contextlib.contextmanager
