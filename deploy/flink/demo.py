@@ -32,8 +32,8 @@ from PIL import Image
 from pipelines.console import say
 from transforms.errors import JobError
 
-SIZE = 32
-"""Height and width of the images, in pixels; VGG16 takes none smaller."""
+SIZE = 64
+"""Height and width of the images, in pixels: large enough for a run to last until it is killed."""
 
 ROWS_PER_UNIT = 8
 JOB_SECONDS = 400.0
