@@ -1,6 +1,7 @@
 """A real Flink cluster on this machine (marked `flink`), and the Kubernetes manifests of one, checked offline."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ KUBERNETES = "1.29"
 """The oldest release with sidecar containers."""
 
 NOT_RUN = 77
+IMAGES = 160
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +135,8 @@ def test_kubernetes_and_the_demonstration_run_the_same_flink(objects, pods):
     for key in ("restart-strategy.type", "restart-strategy.fixed-delay.attempts", "rest.port", "jobmanager.rpc.port"):
         assert local[key] == remote[key]
     images = {container["image"] for pod in pods.values() for container in containers(pod)}
-    minor = (DEPLOY / "jars.py").read_text().split('PUBLISHED_FLINK = "')[1].rpartition('"')[0].split('"')[0]
-    assert images == {"imagebeam:rootless", f"flink:{minor.rpartition('.')[0]}-java17"}
+    minor = re.search(r'PUBLISHED_FLINK = "(\d+\.\d+)', (DEPLOY / "jars.py").read_text())
+    assert images == {"imagebeam:rootless", f"flink:{minor[1]}-java17"}
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +166,10 @@ def demonstration(tmp_path_factory):
 @pytest.mark.parametrize("run", ["cluster", "task-manager-killed"])
 def test_rows_are_those_of_the_local_run(demonstration, run):
     local, remote = (f"read_parquet('{demonstration / name / 'embeddings' / '*.parquet'}')" for name in ("local", run))
-    assert duckdb.sql(f"SELECT count(*), count(DISTINCT key) FROM {remote}").fetchall() == [(240, 240)]
+    assert duckdb.sql(f"SELECT count(*), count(DISTINCT key) FROM {remote}").fetchall() == [(IMAGES, IMAGES)]
     assert duckdb.sql(f"(FROM {local} EXCEPT ALL FROM {remote})").fetchall() == []
     manifest = json.loads((demonstration / run / "manifest.json").read_text())
-    assert manifest["totals"]["embedded"] == 240
+    assert manifest["totals"]["embedded"] == IMAGES
 
 
 @pytest.mark.flink
@@ -175,7 +177,7 @@ def test_rows_are_those_of_the_local_run(demonstration, run):
 def test_units_spread_and_kills_were_felt(demonstration):
     summary = json.loads((demonstration / "summary.json").read_text())
     assert set(summary["cluster"]["units"]) == {"tm1", "tm2"}
-    assert sum(summary["cluster"]["units"].values()) == 240 // 8
+    assert sum(summary["cluster"]["units"].values()) == IMAGES // 8
     assert len(summary["worker_kills"]) == 2
     assert summary["task-manager-killed"]["failures"]
     assert summary["task-manager-killed"]["units"].keys() <= {"tm2"}

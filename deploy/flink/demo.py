@@ -110,9 +110,9 @@ class Demo:
             raise JobError(f"{run}: rows differ from the local run's.")
 
 
-def await_(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = JOB_SECONDS) -> None:
-    """Poll until `condition` holds, the process has ended, or the time is up."""
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Poll until `condition` holds, the process has ended, or `JOB_SECONDS` are up."""
+    deadline = time.monotonic() + JOB_SECONDS
     while not condition() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
 
@@ -166,7 +166,7 @@ def kill_a_worker(demo: Demo, cluster: Cluster, run: str, generator: random.Rand
     """
     wanted, later = generator.randrange(demo.units), generator.uniform(0, 0.5)
     with demo.extract(run, cluster.beam_flags) as process:
-        await_(lambda: bool(cluster.workers()) and demo.committed(run) >= wanted, process)
+        wait_until(lambda: bool(cluster.workers()) and demo.committed(run) >= wanted, process)
         time.sleep(later)
         victims = cluster.workers()
         if victims:
@@ -179,7 +179,7 @@ def kill_task_manager(demo: Demo, cluster: Cluster) -> None:
     """One of the task managers dies in the middle; the other takes over."""
     run, victim = "task-manager-killed", cluster.task_managers[0].name
     with demo.extract(run, cluster.beam_flags) as process:
-        await_(lambda: demo.committed(run) >= demo.units // 3, process)
+        wait_until(lambda: demo.committed(run) >= demo.units // 3, process)
         cluster.kill_task_manager(victim)
         committed = demo.committed(run)
     demo.check(run)
