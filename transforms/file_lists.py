@@ -6,98 +6,161 @@ import csv
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
-from transforms.columns import Columns, as_label, missing_column
+from transforms.columns import PEEKED_RECORDS, as_label, convert, describe, infer
+from transforms.compression import inflate, is_gzip
 from transforms.errors import ImagebeamError
-from transforms.types import FileInfo, InputFormat, ReadOptions, RecordRef, WorkUnit
+from transforms.readers import RecordError, explain
+from transforms.types import FileInfo, InputFormat, ReadOptions, RecordRef, Shard, WorkUnit
 
 URI_COLUMN = "uri"
 KEY_COLUMN = "key"
 
+_JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
 
-def file_refs(files: Iterable[FileInfo]) -> Iterator[RecordRef]:
-    """Image files as records: the key is the uri, the label the parent folder's name."""
-    for file in files:
-        label = storage.basename(storage.parent(file.uri)) or None
-        yield RecordRef(key=file.uri, uri=file.uri, version=file.version, label=label)
+Row = Mapping[str, Any] | RecordError
+"""A manifest's row by column name, or why it cannot be read."""
 
 
-def manifest_refs(manifest: FileInfo, options: ReadOptions) -> Iterator[RecordRef]:
-    """A manifest's rows as records.
+def files_unit(files: Iterable[FileInfo], start: int) -> WorkUnit:
+    """Image files as one work unit; the key is the uri, the label the parent folder's name."""
+    refs = tuple(map(_file_ref, files))
+    return WorkUnit(InputFormat.FILES, len(refs), start=start, refs=refs)
 
-    Relative uris are relative to the manifest's folder. The key is the column `key` where there is one, else the
-    manifest's uri and the row's number.
+
+def cut_manifest(manifest: Shard, rows_per_unit: int, options: ReadOptions) -> Iterator[WorkUnit]:
+    """A manifest's rows as work units, streamed.
+
+    Relative uris are relative to the manifest's folder. The key is the column `key` where there is one and it is
+    filled, else the manifest's uri and the row's number. Rows that cannot be understood are units with an error.
+    """
+    start = 0
+    # Consecutive good rows share a unit, and so do consecutive rows with the same error.
+    for _, group in itertools.groupby(_refs(manifest.file, options), key=_error_of):
+        while chunk := tuple(itertools.islice(group, rows_per_unit)):
+            refs = tuple(item for item in chunk if isinstance(item, RecordRef))
+            if refs:
+                yield WorkUnit(InputFormat.MANIFEST, len(refs), start=start, refs=refs)
+            else:
+                error = _error_of(chunk[0])
+                yield WorkUnit(InputFormat.MANIFEST, len(chunk), manifest, start=start, error=error)
+            start += len(chunk)
+
+
+def _error_of(item: RecordRef | str) -> str | None:
+    return item if isinstance(item, str) else None
+
+
+def manifest_columns(manifest: FileInfo) -> dict[str, pa.DataType]:
+    """The columns of a manifest's first rows; a Parquet manifest's schema.
 
     Raises:
-        ImagebeamError: for a manifest without a column `uri`, or a row that cannot be understood, naming the row.
+        ImagebeamError: if there is no column `uri`.
     """
-    folder = storage.parent(manifest.uri)
-    columns = Columns(options.keep_columns)
-    for index, row in enumerate(_rows(manifest)):
-        where = f"{manifest.uri}, row {index}"
-        if index == 0:
-            for flag, name in (("--input_format manifest needs", URI_COLUMN), *_kept_flags(options)):
-                if name not in row:
-                    raise missing_column(flag, name, f"{manifest.uri}: columns", [str(one) for one in row])
-        if not row.get(URI_COLUMN):
-            raise ImagebeamError(f"{where}: the uri is missing. Received: {dict(row)!r}.")
-        try:
-            kept = tuple(columns.convert(row).items())
-            label = as_label(row.get(options.label_column))
-        except ValueError as error:
-            raise ImagebeamError(f"{where}: {error}.") from error
-        uri = storage.resolve(folder, str(row[URI_COLUMN]))
-        yield RecordRef(str(row.get(KEY_COLUMN) or f"{manifest.uri}#{index}"), uri, None, label or None, kept)
-
-
-def ref_units(refs: Iterable[RecordRef], input_format: InputFormat, rows_per_unit: int) -> Iterator[WorkUnit]:
-    """Consecutive records as work units."""
-    rest = iter(refs)
-    start = 0
-    while chunk := tuple(itertools.islice(rest, rows_per_unit)):
-        yield WorkUnit(input_format, len(chunk), start=start, refs=chunk)
-        start += len(chunk)
-
-
-def _kept_flags(options: ReadOptions) -> list[tuple[str, str]]:
-    return [("--keep_columns", name) for name, _ in options.keep_columns]
-
-
-def _rows(manifest: FileInfo) -> Iterator[Mapping[str, Any]]:
-    """Rows by column name, streamed."""
-    extension = manifest.uri.rpartition(".")[2].lower()
     with storage.open_read(manifest.uri, manifest.version) as stream:
-        if extension == "parquet":
+        if _is_parquet(manifest.uri):
+            schema = pq.ParquetFile(stream).schema_arrow
+            columns = dict(zip(schema.names, schema.types, strict=True))
+        else:
+            rows = itertools.islice(_text_rows(stream, manifest.uri), PEEKED_RECORDS)
+            columns = infer(row for row in rows if not isinstance(row, RecordError))
+    if columns and URI_COLUMN not in columns:
+        raise ImagebeamError(f"A manifest needs a column {URI_COLUMN!r}. {describe(columns)}.")
+    return columns
+
+
+def _file_ref(file: FileInfo) -> RecordRef:
+    folder = storage.parent(file.uri)
+    # A folder that is its own parent is a root, and a bucket's name says nothing of what is in it.
+    label = None if storage.parent(folder) == folder else storage.basename(folder)
+    return RecordRef(key=file.uri, uri=file.uri, version=file.version, label=label)
+
+
+def _refs(manifest: FileInfo, options: ReadOptions) -> Iterator[RecordRef | str]:
+    """A manifest's rows as records, or as what to report of them."""
+    folder = storage.parent(manifest.uri)
+    try:
+        for index, row in enumerate(_rows(manifest, options)):
             try:
-                for batch in pq.ParquetFile(stream).iter_batches():
-                    yield from batch.to_pylist()
-            except pa.ArrowInvalid as error:
-                raise ImagebeamError(f"{manifest.uri} is not a Parquet file ({error}).") from error
-            return
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        try:
-            if extension in ("jsonl", "ndjson"):
-                yield from _json_rows(text, manifest.uri)
-            else:
-                yield from csv.DictReader(text, strict=True)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ImagebeamError(f"{manifest.uri} cannot be read as {extension}: {error}.") from error
+                yield _ref(row, f"{manifest.uri}#{index}", folder, options)
+            except RecordError as error:
+                yield explain(error)
+    except Exception as error:  # The rest cannot be read.
+        yield explain(error)
 
 
-def _json_rows(lines: Iterable[str], uri: str) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(lines, start=1):
+def _ref(row: Row, key: str, folder: str, options: ReadOptions) -> RecordRef:
+    if isinstance(row, RecordError):
+        raise row
+    if not row.get(URI_COLUMN):
+        raise RecordError("bad_value", f"the row has no {URI_COLUMN}")
+    try:
+        extras = tuple(convert(row, options).items())
+        label = as_label(row.get(options.label_column)) or None
+    except ValueError as error:
+        raise RecordError("bad_value", str(error)) from error
+    uri = storage.resolve(folder, str(row[URI_COLUMN]))
+    own_key = row.get(KEY_COLUMN)
+    return RecordRef(key if own_key in (None, "") else str(own_key), uri, None, label, extras)
+
+
+def _is_parquet(uri: str) -> bool:
+    return uri.lower().endswith(".parquet")
+
+
+def _rows(manifest: FileInfo, options: ReadOptions) -> Iterator[Row]:
+    with storage.open_read(manifest.uri, manifest.version) as stream:
+        if _is_parquet(manifest.uri):
+            file = pq.ParquetFile(stream)
+            wanted = {URI_COLUMN, KEY_COLUMN, options.label_column, *(name for name, _ in options.keep_columns)}
+            for batch in file.iter_batches(columns=[name for name in file.schema_arrow.names if name in wanted]):
+                yield from batch.to_pylist()
+        else:
+            yield from _text_rows(stream, manifest.uri)
+
+
+def _text_rows(stream: BinaryIO, uri: str) -> Iterator[Row]:
+    head = stream.read(2)
+    stream.seek(0)
+    text = io.TextIOWrapper(inflate(stream) if is_gzip(head) else stream, encoding="utf-8-sig", newline="")
+    return _json_rows(text) if _JSON_LINES.search(uri) else _csv_rows(text)
+
+
+def _json_rows(lines: Iterable[str]) -> Iterator[Row]:
+    for line in lines:
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ImagebeamError(f"{uri}, line {number}: not JSON ({error}).") from error
-        if not isinstance(row, dict):
-            raise ImagebeamError(f"{uri}, line {number}: not a JSON object. Received: {line.strip()[:80]}.")
-        yield row
+            yield RecordError("corrupt", f"the line is not JSON ({error})")
+        else:
+            yield row if isinstance(row, dict) else RecordError("corrupt", "the line is not a JSON object")
+
+
+def _csv_rows(lines: Iterable[str]) -> Iterator[Row]:
+    reader = csv.reader(lines, strict=True)
+    header: list[str] | None = None
+    while True:
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            yield RecordError("corrupt", f"the line is not CSV ({error})")
+            continue
+        if fields is None:
+            return
+        if not fields:
+            continue
+        if header is None:
+            header = [name.strip() for name in fields]
+        elif len(fields) != len(header):
+            yield RecordError("corrupt", f"the line has {len(fields)} fields, the first line {len(header)}")
+        else:
+            yield {name: field or None for name, field in zip(header, fields, strict=True)}

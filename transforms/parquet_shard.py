@@ -1,8 +1,7 @@
-"""Parquet shards: a binary column, or Hugging Face's struct<bytes, path>, read row group by row group."""
+"""Parquet shards: a column of bytes, or Hugging Face's struct<bytes, path>, read row group by row group."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -10,21 +9,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
-from transforms.columns import Columns, as_label, missing_column
-from transforms.errors import ImagebeamError
-from transforms.readers import Cut, RecordError, ShardError
-from transforms.types import ReadOptions, Record, WorkUnit
+from transforms.columns import describe
+from transforms.readers import Cut, RecordError, failure, make_record
+from transforms.types import Failure, ReadOptions, Record, WorkUnit
 
-_BATCH_ROWS = 64
+_BATCH_ROWS = 16
 """Rows decoded at once: their images are in memory together."""
 
+_READ_BYTES = 8 << 20
+"""Bytes of a column that are read at once: a row group may hold gigabytes of images."""
 
-def cut(stream: BinaryIO, size: int, rows_per_unit: int) -> Iterator[Cut]:  # noqa: ARG001 - the footer tells
+
+def cut(stream: BinaryIO, rows_per_unit: int) -> Iterator[Cut]:
     """Row ranges that never cross a row group; see `readers.ShardReader`."""
-    try:
-        metadata = pq.ParquetFile(stream).metadata
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ShardError(0, str(error)) from error
+    metadata = _open(stream).metadata
     start = 0
     for group in range(metadata.num_row_groups):
         end = start + metadata.row_group(group).num_rows
@@ -33,52 +31,45 @@ def cut(stream: BinaryIO, size: int, rows_per_unit: int) -> Iterator[Cut]:  # no
         start = end
 
 
-def read(stream: BinaryIO, unit: WorkUnit, options: ReadOptions) -> Iterator[Record | RecordError]:
+def read(stream: BinaryIO, unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Failure]:
     """The unit's rows; see `readers.ShardReader`."""
     assert unit.shard is not None
     uri = unit.shard.file.uri
-    file = pq.ParquetFile(stream)
+    file = _open(stream)
+    schema = file.schema_arrow
     wanted = dict.fromkeys((options.image_column, options.label_column, *(name for name, _ in options.keep_columns)))
-    present = [name for name in wanted if name in file.schema_arrow.names]
-    if options.image_column not in present:
-        raise ValueError(f"the shard has no column {options.image_column!r}; it has {file.schema_arrow.names}")
-    columns = Columns(options.keep_columns)
-    for index, row in enumerate(_rows(file, unit, present), start=unit.start):
+    if options.image_column not in schema.names:
+        known = dict(zip(schema.names, schema.types, strict=True))
+        raise RecordError("no_image", f"the shard has no column {options.image_column!r}. {describe(known)}")
+    rows = _rows(file, unit, [name for name in wanted if name in schema.names])
+    for index, row in enumerate(rows, start=unit.start):
         key = f"{uri}#{index}"
         try:
-            data = _bytes(row[options.image_column], storage.parent(uri))
-            label = as_label(row.get(options.label_column))
-            yield Record(key, uri, data, label, columns.convert(row))
-        except (ValueError, OSError) as error:
-            yield RecordError(key, "bad_record", str(error))
+            image = _image(row[options.image_column], storage.parent(uri))
+        except (RecordError, OSError) as error:
+            yield failure(key, uri, error)
+        else:
+            yield make_record(key, uri, image, row.get(options.label_column), row, options)
 
 
-def check_columns(stream: BinaryIO, options: ReadOptions) -> ReadOptions:
-    """Refuse missing columns, and take undeclared types from the schema; see `readers.ShardReader`."""
-    try:
-        schema = pq.ParquetFile(stream).schema_arrow
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ImagebeamError(f"not a Parquet file ({error})") from error
-    known = {field.name: str(field.type) for field in schema}
-    if options.image_column not in known:
-        raise missing_column("--image_column", options.image_column, "columns", known)
-    for name, _ in options.keep_columns:
-        if name not in known:
-            raise missing_column("--keep_columns", name, "columns", known)
-    kept = tuple(
-        (name, schema.field(name).type if pa.types.is_null(kind) else kind) for name, kind in options.keep_columns
-    )
-    return dataclasses.replace(options, keep_columns=kept)
+def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
+    """The schema; see `readers.ShardReader`."""
+    schema = _open(stream).schema_arrow
+    return dict(zip(schema.names, schema.types, strict=True))
 
 
-def _rows(file: pq.ParquetFile, unit: WorkUnit, columns: list[str]) -> Iterator[dict[str, Any]]:
+def _open(stream: BinaryIO) -> pq.ParquetFile:
+    return pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True)
+
+
+def _rows(file: pq.ParquetFile, unit: WorkUnit, names: list[str]) -> Iterator[dict[str, Any]]:
     """The unit's rows as Python values."""
-    group, before = 0, 0
+    group = before = 0
     while before + file.metadata.row_group(group).num_rows <= unit.start:
         before += file.metadata.row_group(group).num_rows
         group += 1
     skip, left = unit.start - before, unit.count
-    for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
+    for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names):
         rows = batch.slice(skip, left)
         skip = max(0, skip - batch.num_rows)
         left -= rows.num_rows
@@ -87,17 +78,19 @@ def _rows(file: pq.ParquetFile, unit: WorkUnit, columns: list[str]) -> Iterator[
             return
 
 
-def _bytes(value: Any, folder: str) -> bytes:
+def _image(value: Any, folder: str) -> bytes:
     """An image column's value: bytes, or {"bytes": ..., "path": ...}, either of which may be null.
 
     Raises:
-        ValueError: if there is neither.
+        RecordError: if there is neither.
         OSError: if the file at the path cannot be read.
     """
     if isinstance(value, dict):
         if value.get("bytes") is None and value.get("path"):
             return storage.read_bytes(storage.resolve(folder, value["path"]))
         value = value.get("bytes")
+    if value is None:
+        raise RecordError("no_image", "the image is null")
     if not isinstance(value, bytes):
-        raise ValueError("the image is null" if value is None else f"the image is a {type(value).__name__}, not bytes")
+        raise RecordError("no_image", f"the image is a {type(value).__name__}, not bytes")
     return value

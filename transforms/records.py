@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import tarfile
-import zlib
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
-import pyarrow as pa
-
 from transforms import storage
 from transforms.batching import map_ahead
-from transforms.readers import RecordError, ShardReader
-from transforms.storage import ReplacedError
-from transforms.types import Failure, InputFormat, ReadOptions, Record, RecordRef, Stage, WorkUnit
+from transforms.readers import ShardReader, explain, failure
+from transforms.types import Failure, InputFormat, ReadOptions, Record, RecordRef, WorkUnit
 
 FILES_AHEAD = 16
 """Image files opened at once where each is a file of its own: hides the latency of an object store."""
@@ -26,12 +22,6 @@ _READERS = {
     InputFormat.PARQUET: "transforms.parquet_shard",
 }
 
-SHARD_FORMATS = frozenset(_READERS)
-"""Formats whose files hold many records."""
-
-READ_ERRORS = (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, pa.ArrowException)
-"""What reading a damaged shard raises."""
-
 
 def reader(input_format: InputFormat) -> ShardReader:
     """The module that reads a shard format."""
@@ -41,34 +31,35 @@ def reader(input_format: InputFormat) -> ShardReader:
 def read_records(unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Failure]:
     """Exactly `unit.count` items, in order: a record that cannot be read is a failure of stage read.
 
-    Where the rest of a shard cannot be read, each remaining record is one failure.
+    Where the rest of a shard cannot be read, each remaining record is one failure. The keys are an image file's uri,
+    a manifest's keys, ``<shard>#<index>``, and ``<shard>#<sample>`` in a WebDataset shard.
     """
     if unit.shard is None:
         yield from _read_files(unit)
         return
-    uri = unit.shard.file.uri
-    if unit.error is not None:
-        yield Failure(f"{uri}#{unit.start}", uri, Stage.READ, "unreadable_shard", unit.error)
-        return
     done = 0
-    try:
-        with storage.open_read(uri, unit.shard.file.version) as stream:
-            for item in reader(unit.format).read(stream, unit, options):
-                done += 1
-                yield _failure(item, uri) if isinstance(item, RecordError) else item
-    except READ_ERRORS as error:
-        for index in range(unit.start + done, unit.start + unit.count):
-            yield Failure(f"{uri}#{index}", uri, Stage.READ, _error_type(error), str(error) or repr(error))
+    error = unit.error
+    if error is None:
+        error = "truncated: the shard has fewer records than when it was planned"
+        try:
+            with storage.open_read(unit.shard.file.uri, unit.shard.file.version) as stream:
+                records = reader(unit.format).read(stream, unit, options)
+                for item in itertools.islice(records, unit.count):
+                    done += 1
+                    yield item
+        except Exception as caught:  # Whatever a damaged shard makes a library raise.
+            error = explain(caught)
+    for index in range(unit.start + done, unit.start + unit.count):
+        yield failure(_unread_key(unit, index), unit.shard.file.uri, error)
 
 
-def _failure(error: RecordError, uri: str) -> Failure:
-    return Failure(error.key, uri, Stage.READ, error.error_type, error.message)
+def _unread_key(unit: WorkUnit, index: int) -> str:
+    """The key of a record that was not reached.
 
-
-def _error_type(error: Exception) -> str:
-    if isinstance(error, ReplacedError):
-        return "replaced"
-    return "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+    A WebDataset sample's own key is unknown then; no sample's key starts with a dot.
+    """
+    assert unit.shard is not None
+    return f"{unit.shard.file.uri}#{'.' if unit.format == InputFormat.WEBDATASET else ''}{index}"
 
 
 def _read_files(unit: WorkUnit) -> Iterator[Record | Failure]:
@@ -79,6 +70,6 @@ def _read_files(unit: WorkUnit) -> Iterator[Record | Failure]:
 def _read_file(ref: RecordRef) -> Record | Failure:
     try:
         data = storage.read_bytes(ref.uri, ref.version)
-    except OSError as error:
-        return Failure(ref.key, ref.uri, Stage.READ, _error_type(error), str(error))
+    except Exception as error:
+        return failure(ref.key, ref.uri, error)
     return Record(ref.key, ref.uri, data, ref.label, dict(ref.extras))

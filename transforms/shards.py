@@ -4,41 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping, Sequence
 
-from transforms import storage
+import pyarrow as pa
+
+from transforms import storage, webdataset
+from transforms.columns import check_image_column, check_other_columns, describe, resolve_types
 from transforms.errors import ImagebeamError
-from transforms.file_lists import file_refs, manifest_refs, ref_units
+from transforms.file_lists import cut_manifest, files_unit, manifest_columns
 from transforms.images import IMAGE_EXTENSIONS
-from transforms.readers import ShardError
-from transforms.records import READ_ERRORS, SHARD_FORMATS, reader
+from transforms.readers import explain
+from transforms.records import reader
 from transforms.types import FileInfo, InputFormat, ReadOptions, Shard, WorkUnit
 
 _EXTENSIONS = {
-    InputFormat.TFRECORD: r"\.(tfrecords?|tfrec)(\.(gz|gzip|zlib)|-\d+-of-\d+)?",
+    InputFormat.TFRECORD: r"\.(tfrecords?|tfrec)(\.(gz|gzip|zlib))?(-\d+-of-\d+)?(\.(gz|gzip|zlib))?",
     InputFormat.WEBDATASET: r"\.(tar(\.(gz|gzip))?|tgz)",
     InputFormat.PARQUET: r"\.parquet",
-    InputFormat.MANIFEST: r"\.(csv|jsonl|ndjson)",
+    InputFormat.MANIFEST: r"\.(csv|jsonl|ndjson)(\.gz)?",
     InputFormat.FILES: "|".join(map(re.escape, sorted(IMAGE_EXTENSIONS))),
 }
-_PATTERNS = {
-    input_format: re.compile(rf".*({pattern})", re.IGNORECASE | re.DOTALL)
-    for input_format, pattern in _EXTENSIONS.items()
+_NAMES = {
+    input_format: re.compile(rf".*({extensions})", re.IGNORECASE | re.DOTALL)
+    for input_format, extensions in _EXTENSIONS.items()
 }
-_SHARDED_NAME = re.compile(r".*-\d{5}-of-\d{5}")
+_NUMBERED_NAME = re.compile(r"[^.]*-\d{5}-of-\d{5}")
 """TensorFlow's habit for TFRecords without an extension: train-00000-of-00010."""
+
+_LOOKED_AT = 20
+"""Inputs that are looked at, at most, for the columns of their formats before a run."""
 
 
 def detect_format(uri: str) -> InputFormat | None:
     """The format that a file's name tells; None where it tells none."""
     name = storage.basename(uri)
-    for input_format, pattern in _PATTERNS.items():
+    for input_format, pattern in _NAMES.items():
         if pattern.fullmatch(name):
             return input_format
-    return InputFormat.TFRECORD if _SHARDED_NAME.fullmatch(name) else None
+    return InputFormat.TFRECORD if _NUMBERED_NAME.fullmatch(name) else None
 
 
 def list_inputs(
@@ -47,29 +53,67 @@ def list_inputs(
     """Every input file with its format, in order of the uri, each once; streamed.
 
     With `input_format` None each file's name decides. A file that was named, or matched by a glob, is an image where
-    its name tells nothing; of a folder's files only known shards and images are taken.
+    its name tells nothing. Of a folder's files only shards and images are taken; with `input_format`, those whose
+    names tell that format or have no extension.
 
     Args:
         patterns: see `storage.list_files`.
         input_format: of all files, or None.
         left_out: counts a folder's other files by extension.
+
+    Raises:
+        ImagebeamError: for a pattern that matches nothing, naming it.
     """
+    left_out = Counter() if left_out is None else left_out
+    streams = [_list_pattern(pattern, input_format, left_out) for pattern in patterns]
+    return _each_once(streams)
 
-    def label(in_folder: bool, files: Iterator[FileInfo]) -> Iterator[Shard]:
+
+def _list_pattern(pattern: str, input_format: InputFormat | None, left_out: Counter[str]) -> Iterator[Shard]:
+    def choose(in_folder: bool, files: Iterator[FileInfo]) -> Iterator[Shard]:
         for file in files:
-            found = input_format or detect_format(file.uri)
-            if in_folder and (found is None or (found == InputFormat.MANIFEST and input_format is None)):
-                if left_out is not None:
-                    left_out[_extension(file.uri)] += 1
-                continue
-            yield Shard(file, found or InputFormat.FILES)
+            found = detect_format(file.uri)
+            if in_folder and not _is_wanted(file.uri, found, input_format):
+                passed_over[_extension(file.uri)] += 1
+            else:
+                yield Shard(file, input_format or found or InputFormat.FILES)
 
-    streams = [label(in_folder, files) for pattern in patterns for in_folder, files in storage.matches(pattern)]
-    previous = None
-    for shard in heapq.merge(*streams, key=lambda shard: shard.file.uri):
-        if shard.file.uri != previous:
+    passed_over: Counter[str] = Counter()
+    is_empty = True
+    try:
+        for shard in _each_once([choose(*part) for part in storage.matches(pattern)]):
             yield shard
-        previous = shard.file.uri
+            is_empty = False
+    except OSError as error:
+        raise ImagebeamError(f"The input cannot be listed ({error}). Received: --input {pattern!r}.") from error
+    if is_empty:
+        raise ImagebeamError(_no_match(pattern, passed_over))
+    left_out.update(passed_over)
+
+
+def _each_once(streams: Sequence[Iterator[Shard]]) -> Iterator[Shard]:
+    merged = heapq.merge(*streams, key=lambda shard: shard.file.uri)
+    return (next(same) for _, same in itertools.groupby(merged, key=lambda shard: shard.file.uri))
+
+
+def _is_wanted(uri: str, found: InputFormat | None, input_format: InputFormat | None) -> bool:
+    """Whether a folder's file is input; tables of paths and other data lie in folders of images and shards too."""
+    if input_format is None:
+        return found not in (None, InputFormat.MANIFEST)
+    if (input_format, found) == (InputFormat.MANIFEST, InputFormat.PARQUET):
+        return True
+    return found == input_format or (found is None and "." not in storage.basename(uri))
+
+
+def _no_match(pattern: str, left_out: Mapping[str, int]) -> str:
+    message = f"No input matches. Received: --input {pattern!r}."
+    if left_out:
+        names = ", ".join(f"{extension} {count:,}" for extension, count in sorted(left_out.items()))
+        return f"{message} The folder has other files ({names}); name them with a glob, and give --input_format."
+    return (
+        f"{message} Check the path, and quote wildcards so that the shell leaves them alone; ** goes into folders, * "
+        "does not, and [[] stands for a plain bracket."
+    )
 
 
 def _extension(uri: str) -> str:
@@ -81,101 +125,96 @@ def plan(
     patterns: Sequence[str],
     input_format: InputFormat | None,
     rows_per_unit: int,
-    options: ReadOptions,
     left_out: Counter[str] | None = None,
 ) -> Iterator[Shard | WorkUnit]:
-    """What is to be done: work units of listed image files and manifests, and shards still to be cut (`cut_shard`)."""
-    waiting: list[Shard] = []
+    """What is to be done, streamed: work units of image files, and shards and manifests still to be cut.
 
-    def listed(inputs: Iterator[Shard]) -> Iterator[FileInfo]:
-        """The image files; the others are put aside on the way."""
-        for shard in inputs:
-            if shard.format == InputFormat.FILES:
-                yield shard.file
-            else:
-                waiting.append(shard)
-
-    files = listed(list_inputs(patterns, input_format, left_out))
-    for unit in ref_units(file_refs(files), InputFormat.FILES, rows_per_unit):
-        yield unit
-        yield from _ready(waiting, rows_per_unit, options)
-    yield from _ready(waiting, rows_per_unit, options)
-
-
-def _ready(waiting: list[Shard], rows_per_unit: int, options: ReadOptions) -> Iterator[Shard | WorkUnit]:
-    for shard in waiting:
-        if shard.format == InputFormat.MANIFEST:
-            yield from ref_units(manifest_refs(shard.file, options), InputFormat.MANIFEST, rows_per_unit)
-        else:
+    Raises:
+        ImagebeamError: as `list_inputs` does.
+    """
+    images: list[FileInfo] = []
+    start = 0
+    for shard in list_inputs(patterns, input_format, left_out):
+        if shard.format != InputFormat.FILES:
             yield shard
-    waiting.clear()
+            continue
+        images.append(shard.file)
+        if len(images) == rows_per_unit:
+            yield files_unit(images, start)
+            start += len(images)
+            images.clear()
+    if images:
+        yield files_unit(images, start)
 
 
-def cut_shard(item: Shard | WorkUnit, rows_per_unit: int) -> Iterator[WorkUnit]:
-    """A shard -> its work units; a unit passes as it is.
+def cut_shard(item: Shard | WorkUnit, rows_per_unit: int, options: ReadOptions) -> Iterator[WorkUnit]:
+    """A shard or manifest -> its work units; a unit passes as it is.
 
-    What cannot be read of a shard is one unit of one record, with `error` set.
+    What cannot be found in a shard is one unit of one record, with `error` set. The counts of the units add up to the
+    records of the shard.
     """
     if isinstance(item, WorkUnit):
         yield item
-        return
-    file = item.file
-    index = 0
-    try:
-        with storage.open_read(file.uri, file.version) as stream:
-            for cut in reader(item.format).cut(stream, file.size, rows_per_unit):
-                yield WorkUnit(item.format, cut.count, item, start=cut.start, offset=cut.offset)
-                index = cut.start + cut.count
-    except READ_ERRORS as error:
-        start = error.index if isinstance(error, ShardError) else index
-        yield WorkUnit(item.format, 1, item, start=start, error=str(error) or repr(error))
+    elif item.format == InputFormat.MANIFEST:
+        yield from cut_manifest(item, rows_per_unit, options)
+    else:
+        try:
+            with storage.open_read(item.file.uri, item.file.version) as stream:
+                for cut in reader(item.format).cut(stream, rows_per_unit):
+                    yield WorkUnit(item.format, cut.count, item, start=cut.start, offset=cut.offset, error=cut.error)
+        except Exception as error:  # It did not even open.
+            yield WorkUnit(item.format, 1, item, error=explain(error))
 
 
 def inspect_input(patterns: Sequence[str], input_format: InputFormat | None, options: ReadOptions) -> ReadOptions:
-    """Look at the input before a run: every pattern matches, and the first shard has the columns asked for.
+    """Look at the input before a run: every pattern matches, and the columns asked for are there.
 
     Returns:
-        The options with the types of kept columns filled in.
+        The options with the types of the kept columns filled in.
 
     Raises:
         ImagebeamError: naming the pattern without matches, or the columns there are.
     """
-    first: Shard | None = None
-    for pattern in patterns:
-        match = next(list_inputs([pattern], input_format), None)
-        if match is None:
-            raise ImagebeamError(
-                f"No input matches. Received: --input {pattern!r}. Check the path and the wildcards (quote them, so "
-                f"that the shell leaves them alone); a folder is searched for known shards and images."
-            )
-        first = first or match
-    assert first is not None
-    if first.format in SHARD_FORMATS:
-        options = _check_shard(first, options)
-    elif first.format == InputFormat.MANIFEST:
-        next(manifest_refs(first.file, options), None)
-    elif options.keep_columns:
+    schemas: dict[InputFormat, Mapping[str, pa.DataType]] = {}
+    formats = set()
+    for shard in itertools.islice(list_inputs(patterns, input_format), _LOOKED_AT):
+        formats.add(shard.format)
+        if shard.format != InputFormat.FILES and not schemas.get(shard.format):
+            schema = _look_at(shard, options)
+            schemas[shard.format] = schema
+            options = dataclasses.replace(options, keep_columns=resolve_types(options.keep_columns, schema))
+    if options.keep_columns and formats == {InputFormat.FILES}:
         names = ", ".join(name for name, _ in options.keep_columns)
-        raise ImagebeamError(f"Image files have no columns to keep. Received: --keep_columns {names}. Use a manifest.")
-    return _declare_types(options)
+        raise ImagebeamError(
+            f"Image files have no columns to keep. Received: --keep_columns {names}. Name the files in a manifest."
+        )
+    for name, kind in options.keep_columns:
+        if pa.types.is_null(kind):
+            raise ImagebeamError(
+                f"The first records do not tell the type of a kept column. Received: --keep_columns {name}. Say it, as "
+                f"in --keep_columns {name}:string."
+            )
+    return options
 
 
-def _check_shard(shard: Shard, options: ReadOptions) -> ReadOptions:
-    def check(stream: BinaryIO) -> ReadOptions:
-        return reader(shard.format).check_columns(stream, options)
-
+def _look_at(shard: Shard, options: ReadOptions) -> Mapping[str, pa.DataType]:
+    """The checked columns of a shard; none where it is empty or damaged, which is not a mistake of the user's."""
     try:
-        with storage.open_read(shard.file.uri, shard.file.version) as stream:
-            return check(stream)
+        if shard.format == InputFormat.MANIFEST:
+            schema = manifest_columns(shard.file)
+        else:
+            with storage.open_read(shard.file.uri, shard.file.version) as stream:
+                schema = reader(shard.format).columns(stream)
+        if not schema:
+            return {}
+        if shard.format == InputFormat.WEBDATASET:
+            if not webdataset.check_image(schema, options.image_column):
+                raise ImagebeamError(f"{describe(schema)}. Received: --image_column {options.image_column!r}.")
+        elif shard.format != InputFormat.MANIFEST:
+            check_image_column(options.image_column, schema)
+        check_other_columns(options, schema)
     except ImagebeamError as error:
         raise ImagebeamError(f"{shard.file.uri} ({shard.format}): {error}") from error
-    except READ_ERRORS:
-        return options  # a damaged shard is data: its records will be failures
-
-
-def _declare_types(options: ReadOptions) -> ReadOptions:
-    """Kept columns whose type neither the user nor a schema told are strings."""
-    import pyarrow as pa
-
-    kept = tuple((name, pa.string() if pa.types.is_null(kind) else kind) for name, kind in options.keep_columns)
-    return dataclasses.replace(options, keep_columns=kept)
+    except Exception:
+        return {}
+    return schema

@@ -1,192 +1,167 @@
-"""WebDataset shards: tar archives, plain or gzip, whose consecutive members of one name stem are a sample."""
+"""WebDataset shards: tar archives, plain or gzip, in which neighbours of one name stem are a sample.
+
+A member's stem is its path up to the first dot of its name; members without a dot, or whose name starts with one,
+belong to no sample. Members of one sample stand next to each other: where a stem comes back later in the shard, that
+later sample is a failure, so that keys stay unique.
+"""
 
 from __future__ import annotations
 
-import gzip
+import itertools
 import json
 import tarfile
-from collections.abc import Iterator
-from pathlib import PurePosixPath
-from typing import Any, BinaryIO, cast
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
-from transforms.columns import Columns, as_label, missing_column
-from transforms.errors import ImagebeamError
+import pyarrow as pa
+
+from transforms.columns import PEEKED_RECORDS, infer
+from transforms.compression import inflate, is_gzip
 from transforms.images import IMAGE_EXTENSIONS
-from transforms.readers import Cut, RecordError, ShardError
-from transforms.types import ReadOptions, Record, WorkUnit
+from transforms.readers import Cut, Place, RecordError, cut_at, failure, make_record
+from transforms.types import Failure, ReadOptions, Record, WorkUnit
 
-_LABEL_EXTENSIONS = ("cls", "txt")
-_BLOCK = tarfile.BLOCKSIZE
+_REPEATED = "repeated_key: a sample of that name stands earlier in the shard; members of a sample must be neighbours"
 
-Sample = tuple[str, int, list[tarfile.TarInfo]]
-"""Key, offset of the first member's header, members."""
-
-
-def cut(stream: BinaryIO, size: int, rows_per_unit: int) -> Iterator[Cut]:  # noqa: ARG001 - the archive ends itself
-    """Walk the members, payloads skipped; see `readers.ShardReader`.
-
-    A sample key that comes again later in the shard ends what can be read: keys would not be unique.
-    """
-    source = _decompressed(stream)
-    seen: set[str] = set()
-    index, start, offset = 0, 0, 0
-    try:
-        with _open(source) as tar:
-            for key, sample_offset, _ in _samples(tar):
-                if key in seen:
-                    raise OSError(f"the sample key {key!r} comes twice, and not one after the other")
-                seen.add(key)
-                if index == start:
-                    offset = sample_offset
-                index += 1
-                if index - start == rows_per_unit:
-                    yield Cut(start, rows_per_unit, offset)
-                    start = index
-    except (tarfile.TarError, OSError, EOFError) as error:
-        if index > start:
-            yield Cut(start, index - start, offset)
-        raise ShardError(index, str(error)) from error
-    if index > start:
-        yield Cut(start, index - start, offset)
+Sample = dict[str, bytes]
+"""Extension (what follows the stem and its dot, in lower case) -> content, in order of the members."""
 
 
-def read(stream: BinaryIO, unit: WorkUnit, options: ReadOptions) -> Iterator[Record | RecordError]:
+def cut(stream: BinaryIO, rows_per_unit: int) -> Iterator[Cut]:
+    """Walk the members, contents skipped; see `readers.ShardReader`."""
+    return cut_at(_places(stream), rows_per_unit)
+
+
+def read(stream: BinaryIO, unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Failure]:
     """The unit's samples; see `readers.ShardReader`."""
     assert unit.shard is not None
     uri = unit.shard.file.uri
-    columns = Columns(options.keep_columns)
-    source = _decompressed(stream)
-    source.seek(unit.offset)
-    with _open(source) as tar:
-        samples = _samples(tar)
-        for _ in range(unit.count):
-            sample = next(samples, None)
-            if sample is None:
-                raise EOFError("the archive ends before the unit does")
-            key = f"{uri}#{sample[0]}"
+    wanted = {"json", "cls", "txt", options.image_column, options.label_column}
+    wanted.update(name for name, _ in options.keep_columns)
+    with _open(stream, unit.offset) as tar:
+        for name, members in itertools.islice(_samples(tar), unit.count):
+            key = f"{uri}#{name}"
+            sample = _contents(tar, members, wanted)
             try:
-                yield _record(key, uri, _contents(tar, sample[2]), options, columns)
-            except ValueError as error:
-                yield RecordError(key, "bad_record", str(error))
+                image, fields = _image(sample, options.image_column), _fields(sample)
+            except RecordError as error:
+                yield failure(key, uri, error)
+            else:
+                label = _label(sample, fields, options.label_column)
+                yield make_record(key, uri, image, label, fields | sample, options)
 
 
-def check_columns(stream: BinaryIO, options: ReadOptions) -> ReadOptions:
-    """Refuse an extension that the first sample does not have; see `readers.ShardReader`."""
-    source = _decompressed(stream)
-    try:
-        with _open(source) as tar:
-            sample = next(_samples(tar), None)
-            if sample is None:
-                return options
-            contents = _contents(tar, sample[2])
-    except tarfile.TarError as error:
-        raise ImagebeamError(f"not a tar archive ({error})") from error
-    if _image(contents, options) is None:
-        raise missing_column("--image_column", options.image_column, "members of the first sample", contents)
-    fields = _fields(contents)
-    for name, _ in options.keep_columns:
-        if name not in contents and name not in fields:
-            raise missing_column("--keep_columns", name, "members and JSON fields", [*contents, *fields])
-    return options
+def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
+    """The extensions and JSON fields of the first few samples; see `readers.ShardReader`."""
+    rows: list[dict[str, Any]] = []
+    with _open(stream, 0) as tar:
+        for _, members in itertools.islice(_samples(tar), PEEKED_RECORDS):
+            sample = _contents(tar, members, None)
+            rows.append(_fields(sample) | sample)
+    return infer(rows)
 
 
-def _open(source: BinaryIO) -> tarfile.TarFile:
-    return tarfile.open(fileobj=source, mode="r:")
+def check_image(names: Iterable[str], image_column: str) -> bool:
+    """Whether a sample with members of these extensions has an image."""
+    return _image_extension(list(names), image_column) is not None
 
 
-def _decompressed(stream: BinaryIO) -> BinaryIO:
+class _StrictTarInfo(tarfile.TarInfo):
+    """Says so where a header is damaged, which `tarfile` takes for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictTarInfo:
+        try:
+            return super().fromtarfile(tarfile_)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"the header of a member is damaged: {error}") from error
+
+
+def _open(stream: BinaryIO, offset: int) -> tarfile.TarFile:
     head = stream.read(2)
     stream.seek(0)
-    return cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if head == b"\x1f\x8b" else stream
+    if not head:
+        raise EOFError("the shard is empty")
+    source = inflate(stream) if is_gzip(head) else stream
+    source.seek(offset)
+    return tarfile.open(fileobj=source, mode="r:", tarinfo=_StrictTarInfo)
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[Sample]:
-    """Consecutive members with one stem, in order.
-
-    Raises:
-        tarfile.TarError, OSError: if the archive is damaged or ends early.
-    """
-    sample: Sample | None = None
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """(stem, member) of the members that belong to a sample."""
     while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined] # else the archive's whole index stays in memory
-        if not member.isfile() or PurePosixPath(member.name).name.startswith("."):
-            continue
-        key = _stem(member.name)
-        if sample is None or sample[0] != key:
-            if sample is not None:
-                yield sample
-            sample = (key, member.offset, [])
-        sample[2].append(member)
-    _check_end(tar)
-    if sample is not None:
-        yield sample
+        tar.members.clear()  # type: ignore[attr-defined] # Else the archive's whole index stays in memory.
+        folder, slash, name = member.name.rpartition("/")
+        stem, dot, _ = name.partition(".")
+        if member.isreg() and stem and dot:
+            yield folder + slash + stem, member
 
 
-def _check_end(tar: tarfile.TarFile) -> None:
-    """`tarfile` takes a damaged header for the end of the archive: see that zeros, or nothing, follow."""
-    source = cast(BinaryIO, tar.fileobj)
-    source.seek(tar.offset)
-    block = source.read(_BLOCK)
-    if block.strip(b"\0"):
-        raise tarfile.ReadError(f"a damaged header at byte {tar.offset:,}")
+def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, Iterator[tarfile.TarInfo]]]:
+    """(stem, members) of each sample; the members are to be read before the next sample is asked for."""
+    for stem, group in itertools.groupby(_members(tar), key=lambda found: found[0]):
+        yield stem, (member for _, member in group)
 
 
-def _stem(name: str) -> str:
-    """Folder and name up to the first dot: what WebDataset groups by."""
-    folder, slash, base = name.rpartition("/")
-    return folder + slash + base.partition(".")[0]
+def _places(stream: BinaryIO) -> Iterator[Place]:
+    seen: set[str] = set()
+    with _open(stream, 0) as tar:
+        for stem, members in _samples(tar):
+            offset = next(members).offset
+            for _ in members:
+                pass
+            yield Place(offset, _REPEATED if stem in seen else None)
+            seen.add(stem)
 
 
-def _contents(tar: tarfile.TarFile, members: list[tarfile.TarInfo]) -> dict[str, bytes]:
-    """Extension (what follows the stem and its dot, lower case) -> bytes.
-
-    Raises:
-        OSError: if a member is cut short.
-    """
-    contents = {}
+def _contents(tar: tarfile.TarFile, members: Iterable[tarfile.TarInfo], wanted: set[str] | None) -> Sample:
+    """The contents of the images and the wanted members; None wants all."""
+    sample: Sample = {}
     for member in members:
         extension = member.name.rpartition("/")[2].partition(".")[2].lower()
-        source = cast(BinaryIO, tar.fileobj)
-        source.seek(member.offset_data)
-        data = source.read(member.size)
-        if len(data) < member.size:
-            raise EOFError(f"the archive ends inside {member.name}")
-        contents[extension] = data
-    return contents
+        if extension not in sample and (wanted is None or extension in wanted or _is_image(extension)):
+            source = tar.extractfile(member)
+            sample[extension] = source.read() if source else b""
+        else:
+            sample.setdefault(extension, b"")
+    return sample
 
 
-def _record(key: str, uri: str, contents: dict[str, bytes], options: ReadOptions, columns: Columns) -> Record:
-    data = _image(contents, options)
-    if data is None:
-        raise ValueError(f"the sample has no image member; its members are {', '.join(contents)}")
-    fields = _fields(contents)
-    label: Any = next((contents[one] for one in _LABEL_EXTENSIONS if one in contents), None)
-    label = label.decode(errors="replace").strip() if label is not None else fields.get(options.label_column)
-    values = {name: _kept(name, contents, fields) for name, _ in options.keep_columns}
-    return Record(key, uri, data, as_label(label), columns.convert(values))
+def _is_image(extension: str) -> bool:
+    """Whether the last suffix is an image's: "jpg", and "left.png" too."""
+    return f".{extension.rpartition('.')[2]}" in IMAGE_EXTENSIONS
 
 
-def _image(contents: dict[str, bytes], options: ReadOptions) -> bytes | None:
-    """The member with the named extension; for the default name the first with an image's extension."""
-    if options.image_column != ReadOptions().image_column:
-        return contents.get(options.image_column)
-    names = (name for name in contents if f".{name.rpartition('.')[2]}" in IMAGE_EXTENSIONS)
-    return contents.get(next(names, ""))
+def _image_extension(names: list[str], image_column: str) -> str | None:
+    """The named one; by the default name the first that is an image's as a whole, else by its last suffix."""
+    if image_column != ReadOptions().image_column:
+        return image_column if image_column in names else None
+    whole = (name for name in names if f".{name}" in IMAGE_EXTENSIONS)
+    return next(itertools.chain(whole, filter(_is_image, names)), None)
 
 
-def _fields(contents: dict[str, bytes]) -> dict[str, Any]:
-    """The JSON member's fields; none where there is no such member.
+def _image(sample: Sample, image_column: str) -> bytes:
+    extension = _image_extension(list(sample), image_column)
+    if extension is None:
+        raise RecordError("no_image", f"the sample has no image member; its members are {', '.join(sample)}")
+    return sample[extension]
 
-    Raises:
-        ValueError: if it is not a JSON object.
-    """
-    if "json" not in contents:
+
+def _fields(sample: Sample) -> dict[str, Any]:
+    if "json" not in sample:
         return {}
-    fields = json.loads(contents["json"])
+    try:
+        fields = json.loads(sample["json"])
+    except ValueError as error:
+        raise RecordError("bad_value", f"the .json member is not JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise ValueError("the .json member is not an object")
+        raise RecordError("bad_value", f"the .json member holds a {type(fields).__name__}, not an object")
     return fields
 
 
-def _kept(name: str, contents: dict[str, bytes], fields: dict[str, Any]) -> Any:
-    return contents[name].decode(errors="replace").strip() if name in contents else fields.get(name)
+def _label(sample: Sample, fields: dict[str, Any], label_column: str) -> Any:
+    """From the member of that name, else .cls, else the JSON field of that name, else .txt."""
+    member = next((name for name in (label_column, "cls") if name in sample), None)
+    if member is None and label_column in fields:
+        return fields[label_column]
+    return sample[member or "txt"].strip() if member or "txt" in sample else None
