@@ -45,8 +45,14 @@ class FileInfo:
     version: str
 
 
+class PlanItem:
+    """What planning passes on: a shard still to be cut, or a work unit."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(PlanItem):
     """One input file that holds many records."""
 
     file: FileInfo
@@ -73,7 +79,7 @@ class RecordRef:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkUnit:
+class WorkUnit(PlanItem):
     """A bounded slice of the input, read, embedded and committed as one part.
 
     Either a record range of one shard (`shard` is set) or a slice of a file list (`refs` is set).
