@@ -177,10 +177,7 @@ class ModelOptions(Options):
 
     def image_options(self, spec: EmbedderSpec) -> ImageOptions:
         """How images are decoded for an embedder of `spec`."""
-        from transforms.images import ImageOptions
-
-        smallest = get_architecture(spec.model).min_size
-        return ImageOptions.from_spec(spec, max_image_pixels=self.max_image_pixels, min_size=(smallest, smallest))
+        return image_options(spec, self.max_image_pixels)
 
     def spec(self, weights_sha256: str = "") -> EmbedderSpec:
         """The spec these options ask for; without a digest until the weights are resolved."""
@@ -243,6 +240,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `OutputOptions`."""
     OutputOptions.add_arguments(parser, "output")
+
+
+def image_options(spec: EmbedderSpec, max_image_pixels: int) -> ImageOptions:
+    """How images are decoded for an embedder of `spec`."""
+    from transforms.images import ImageOptions
+
+    smallest = get_architecture(spec.model).min_size
+    return ImageOptions.from_spec(spec, max_image_pixels=max_image_pixels, min_size=(smallest, smallest))
 
 
 def _refuse_repeated(name: str, values: Iterable[str]) -> None:

@@ -8,15 +8,31 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from transforms import parquet, storage
 from transforms.parquet import Commit
-from transforms.staging import StagedModel
+from transforms.spec import EmbedderSpec
 
 MANIFEST_FILE = "manifest.json"
 
 _PACKAGES = ("imagebeam", "apache-beam", "keras", "numpy", "pillow", "pyarrow", "tensorflow")
+
+
+class ModelFacts(Protocol):
+    """What the manifest says of a run's model: of a `StagedModel`, or of a `StagedClassifier`."""
+
+    @property
+    def spec(self) -> EmbedderSpec:
+        """Of the embedder."""
+
+    @property
+    def weights(self) -> dict[str, str | None]:
+        """Where the weights came from."""
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """Column name -> vector length."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,7 @@ def sum_up(reports: Iterable[UnitReport]) -> Totals:
     return totals
 
 
-def reconcile(reports: list[UnitReport], output: str) -> list[str]:
+def reconcile(reports: list[UnitReport], output: str, folder: str = parquet.EMBEDDINGS) -> list[str]:
     """Hold the reports against themselves and against what is stored; one line for each thing that does not add up."""
     problems = []
     ids = Counter(report.commit.unit_id for report in reports)
@@ -100,30 +116,31 @@ def reconcile(reports: list[UnitReport], output: str) -> list[str]:
         ended = report.commit.embedded + report.commit.failed
         if ended != report.records:
             problems.append(f"unit {report.commit.unit_id} had {report.records} records, of which {ended} ended")
-    stored = {unit_id for unit_id, _ in parquet.list_parts(storage.join(output, parquet.EMBEDDINGS))}
+    stored = {unit_id for unit_id, _ in parquet.list_parts(storage.join(output, folder))}
     problems += [f"the part of unit {unit_id} is gone" for unit_id in ids if unit_id not in stored]
     return problems
 
 
-def remove_superseded(reports: list[UnitReport], output: str) -> int:
+def remove_superseded(reports: list[UnitReport], output: str, parts: str = parquet.EMBEDDINGS) -> int:
     """Delete parts of units that the input no longer has (a file was added, removed or replaced); how many."""
     current = {report.commit.unit_id for report in reports}
     with_failures = {report.commit.unit_id for report in reports if report.commit.failed}
     removed = 0
-    for folder, keep in ((parquet.EMBEDDINGS, current), (parquet.FAILURES, with_failures)):
+    for folder, keep in ((parts, current), (parquet.FAILURES, with_failures)):
         for unit_id, uri in list(parquet.list_parts(storage.join(output, folder))):
             if unit_id not in keep:
                 storage.delete(uri)
-                removed += folder == parquet.EMBEDDINGS
+                removed += folder == parts
     return removed
 
 
 def write_manifest(
     output: str,
     run: dict[str, Any],
-    staged: StagedModel,
+    staged: ModelFacts,
     reports: list[UnitReport],
     *,
+    folder: str = parquet.EMBEDDINGS,
     superseded: int,
     timings: dict[str, Any],
 ) -> dict[str, Any]:
@@ -141,7 +158,7 @@ def write_manifest(
         "timings": timings,
         "parts": [
             {
-                "path": f"{parquet.EMBEDDINGS}/{parquet.part_name(report.commit.unit_id)}",
+                "path": f"{folder}/{parquet.part_name(report.commit.unit_id)}",
                 "rows": report.commit.embedded,
                 "failed": report.commit.failed,
                 "bytes": report.commit.part_bytes,

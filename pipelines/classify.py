@@ -1,0 +1,232 @@
+"""`imagebeam classify`: image shards, or embeddings -> labels."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipelines.fields import Options, flag
+from pipelines.flags import JobParser, parse
+from pipelines.options import InputOptions, OutputOptions, image_options
+from transforms.errors import ImagebeamError
+
+if TYPE_CHECKING:
+    from pipelines.launch import Result, RunFolder
+    from transforms.parquet import PartOptions
+    from transforms.predictions import PredictionLayout
+    from transforms.staged_classifier import TrainedClassifier
+
+DESCRIPTION = """\
+Label images with a trained classifier: every input record ends as one row in OUT/predictions or one in OUT/failures.
+Run again after a crash, the same command goes on where it was."""
+
+
+@dataclass(frozen=True)
+class LabelOptions(Options):
+    """What labels, and what is said of each image."""
+
+    classifier: str = flag("output of train or finetune, local or gs://", metavar="DIR")
+    top_k: int = flag("labels to list for each image, the most probable first", 5, type=int, metavar="K")
+    keep_embedding: bool = flag("store the embedding beside the label", False, action="store_true")
+    batch_size: int = flag("images in one call of the model", 32, type=int, metavar="N")
+    max_image_pixels: int = flag(
+        "an image of more pixels (width times height) is a failure, by its header, before decoding",
+        100_000_000,
+        type=int,
+        metavar="N",
+    )
+
+    def __post_init__(self) -> None:
+        if not self.classifier:
+            raise ImagebeamError(f"--classifier is a folder. Received: {self.classifier!r}.")
+        for name in ("top_k", "batch_size", "max_image_pixels"):
+            if getattr(self, name) < 1:
+                raise ImagebeamError(f"--{name} is at least 1. Received: {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class VectorOptions(Options):
+    """Vectors to label in place of images."""
+
+    embeddings: tuple[str, ...] = flag(
+        "outputs of extract to label in place of images: only the head runs; may be given several times",
+        (),
+        nargs="+",
+        action="extend",
+        metavar="DIR",
+    )
+    allow_unfinished: bool = flag(
+        "take the parts that are there of an extract run that has not finished", False, action="store_true"
+    )
+
+    def __post_init__(self) -> None:
+        if not all(self.embeddings):
+            raise ImagebeamError(f"--embeddings names folders. Received: {list(self.embeddings)}.")
+        if self.allow_unfinished and not self.embeddings:
+            raise ImagebeamError("--allow_unfinished goes with --embeddings.")
+
+
+@dataclass(frozen=True)
+class ClassifyOptions:
+    """Everything `run` needs, checked when made. Either `input` or `vectors.embeddings` is read."""
+
+    label: LabelOptions
+    output: OutputOptions
+    input: InputOptions | None = None
+    vectors: VectorOptions = dataclasses.field(default_factory=VectorOptions)
+    beam_args: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        from transforms.predictions import PREDICTION_COLUMNS
+
+        if (self.input is None) == (not self.vectors.embeddings):
+            raise ImagebeamError("Give either --input, to label images, or --embeddings, to label vectors.")
+        for name, _ in self.input.keep_columns if self.input else ():
+            if name in PREDICTION_COLUMNS:
+                raise ImagebeamError(
+                    f"--keep_columns cannot take a name the output uses itself ({', '.join(PREDICTION_COLUMNS)}). "
+                    f"Received: {name!r}. Rename the column in the input."
+                )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `imagebeam classify`."""
+    InputOptions.add_arguments(parser, "input", defaults={"input": None})
+    VectorOptions.add_arguments(parser, "embeddings")
+    LabelOptions.add_arguments(parser, "labels")
+    OutputOptions.add_arguments(parser, "output")
+
+
+def run(options: ClassifyOptions) -> Result:
+    """Run the job and wait for it.
+
+    Raises:
+        ImagebeamError: for what the user can mend, before any work starts where it can be known then.
+    """
+    from transforms.staged_classifier import open_classifier
+
+    classifier = open_classifier(options.label.classifier)
+    if options.input is None:
+        return _label_vectors(options, classifier)
+    return _label_images(options, options.input, classifier)
+
+
+def _label_images(options: ClassifyOptions, images: InputOptions, classifier: TrainedClassifier) -> Result:
+    import apache_beam as beam
+
+    from pipelines import launch
+    from transforms.embed import EmbedOptions, EmbedUnits
+    from transforms.parquet import PartOptions
+    from transforms.planning import PlanUnits
+    from transforms.staged_classifier import stage_classifier
+
+    source = launch.open_input(images)
+    folder = _prepare_output(options, classifier, source.describe())
+    staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=True)
+    part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, source.read.keep_columns)
+    label_units = EmbedUnits(
+        model=staged,
+        output=folder.output,
+        read=source.read,
+        embed=EmbedOptions(image_options(classifier.spec, options.label.max_image_pixels), options.label.batch_size),
+        part=_layout(options, classifier, part),
+        retry_failed=options.output.retry_failed,
+    )
+    with launch.running(folder, staged, options.beam_args) as run:
+        (
+            run.pipeline
+            | "Patterns" >> beam.Create([source.patterns])
+            | "Plan units" >> PlanUnits(source.input_format, options.output.rows_per_unit, source.read)
+            | "Label units" >> label_units
+            | "Write reports" >> launch.WriteReports(run.reports)
+        )
+    return launch.finish(run, options.output.max_failure_rate)
+
+
+def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> Result:
+    import apache_beam as beam
+
+    from pipelines import launch
+    from transforms import storage
+    from transforms.dataset import MODEL_FOLDER, open_embeddings
+    from transforms.parquet import PartOptions
+    from transforms.predictions import ClassifyEmbeddings, kept_columns
+    from transforms.staged_classifier import stage_classifier
+    from transforms.staging import read_staged
+
+    for name in options.vectors.embeddings:
+        if extracted := read_staged(storage.join(storage.absolute(name), MODEL_FOLDER)):
+            classifier.check(extracted.spec, name)
+    embeddings = open_embeddings(
+        options.vectors.embeddings, classifier.column, allow_unfinished=options.vectors.allow_unfinished
+    )
+    classifier.check(embeddings.spec, ", ".join(embeddings.folders))
+    folder = _prepare_output(options, classifier, {"embeddings": list(embeddings.folders)})
+    staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=False)
+    part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, kept_columns(embeddings))
+    with launch.running(folder, staged, options.beam_args) as run:
+        (
+            run.pipeline
+            | "Folders" >> beam.Create([embeddings.folders])
+            | "Label embeddings"
+            >> ClassifyEmbeddings(staged, folder.output, embeddings, _layout(options, classifier, part))
+            | "Write reports" >> launch.WriteReports(run.reports)
+        )
+    return launch.finish(run, options.output.max_failure_rate)
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A `launch.Described`: what is read, by which classifier, and what is said of it."""
+
+    source: dict[str, Any]
+    classifier: TrainedClassifier
+    label: LabelOptions
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **self.source,
+            "classifier_sha256": self.classifier.sha256,
+            "top_k": self.label.top_k,
+            "keep_embedding": self.label.keep_embedding,
+        }
+
+
+def _prepare_output(options: ClassifyOptions, classifier: TrainedClassifier, source: dict[str, Any]) -> RunFolder:
+    from pipelines import launch
+    from transforms.parquet import PREDICTIONS
+
+    return launch.prepare_output(options.output, _Described(source, classifier, options.label), PREDICTIONS)
+
+
+def _layout(options: ClassifyOptions, classifier: TrainedClassifier, part: PartOptions) -> PredictionLayout:
+    from transforms.predictions import PredictionLayout
+
+    return PredictionLayout(classifier.labels, classifier.multi_label, options.label.top_k, part)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; the exit code is 0, or 3 where the run finished but a check did not hold."""
+    parser = JobParser("classify", DESCRIPTION, beam=True)
+    add_arguments(parser)
+    args, beam_args = parse(parser, sys.argv[1:] if argv is None else argv)
+    result = run(
+        ClassifyOptions(
+            LabelOptions.from_args(args),
+            OutputOptions.from_args(args),
+            InputOptions.from_args(args) if args.input else None,
+            VectorOptions.from_args(args),
+            tuple(beam_args),
+        )
+    )
+    return result.exit_code
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_job
+
+    sys.exit(run_job("classify"))
