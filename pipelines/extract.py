@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pipelines.dataflow import DataflowOptions, add_dataflow_arguments, complete
 from pipelines.flags import JobParser, parse
 from pipelines.options import (
     InputOptions,
@@ -33,6 +34,7 @@ class ExtractOptions:
     input: InputOptions
     model: ModelOptions
     output: OutputOptions
+    dataflow: DataflowOptions = field(default_factory=DataflowOptions)
     beam_args: tuple[str, ...] = ()
 
 
@@ -41,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
     add_model_arguments(parser)
     add_output_arguments(parser)
+    add_dataflow_arguments(parser)
 
 
 def run(options: ExtractOptions) -> Result:
@@ -56,6 +59,9 @@ def run(options: ExtractOptions) -> Result:
     from transforms.parquet import PartOptions
     from transforms.planning import PlanUnits
 
+    beam_args = complete(
+        options.beam_args, options.dataflow, patterns=options.input.input, output=options.output.output
+    )
     source = launch.open_input(options.input)
     folder = launch.prepare_output(options.output, source)
     staged = launch.stage_model(options.model, folder)
@@ -67,14 +73,16 @@ def run(options: ExtractOptions) -> Result:
         part=PartOptions(options.output.embedding_type, options.output.embedding_dtype, source.read.keep_columns),
         retry_failed=options.output.retry_failed,
     )
-    with launch.running(folder, staged, options.beam_args) as run:
-        (
+    with launch.running(folder, staged, beam_args) as run:
+        reports = (
             run.pipeline
             | "Patterns" >> beam.Create([source.patterns])
             | "Plan units" >> PlanUnits(source.input_format, options.output.rows_per_unit, source.read)
             | "Embed units" >> embed_units
             | "Write reports" >> launch.WriteReports(run.reports)
         )
+        if run.detached:
+            _ = reports | "Finish run" >> launch.FinishRun(run, options.output.max_failure_rate)
     return launch.finish(run, options.output.max_failure_rate)
 
 
@@ -88,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             InputOptions.from_args(args),
             ModelOptions.from_args(args),
             OutputOptions.from_args(args),
+            DataflowOptions.from_args(args),
             tuple(beam_args),
         )
     )

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
@@ -24,6 +23,8 @@ from transforms.errors import ImagebeamError, JobError
 from transforms.formats import InputFormat
 from transforms.manifest import Totals, UnitReport
 from transforms.progress import PROGRESS
+from transforms.reports import WriteReports as WriteReports
+from transforms.reports import read_reports
 from transforms.spec import EmbedderSpec
 from transforms.staging import MODEL_FILE, SPEC_FILE, StagedModel, file_sha256, read_staged, stage
 from transforms.types import ReadOptions
@@ -57,13 +58,23 @@ class RunFolder:
 
 @dataclass
 class Run:
-    """One run of a pipeline."""
+    """One run of a pipeline.
+
+    Attributes:
+        folder: what it writes to.
+        staged: the model its workers load.
+        pipeline: to fill; None on a worker.
+        reports: folder of the unit reports.
+        started: seconds since 1970.
+        detached: whether the launcher only describes the job, which runs without it: a template, or a dry run.
+    """
 
     folder: RunFolder
     staged: StagedModel
-    pipeline: beam.Pipeline
+    pipeline: beam.Pipeline | None
     reports: str
     started: float
+    detached: bool
 
 
 @dataclass(frozen=True)
@@ -224,15 +235,19 @@ def running(folder: RunFolder, staged: StagedModel, beam_args: Sequence[str]) ->
     """
     # DirectRunner would look for a Prism binary first and fetch it from the network.
     runner = [] if any(arg.split("=")[0] == "--runner" for arg in beam_args) else ["--runner=FnApiRunner"]
-    pipeline = beam.Pipeline(options=PipelineOptions([*runner, *beam_args]))
+    options = PipelineOptions([*runner, *beam_args])
+    values = options.get_all_options()
+    pipeline = beam.Pipeline(options=options)
     storage.delete(storage.join(folder.output, manifest.MANIFEST_FILE))
-    run = Run(folder, staged, pipeline, storage.join(folder.output, _REPORTS, secrets.token_hex(4)), time.time())
+    reports = storage.join(folder.output, _REPORTS, secrets.token_hex(4))
+    detached = bool(values["template_location"] or values["dry_run"])
+    run = Run(folder, staged, pipeline, reports, time.time(), detached)
     PROGRESS.reset()
     yield run
     try:
         with ProgressBar():
             result = pipeline.run()
-            state = result.wait_until_finish()
+            state = None if detached else result.wait_until_finish()
     except ImagebeamError:
         raise
     except Exception as error:
@@ -253,22 +268,51 @@ def _how_to_go_on(folder: RunFolder) -> str:
 
 
 @dataclass
-class WriteReports(beam.PTransform):  # type: ignore[misc]
-    """`UnitReport`s -> JSON lines in files under `prefix`, for the launcher to read."""
+class FinishRun(beam.PTransform):  # type: ignore[misc]
+    """The uris `WriteReports` gives -> nothing: `finish` as the last step of a job that no launcher waits for."""
 
-    prefix: str
+    run: Run
+    max_failure_rate: float
 
-    def expand(self, reports: beam.PCollection) -> beam.PCollection:
-        """Format and write."""
+    def expand(self, files: beam.PCollection) -> beam.PCollection:
+        """Wait for all files, then finish."""
+        run = replace(self.run, pipeline=None, detached=False)
         return (
-            reports
-            | beam.Map(UnitReport.to_json)
-            | beam.io.WriteToText(storage.join(self.prefix, "units"), file_name_suffix=".jsonl")
+            files
+            | "All" >> beam.combiners.ToList()
+            | "Finish" >> beam.Map(_finish_in_job, run=run, max_failure_rate=self.max_failure_rate)
         )
 
 
+def _finish_in_job(files: list[str], run: Run, max_failure_rate: float) -> None:
+    """Fails the job for what makes a launcher end with exit code 3.
+
+    Raises:
+        JobError: naming the problems.
+    """
+    del files
+    if problems := _reconcile(run, max_failure_rate).problems:
+        raise JobError("; ".join(problems))  # the reports stay: a runner tries again what failed
+    _delete_reports(run)
+
+
 def finish(run: Run, max_failure_rate: float) -> Result:
-    """Reconcile, remove what is superseded, write the manifest, print the summary."""
+    """Reconcile, remove what is superseded, write the manifest, print the summary; nothing for a detached run."""
+    if run.detached:
+        uri = storage.join(run.folder.output, manifest.MANIFEST_FILE)
+        say(f"The job is described, not run. Where it runs, its last step reconciles it and writes {uri}.")
+        return Result(Totals(), ())
+    result = _reconcile(run, max_failure_rate)
+    _delete_reports(run)
+    return result
+
+
+def _delete_reports(run: Run) -> None:
+    """This run's, and what killed ones left."""
+    storage.delete_folder(storage.join(run.folder.output, _REPORTS))
+
+
+def _reconcile(run: Run, max_failure_rate: float) -> Result:
     output = run.folder.output
     reports = _read_reports(run)
     problems = manifest.reconcile(reports, output)
@@ -297,7 +341,6 @@ def finish(run: Run, max_failure_rate: float) -> Result:
             "model_seconds": round(progress.model_seconds, 3),
         },
     )
-    storage.delete_folder(storage.join(output, _REPORTS))  # with what killed runs left there
     _print_summary(totals, problems, output, superseded, finished - run.started)
     return Result(totals, tuple(problems))
 
@@ -308,11 +351,10 @@ def _read_reports(run: Run) -> list[UnitReport]:
     Raises:
         JobError: if a file of them is missing; parts that no report names would be taken for superseded.
     """
-    files = [info.uri for info in storage.list_folder(run.reports)]
-    announced = {int(match[1]) for uri in files if (match := re.search(r"-of-(\d+)\.jsonl$", uri))}
-    if announced != {len(files)}:
-        raise JobError(f"Files are missing in {run.reports}. {_how_to_go_on(run.folder)}")
-    return [UnitReport.from_json(line.decode()) for uri in files for line in storage.read_bytes(uri).splitlines()]
+    try:
+        return read_reports(run.reports)
+    except FileNotFoundError as error:
+        raise JobError(f"{error}. {_how_to_go_on(run.folder)}") from error
 
 
 def _iso(seconds: float) -> str:
