@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -18,10 +18,11 @@ from apache_beam.runners.runner import PipelineState
 from pipelines.console import ProgressBar, say
 from pipelines.options import InputOptions, ModelOptions, OutputOptions
 from transforms import manifest, parquet, shards, storage
+from transforms.classifier_folder import ResultFile
 from transforms.embedder import resolve
 from transforms.errors import ImagebeamError, JobError
 from transforms.formats import InputFormat
-from transforms.manifest import Totals, UnitReport
+from transforms.manifest import ModelFacts, Totals, UnitReport
 from transforms.progress import PROGRESS
 from transforms.reports import WriteReports as WriteReports
 from transforms.reports import read_reports
@@ -42,13 +43,37 @@ class Source:
     input_format: InputFormat | None
     read: ReadOptions
 
+    def describe(self) -> dict[str, Any]:
+        """In JSON terms, for run.json."""
+        return {
+            "input": list(self.patterns),
+            "input_format": self.input_format or "auto",
+            "image_column": self.read.image_column,
+            "label_column": self.read.label_column,
+            "keep_columns": {name: str(kind) for name, kind in self.read.keep_columns},
+        }
+
+
+class Described(Protocol):
+    """What a run reads, and all else that decides its rows but for the model and the flags of the output."""
+
+    def describe(self) -> dict[str, Any]:
+        """In JSON terms."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The output folder, found fit for this run. `run` is what makes two runs the same but for the model."""
+    """The output folder, found fit for this run.
+
+    Attributes:
+        output: absolute.
+        run: what makes two runs the same but for the model.
+        parts: the folder below that holds the parts; also what their rows are called.
+    """
 
     output: str
     run: dict[str, Any]
+    parts: str = parquet.EMBEDDINGS
 
     @property
     def model(self) -> str:
@@ -70,7 +95,7 @@ class Run:
     """
 
     folder: RunFolder
-    staged: StagedModel
+    staged: ModelFacts
     pipeline: beam.Pipeline | None
     reports: str
     started: float
@@ -106,26 +131,31 @@ def open_input(options: InputOptions) -> Source:
     return Source(patterns, options.input_format, read)
 
 
-def prepare_output(options: OutputOptions, source: Source) -> RunFolder:
+def prepare_output(options: OutputOptions, source: Described, parts: str = parquet.EMBEDDINGS) -> RunFolder:
     """Check that the output is empty, or holds an earlier attempt at this very run; empty it if asked to.
+
+    Args:
+        options: which folder, and how rows are stored.
+        source: what is read.
+        parts: see `RunFolder`.
 
     Raises:
         ImagebeamError: naming what differs from the run the folder holds, or a file in it that no run wrote, or why
             the folder cannot be written.
     """
     try:
-        folder = check_output(options, source)
+        folder = check_output(options, source, parts)
         if options.overwrite:
             _empty(folder.output)
         storage.publish(storage.join(folder.output, RUN_FILE), json.dumps(folder.run, indent=2).encode())
-        for name in (parquet.EMBEDDINGS, parquet.FAILURES, "model"):
+        for name in (parts, parquet.FAILURES, "model"):
             storage.remove_leftovers(storage.join(folder.output, name))
     except OSError as error:
         raise ImagebeamError(f"The output cannot be used: {error}. Received: --output {options.output!r}.") from error
     return folder
 
 
-def check_output(options: OutputOptions, source: Source) -> RunFolder:
+def check_output(options: OutputOptions, source: Described, parts: str = parquet.EMBEDDINGS) -> RunFolder:
     """The checks of `prepare_output`, which write nothing.
 
     Raises:
@@ -134,34 +164,34 @@ def check_output(options: OutputOptions, source: Source) -> RunFolder:
     """
     output = storage.absolute(options.output)
     run = {
-        "input": list(source.patterns),
-        "input_format": source.input_format or "auto",
-        "image_column": source.read.image_column,
-        "label_column": source.read.label_column,
-        "keep_columns": {name: str(kind) for name, kind in source.read.keep_columns},
+        **source.describe(),
         "rows_per_unit": options.rows_per_unit,
         "embedding_type": options.embedding_type,
         "embedding_dtype": options.embedding_dtype,
     }
-    embeddings = storage.join(output, parquet.EMBEDDINGS)
-    if foreign := next(parquet.list_foreign(embeddings), None):
+    folder = storage.join(output, parts)
+    if foreign := next(parquet.list_foreign(folder), None):
         raise ImagebeamError(
             f"{foreign} is no part of a run, and whoever reads the folder would read it too. Move it away, or choose "
             f"another --output."
         )
     if options.overwrite:
-        return RunFolder(output, run)
+        return RunFolder(output, run, parts)
     if (before := _read_json(storage.join(output, RUN_FILE))) is not None:
-        differences = [f"{name}: {before.get(name)} != {run[name]}" for name in run if before.get(name) != run[name]]
+        differences = [
+            f"{name}: {before.get(name)} != {run.get(name)}"
+            for name in {**before, **run}
+            if before.get(name) != run.get(name)
+        ]
         if differences:
             raise ImagebeamError(
                 f"{output} holds another run ({'; '.join(differences)}). Choose another --output, or --overwrite."
             )
-    elif next(parquet.list_parts(embeddings), None):
+    elif next(parquet.list_parts(folder), None):
         raise ImagebeamError(
-            f"{embeddings} holds parts, but no {RUN_FILE} says of which run. Choose another --output, or --overwrite."
+            f"{folder} holds parts, but no {RUN_FILE} says of which run. Choose another --output, or --overwrite."
         )
-    return RunFolder(output, run)
+    return RunFolder(output, run, parts)
 
 
 def _read_json(uri: str) -> dict[str, Any] | None:
@@ -177,10 +207,10 @@ def _read_json(uri: str) -> dict[str, Any] | None:
 def _empty(output: str) -> None:
     """Delete what a run wrote, and nothing else; run.json last, so that a kill leaves a known run."""
     storage.delete(storage.join(output, manifest.MANIFEST_FILE))
-    for folder in (parquet.EMBEDDINGS, parquet.FAILURES):
+    for folder in (parquet.EMBEDDINGS, parquet.PREDICTIONS, parquet.FAILURES):
         for _, uri in list(parquet.list_parts(storage.join(output, folder))):
             storage.delete(uri)
-    for name in (SPEC_FILE, MODEL_FILE):
+    for name in (SPEC_FILE, MODEL_FILE, ResultFile.CLASSIFIER):
         storage.delete(storage.join(output, "model", name))
     storage.delete(storage.join(output, RUN_FILE))
 
@@ -227,7 +257,7 @@ def check_spec(folder: RunFolder, staged: StagedModel, wanted: EmbedderSpec) -> 
 
 
 @contextlib.contextmanager
-def running(folder: RunFolder, staged: StagedModel, beam_args: Sequence[str]) -> Iterator[Run]:
+def running(folder: RunFolder, staged: ModelFacts, beam_args: Sequence[str]) -> Iterator[Run]:
     """A pipeline to fill; it runs when the block ends, with progress shown.
 
     Raises:
@@ -263,7 +293,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _how_to_go_on(folder: RunFolder) -> str:
-    committed = sum(1 for _ in parquet.list_parts(storage.join(folder.output, parquet.EMBEDDINGS)))
+    committed = sum(1 for _ in parquet.list_parts(storage.join(folder.output, folder.parts)))
     return f"{committed} units are committed in {folder.output}; the same command goes on from there."
 
 
@@ -313,13 +343,13 @@ def _delete_reports(run: Run) -> None:
 
 
 def _reconcile(run: Run, max_failure_rate: float) -> Result:
-    output = run.folder.output
+    output, parts = run.folder.output, run.folder.parts
     reports = _read_reports(run)
-    problems = manifest.reconcile(reports, output)
-    superseded = manifest.remove_superseded(reports, output) if reports and not problems else 0
+    problems = manifest.reconcile(reports, output, parts)
+    superseded = manifest.remove_superseded(reports, output, parts) if reports and not problems else 0
     totals = manifest.sum_up(reports)
     if not totals.embedded:
-        problems.append("no embeddings: not one record became one")
+        problems.append(f"no {parts}: not one record became one")
     if totals.failure_rate > max_failure_rate:
         problems.append(
             f"{totals.failed:,} of {totals.records:,} records failed ({totals.failure_rate:.2%}), more than "
@@ -332,6 +362,7 @@ def _reconcile(run: Run, max_failure_rate: float) -> Result:
         run.folder.run,
         run.staged,
         reports,
+        folder=parts,
         superseded=superseded,
         timings={
             "started": _iso(run.started),
@@ -341,7 +372,7 @@ def _reconcile(run: Run, max_failure_rate: float) -> Result:
             "model_seconds": round(progress.model_seconds, 3),
         },
     )
-    _print_summary(totals, problems, output, superseded, finished - run.started)
+    _print_summary(totals, problems, run.folder, superseded, finished - run.started)
     return Result(totals, tuple(problems))
 
 
@@ -361,12 +392,12 @@ def _iso(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
-def _print_summary(totals: Totals, problems: list[str], output: str, superseded: int, seconds: float) -> None:
+def _print_summary(totals: Totals, problems: list[str], folder: RunFolder, superseded: int, seconds: float) -> None:
     fresh = totals.units - totals.units_skipped
     if totals.units and not fresh:
         say(f"Nothing to do: all {totals.units:,} units were committed before; no model was loaded.")
     say(
-        f"{totals.embedded:,} embeddings and {totals.failed:,} failures from {totals.records:,} records in "
+        f"{totals.embedded:,} {folder.parts} and {totals.failed:,} failures from {totals.records:,} records in "
         f"{seconds:,.1f} s ({fresh:,} units now, {totals.units_skipped:,} before)"
     )
     for kind, count in list(totals.failures.items())[:10]:
@@ -375,7 +406,7 @@ def _print_summary(totals: Totals, problems: list[str], output: str, superseded:
         say(f"  ICC colour profiles ignored: {totals.icc_profiles_ignored:,}")
     if superseded:
         say(f"  parts of changed input removed: {superseded:,}")
-    say(f"  {storage.join(output, parquet.EMBEDDINGS)}")
-    say(f"  {storage.join(output, manifest.MANIFEST_FILE)}")
+    say(f"  {storage.join(folder.output, folder.parts)}")
+    say(f"  {storage.join(folder.output, manifest.MANIFEST_FILE)}")
     for problem in problems:
         say(f"PROBLEM: {problem}")
