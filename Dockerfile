@@ -4,6 +4,7 @@
 #   docker build -t imagebeam:cpu .
 #   docker build -t imagebeam:gpu --build-arg ACCELERATOR=gpu .
 #   docker build -t imagebeam:rootless --target rootless .
+#   docker build -t imagebeam:dataflow --target dataflow --build-arg ACCELERATOR=gpu .    # docs/dataflow.md
 #
 #   docker run --rm --entrypoint imagebeam imagebeam:cpu --help
 
@@ -50,6 +51,16 @@ ENTRYPOINT ["/opt/apache/beam/boot"]
 FROM runtime AS rootless
 RUN useradd --create-home --uid 10001 imagebeam
 USER 10001
+
+
+# For Dataflow: a worker image that is a Flex Template's launcher too, so that both sides have the same packages.
+FROM gcr.io/dataflow-templates-base/python311-template-launcher-base:20230622_RC00 AS template-launcher
+
+
+FROM runtime AS dataflow
+COPY --from=template-launcher /opt/google/dataflow/python_template_launcher /opt/google/dataflow/python_template_launcher
+COPY deploy/dataflow/extract.py /opt/imagebeam/extract.py
+ENV FLEX_TEMPLATE_PYTHON_PY_FILE=/opt/imagebeam/extract.py
 
 
 # The default. It runs as root because Dataflow mounts the worker's folders under /var/opt, and the launcher's log folder,

@@ -49,8 +49,8 @@ class DataflowOptions(Options):
     """What is set for a job on Dataflow in one word."""
 
     gpu: str | None = flag(
-        "with --runner DataflowRunner: gives every worker one such GPU, and sets machine, disk and driver to fit "
-        "(default: none)",
+        f"GPU of every Dataflow worker, one of {', '.join(GPUS)}; machine, disk and driver are set to fit "
+        f"(default: none)",
         None,
         type=_gpu_type,
         metavar="TYPE",

@@ -13,12 +13,13 @@ from typing import Any
 
 from pipelines import dataflow, extract
 from pipelines.flags import JobParser
+from pipelines.options import KEEP_TYPES
 
 LAUNCHER_FLAGS = ("--help", "--debug")
 """Flags of extract that are no parameters: what they do is for somebody in front of a terminal."""
 
 _GS = "gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
-_TYPES = "string|bool|int32|int64|float32|float64|binary"
+_COLUMN = rf"[^,:]+(:({'|'.join(KEEP_TYPES)}))?"
 
 # What the flag's own type does not say.
 _REGEXES = {
@@ -26,7 +27,7 @@ _REGEXES = {
     "gpu": f"^({'|'.join(dataflow.GPUS)})$",
     "image_size": "^([1-9][0-9]*x[1-9][0-9]*|native|default)$",
     "input": rf"^{_GS}(/.*)?$",
-    "keep_columns": rf"^[^,:]+(:({_TYPES}))?(,[^,:]+(:({_TYPES}))?)*$",
+    "keep_columns": f"^{_COLUMN}(,{_COLUMN})*$",
     "output": rf"^{_GS}(/.*)?$",
     "weights": rf"^(imagenet|none|random:[0-9]+|{_GS}/.+\.(h5|npz|onnx))$",
 }
@@ -74,16 +75,18 @@ def arguments(parameters: Sequence[str]) -> list[str]:
 
 def _parameter(action: argparse.Action) -> dict[str, Any]:
     name = action.option_strings[0].removeprefix("--")
-    text = str(action.help).removesuffix(" (required)")
+    text = str(action.help).removesuffix(" (required)").replace(", local or gs://", " on gs://")
     if action.nargs == 0:
         text += "; true or false (default: false)"
     elif not isinstance(action, argparse._StoreAction):
-        text = f"{text.replace('; may be given several times', '')}; one here, several in a --config file"
+        text = f"{text.replace('; may be given several times', '')}; one here, several in a config file"
+    if action.required:
+        text += "; required, here or in a config file"
     return {
         "name": name,
         "label": name.replace("_", " ").capitalize(),
         "helpText": f"{text[0].upper()}{text[1:]}.",
-        "isOptional": not action.required,
+        "isOptional": True,
         "regexes": [_REGEXES.get(name) or _regex(action)],
     }
 
