@@ -129,8 +129,8 @@ def _rows(manifest: FileInfo, options: ReadOptions) -> Iterator[Row]:
 def _text_rows(stream: BinaryIO, uri: str) -> Iterator[Row]:
     head = stream.read(2)
     stream.seek(0)
-    text = io.TextIOWrapper(inflate(stream) if is_gzip(head) else stream, encoding="utf-8-sig", newline="")
-    return _json_rows(text) if _JSON_LINES.search(uri) else _csv_rows(text)
+    with io.TextIOWrapper(inflate(stream) if is_gzip(head) else stream, encoding="utf-8-sig", newline="") as text:
+        yield from _json_rows(text) if _JSON_LINES.search(uri) else _csv_rows(text)
 
 
 def _json_rows(lines: Iterable[str]) -> Iterator[Row]:

@@ -104,6 +104,7 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, Iterator[tarfile.TarIn
 
 
 def _places(stream: BinaryIO) -> Iterator[Place]:
+    """Where each sample starts. The one before a damaged header is lost too: what is damaged may be a part of it."""
     seen: set[str] = set()
     with _open(stream, 0) as tar:
         for stem, members in _samples(tar):
