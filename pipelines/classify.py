@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.dataflow import DataflowOptions, add_dataflow_arguments, complete
 from pipelines.fields import Options, flag
 from pipelines.flags import JobParser, parse
 from pipelines.options import InputOptions, OutputOptions, image_options
@@ -78,6 +79,7 @@ class ClassifyOptions:
     output: OutputOptions
     input: InputOptions | None = None
     vectors: VectorOptions = dataclasses.field(default_factory=VectorOptions)
+    dataflow: DataflowOptions = dataclasses.field(default_factory=DataflowOptions)
     beam_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     VectorOptions.add_arguments(parser, "embeddings")
     LabelOptions.add_arguments(parser, "labels")
     OutputOptions.add_arguments(parser, "output")
+    add_dataflow_arguments(parser)
 
 
 def run(options: ClassifyOptions) -> Result:
@@ -109,6 +112,9 @@ def run(options: ClassifyOptions) -> Result:
     """
     from transforms.staged_classifier import open_classifier
 
+    patterns = options.input.input if options.input else options.vectors.embeddings
+    beam_args = complete(options.beam_args, options.dataflow, patterns=patterns, output=options.output.output)
+    options = dataclasses.replace(options, beam_args=beam_args)
     classifier = open_classifier(options.label.classifier)
     if options.input is None:
         return _label_vectors(options, classifier)
@@ -137,13 +143,15 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
         retry_failed=options.output.retry_failed,
     )
     with launch.running(folder, staged, options.beam_args) as run:
-        (
+        reports = (
             run.pipeline
             | "Patterns" >> beam.Create([source.patterns])
             | "Plan units" >> PlanUnits(source.input_format, options.output.rows_per_unit, source.read)
             | "Label units" >> label_units
             | "Write reports" >> launch.WriteReports(run.reports)
         )
+        if run.detached:
+            _ = reports | "Finish run" >> launch.FinishRun(run, options.output.max_failure_rate)
     return launch.finish(run, options.output.max_failure_rate)
 
 
@@ -168,14 +176,16 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
     folder = _prepare_output(options, classifier, {"embeddings": list(embeddings.folders)})
     staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=False)
     part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, kept_columns(embeddings))
+    label_units = ClassifyEmbeddings(staged, folder.output, embeddings, _layout(options, classifier, part))
     with launch.running(folder, staged, options.beam_args) as run:
-        (
+        reports = (
             run.pipeline
             | "Folders" >> beam.Create([embeddings.folders])
-            | "Label embeddings"
-            >> ClassifyEmbeddings(staged, folder.output, embeddings, _layout(options, classifier, part))
+            | "Label units" >> label_units
             | "Write reports" >> launch.WriteReports(run.reports)
         )
+        if run.detached:
+            _ = reports | "Finish run" >> launch.FinishRun(run, options.output.max_failure_rate)
     return launch.finish(run, options.output.max_failure_rate)
 
 
@@ -209,6 +219,17 @@ def _layout(options: ClassifyOptions, classifier: TrainedClassifier, part: PartO
     return PredictionLayout(classifier.labels, classifier.multi_label, options.label.top_k, part)
 
 
+def _input_options(args: argparse.Namespace) -> InputOptions | None:
+    """The flags of the input; None without --input, where the others have nothing to say."""
+    if args.input:
+        return InputOptions.from_args(args)
+    for field in dataclasses.fields(InputOptions):
+        value = getattr(args, field.name)
+        if field.name != "input" and value not in (None, field.default):
+            raise ImagebeamError(f"--{field.name} goes with --input. Received: {value!r}.")
+    return None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit code is 0, or 3 where the run finished but a check did not hold."""
     parser = JobParser("classify", DESCRIPTION, beam=True)
@@ -218,8 +239,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ClassifyOptions(
             LabelOptions.from_args(args),
             OutputOptions.from_args(args),
-            InputOptions.from_args(args) if args.input else None,
+            _input_options(args),
             VectorOptions.from_args(args),
+            DataflowOptions.from_args(args),
             tuple(beam_args),
         )
     )
