@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines import cli
+from pipelines.dataflow import DataflowOptions, add_dataflow_arguments
 from pipelines.flags import JobParser, parse
 from pipelines.options import (
     KEEP_TYPES,
@@ -52,6 +53,7 @@ FLAGS = {
     "--overwrite": (OutputOptions, [], "overwrite", True),
     "--retry_failed": (OutputOptions, [], "retry_failed", True),
     "--max_failure_rate": (OutputOptions, ["0.5"], "max_failure_rate", 0.5),
+    "--gpu": (DataflowOptions, ["nvidia-l4"], "gpu", "nvidia-l4"),
 }
 
 
@@ -60,6 +62,7 @@ def extract_parser(beam=True):
     add_input_arguments(parser)
     add_model_arguments(parser)
     add_output_arguments(parser)
+    add_dataflow_arguments(parser)
     return parser
 
 
@@ -83,7 +86,7 @@ class TestFlags:
         plain, given = (
             {
                 group: vars(group.from_args(parse_extract(*argv)[0]))
-                for group in (InputOptions, ModelOptions, OutputOptions)
+                for group in (InputOptions, ModelOptions, OutputOptions, DataflowOptions)
             }
             for argv in ([], [flag, *values])
         )
