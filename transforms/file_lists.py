@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -69,8 +70,9 @@ def manifest_columns(manifest: FileInfo) -> dict[str, pa.DataType]:
             schema = pq.ParquetFile(stream).schema_arrow
             columns = dict(zip(schema.names, schema.types, strict=True))
         else:
-            rows = itertools.islice(_text_rows(stream, manifest.uri), PEEKED_RECORDS)
-            columns = infer(row for row in rows if not isinstance(row, RecordError))
+            with contextlib.closing(_text_rows(stream, manifest.uri)) as rows:
+                first = itertools.islice(rows, PEEKED_RECORDS)
+                columns = infer(row for row in first if not isinstance(row, RecordError))
     if columns and URI_COLUMN not in columns:
         raise ImagebeamError(f"A manifest needs a column {URI_COLUMN!r}. {describe(columns)}.")
     return columns
@@ -126,7 +128,7 @@ def _rows(manifest: FileInfo, options: ReadOptions) -> Iterator[Row]:
             yield from _text_rows(stream, manifest.uri)
 
 
-def _text_rows(stream: BinaryIO, uri: str) -> Iterator[Row]:
+def _text_rows(stream: BinaryIO, uri: str) -> Generator[Row, None, None]:
     head = stream.read(2)
     stream.seek(0)
     with io.TextIOWrapper(inflate(stream) if is_gzip(head) else stream, encoding="utf-8-sig", newline="") as text:
