@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any, Self, TypeVar
 
@@ -44,7 +44,12 @@ class Options:
 
     @classmethod
     def add_arguments(
-        cls, parser: argparse.ArgumentParser, title: str, *, defaults: Mapping[str, Any] | None = None
+        cls,
+        parser: argparse.ArgumentParser,
+        title: str,
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        leave_out: Collection[str] = (),
     ) -> None:
         """Declare the group's flags under a title in the parser's help.
 
@@ -52,9 +57,12 @@ class Options:
             parser: to add them to.
             title: of the group.
             defaults: by field, what this parser takes for a flag that the group itself requires.
+            leave_out: fields whose flags another group declares; `from_args` takes their values from there.
         """
         group = parser.add_argument_group(title)
         for field in dataclasses.fields(cls):
+            if field.name in leave_out:
+                continue
             settings = dict(field.metadata)
             name = settings.pop("name") or f"--{field.name}"
             if defaults is not None and field.name in defaults:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transforms.classifier_folder import ResultFile
     from transforms.dataset import EmbeddingSet
     from transforms.row_index import RowIndex
-    from transforms.staging import StagedModel
+    from transforms.spec import EmbedderSpec
 
 DESCRIPTION = """\
 Train a dense classifier on embeddings, and measure it on images held out. Run again after a crash, the same command
@@ -98,7 +98,7 @@ def run(options: TrainOptions) -> TrainResult:
     embeddings = open_embeddings(read.embeddings, read.embedding_column, allow_unfinished=read.allow_unfinished)
     embedder = None if options.classifier.skip_image_classifier else embeddings.staged_model()
     index = index_rows(embeddings, options.rows.label_rules(), options.rows.split_rules())
-    rows = _describe_rows(index)
+    rows = describe_rows(index)
     sources = open_sources(embeddings, index, read.max_memory_mb)
     if output.claim(_identity(options, embeddings, index)):
         say(f"Going on with the run in {output.uri}")
@@ -117,13 +117,15 @@ def run(options: TrainOptions) -> TrainResult:
             **_provenance(embeddings, options, head_options, fit_options),
         }
         files = {
-            **_save_models(head, embedder, embeddings, index, Path(folder)),
+            **save_models(
+                head, embedder and embedder.load().model, embeddings.column, embeddings.spec, index, Path(folder)
+            ),
             ResultFile.PREDICTIONS: predictions,
             ResultFile.CURVES: training_curves(state.history, state.best_epoch),
             ResultFile.CONFUSION: evaluation.confusion,
         }
         output.publish(files, summary)
-    return _conclude(summary, output.uri, options.classifier.assert_accuracy_at_least)
+    return conclude(summary, output.uri, options.classifier.assert_accuracy_at_least)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 3 if result.problems else 0
 
 
-def _describe_rows(index: RowIndex) -> dict[str, Any]:
+def describe_rows(index: RowIndex) -> dict[str, Any]:
     """How the rows are split, for metrics.json; what is odd about it is said at once."""
     from transforms.splits import Split, describe_gaps, largest_shift, straddling
 
@@ -216,23 +218,37 @@ def _print_grid(table: Sequence[dict[str, Any]]) -> None:
     Console().print(printed)
 
 
-def _save_models(
-    head: keras.Model, embedder: StagedModel | None, embeddings: EmbeddingSet, index: RowIndex, folder: Path
+def save_models(
+    head: keras.Model,
+    embedder: keras.Model | None,
+    column: str,
+    spec: EmbedderSpec,
+    index: RowIndex,
+    folder: Path,
 ) -> dict[ResultFile, bytes | Path]:
-    """Write the models into a local folder; what to publish."""
+    """Write the models into a local folder; what to publish.
+
+    Args:
+        head: vectors -> probabilities.
+        embedder: images -> vectors; None for no classifier of images.
+        column: which of the embedder's vectors the head takes.
+        spec: of the vectors.
+        index: the classes.
+        folder: local.
+    """
     from transforms import classifier
     from transforms.classifier_folder import ResultFile
 
     labels = {
         "labels": index.classes,
         "multi_label": index.multi_label,
-        "embedding_column": embeddings.column,
-        "fingerprint": embeddings.spec.fingerprint,
-        "spec": embeddings.spec.to_dict(),
+        "embedding_column": column,
+        "fingerprint": spec.fingerprint,
+        "spec": spec.to_dict(),
     }
     models = {ResultFile.CLASSIFIER: head}
     if embedder is not None:
-        models[ResultFile.IMAGE_CLASSIFIER] = classifier.join(embedder.load().model, embeddings.column, head)
+        models[ResultFile.IMAGE_CLASSIFIER] = classifier.join(embedder, column, head)
     for name, model in models.items():
         classifier.save(model, labels, folder / name)
     return {**{name: folder / name for name in models}, ResultFile.LABELS: classifier.to_json(labels)}
@@ -257,7 +273,7 @@ def _provenance(embeddings: EmbeddingSet, options: TrainOptions, head: HeadOptio
     }
 
 
-def _conclude(metrics: dict[str, Any], output: str, least_accuracy: float | None) -> TrainResult:
+def conclude(metrics: dict[str, Any], output: str, least_accuracy: float | None) -> TrainResult:
     """Print the summary, and check what was to be checked."""
     accuracy, split = metrics["accuracy"], metrics["evaluated_on"]
     training, count = metrics["training"], metrics["rows"][split]

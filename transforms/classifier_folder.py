@@ -19,6 +19,7 @@ class ResultFile(enum.StrEnum):
 
     CLASSIFIER = "classifier.keras"
     IMAGE_CLASSIFIER = "image_classifier.keras"
+    BACKBONE = "backbone.weights.h5"
     LABELS = LABELS_FILE
     PREDICTIONS = "predictions.parquet"
     CURVES = "training_curves.png"

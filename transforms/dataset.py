@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +48,35 @@ class RowGroup:
     number: int
     start: int
     rows: int
+
+
+class RowSet(Protocol):
+    """Labelled rows with an array each: what is split, trained on and evaluated.
+
+    Attributes as of `EmbeddingSet`.
+    """
+
+    @property
+    def groups(self) -> tuple[RowGroup, ...]:
+        """All rows, in order."""
+
+    @property
+    def spec(self) -> EmbedderSpec:
+        """Of the arrays."""
+
+    @property
+    def column(self) -> str:
+        """What the arrays go by in `read`."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the other columns, at least."""
+
+    def read(self, groups: Iterable[RowGroup], columns: Sequence[str]) -> Iterator[tuple[RowGroup, pa.Table]]:
+        """Columns of row groups, in the order given."""
+
+    def vectors(self, group: RowGroup, table: pa.Table) -> np.ndarray:
+        """The arrays [rows, ...] of a row group that was read with `column`."""
 
 
 @dataclass(frozen=True)

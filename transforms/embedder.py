@@ -76,9 +76,9 @@ def resolve(spec: EmbedderSpec, weights: str) -> Embedder:
     Raises:
         ImagebeamError: for an unknown model or layer, a size too small, weights that cannot be had or do not fit.
     """
-    backbone = _load_backbone(spec, weights)
+    backbone = load_backbone(spec, weights)
     spec = dataclasses.replace(spec, weights_sha256=_check_digest(spec, backbone, weights))
-    return Embedder(spec, _assemble(spec, backbone))
+    return Embedder(spec, assemble(spec, backbone))
 
 
 def build_embedder(spec: EmbedderSpec, weights: str = "imagenet", *, input_tensor: Any = None) -> keras.Model:
@@ -97,9 +97,9 @@ def build_embedder(spec: EmbedderSpec, weights: str = "imagenet", *, input_tenso
     Raises:
         ImagebeamError: as `resolve`.
     """
-    backbone = _load_backbone(spec, weights)
+    backbone = load_backbone(spec, weights)
     _check_digest(spec, backbone, weights)
-    return _assemble(spec, backbone, input_tensor)
+    return assemble(spec, backbone, input_tensor)
 
 
 def check_spec(spec: EmbedderSpec) -> None:
@@ -164,8 +164,12 @@ def _dtype_policy(precision: Precision) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def _load_backbone(spec: EmbedderSpec, weights: str) -> keras.Model:
-    """The float32 backbone with its weights."""
+def load_backbone(spec: EmbedderSpec, weights: str) -> keras.Model:
+    """The float32 backbone with its weights: what `assemble` takes.
+
+    Raises:
+        ImagebeamError: as `resolve`.
+    """
     check_spec(spec)
     architecture = get_architecture(spec.model)
     include_top = needs_top(architecture, spec.layers, spec.image_size)
@@ -203,8 +207,17 @@ def _without_dtype(layer: keras.layers.Layer) -> keras.layers.Layer:
     return layer.__class__.from_config(config)
 
 
-def _assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any = None) -> keras.Model:
-    """Input, preprocessing, the backbone up to the wanted layers, pooling: one functional model."""
+def assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any = None) -> keras.Model:
+    """Input, preprocessing, the backbone up to the wanted layers, pooling: one functional model.
+
+    At float32 it shares the backbone's layers, so that training the one trains the other. Whatever it is built into,
+    the backbone's normalisation and dropout layers run as in inference.
+
+    Args:
+        spec: of the embedder.
+        backbone: as `load_backbone` gives it.
+        input_tensor: see `build_embedder`.
+    """
     import keras
 
     architecture = get_architecture(spec.model)
@@ -215,7 +228,7 @@ def _assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any = Non
     height, width = spec.image_size or (None, None)
     images = keras.Input((height, width, 3), dtype="uint8", name="image") if input_tensor is None else input_tensor
     inputs = images if input_tensor is None else keras.utils.get_source_inputs(input_tensor)
-    maps = features(architecture.preprocess(keras.ops.cast(images, "float32")))
+    maps = features(architecture.preprocess(keras.ops.cast(images, "float32")), training=False)
     vectors = {
         column: _pool(feature_map, spec.pooling)
         for column, feature_map in zip(columns(spec.layers), keras.tree.flatten(maps), strict=True)

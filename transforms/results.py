@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import metrics, plots
-from transforms.dataset import EmbeddingSet
+from transforms.dataset import RowSet
 from transforms.parquet import FINGERPRINT_KEY
 from transforms.row_index import RowIndex
 from transforms.splits import Split
@@ -39,7 +39,7 @@ class Evaluation:
     confusion: bytes
 
 
-def evaluate(head: keras.Model, embeddings: EmbeddingSet, index: RowIndex, predictions: Path) -> Evaluation:
+def evaluate(head: keras.Model, embeddings: RowSet, index: RowIndex, predictions: Path) -> Evaluation:
     """Try a classifier on the held-out rows, read once, and write what it says of each.
 
     Args:
@@ -80,7 +80,7 @@ def evaluate(head: keras.Model, embeddings: EmbeddingSet, index: RowIndex, predi
 
 
 def _predict(
-    head: keras.Model, embeddings: EmbeddingSet, index: RowIndex, split: Split
+    head: keras.Model, embeddings: RowSet, index: RowIndex, split: Split
 ) -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:
     """(rows with key and uri, probabilities, targets) of a split, in stored order."""
     groups = [group for group in embeddings.groups if len(index.chosen(group, split))]
@@ -92,7 +92,7 @@ def _predict(
         yield table.take(chosen), probabilities, index.targets(group.start + chosen)
 
 
-def _predictions_schema(index: RowIndex, embeddings: EmbeddingSet) -> pa.Schema:
+def _predictions_schema(index: RowIndex, embeddings: RowSet) -> pa.Schema:
     label = pa.list_(pa.string()) if index.multi_label else pa.string()
     fields = [("key", pa.string()), ("uri", pa.string()), ("label", label), ("predicted", label)]
     if not index.multi_label:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms.dataset import EmbeddingSet, RowGroup
+from transforms.dataset import RowGroup, RowSet
 from transforms.errors import ImagebeamError
 from transforms.splits import DROPPED, Split, assign, image_numbers
 
@@ -113,7 +113,7 @@ class RowIndex:
         return digest.hexdigest()
 
 
-def index_rows(embeddings: EmbeddingSet, labels: LabelRules, splits: SplitRules) -> RowIndex:
+def index_rows(embeddings: RowSet, labels: LabelRules, splits: SplitRules) -> RowIndex:
     """Read labels and digests of all rows, and decide their splits.
 
     Raises:
