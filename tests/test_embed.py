@@ -92,6 +92,14 @@ def test_an_image_the_model_chokes_on_is_found_and_the_rest_goes_on():
     assert len(result.rows) == 31
 
 
+def test_two_poisoned_neighbours_fail_alone_too():
+    items = records(16)
+    items[12] = items[13] = Record("twin", "u", png((13, 0, 0)))
+    result = embed(items, batch_size=16, embedder=Poisoned())
+    assert [failure.key for failure in result.failures] == ["twin", "twin"]
+    assert len(result.rows) == 14
+
+
 class Broken(ChannelMeans):
     def embed(self, images):
         raise RuntimeError("the device is gone")

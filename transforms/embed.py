@@ -132,19 +132,33 @@ def _decode(index: int, record: Record | Failure, options: ImageOptions) -> Deco
         return Failure(record.key, record.uri, Stage.DECODE, error.error_type, str(error), sha256)
 
 
-def _embed_batch(batch: Batch, embedder: ImageModel) -> Iterator[tuple[Decoded, Row | Failure]]:
-    """Run the model on images of one shape; an image it chokes on is found by halving the batch."""
+def _embed_batch(batch: Batch, embedder: ImageModel) -> list[tuple[Decoded, Row | Failure]]:
+    """Run the model on images of one shape; where it fails, once more, then in halves down to the images at fault.
+
+    Raises:
+        Exception: the model's own, if it fails for every one of several images.
+    """
     try:
-        vectors = embedder.embed(np.stack([item.image.pixels for item in batch]))
+        return list(_call(batch, embedder))
+    except Exception:
+        outcomes = _halved(batch, embedder)
+        if len(batch) > 1 and all(isinstance(outcome, Failure) for _, outcome in outcomes):
+            raise
+        return outcomes
+
+
+def _halved(batch: Batch, embedder: ImageModel) -> list[tuple[Decoded, Row | Failure]]:
+    try:
+        return list(_call(batch, embedder))
     except Exception as error:
         if len(batch) == 1:
-            yield batch[0], _embed_failure(batch[0], type(error).__name__, str(error))
-            return
-        halves = [*_embed_batch(batch[: len(batch) // 2], embedder), *_embed_batch(batch[len(batch) // 2 :], embedder)]
-        if all(isinstance(outcome, Failure) for _, outcome in halves):
-            raise
-        yield from halves
-        return
+            return [(batch[0], _embed_failure(batch[0], type(error).__name__, str(error)))]
+        middle = len(batch) // 2
+        return _halved(batch[:middle], embedder) + _halved(batch[middle:], embedder)
+
+
+def _call(batch: Batch, embedder: ImageModel) -> Iterator[tuple[Decoded, Row | Failure]]:
+    vectors = embedder.embed(np.stack([item.image.pixels for item in batch]))
     finite = np.logical_and.reduce([np.isfinite(matrix).all(axis=1) for matrix in vectors.values()])
     for position, item in enumerate(batch):
         if finite[position]:
