@@ -199,7 +199,6 @@ def main() -> None:
     args = parser.parse_args()
     installation = install()
     namespaces.enter()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = args.output.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     demo = Demo(folder, args.images)

@@ -6,6 +6,7 @@ installed release cannot be had, `runner/` is built instead: Beam's own modules 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ PUBLISHED_FLINK = "1.20.5"
 ASSEMBLED_FLINK = "1.19.3"
 """Goes with `runner/pom.xml`."""
 
+_POM = HERE / "runner" / "pom.xml"
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
 _FLINK_LIBRARIES = ("flink-dist-", "log4j-")
 """Of the distribution's jars, those a cluster needs that runs no SQL."""
@@ -62,8 +64,8 @@ def install() -> Installation:
         if shutil.which(program) is None:
             raise UnavailableError(f"There is no `{program}` on the PATH. Install {package}.")
     _cache().mkdir(parents=True, exist_ok=True)
-    published, assembled = _published_jar(), _cache() / "build" / "flink-runner.jar"
-    if not published.exists() and not _up_to_date(assembled) and not _fetch(published):
+    published, assembled = _published_jar(), _assembled_jar()
+    if not published.exists() and not assembled.exists() and not _fetch(published):
         _build(assembled)
     if published.exists():
         return Installation(PUBLISHED_FLINK, _flink(PUBLISHED_FLINK), published)
@@ -93,19 +95,19 @@ def _fetch(jar: Path) -> bool:
     return False
 
 
-def _sources() -> list[Path]:
-    return [HERE / "runner" / "pom.xml", *(HERE / "runner" / "src").rglob("*.java")]
-
-
-def _up_to_date(jar: Path) -> bool:
-    return jar.exists() and jar.stat().st_mtime > max(source.stat().st_mtime for source in _sources())
+def _assembled_jar() -> Path:
+    """Where the jar built from `runner/` is kept, under a name that its sources decide."""
+    sources = [_POM, *sorted((HERE / "runner" / "src").rglob("*.java"))]
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    return _cache() / f"flink-runner-{digest[:12]}.jar"
 
 
 def _build(jar: Path) -> None:
-    pom = HERE / "runner" / "pom.xml"
-    maven = _run(["mvn", "-B", "-q", "-f", str(pom), "package", f"-Doutput={jar.parent}"])
-    if maven.returncode != 0:
-        raise UnavailableError(f"Maven cannot build {pom}: {_reason(maven.stdout)}")
+    with tempfile.TemporaryDirectory(dir=_cache()) as folder:
+        maven = _run(["mvn", "-B", "-q", "-f", str(_POM), "package", f"-Doutput={folder}"])
+        if maven.returncode != 0:
+            raise UnavailableError(f"Maven cannot build {_POM}: {_reason(maven.stdout)}")
+        (Path(folder) / "flink-runner.jar").rename(jar)
 
 
 def _flink(version: str) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,9 @@ class UnavailableError(ImagebeamError):
 
 
 def enter() -> None:
-    """Start this program again, as the first process of a private network; returns only there.
+    """Run this program again, as the first process of a private network; returns only there.
+
+    The process outside waits for it, and exits with its exit code.
 
     Raises:
         UnavailableError: where the machine cannot make one.
@@ -35,7 +38,7 @@ def enter() -> None:
     if os.environ.get(_INSIDE):
         _make_bridge()
         return
-    for program, package in (("unshare", "util-linux"), ("ip", "iproute2")):
+    for program, package in (("unshare", "util-linux"), ("setpriv", "util-linux"), ("ip", "iproute2")):
         if shutil.which(program) is None:
             raise UnavailableError(f"There is no `{program}` on the PATH. Install {package}; this needs Linux.")
     unshare = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -44,8 +47,11 @@ def enter() -> None:
     probe = subprocess.run([*unshare, "true"], capture_output=True, text=True, check=False)
     if probe.returncode != 0:
         raise UnavailableError(f"Network namespaces cannot be made here ({probe.stderr.strip()}). Run as root.")
-    os.environ[_INSIDE] = "1"
-    os.execvp(unshare[0], [*unshare, sys.executable, *sys.argv])
+    # `unshare` takes what is inside down with it, but swallows SIGTERM: whatever ends this process, SIGKILL ends it.
+    command = ["setpriv", "--pdeathsig", "KILL", *unshare, sys.executable, *sys.argv]
+    with subprocess.Popen(command, env={**os.environ, _INSIDE: "1"}) as process:
+        signal.signal(signal.SIGTERM, lambda *_: process.kill())
+        sys.exit(process.wait() % 256)
 
 
 def add_host(name: str, number: int) -> str:
