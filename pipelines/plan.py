@@ -1,0 +1,232 @@
+"""`imagebeam plan`: what extract would do with the same flags, and how long it would take; writes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipelines.console import say
+from pipelines.fields import Options, flag
+from pipelines.flags import JobParser, parse
+from pipelines.options import (
+    InputOptions,
+    ModelOptions,
+    OutputOptions,
+    add_input_arguments,
+    add_model_arguments,
+)
+from pipelines.plan_text import Estimate, Plan, to_dict, to_text
+from transforms.errors import ImagebeamError
+from transforms.formats import EmbeddingDtype
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipelines.launch import RunFolder, Source
+    from transforms.embed import EmbedOptions
+    from transforms.embedder import Embedder
+    from transforms.inventory import Inventory
+    from transforms.sampling import Sample
+
+DESCRIPTION = """\
+Look at what extract would do with the same flags: shards and work units, the length of the vectors, image sizes and
+formats, the share of records that would fail, the time on this machine, and the bytes written. Nothing is written;
+--output may be left out, and tells how much of the run an earlier attempt has done."""
+
+NO_OUTPUT = "-"
+"""What stands for --output where it is not given."""
+
+TIMED_CALLS = 2
+"""Calls of the model that are timed, after one that is not."""
+
+_ROW_BYTES = 60
+"""A row's other columns, compressed; more than half of it is the digest."""
+
+_PART_BYTES = 6_000
+"""A part's footer."""
+
+
+@dataclass(frozen=True)
+class LookOptions(Options):
+    """How closely to look, and how to say what was seen."""
+
+    sample: int = flag("records that are read and decoded", 200, type=int, metavar="N")
+    format: str = flag("of what is printed", "text", choices=("text", "json"))
+
+    def __post_init__(self) -> None:
+        if self.sample < 1:
+            raise ImagebeamError(f"--sample is at least 1. Received: {self.sample}.")
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Everything `run` needs, checked when made."""
+
+    input: InputOptions
+    model: ModelOptions
+    output: OutputOptions
+    look: LookOptions
+
+
+def run(options: PlanOptions) -> Plan:
+    """Look at the input and time the model; writes nothing.
+
+    Raises:
+        ImagebeamError: where extract would refuse to start.
+    """
+    from pipelines import launch
+    from transforms.embed import EmbedOptions
+    from transforms.images import prepare_pillow
+    from transforms.inventory import take_inventory
+    from transforms.sampling import Reservoir, look_at
+
+    source = launch.open_input(options.input)
+    folder = _look_into_output(options.output, source)
+    reservoir = Reservoir(options.look.sample)
+    say("Counting records")
+    inventory = take_inventory(
+        source.patterns,
+        source.input_format,
+        options.output.rows_per_unit,
+        source.read,
+        output=None if folder is None or options.output.overwrite else folder.output,
+        on_unit=reservoir.add,
+    )
+    say(f"Loading {options.model.model}")
+    started = time.perf_counter()
+    embedder = _load(options, folder)
+    load_seconds = time.perf_counter() - started
+    embed = EmbedOptions(options.model.image_options(embedder.spec), options.model.batch_size)
+    prepare_pillow(options.model.max_image_pixels)
+    say(f"Looking at {min(options.look.sample, inventory.records):,} of {inventory.records:,} records")
+    sample = look_at(reservoir.records(source.read), embed.images, images=embed.batch_size, pixels=embed.pixel_budget)
+    estimate = None
+    if sample.images:
+        say("Timing the model")
+        first_call, rate = time_model(embedder, sample.images, embed)
+        estimate = _estimate(options.output, inventory, sample, embedder.dimensions, load_seconds + first_call, rate)
+    return Plan(
+        options.model.model,
+        embedder.dimensions,
+        inventory,
+        sample,
+        estimate,
+        None if folder is None else folder.output,
+        options.output.max_failure_rate,
+    )
+
+
+def _look_into_output(options: OutputOptions, source: Source) -> RunFolder | None:
+    from pipelines import launch
+
+    if options.output == NO_OUTPUT:
+        return None
+    try:
+        return launch.check_output(options, source)
+    except OSError as error:
+        raise ImagebeamError(f"The output cannot be read: {error}. Received: --output {options.output!r}.") from error
+
+
+def _load(options: PlanOptions, folder: RunFolder | None) -> Embedder:
+    """The model asked for; ImageNet's weights are not fetched for this, since random ones take as long."""
+    from pipelines import launch
+    from transforms.embedder import resolve
+    from transforms.staging import read_staged
+
+    weights = options.model.weights
+    embedder = resolve(options.model.spec(), "none" if weights == "imagenet" else weights)
+    staged = None if folder is None or options.output.overwrite else read_staged(folder.model)
+    if folder is not None and staged is not None:
+        drawn = weights in ("imagenet", "none")
+        sha256 = staged.spec.weights_sha256 if drawn else embedder.spec.weights_sha256
+        launch.check_spec(folder, staged, options.model.spec(sha256))
+    return embedder
+
+
+def time_model(embedder: Embedder, images: Sequence[np.ndarray], options: EmbedOptions) -> tuple[float, float]:
+    """Seconds of the first call, and images per second of the next ones.
+
+    Args:
+        embedder: the model.
+        images: uint8 RGB [height, width, 3]; repeated to fill a batch where all have one size.
+        options: the size of the run's batches.
+    """
+    import numpy as np
+
+    from transforms.batching import batch_by_shape
+
+    if options.images.image_size is not None:
+        images = list(itertools.islice(itertools.cycle(images), options.batch_size))
+    batches = [
+        np.stack(batch)
+        for batch in batch_by_shape(images, lambda image: image.shape, options.batch_size, options.pixel_budget)
+    ]
+    started = time.perf_counter()
+    for batch in batches:
+        embedder.embed(batch)
+    warm = time.perf_counter()
+    for batch in batches * TIMED_CALLS:
+        embedder.embed(batch)
+    return warm - started, TIMED_CALLS * len(images) / (time.perf_counter() - warm)
+
+
+def _estimate(
+    output: OutputOptions,
+    inventory: Inventory,
+    sample: Sample,
+    dimensions: Mapping[str, int],
+    startup_seconds: float,
+    rate: float,
+) -> Estimate:
+    committed = inventory.committed
+    records = inventory.records - committed.records + (committed.failed if output.retry_failed else 0)
+    images = round(records * (1 - sample.failure_rate))
+    units = inventory.units - committed.units
+    decode_rate = sample.cores / sample.decode_seconds
+    value_bytes = 2 if output.embedding_dtype == EmbeddingDtype.FLOAT16 else 4
+    return Estimate(
+        records=records,
+        images=images,
+        # Decoding runs ahead of the model; but where the model runs on the same cores, they share them.
+        seconds=startup_seconds + images / rate + images / decode_rate if images else 0.0,
+        startup_seconds=startup_seconds,
+        model_images_per_second=rate,
+        decode_images_per_second=decode_rate,
+        output_bytes=images * (sum(dimensions.values()) * value_bytes + _ROW_BYTES) + units * _PART_BYTES,
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `imagebeam plan`: those of extract, and its own."""
+    add_input_arguments(parser)
+    add_model_arguments(parser)
+    OutputOptions.add_arguments(parser, "output", defaults={"output": NO_OUTPUT})
+    LookOptions.add_arguments(parser, "plan")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns 0."""
+    parser = JobParser("plan", DESCRIPTION, beam=True)
+    add_arguments(parser)
+    args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
+    options = PlanOptions(
+        InputOptions.from_args(args),
+        ModelOptions.from_args(args),
+        OutputOptions.from_args(args),
+        LookOptions.from_args(args),
+    )
+    plan = run(options)
+    sys.stdout.write((json.dumps(to_dict(plan), indent=2) if options.look.format == "json" else to_text(plan)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_job
+
+    sys.exit(run_job("plan"))
