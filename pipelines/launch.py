@@ -231,25 +231,27 @@ def stage_model(options: ModelOptions, folder: RunFolder) -> StagedModel:
             raise ImagebeamError(f"The weights file cannot be read: {error}") from error
     staged = read_staged(folder.model)
     if staged is not None:
-        check_spec(folder, staged, options.spec(staged.spec.weights_sha256))
+        check_spec(folder, staged.spec, options.spec(staged.spec.weights_sha256))
         same_file = source["file_sha256"] is not None and source["file_sha256"] == staged.weights["file_sha256"]
         if same_file or source == staged.weights:
             return staged
     say(f"Loading {options.model} with weights {options.weights}")
     embedder = resolve(options.spec(), options.weights)
     if staged is not None:
-        check_spec(folder, staged, embedder.spec)
+        check_spec(folder, staged.spec, embedder.spec)
         return staged
+    if part := next(parquet.list_parts(storage.join(folder.output, folder.parts)), None):  # someone deleted model/
+        check_spec(folder, parquet.read_spec(part[1]), embedder.spec)
     return stage(embedder, folder.model, source)
 
 
-def check_spec(folder: RunFolder, staged: StagedModel, wanted: EmbedderSpec) -> None:
+def check_spec(folder: RunFolder, held: EmbedderSpec, wanted: EmbedderSpec) -> None:
     """Refuse to mix embeddings of two specs in one folder.
 
     Raises:
         ImagebeamError: naming the fields that differ.
     """
-    if differences := staged.spec.differences(wanted):
+    if differences := held.differences(wanted):
         raise ImagebeamError(
             f"{folder.output} holds embeddings of another spec ({'; '.join(differences)}). Choose another --output, or "
             f"--overwrite."

@@ -217,20 +217,31 @@ def _commit(about: dict[str, Any], fingerprint: str, data: bytes) -> Commit:
 
 
 def read_commit(uri: str) -> Commit | None:
-    """What the part at `uri` says of itself in its footer; None where there is no part.
+    """What the part at `uri`, of rows or of failures, says of itself in its footer; None where there is no part.
 
     Raises:
-        OSError: for a file that is no part of this project.
+        OSError: for a file that is no part of this project, or has changed since it was written.
     """
     try:
         data = storage.read_bytes(uri)
     except FileNotFoundError:
         return None
     try:
-        metadata = pq.ParquetFile(io.BytesIO(data)).schema_arrow.metadata or {}
-        return _commit(json.loads(metadata[UNIT_KEY]), metadata[FINGERPRINT_KEY].decode(), data)
-    except (pa.ArrowInvalid, KeyError, ValueError) as error:
+        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
+        metadata = table.schema.metadata or {}
+        commit = _commit(json.loads(metadata[UNIT_KEY]), metadata[FINGERPRINT_KEY].decode(), data)
+        rows = commit.failed if table.column_names == FAILURES_SCHEMA.names else commit.embedded
+        if table.num_rows != rows:
+            raise ValueError(f"it has {table.num_rows} rows, not {rows}")
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise OSError(f"{uri} is not a part of an Imagebeam run ({error}); delete it and run again") from error
+    return commit
+
+
+def read_spec(uri: str) -> EmbedderSpec:
+    """The spec in the footer of a part."""
+    with storage.open_read(uri) as source:
+        return EmbedderSpec.from_json(pq.read_schema(source).metadata[SPEC_KEY])
 
 
 def read_table(uri: str) -> pa.Table:

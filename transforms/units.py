@@ -116,13 +116,21 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
     def process(self, unit: WorkUnit) -> Iterator[UnitReport]:
         job = self._job
         done = parquet.read_commit(parquet.part_uri(job.output, job.layout.folder, unit.id))
-        if done is not None and done.version == unit.version and not (job.retry_failed and done.failed):
+        if done is not None and done.version != unit.version:
+            done = None
+        if done is not None and not (job.retry_failed and done.failed) and self._has_its_failures(done):
             PROGRESS.skipped(unit.count)
             Metrics.counter(METRICS_NAMESPACE, "units_skipped").inc()
             yield UnitReport(unit.count, done, skipped=True)
             return
-        retried = done if done is not None and done.version == unit.version else None
-        yield UnitReport(unit.count, self._work(unit, retried), skipped=False)
+        yield UnitReport(unit.count, self._work(unit, done), skipped=False)
+
+    def _has_its_failures(self, done: Commit) -> bool:
+        """Whether the failures beside a part are those it speaks of: a retry killed at its end leaves later ones."""
+        if not done.failed:
+            return True
+        failures = parquet.read_commit(parquet.failures_uri(self._job.output, done.unit_id))
+        return failures is not None and (failures.version, failures.failures) == (done.version, done.failures)
 
     def _work(self, unit: WorkUnit, retried: Commit | None) -> Commit:
         job = self._job
@@ -130,12 +138,12 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
         items = job.work.read(unit)
         keys: list[str] = []
         if retried is not None:
-            failed = set(parquet.read_table(parquet.failures_uri(job.output, unit.id))["key"].to_pylist())
-            items = _only(failed, items, keys)
+            old = parquet.read_table(parquet.part_uri(job.output, job.layout.folder, unit.id))
+            items = _except(set(old["key"].to_pylist()), items, keys)
         result = job.work.work(items, model)
         table = job.layout.to_table(result.rows, model.dimensions)
         if retried is not None:
-            table = _merge(parquet.read_table(parquet.part_uri(job.output, job.layout.folder, unit.id)), table, keys)
+            table = _merge(old, table, keys)
             result.icc_profiles_ignored += retried.icc_profiles_ignored
             PROGRESS.skipped(unit.count - len(result.rows) - len(result.failures))
         started = time.perf_counter()
@@ -181,11 +189,11 @@ def count_batch(rows: int, seconds: float) -> None:
     Metrics.distribution(METRICS_NAMESPACE, "inference_batch_latency_micro_secs").update(round(seconds * 1e6))
 
 
-def _only(wanted: set[str], items: Iterable[Any], keys: list[str]) -> Iterator[Any]:
-    """The wanted items; the keys of all of them, in order, go to `keys`."""
+def _except(done: set[str], items: Iterable[Any], keys: list[str]) -> Iterator[Any]:
+    """The items that are not done; the keys of all of them, in order, go to `keys`."""
     for item in items:
         keys.append(item.key)
-        if item.key in wanted:
+        if item.key not in done:
             yield item
 
 
