@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.console import say
+from pipelines.dataflow import add_dataflow_arguments
 from pipelines.fields import Options, flag
 from pipelines.flags import JobParser, parse
 from pipelines.options import (
@@ -145,7 +146,7 @@ def _load(options: PlanOptions, folder: RunFolder | None) -> Embedder:
     if folder is not None and staged is not None:
         drawn = weights in ("imagenet", "none")
         sha256 = staged.spec.weights_sha256 if drawn else embedder.spec.weights_sha256
-        launch.check_spec(folder, staged, options.model.spec(sha256))
+        launch.check_spec(folder, staged.spec, options.model.spec(sha256))
     return embedder
 
 
@@ -207,6 +208,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
     add_model_arguments(parser)
     OutputOptions.add_arguments(parser, "output", defaults={"output": NO_OUTPUT})
+    add_dataflow_arguments(parser)
     LookOptions.add_arguments(parser, "plan")
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import plan_text
+from pipelines import extract, plan_text
 from pipelines.cli import run_job
-from pipelines.plan import time_model
+from pipelines.flags import JobParser
+from pipelines.plan import add_arguments, time_model
 from tests import extracting
 from tests.extracting import SMALL_MODEL
 from tests.fakes import ChannelMeans
@@ -51,6 +52,14 @@ def tree(folder):
         path: (path.read_bytes() if path.is_file() else None, path.stat().st_mtime_ns)
         for path in sorted(Path(folder).rglob("*"))
     }
+
+
+def test_takes_the_flags_of_extract():
+    theirs, ours = JobParser("extract"), JobParser("plan")
+    extract.add_arguments(theirs)
+    add_arguments(ours)
+    assert set(ours.flags) - set(theirs.flags) == {"--sample", "--format"}
+    assert set(theirs.flags) <= set(ours.flags)
 
 
 def test_counts_are_those_of_a_loop_over_the_files(mixed, tmp_path, capsys):
