@@ -74,12 +74,15 @@ def write_digit_shards(folder: Path, images: int) -> list[Path]:
     paths = []
     for shard in range(_SHARDS):
         path = folder / f"digits-{shard:05d}-of-{_SHARDS:05d}.tar"
-        with tarfile.open(path, "w") as tar:
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w") as tar:
             for index in range(shard, min(images, len(digits.images)), _SHARDS):
                 png = io.BytesIO()
                 Image.fromarray((digits.images[index] * (255 / 16)).round().astype("uint8")).save(png, "PNG")
                 _add(tar, f"{index:06d}.png", png.getvalue())
                 _add(tar, f"{index:06d}.cls", str(digits.target[index]).encode())
+        if not path.exists() or path.read_bytes() != content.getvalue():
+            path.write_bytes(content.getvalue())  # else untouched: a second demo finds its units committed
         paths.append(path)
     return paths
 
@@ -124,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"{title}: imagebeam {job} {' '.join(flat)}")
         if code := cli.run_job(job, flat):
             return code
+    say(f"Done. Look at {folder}/run/embeddings, {folder}/classifier/metrics.json and {folder}/run/report.html")
     return 0
 
 
