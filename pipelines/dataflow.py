@@ -90,7 +90,6 @@ def complete(
                 f"leave it out."
             )
         return tuple(beam_args)
-    # Beam's own checks would find a temporary folder in either.
     if missing := [name for name in _REQUIRED if not (values[name] or _stands_in(name, given))]:
         raise ImagebeamError(
             f"A job on Dataflow needs {', '.join(f'--{name}' for name in missing)} too (docs/dataflow.md)."
@@ -110,8 +109,12 @@ def _is_dataflow(runner: str | None) -> bool:
 
 
 def _stands_in(name: str, given: PipelineOptions) -> bool:
-    """Whether another flag says what the missing one would."""
-    other = {"temp_location": "staging_location", "sdk_container_image": "setup_file"}.get(name)
+    """Whether another flag says what the missing one would; who launches a template says the region."""
+    other = {
+        "temp_location": "staging_location",
+        "sdk_container_image": "setup_file",
+        "region": "template_location",
+    }.get(name)
     return other is not None and bool(given.get_all_options()[other])
 
 

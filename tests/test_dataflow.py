@@ -381,7 +381,7 @@ class TestTemplate:
         argv += ["--staging_location=gs://b/s", "--template_location=/x/job_object", '--labels={"a": "b"}']
         done = subprocess.run([sys.executable, entry, *argv], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 2
-        assert "needs --project, --region, --sdk_container_image too" in done.stderr
+        assert "needs --project, --sdk_container_image too" in done.stderr
 
     def test_image_starts_that_entry_point(self):
         dockerfile = (ROOT / "Dockerfile").read_text()
@@ -389,3 +389,44 @@ class TestTemplate:
         assert f"ENV FLEX_TEMPLATE_PYTHON_PY_FILE={target}\n" in dockerfile
         minor = re.search(r"python:(\d)\.(\d+)-", dockerfile)
         assert f"python{minor[1]}{minor[2]}-template-launcher-base" in dockerfile
+
+
+class TestDocument:
+    TEXT = (ROOT / "docs/dataflow.md").read_text()
+
+    def test_names_the_versions_of_the_image_in_its_tag(self):
+        (tag,) = set(
+            re.findall(r"imagebeam:(\d[\w.-]+)", self.TEXT + (ROOT / "deploy/dataflow/launch.json").read_text())
+        )
+        python = re.search(r"^FROM python:(\d+\.\d+)-", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
+        release = re.search(r'version="(.+)"', (ROOT / "setup.py").read_text())[1]
+        assert tag == f"{release}-py{python}-beam{beam.__version__}-gpu"
+
+    def test_has_every_gpu_with_its_machine(self):
+        table = re.findall(r"^\| (`nvidia-.*) \| `(.+)` \|$", self.TEXT, re.MULTILINE)
+        shown = {gpu.strip("` "): machine for gpus, machine in table for gpu in gpus.split(",")}
+        assert shown == dataflow.GPUS
+
+    def test_has_every_setting(self):
+        shown = set(re.findall(r"^\| `(--\S+)` \|", self.TEXT, re.MULTILINE)) - {"--gpu"}
+        settings = {setting.replace("nvidia-l4", "TYPE") for setting in SETTINGS | GPU_SETTINGS}
+        assert shown == {setting.replace("=g2-standard-8", "") for setting in settings}
+
+    def test_request_of_the_schedule_has_parameters_the_template_takes(self):
+        request = json.loads((ROOT / "deploy/dataflow/launch.json").read_text())["launchParameter"]
+        text = (
+            json.dumps(request).replace("BUCKET", "bucket").replace("PROJECT", "shop").replace("REGION", "us-central1")
+        )
+        metadata = {one["name"]: one for one in flex_template.metadata()["parameters"]}
+        for name, value in json.loads(text)["parameters"].items():
+            assert re.match(metadata[name]["regexes"][0], value)
+
+    def test_parameters_of_its_commands_exist(self):
+        names = {one["name"] for one in flex_template.metadata()["parameters"]}
+        given = re.findall(r"(?:--parameters=|,)(\w+)=[\"$\w]", self.TEXT)
+        assert {"input", "output", "gpu", "sdk_container_image"} == set(given) <= names
+
+    def test_sums_are_right(self):
+        for rate, hours in re.findall(r"^\| ([\d,.]+), \w+ \| .* \| ([\d.]+) \w+ hours", self.TEXT, re.MULTILINE):
+            exact = 1e6 / float(rate.replace(",", "")) / 3600
+            assert float(hours) == pytest.approx(exact, abs=0.051 if exact > 1 else 0.0051)
