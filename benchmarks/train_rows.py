@@ -1,0 +1,212 @@
+"""How fast and in how much memory `imagebeam train` reads rows, against a plain `model.fit` on the same rows in memory.
+
+    python -m benchmarks.train_rows                      # one million rows of 512 values, 2 GB on disk
+    python -m benchmarks.train_rows --rows 100000        # smaller
+
+Each measurement is a process of its own: its peak memory is its own, and nothing is warm. Both train the same head with
+the same optimizer, batch size and batches per compiled call. Rates are those of whole epochs, validation included; the
+first is left out, since it traces the step. JSON goes to stdout or --json, the table to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+CLASSES = 10
+ROWS_PER_PART = 2048
+VALIDATION = 0.1
+
+
+def write_set(folder: Path, rows: int, dimension: int) -> None:
+    """Random vectors in parts as extract writes them, part by part."""
+    import pyarrow as pa
+
+    from transforms import parquet
+    from transforms.spec import EmbedderSpec
+    from transforms.types import embeddings_schema
+
+    spec = EmbedderSpec("Random", "0" * 64)
+    schema = embeddings_schema({"embedding": dimension})
+    random = np.random.default_rng(0)
+    centers = random.normal(size=(CLASSES, dimension)).astype(np.float32)
+    (folder / parquet.EMBEDDINGS).mkdir(parents=True)
+    parts = []
+    for number, start in enumerate(range(0, rows, ROWS_PER_PART)):
+        count = min(ROWS_PER_PART, rows - start)
+        labels = random.integers(CLASSES, size=count)
+        vectors = centers[labels] + 4 * random.standard_normal((count, dimension), dtype=np.float32)
+        columns = {
+            "key": [str(start + row) for row in range(count)],
+            "uri": ["memory"] * count,
+            "label": labels.astype(str),
+            "width": np.full(count, 224, np.int32),
+            "height": np.full(count, 224, np.int32),
+            "sha256": [random.bytes(32).hex() for _ in range(count)],
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dimension),
+        }
+        metadata = {
+            parquet.FINGERPRINT_KEY: spec.fingerprint.encode(),
+            parquet.SPEC_KEY: spec.to_json().encode(),
+        }
+        table = pa.table(columns, schema=schema.with_metadata(metadata))
+        name = parquet.part_name(f"{number:016x}")
+        pa.parquet.write_table(table, folder / parquet.EMBEDDINGS / name, compression="zstd", write_page_checksum=True)
+        parts.append({"path": f"{parquet.EMBEDDINGS}/{name}", "rows": count})
+    (folder / "manifest.json").write_text(json.dumps({"parts": parts}))
+
+
+class Stopwatch:
+    """A `transforms.fitting.Watcher`, and so a callback for plain Keras too, that times epochs."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._began = time.monotonic()
+
+    def after_batches(self, *_: Any) -> None:
+        pass
+
+    def after_epoch(self, *_: Any) -> None:
+        now = time.monotonic()
+        self.seconds.append(now - self._began)
+        self._began = now
+
+
+def open_set(folder: str, max_memory_mb: int) -> tuple[Any, Any]:
+    """Sources and index, as the job opens them."""
+    from transforms.dataset import open_embeddings
+    from transforms.row_index import LabelRules, SplitRules, index_rows
+    from transforms.sources import open_sources
+
+    embeddings = open_embeddings([folder])
+    index = index_rows(embeddings, LabelRules(), SplitRules(validation=VALIDATION, test=0.0))
+    return open_sources(embeddings, index, max_memory_mb), index
+
+
+def make_model(sources: Any, args: argparse.Namespace) -> Any:
+    from transforms.classifier import build_head, compile_head
+
+    hidden = [int(width) for width in args.hidden_units.split(",")] if args.hidden_units else []
+    head = build_head(args.dimension, CLASSES, hidden_units=hidden, mean=sources.mean, variance=sources.variance)
+    return compile_head(head, steps=1)
+
+
+def measure_streamed(args: argparse.Namespace) -> dict[str, Any]:
+    """Epochs over Parquet, with what the job holds in memory by default."""
+    from transforms.fitting import fit
+    from transforms.sources import EpochOrder, to_dataset
+
+    sources, index = open_set(args.folder, args.max_memory_mb)
+    order, watch = EpochOrder(0), Stopwatch()
+    fit(
+        make_model(sources, args),
+        to_dataset(sources.train, index.targets, args.batch_size, order),
+        to_dataset(sources.validation, index.targets, args.batch_size),
+        epochs=args.epochs,
+        begin_epoch=order.begin_epoch,
+        watcher=watch,
+    )
+    return {"source": type(sources.train).__name__, "train_rows": sources.train.rows, "epoch_seconds": watch.seconds}
+
+
+def measure_plain(args: argparse.Namespace) -> dict[str, Any]:
+    """Plain `model.fit` on arrays, shuffled by Keras."""
+    import keras
+
+    sources, index = open_set(args.folder, max_memory_mb=2**20)
+    train, validation = sources.train, sources.validation
+    watch = Stopwatch()
+    make_model(sources, args).fit(
+        train.vectors,
+        index.targets(train.numbers),
+        validation_data=(validation.vectors, index.targets(validation.numbers)),
+        batch_size=args.batch_size,
+        epochs=args.epochs,
+        verbose=0,
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=watch.after_epoch)],
+    )
+    return {"source": "model.fit", "train_rows": train.rows, "epoch_seconds": watch.seconds}
+
+
+def measure_job(args: argparse.Namespace) -> dict[str, Any]:
+    """The whole job, one epoch: checking, training, measuring, plots."""
+    from pipelines import train
+
+    with tempfile.TemporaryDirectory() as output:
+        flags = ["--embeddings", args.folder, "--output", f"{output}/out", "--skip_image_classifier", "--epochs", "1"]
+        flags += ["--batch_size", str(args.batch_size), "--max_memory_mb", str(args.max_memory_mb)]
+        flags += ["--hidden_units", args.hidden_units or "none"]
+        if train.main(flags):
+            raise RuntimeError("the job failed")
+        metrics = json.loads(Path(output, "out", "metrics.json").read_text())
+    return {"accuracy": metrics["accuracy"], "train_rows": metrics["rows"]["train"]}
+
+
+MEASUREMENTS = {"plain": measure_plain, "streamed": measure_streamed, "job": measure_job}
+
+
+def run_child(name: str, argv: list[str]) -> dict[str, Any]:
+    """One measurement in a process of its own."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-m", "benchmarks.train_rows", *argv, "--measure", name]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    if seconds := found.get("epoch_seconds", [])[1:]:
+        found["rows_per_second"] = found["train_rows"] / statistics.median(seconds)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--dimension", type=int, default=512)
+    parser.add_argument("--hidden_units", default="", help="widths with commas between them (default: none)")
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--max_memory_mb", type=int, default=512)
+    parser.add_argument("--folder", help="where the rows are, or are put and kept (default: a temporary folder)")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", choices=MEASUREMENTS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        began = time.monotonic()
+        found = MEASUREMENTS[args.measure](args)
+        found["seconds"] = time.monotonic() - began
+        found["peak_rss_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        print(json.dumps(found))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(args.folder or temporary)
+        if not (folder / "manifest.json").exists():
+            write_set(folder, args.rows, args.dimension)
+        names = ("hidden_units", "batch_size", "epochs", "max_memory_mb", "dimension")
+        argv = [f"--{name}={getattr(args, name)}" for name in names] + [f"--folder={folder}"]
+        results = {name: run_child(name, argv) for name in MEASUREMENTS}
+    ratio = results["streamed"]["rows_per_second"] / results["plain"]["rows_per_second"]
+    summary = {"rows": args.rows, "gigabytes": args.rows * args.dimension * 4 / 1e9, "ratio": ratio, **results}
+    (args.json.write_text if args.json else print)(json.dumps(summary, indent=1))
+    table = Table(
+        "", "rows/s", "seconds in all", "peak RSS, GB", title=f"{args.rows:,} rows of {args.dimension} values"
+    )
+    for name, found in results.items():
+        rate = f"{found['rows_per_second']:,.0f}" if "rows_per_second" in found else ""
+        table.add_row(name, rate, f"{found['seconds']:.1f}", f"{found['peak_rss_gb']:.2f}")
+    table.caption = f"streamed / plain: {ratio:.2f}"
+    Console(stderr=True).print(table)
+
+
+if __name__ == "__main__":
+    main()
