@@ -35,7 +35,7 @@ FLAGS = {
     "--input_format": (InputOptions, ["webdataset"], "input_format", InputFormat.WEBDATASET),
     "--image_column": (InputOptions, ["jpeg"], "image_column", "jpeg"),
     "--label_column": (InputOptions, ["class"], "label_column", "class"),
-    "--keep_columns": (InputOptions, ["a,b:int64"], "keep_columns", (("a", "string"), ("b", "int64"))),
+    "--keep_columns": (InputOptions, ["a,b:int64"], "keep_columns", (("a", "null"), ("b", "int64"))),
     "--model": (ModelOptions, ["ResNet50"], "model", "ResNet50"),
     "--weights": (ModelOptions, ["random:3"], "weights", "random:3"),
     "--layer": (ModelOptions, ["block4_pool"], "layers", ("block4_pool",)),
