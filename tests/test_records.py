@@ -267,8 +267,9 @@ def test_samples_that_come_back_are_failures_with_keys_of_their_own(tmp_path):
 # Parquet.
 
 
+@pytest.mark.parametrize("row_group_size", [10, COUNT])
 @pytest.mark.parametrize("layout", ["binary", "large_binary", "struct", "dictionary"])
-def test_rows_equal_those_of_pyarrow(tmp_path, layout):
+def test_rows_equal_those_of_pyarrow(tmp_path, layout, row_group_size):
     data = pa.array(images(COUNT), pa.large_binary() if layout == "large_binary" else pa.binary())
     if layout == "struct":
         data = pa.StructArray.from_arrays([data, pa.nulls(COUNT, pa.string())], ["bytes", "path"])
@@ -278,7 +279,7 @@ def test_rows_equal_those_of_pyarrow(tmp_path, layout):
         "label": [index % 3 for index in range(COUNT)],
         "tags": [["a"] * (index % 3) for index in range(COUNT)],
     }
-    path = write_parquet(tmp_path / "x", columns, 10)
+    path = write_parquet(tmp_path / "x", columns, row_group_size)
     expected = []
     for index, row in enumerate(pq.read_table(path).to_pylist()):
         image = row["image"]["bytes"] if layout == "struct" else row["image"]
