@@ -234,7 +234,8 @@ def read_commit(uri: str) -> Commit | None:
         if table.num_rows != rows:
             raise ValueError(f"it has {table.num_rows} rows, not {rows}")
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise OSError(f"{uri} is not a part of an Imagebeam run ({error}); delete it and run again") from error
+        reason = " ".join(str(error).split())
+        raise OSError(f"{uri} is not a part of an Imagebeam run ({reason}); delete it and run again") from error
     return commit
 
 
@@ -244,10 +245,10 @@ def read_spec(uri: str) -> EmbedderSpec:
         return EmbedderSpec.from_json(pq.read_schema(source).metadata[SPEC_KEY])
 
 
-def read_table(uri: str) -> pa.Table:
-    """A whole part, page checksums verified."""
+def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A part, page checksums verified: all of it, or those of `columns` that it has."""
     with storage.open_read(uri) as source:
-        return pq.ParquetFile(source, page_checksum_verification=True).read()
+        return pq.ParquetFile(source, page_checksum_verification=True).read(columns)
 
 
 def list_parts(folder: str) -> Iterator[tuple[str, str]]:

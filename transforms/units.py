@@ -199,6 +199,6 @@ def _except(done: set[str], items: Iterable[Any], keys: list[str]) -> Iterator[A
 
 def _merge(old: pa.Table, new: pa.Table, keys: Sequence[str]) -> pa.Table:
     """Rows of both tables in the order of `keys`."""
-    table = pa.concat_tables([old.replace_schema_metadata(None), new.replace_schema_metadata(None)])
+    table = pa.concat_tables([old.cast(new.schema), new])  # Parquet gives the items of lists another name
     positions = pc.index_in(table["key"], value_set=pa.array(keys, pa.string()))
     return table.take(pc.sort_indices(positions)).combine_chunks()
