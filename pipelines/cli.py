@@ -41,6 +41,7 @@ JOBS = {
     "plan": Job("pipelines.plan", "what extract would do: units, sizes, time and bytes; writes nothing"),
     "layers": Job("pipelines.layers", "a model's layers: names, output shapes, vector lengths"),
     "train": Job("pipelines.train", "embeddings -> a dense classifier"),
+    "finetune": Job("pipelines.finetune", "image shards -> a backbone and a classifier trained together"),
     "classify": Job("pipelines.classify", "image shards, or embeddings -> labels"),
     "report": Job("pipelines.report", "a run's folder -> report.html"),
     "demo": Job("pipelines.demo", "the whole way on real data, in a few minutes"),

@@ -256,8 +256,6 @@ def save_models(
 
 def _provenance(embeddings: EmbeddingSet, options: TrainOptions, head: HeadOptions, fit: FitOptions) -> dict[str, Any]:
     """What the classifier was made from, with what."""
-    from transforms.manifest import versions
-
     used = dataclasses.replace(options, head=head, fit=fit)
     return {
         "embeddings": embeddings.folders,
@@ -265,12 +263,16 @@ def _provenance(embeddings: EmbeddingSet, options: TrainOptions, head: HeadOptio
         "fingerprint": embeddings.spec.fingerprint,
         "spec": embeddings.spec.to_dict(),
         "options": dataclasses.asdict(used),
-        "versions": {
-            "python": platform.python_version(),
-            "scikit-learn": importlib.metadata.version("scikit-learn"),
-            **versions(),
-        },
+        "versions": installed_versions(),
     }
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what a classifier is made with, for metrics.json."""
+    from transforms.manifest import versions
+
+    scikit_learn = importlib.metadata.version("scikit-learn")
+    return {"python": platform.python_version(), "scikit-learn": scikit_learn, **versions()}
 
 
 def conclude(metrics: dict[str, Any], output: str, least_accuracy: float | None) -> TrainResult:

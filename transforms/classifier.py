@@ -18,7 +18,8 @@ LABELS_FILE = "labels.json"
 """Beside a classifier, and inside its `.keras` file, which is a zip: the classes' names in order of the outputs, and
 what vectors they are told from."""
 
-_LOGITS = "logits"
+LOGITS = "logits"
+"""The layer of a classifier before the probabilities."""
 
 _STEPS_PER_EXECUTION = 16
 """Batches in one call of the compiled step: a dense head is so cheap that the call itself would cost as much."""
@@ -89,7 +90,7 @@ def build_head(
         if dropout:
             values = keras.layers.Dropout(dropout, seed=next(seeds), name=f"hidden_{number}_dropout")(values)
     glorot = keras.initializers.GlorotUniform(seed=next(seeds))
-    logits = keras.layers.Dense(classes, kernel_initializer=glorot, name=_LOGITS)(values)
+    logits = keras.layers.Dense(classes, kernel_initializer=glorot, name=LOGITS)(values)
     activation = "sigmoid" if multi_label else "softmax"
     probabilities = keras.layers.Activation(activation, dtype="float32", name="probabilities")(logits)
     return keras.Model(vectors, probabilities, name="classifier")
@@ -151,7 +152,7 @@ def compile_head(
     else:
         loss = _single_label_loss(head.output_shape[-1], label_smoothing, class_weights)
         accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    trained = keras.Model(head.input, head.get_layer(_LOGITS).output, name="training")
+    trained = keras.Model(head.input, head.get_layer(LOGITS).output, name="training")
     trained.compile(
         optimizer,
         loss,
