@@ -33,6 +33,7 @@ setup(
         "keras>=3.15.1",
         "numpy>=2.0",
         "pillow>=12",
+        "protobuf>=6",
         "pyarrow>=23",
         "pyyaml>=6.0",
         "rich>=14",

@@ -25,7 +25,7 @@ KEEP_TYPES = ("string", "bool", "int32", "int64", "float32", "float64", "binary"
 """What a kept column may be declared as, under the names pyarrow gives them."""
 
 UNDECLARED = "null"
-"""The type of a kept column whose flag names none: Parquet's schema tells it, elsewhere it is a string."""
+"""The type of a kept column whose flag names none: the first records tell it."""
 
 OUTPUT_COLUMNS = ("key", "uri", "label", "width", "height", "sha256", "embedding")
 """Columns a part always has: an input column cannot be kept under such a name."""
@@ -91,7 +91,7 @@ class InputOptions(Options):
     )
     keep_columns: tuple[tuple[str, str], ...] = flag(
         f"input columns to copy into the output; TYPE is one of {', '.join(KEEP_TYPES)} "
-        "(default: as in a Parquet input's schema, else string)",
+        "(default: as the first records have it)",
         (),
         type=_keep_columns,
         metavar="NAME[:TYPE],...",
