@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+import warnings
+import zipfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +20,12 @@ from transforms.frameworks import import_keras
 from transforms.models import Architecture
 
 if TYPE_CHECKING:
+    import h5py
     import keras
 
 FILE_FORMATS = (".weights.h5", ".h5", ".npz", ".onnx")
+
+_REMEDY = "They must be of the same architecture, without the top unless a layer of the top is asked for."
 
 _ONNX_CONVOLUTION = re.compile(r"(block\d_conv\d)(?:_\d+)?/")
 
@@ -94,34 +100,62 @@ def digest(model: keras.Model) -> str:
 
 def _load_file(model: keras.Model, path: Path, source: str) -> None:
     """Fill `model` from a weights file, by its format. `source` is the name the user knows it by."""
-    name = path.name
-    if name.endswith(".npz"):
-        with np.load(path, allow_pickle=False) as arrays:
-            _assign(model, {key: arrays[key] for key in arrays.files}, source)
-    elif name.endswith(".onnx"):
-        _assign(model, dict(_onnx_arrays(path, source)), source)
+    if path.name.endswith(".npz"):
+        _assign(model, _npz_arrays(path, source), source)
+    elif path.name.endswith(".onnx"):
+        _assign(model, _onnx_arrays(path, source), source)
     else:
-        if not name.endswith(".weights.h5"):
-            _refuse_full_model(path, source)
-        try:
+        _load_hdf5(model, path, source)
+
+
+def _load_hdf5(model: keras.Model, path: Path, source: str) -> None:
+    """What Keras reads itself, as far as it holds weights alone, and those of this model alone."""
+    if path.name.endswith(".weights.h5"):
+        _refuse_other_count(model, path, source)
+    else:
+        _refuse_full_model(path, source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Keras warns, and goes on, where a file lacks some of the weights
             model.load_weights(path)
-        except (ValueError, OSError, KeyError) as error:
-            detail = str(error).strip().splitlines()[0]
-            raise ImagebeamError(
-                f"The weights do not fit {model.name}: {detail} Received: weights={source!r}. They must be of the same "
-                f"architecture, without the top unless a layer of the top is asked for."
-            ) from error
+    except (ValueError, OSError, KeyError, Warning) as error:
+        raise ImagebeamError(
+            f"The weights do not fit {model.name}: {_first_line(error)} Received: weights={source!r}. {_REMEDY}"
+        ) from error
+
+
+def _refuse_other_count(model: keras.Model, path: Path, source: str) -> None:
+    """Keras finds weights by their place, and would take those of a deeper model as far as the shapes agree."""
+    import h5py
+
+    names: list[str] = []
+    with _open_hdf5(path, source) as file:
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    count = sum(not name.startswith("optimizer/") for name in names)
+    if count != len(model.weights):
+        raise ImagebeamError(
+            f"The weights do not fit {model.name}: the file has {count} arrays, not {len(model.weights)}. "
+            f"Received: weights={source!r}. {_REMEDY}"
+        )
+
+
+def _open_hdf5(path: Path, source: str) -> h5py.File:
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise ImagebeamError(f"Not an HDF5 file: {_first_line(error)}. Received: weights={source!r}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _refuse_full_model(path: Path, source: str) -> None:
     """A legacy .h5 may hold a whole model, whose loading can run code; only weights are taken."""
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            attributes = set(file.attrs)
-    except OSError as error:
-        raise ImagebeamError(f"Not an HDF5 file: {error}. Received: weights={source!r}.") from error
+    with _open_hdf5(path, source) as file:
+        attributes = set(file.attrs)
     if "model_config" in attributes or "layer_names" not in attributes:
         why = "it holds a whole model" if "model_config" in attributes else "it names no layers"
         raise ImagebeamError(
@@ -130,24 +164,43 @@ def _refuse_full_model(path: Path, source: str) -> None:
         )
 
 
-def _onnx_arrays(path: Path, source: str) -> Iterable[tuple[str, np.ndarray]]:
-    """VGG convolutions among an ONNX graph's initializers, as ("block1_conv1/kernel", [height, width, in, out])."""
+def _npz_arrays(path: Path, source: str) -> dict[str, np.ndarray]:
+    """The arrays of a file that `numpy.savez` wrote; objects in it, which are pickles, are not loaded."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        why = "it holds pickled objects" if "pickle" in str(error) else _first_line(error)
+        raise ImagebeamError(
+            f"The file is not an archive of plain arrays: {why}. Received: weights={source!r}. "
+            f"Save them with numpy.savez, each named layer/weight."
+        ) from error
+
+
+def _onnx_arrays(path: Path, source: str) -> dict[str, np.ndarray]:
+    """VGG convolutions among an ONNX graph's initializers: "block1_conv1/kernel" -> [height, width, in, out]."""
     try:
         import onnx
+        from google.protobuf.message import DecodeError
         from onnx import numpy_helper
     except ImportError as error:
         raise ImagebeamError(
             f"Reading ONNX weights needs the onnx package: pip install 'imagebeam[onnx]'. Received: weights={source!r}."
         ) from error
-    for initializer in onnx.load(str(path)).graph.initializer:
-        match = _ONNX_CONVOLUTION.search(initializer.name)
-        if match is None:
+    try:
+        initializers = onnx.load(str(path)).graph.initializer
+    except DecodeError as error:
+        raise ImagebeamError(f"Not an ONNX file: {_first_line(error)}. Received: weights={source!r}.") from error
+    arrays = {}
+    for initializer in initializers:
+        if (match := _ONNX_CONVOLUTION.search(initializer.name)) is None:
             continue
         array = numpy_helper.to_array(initializer)
         if array.ndim == 4:  # ONNX keeps [out, in, height, width]
-            yield f"{match[1]}/kernel", array.transpose(2, 3, 1, 0)
+            arrays[f"{match[1]}/kernel"] = array.transpose(2, 3, 1, 0)
         else:
-            yield f"{match[1]}/bias", array.reshape(-1)
+            arrays[f"{match[1]}/bias"] = array.reshape(-1)
+    return arrays
 
 
 def _assign(model: keras.Model, arrays: Mapping[str, np.ndarray], source: str) -> None:
@@ -158,6 +211,11 @@ def _assign(model: keras.Model, arrays: Mapping[str, np.ndarray], source: str) -
             f"The weights do not fit {model.name}: {len(missing)} of {len(wanted)} arrays are missing, the first is "
             f"{missing[0]!r}; the file has {', '.join(sorted(arrays)[:5]) or 'none that could be'}... "
             f"Received: weights={source!r}."
+        )
+    if unknown := sorted(set(arrays) - set(wanted)):
+        raise ImagebeamError(
+            f"The weights do not fit {model.name}, which has no {unknown[0]!r}; nor {len(unknown) - 1} others of the "
+            f"file's arrays. Received: weights={source!r}. {_REMEDY}"
         )
     for name, variable in wanted.items():
         if tuple(variable.shape) != arrays[name].shape:
