@@ -3,9 +3,9 @@
     python -m benchmarks.train_rows                      # one million rows of 512 values, 2 GB on disk
     python -m benchmarks.train_rows --rows 100000        # smaller
 
-Each measurement is a process of its own: its peak memory is its own, and nothing is warm. Both train the same head with
-the same optimizer, batch size and batches per compiled call. Rates are those of whole epochs, validation included; the
-first is left out, since it traces the step. JSON goes to stdout or --json, the table to stderr.
+Each measurement is a process of its own, so its peak memory is its own. Both train the same head with the same
+optimizer, batch size and batches per compiled call. Rates are the median of whole epochs, validation included, the
+first left out, since it traces the step. The job is `imagebeam train` itself, for its memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+
+from benchmarks.common import publish
 
 CLASSES = 10
 ROWS_PER_PART = 2048
@@ -77,9 +76,10 @@ class Stopwatch:
         self._began = time.monotonic()
 
     def after_batches(self, *_: Any) -> None:
-        pass
+        """Nothing to time."""
 
     def after_epoch(self, *_: Any) -> None:
+        """Note how long the epoch took."""
         now = time.monotonic()
         self.seconds.append(now - self._began)
         self._began = now
@@ -97,10 +97,12 @@ def open_set(folder: str, max_memory_mb: int) -> tuple[Any, Any]:
 
 
 def make_model(sources: Any, args: argparse.Namespace) -> Any:
+    from pipelines.training_options import units
     from transforms.classifier import build_head, compile_head
 
-    hidden = [int(width) for width in args.hidden_units.split(",")] if args.hidden_units else []
-    head = build_head(args.dimension, CLASSES, hidden_units=hidden, mean=sources.mean, variance=sources.variance)
+    head = build_head(
+        args.dimension, CLASSES, hidden_units=units(args.hidden_units), mean=sources.mean, variance=sources.variance
+    )
     return compile_head(head, steps=1)
 
 
@@ -141,52 +143,54 @@ def measure_plain(args: argparse.Namespace) -> dict[str, Any]:
     return {"source": "model.fit", "train_rows": train.rows, "epoch_seconds": watch.seconds}
 
 
-def measure_job(args: argparse.Namespace) -> dict[str, Any]:
-    """The whole job, one epoch: checking, training, measuring, plots."""
-    from pipelines import train
-
-    with tempfile.TemporaryDirectory() as output:
-        flags = ["--embeddings", args.folder, "--output", f"{output}/out", "--skip_image_classifier", "--epochs", "1"]
-        flags += ["--batch_size", str(args.batch_size), "--max_memory_mb", str(args.max_memory_mb)]
-        flags += ["--hidden_units", args.hidden_units or "none"]
-        if train.main(flags):
-            raise RuntimeError("the job failed")
-        metrics = json.loads(Path(output, "out", "metrics.json").read_text())
-    return {"accuracy": metrics["accuracy"], "train_rows": metrics["rows"]["train"]}
+MEASUREMENTS = {"plain": measure_plain, "streamed": measure_streamed}
 
 
-MEASUREMENTS = {"plain": measure_plain, "streamed": measure_streamed, "job": measure_job}
-
-
-def run_child(name: str, argv: list[str]) -> dict[str, Any]:
+def run_measurement(name: str, argv: list[str]) -> dict[str, Any]:
     """One measurement in a process of its own."""
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "benchmarks.train_rows", *argv, "--measure", name]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout
-    found: dict[str, Any] = json.loads(output.splitlines()[-1])
-    if seconds := found.get("epoch_seconds", [])[1:]:
-        found["rows_per_second"] = found["train_rows"] / statistics.median(seconds)
-    return found
+    with tempfile.NamedTemporaryFile() as answer:
+        command = [sys.executable, "-m", "benchmarks.train_rows", *argv, "--measure", name, "--answer", answer.name]
+        figures = run_process(command)
+        figures |= json.loads(Path(answer.name).read_text())
+    figures["rows_per_second"] = figures["train_rows"] / statistics.median(figures["epoch_seconds"][1:])
+    return figures
+
+
+def run_job(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The whole job, one epoch: checking, training, measuring, plots."""
+    with tempfile.TemporaryDirectory() as output:
+        command = [sys.executable, "-m", "pipelines.train", "--embeddings", str(folder), "--output", f"{output}/out"]
+        command += ["--skip_image_classifier", "--epochs=1", f"--batch_size={args.batch_size}"]
+        command += [f"--max_memory_mb={args.max_memory_mb}", f"--hidden_units={args.hidden_units}"]
+        figures = run_process(command)
+        figures["accuracy"] = json.loads(Path(output, "out", "metrics.json").read_text())["accuracy"]
+    return figures
+
+
+def run_process(command: list[str]) -> dict[str, Any]:
+    """Seconds and largest resident set (bytes) of a process."""
+    began = time.monotonic()
+    process = subprocess.Popen(command, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with status {status}")
+    return {"seconds": time.monotonic() - began, "peak_rss_bytes": usage.ru_maxrss * 1024}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dimension", type=int, default=512)
-    parser.add_argument("--hidden_units", default="", help="widths with commas between them (default: none)")
+    parser.add_argument("--hidden_units", default="none", help="widths with commas between them, or none")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--max_memory_mb", type=int, default=512)
     parser.add_argument("--folder", help="where the rows are, or are put and kept (default: a temporary folder)")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", choices=MEASUREMENTS, help=argparse.SUPPRESS)
+    parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        began = time.monotonic()
-        found = MEASUREMENTS[args.measure](args)
-        found["seconds"] = time.monotonic() - began
-        found["peak_rss_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-        print(json.dumps(found))
+        args.answer.write_text(json.dumps(MEASUREMENTS[args.measure](args)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.folder or temporary)
@@ -194,18 +198,13 @@ def main() -> None:
             write_set(folder, args.rows, args.dimension)
         names = ("hidden_units", "batch_size", "epochs", "max_memory_mb", "dimension")
         argv = [f"--{name}={getattr(args, name)}" for name in names] + [f"--folder={folder}"]
-        results = {name: run_child(name, argv) for name in MEASUREMENTS}
-    ratio = results["streamed"]["rows_per_second"] / results["plain"]["rows_per_second"]
-    summary = {"rows": args.rows, "gigabytes": args.rows * args.dimension * 4 / 1e9, "ratio": ratio, **results}
-    (args.json.write_text if args.json else print)(json.dumps(summary, indent=1))
-    table = Table(
-        "", "rows/s", "seconds in all", "peak RSS, GB", title=f"{args.rows:,} rows of {args.dimension} values"
-    )
-    for name, found in results.items():
-        rate = f"{found['rows_per_second']:,.0f}" if "rows_per_second" in found else ""
-        table.add_row(name, rate, f"{found['seconds']:.1f}", f"{found['peak_rss_gb']:.2f}")
-    table.caption = f"streamed / plain: {ratio:.2f}"
-    Console(stderr=True).print(table)
+        figures = {name: run_measurement(name, argv) for name in MEASUREMENTS}
+        figures["job"] = run_job(args, folder)
+    ratio = figures["streamed"]["rows_per_second"] / figures["plain"]["rows_per_second"]
+    rows = [(f"{name}: rows/s", f"{figures[name]['rows_per_second']:,.0f}") for name in MEASUREMENTS]
+    rows += [("ratio", f"{ratio:.2f}"), ("the job with one epoch: seconds", f"{figures['job']['seconds']:.0f}")]
+    rows += [(f"{name}: peak RSS", f"{found['peak_rss_bytes'] / 1e9:.2f} GB") for name, found in figures.items()]
+    publish("train_rows", {"rows": args.rows, "dimension": args.dimension, "ratio": ratio, **figures}, rows)
 
 
 if __name__ == "__main__":

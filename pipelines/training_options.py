@@ -233,11 +233,12 @@ class SearchOptions(Options):
         given = [name for name, value in vars(self).items() if name != "search_folds" and value]
         if given and not self.search:
             raise ImagebeamError(f"--{given[0]} describes the grid of --search: give that too.")
-        HeadOptions(hidden_units=tuple(width for head in self.search_hidden_units for width in head))
-        for weight_decay in self.search_weight_decay:
-            FitOptions(weight_decay=weight_decay)
-        for learning_rate in self.search_learning_rate:
-            FitOptions(learning_rate=learning_rate)
+        if any(width < 1 for head in self.search_hidden_units for width in head):
+            raise ImagebeamError(f"--search_hidden_units are at least 1. Received: {self.search_hidden_units}.")
+        if not all(0 <= rate < math.inf for rate in self.search_weight_decay):
+            raise ImagebeamError(f"--search_weight_decay is at least 0. Received: {self.search_weight_decay}.")
+        if not all(0 < rate < math.inf for rate in self.search_learning_rate):
+            raise ImagebeamError(f"--search_learning_rate is more than 0. Received: {self.search_learning_rate}.")
 
     def values(self) -> tuple[tuple[tuple[int, ...], ...], tuple[float, ...], tuple[float, ...]]:
         """Hidden layers, weight decays and learning rates to try."""

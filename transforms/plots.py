@@ -19,6 +19,9 @@ _NAME_LENGTH = 24
 _NUMBERS_UP_TO = 25
 """Classes up to which the cells of a confusion matrix hold their number: there is no room in smaller cells."""
 
+_CHARACTERS_ACROSS = 36
+"""Characters of all column names together up to which they stand upright."""
+
 _COLORS = {"train": "#1f77b4", "validation": "#d95f02"}
 
 
@@ -34,7 +37,7 @@ def training_curves(history: Mapping[str, Sequence[float]], best_epoch: int) -> 
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(11, 4.2)
+    figure = new_figure(11, 4.2)
     for place, (name, unit) in enumerate((("loss", "nats per row"), ("accuracy", "share of labels right")), 1):
         axes = figure.add_subplot(1, 2, place)
         for split, key in (("train", name), ("validation", f"val_{name}")):
@@ -46,7 +49,7 @@ def training_curves(history: Mapping[str, Sequence[float]], best_epoch: int) -> 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
-    return _png(figure)
+    return to_png(figure)
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str], split: str) -> bytes:
@@ -112,13 +115,14 @@ def _heatmap(
     cell = float(np.interp(max(height, width), [10, 100], [0.55, 0.17]))  # inches
     font = float(np.interp(max(height, width), [10, 100], [10, 7]))
     margin = 0.075 * font / 7 * max(map(len, [*rows, *columns]))
-    figure = _figure(max(5.5, width * cell + margin + 2.0), max(3.5, height * cell + margin + 1.6))
+    figure = new_figure(max(5.5, width * cell + margin + 2.0), max(3.5, height * cell + margin + 1.6))
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     # The square root lets a few per cent of errors be seen beside a diagonal of nearly one.
     scale = PowerNorm(0.5, vmin=0, vmax=1)
     image = axes.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest", aspect="auto")
-    axes.set_xticks(range(width), columns, rotation=90 if width > 3 else 0, fontsize=font, parse_math=False)
+    fits = width * max(map(len, columns)) <= _CHARACTERS_ACROSS
+    axes.set_xticks(range(width), columns, rotation=0 if fits else 90, fontsize=font, parse_math=False)
     axes.set_yticks(range(height), rows, fontsize=font, parse_math=False)
     axes.set_title(title, fontsize=12)
     axes.set_xlabel(xlabel)
@@ -126,7 +130,7 @@ def _heatmap(
     figure.colorbar(image, label="share of the row", fraction=0.04, pad=0.02, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
     if max(height, width) <= _NUMBERS_UP_TO:
         _write_numbers(axes, counts, shares, font * 0.8)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _write_numbers(axes: Axes, counts: np.ndarray, shares: np.ndarray, font: float) -> None:
@@ -140,16 +144,18 @@ def _shorten(names: Sequence[str]) -> list[str]:
     return [name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…" for name in names]
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """The figure, drawn."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()

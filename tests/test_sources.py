@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+
+from tests.embedding_sets import blobs, write_output
+from transforms.dataset import open_embeddings
+from transforms.errors import ImagebeamError
+from transforms.row_index import LabelRules, SplitRules, index_rows
+from transforms.sources import EpochOrder, MatrixSource, StreamSource, open_sources, to_dataset
+from transforms.splits import Split
+
+ROWS, DIMENSION = 900, 512
+MEGABYTES = ROWS * DIMENSION * 4 / 2**20  # 1.8: a budget of 1 holds the validation rows, of 2 all
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    vectors, labels = blobs(ROWS, dimension=DIMENSION)
+    vectors[:, 5] = 0.25  # a value that never changes
+    folder = write_output(tmp_path_factory.mktemp("set"), vectors, labels)
+    embeddings = open_embeddings([folder])
+    return vectors, embeddings, index_rows(embeddings, LabelRules(), SplitRules(validation=0.15, test=0.2))
+
+
+def gather(source, order=None):
+    vectors, rows = zip(*source.blocks(order), strict=True)
+    return np.concatenate(vectors), np.concatenate(rows)
+
+
+@pytest.mark.parametrize(
+    ("budget", "train", "validation"), [(2, MatrixSource, MatrixSource), (1, StreamSource, MatrixSource)]
+)
+def test_what_fits_is_held_and_the_rest_is_read(opened, budget, train, validation):
+    vectors, embeddings, index = opened
+    sources = open_sources(embeddings, index, budget)
+    assert type(sources.train) is train
+    assert type(sources.validation) is validation
+    for source, split in ((sources.train, Split.TRAIN), (sources.validation, Split.VALIDATION)):
+        found, rows = gather(source)
+        assert rows.tolist() == index.rows(split).tolist()
+        assert np.array_equal(found, vectors[rows])
+        assert source.rows == len(rows)
+        assert source.dimension == DIMENSION
+
+
+def test_mean_and_variance_are_those_of_the_training_rows(opened):
+    vectors, embeddings, index = opened
+    train = vectors[index.rows(Split.TRAIN)].astype(np.float64)
+    for budget in (1, 2):
+        sources = open_sources(embeddings, index, budget)
+        assert sources.mean == pytest.approx(train.mean(axis=0), rel=1e-5)
+        variance = train.var(axis=0)
+        assert sources.variance[5] == 1
+        assert np.delete(sources.variance, 5) == pytest.approx(np.delete(variance, 5), rel=1e-4)
+
+
+@pytest.mark.parametrize("budget", [1, 2])
+def test_every_epoch_has_each_row_once_in_an_order_of_its_own(opened, budget):
+    vectors, embeddings, index = opened
+    source = open_sources(embeddings, index, budget).train
+    orders = []
+    for seed, epoch in ((3, 0), (3, 0), (3, 1), (4, 0)):
+        order = EpochOrder(seed)
+        order.begin_epoch(epoch)
+        found, rows = gather(source, order.generator())
+        assert np.array_equal(np.sort(rows), index.rows(Split.TRAIN))
+        assert np.array_equal(found, vectors[rows])
+        orders.append(rows.tolist())
+    assert orders[0] == orders[1]
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_a_stream_mixes_rows_of_many_groups(opened):
+    _, embeddings, index = opened
+    source = open_sources(embeddings, index, 1).train
+    _, rows = gather(source, np.random.default_rng(0))
+    assert source.pool_rows == 128
+    for start in range(0, 500, source.pool_rows):
+        pool = rows[start : start + source.pool_rows]
+        groups = {next(g.start for g in embeddings.groups if g.start <= row < g.start + g.rows) for row in pool}
+        assert len(groups) > 1
+        # Within a pool the rows are shuffled: neighbours come from different groups as often as chance has it.
+        assert (np.abs(np.diff(pool)) == 1).mean() < 0.1
+
+
+def test_a_nan_anywhere_is_found_before_training(tmp_path):
+    for row in range(0, 40, 13):  # whatever its split
+        vectors, labels = blobs(40, dimension=4, classes=2)
+        vectors[row, 0] = np.nan
+        folder = write_output(tmp_path / str(row), vectors, labels)
+        embeddings = open_embeddings([folder])
+        index = index_rows(embeddings, LabelRules(), SplitRules(0.3, 0.3))
+        with pytest.raises(ImagebeamError, match=f"key-{row}"):
+            open_sources(embeddings, index, 1)
+
+
+@pytest.mark.parametrize("batch_size", [64, 128, 10_000])
+def test_batches_have_the_rows_and_their_targets(opened, batch_size):
+    vectors, embeddings, index = opened
+    sources = open_sources(embeddings, index, 2)
+    batches = [(x.numpy(), y.numpy()) for x, y in to_dataset(sources.train, index.targets, batch_size)]
+    sizes = [len(targets) for _, targets in batches]
+    assert sum(sizes) == sources.train.rows
+    assert set(sizes[:-1]) <= {batch_size}
+    assert len(to_dataset(sources.train, index.targets, batch_size)) == len(batches)
+    rows = index.rows(Split.TRAIN)
+    assert np.array_equal(np.concatenate([x for x, _ in batches]), vectors[rows])
+    assert np.array_equal(np.concatenate([y for _, y in batches]), index.labels[rows])
+
+
+def test_tensorflow_cannot_write_into_what_is_held():
+    import tensorflow as tf
+
+    buffer = np.empty(64 * 16 * 4 + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    vectors = (
+        buffer[start : start + 64 * 16 * 4].view(np.float32).reshape(64, 16)
+    )  # taken without a copy if handed over
+    vectors[:] = 1
+    dataset = to_dataset(MatrixSource(vectors, np.arange(64)), lambda rows: rows.astype(np.int32), 64)
+
+    @tf.function
+    def last(values):
+        found = tf.constant(0.0)
+        for batch, _ in values:
+            found = tf.reduce_sum(batch * 3.0 - 1.0)
+        return found
+
+    for _ in range(3):
+        assert last(dataset).numpy() == 64 * 16 * 2
+    assert (vectors == 1).all()
