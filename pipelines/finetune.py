@@ -78,9 +78,7 @@ class TuneOptions(Options):
         frozen = {"freeze_layers": self.freeze_layers, "freeze_until": self.freeze_until, "freeze_all": self.freeze_all}
         given = [f"--{name}" for name, value in frozen.items() if value is not None and value is not False]
         if len(given) > 1:
-            raise ImagebeamError(
-                f"Give one of --freeze_layers, --freeze_until and --freeze_all. Received: {', '.join(given)}."
-            )
+            raise ImagebeamError(f"Layers are frozen by one flag. Received: {', '.join(given)}.")
         if self.freeze_layers is not None and self.freeze_layers < 0:
             raise ImagebeamError(f"--freeze_layers is at least 0. Received: {self.freeze_layers}.")
         if self.tune_patience < 0:
@@ -110,7 +108,7 @@ class FinetuneOptions:
             raise ImagebeamError("Images are trained on in batches of one size. Give --image_size HEIGHTxWIDTH.")
         if spec.precision != Precision.FLOAT32:
             raise ImagebeamError(
-                f"A model learns in float32. Received: --precision {spec.precision}. Give it to extract, whose "
+                f"A model learns in float32. Received: precision={spec.precision}. Give it to extract, whose "
                 "--weights takes what comes out of this."
             )
         if len(spec.layers) > 1:
@@ -119,14 +117,15 @@ class FinetuneOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `imagebeam finetune`."""
-    InputOptions.add_arguments(parser, "input")
+    InputOptions.add_arguments(parser, "input", leave_out=["keep_columns"])
     RowOptions.add_arguments(parser, "rows", leave_out=["label_column"])
-    ModelOptions.add_arguments(parser, "model")
+    ModelOptions.add_arguments(parser, "model", leave_out=["precision"])
     HeadOptions.add_arguments(parser, "classifier")
     FitOptions.add_arguments(
         parser, "first phase: the classifier alone", leave_out=["batch_size", "checkpoint_seconds"]
     )
-    parser.set_defaults(checkpoint_seconds=0.0)  # an epoch on images is long enough to save its end
+    # What has no flag here: nothing is copied, learning needs float32, and an epoch on images is worth a checkpoint.
+    parser.set_defaults(keep_columns=(), precision=Precision.FLOAT32, checkpoint_seconds=0.0)
     TuneOptions.add_arguments(parser, "second phase: the classifier and the layers that are not frozen")
     ClassifierOptions.add_arguments(parser, "output")
 
