@@ -31,20 +31,21 @@ VALIDATION = 0.1
 
 
 def write_set(folder: Path, rows: int, dimension: int) -> None:
-    """Random vectors in parts as extract writes them, part by part."""
+    """Random vectors in parts that extract's own writer writes, part by part."""
     import pyarrow as pa
 
     from transforms import parquet
+    from transforms.formats import InputFormat
     from transforms.spec import EmbedderSpec
-    from transforms.types import embeddings_schema
+    from transforms.types import FileInfo, Shard, WorkUnit, embeddings_schema
 
     spec = EmbedderSpec("Random", "0" * 64)
     schema = embeddings_schema({"embedding": dimension})
+    shard = Shard(FileInfo("memory", 0, ""), InputFormat.TFRECORD)
     random = np.random.default_rng(0)
     centers = random.normal(size=(CLASSES, dimension)).astype(np.float32)
-    (folder / parquet.EMBEDDINGS).mkdir(parents=True)
     parts = []
-    for number, start in enumerate(range(0, rows, ROWS_PER_PART)):
+    for start in range(0, rows, ROWS_PER_PART):
         count = min(ROWS_PER_PART, rows - start)
         labels = random.integers(CLASSES, size=count)
         vectors = centers[labels] + 4 * random.standard_normal((count, dimension), dtype=np.float32)
@@ -57,14 +58,9 @@ def write_set(folder: Path, rows: int, dimension: int) -> None:
             "sha256": [random.bytes(32).hex() for _ in range(count)],
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dimension),
         }
-        metadata = {
-            parquet.FINGERPRINT_KEY: spec.fingerprint.encode(),
-            parquet.SPEC_KEY: spec.to_json().encode(),
-        }
-        table = pa.table(columns, schema=schema.with_metadata(metadata))
-        name = parquet.part_name(f"{number:016x}")
-        pa.parquet.write_table(table, folder / parquet.EMBEDDINGS / name, compression="zstd", write_page_checksum=True)
-        parts.append({"path": f"{parquet.EMBEDDINGS}/{name}", "rows": count})
+        unit = WorkUnit(InputFormat.TFRECORD, count, shard, start)
+        parquet.write_unit(str(folder), unit, pa.table(columns, schema=schema), [], spec)
+        parts.append({"path": f"{parquet.EMBEDDINGS}/{parquet.part_name(unit.id)}", "rows": count})
     (folder / "manifest.json").write_text(json.dumps({"parts": parts}))
 
 

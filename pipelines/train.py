@@ -99,7 +99,7 @@ def run(options: TrainOptions) -> TrainResult:
     embedder = None if options.classifier.skip_image_classifier else embeddings.staged_model()
     index = index_rows(embeddings, options.rows.label_rules(), options.rows.split_rules())
     rows = describe_rows(index)
-    sources = open_sources(embeddings, index, read.max_memory_mb)
+    sources = open_sources(embeddings, index, read.max_memory_mb, local_copy=not read.no_local_copy)
     if output.claim(_identity(options, embeddings, index)):
         say(f"Going on with the run in {output.uri}")
     lesson = Lesson(sources, index.targets, index.counts[Split.TRAIN.code], index.multi_label)
@@ -175,6 +175,7 @@ def _identity(options: TrainOptions, embeddings: EmbeddingSet, index: RowIndex) 
     return {
         **flags,
         "max_memory_mb": options.embeddings.max_memory_mb,
+        "no_local_copy": options.embeddings.no_local_copy,
         "embedding_column": embeddings.column,
         "fingerprint": embeddings.spec.fingerprint,
         "rows_sha256": index.sha256,

@@ -59,7 +59,16 @@ class EmbeddingOptions(Options):
         "take the parts that are there of an extract run that has not finished", False, action="store_true"
     )
     max_memory_mb: int = flag(
-        "vectors held in memory; what is more is read anew in each epoch", 512, type=int, metavar="MB"
+        "vectors held in memory; what is more is read in each epoch, from a copy on the local disk (TMPDIR)",
+        512,
+        type=int,
+        metavar="MB",
+    )
+    no_local_copy: bool = flag(
+        "read what does not fit from Parquet in each epoch: no disk is needed, but it takes longer and rows are mixed "
+        "less well",
+        False,
+        action="store_true",
     )
 
     def __post_init__(self) -> None:

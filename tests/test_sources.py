@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -5,7 +7,8 @@ from tests.embedding_sets import blobs, write_output
 from transforms.dataset import open_embeddings
 from transforms.errors import ImagebeamError
 from transforms.row_index import LabelRules, SplitRules, index_rows
-from transforms.sources import EpochOrder, MatrixSource, StreamSource, open_sources, to_dataset
+from transforms.row_stores import LocalCopy, ParquetRows
+from transforms.sources import EpochOrder, MatrixSource, open_sources, to_dataset
 from transforms.splits import Split
 
 ROWS, DIMENSION = 900, 512
@@ -26,14 +29,25 @@ def gather(source, order=None):
     return np.concatenate(vectors), np.concatenate(rows)
 
 
+@pytest.fixture(params=["held", "copied", "Parquet"])
+def sources(request, opened):
+    """The ways of reading: all rows in memory, or only the validation rows."""
+    _, embeddings, index = opened
+    return open_sources(embeddings, index, 2 if request.param == "held" else 1, local_copy=request.param != "Parquet")
+
+
 @pytest.mark.parametrize(
-    ("budget", "train", "validation"), [(2, MatrixSource, MatrixSource), (1, StreamSource, MatrixSource)]
+    ("budget", "local_copy", "store"), [(2, True, None), (1, True, LocalCopy), (1, False, ParquetRows)]
 )
-def test_what_fits_is_held_and_the_rest_is_read(opened, budget, train, validation):
-    vectors, embeddings, index = opened
-    sources = open_sources(embeddings, index, budget)
-    assert type(sources.train) is train
-    assert type(sources.validation) is validation
+def test_what_fits_is_held_and_the_rest_is_read(opened, budget, local_copy, store):
+    _, embeddings, index = opened
+    sources = open_sources(embeddings, index, budget, local_copy=local_copy)
+    assert isinstance(sources.validation, MatrixSource)
+    assert type(getattr(sources.train, "store", None)) is (store or type(None))
+
+
+def test_a_source_has_the_rows_of_its_split(opened, sources):
+    vectors, _, index = opened
     for source, split in ((sources.train, Split.TRAIN), (sources.validation, Split.VALIDATION)):
         found, rows = gather(source)
         assert rows.tolist() == index.rows(split).tolist()
@@ -42,26 +56,30 @@ def test_what_fits_is_held_and_the_rest_is_read(opened, budget, train, validatio
         assert source.dimension == DIMENSION
 
 
-def test_mean_and_variance_are_those_of_the_training_rows(opened):
-    vectors, embeddings, index = opened
+def test_validation_rows_that_do_not_fit_are_read_too(tmp_path):
+    vectors, labels = blobs(900, dimension=512)
+    embeddings = open_embeddings([write_output(tmp_path, vectors, labels)])
+    index = index_rows(embeddings, LabelRules(), SplitRules(validation=0.6, test=0.0))
+    found, rows = gather(open_sources(embeddings, index, 1).validation)
+    assert rows.tolist() == index.rows(Split.VALIDATION).tolist()
+    assert np.array_equal(found, vectors[rows])
+
+
+def test_mean_and_variance_are_those_of_the_training_rows(opened, sources):
+    vectors, _, index = opened
     train = vectors[index.rows(Split.TRAIN)].astype(np.float64)
-    for budget in (1, 2):
-        sources = open_sources(embeddings, index, budget)
-        assert sources.mean == pytest.approx(train.mean(axis=0), rel=1e-5)
-        variance = train.var(axis=0)
-        assert sources.variance[5] == 1
-        assert np.delete(sources.variance, 5) == pytest.approx(np.delete(variance, 5), rel=1e-4)
+    assert sources.mean == pytest.approx(train.mean(axis=0), rel=1e-4, abs=1e-6)
+    assert sources.variance[5] == 1
+    assert np.delete(sources.variance, 5) == pytest.approx(np.delete(train.var(axis=0), 5), rel=1e-4)
 
 
-@pytest.mark.parametrize("budget", [1, 2])
-def test_every_epoch_has_each_row_once_in_an_order_of_its_own(opened, budget):
-    vectors, embeddings, index = opened
-    source = open_sources(embeddings, index, budget).train
+def test_every_epoch_has_each_row_once_in_an_order_of_its_own(opened, sources):
+    vectors, _, index = opened
     orders = []
     for seed, epoch in ((3, 0), (3, 0), (3, 1), (4, 0)):
         order = EpochOrder(seed)
         order.begin_epoch(epoch)
-        found, rows = gather(source, order.generator())
+        found, rows = gather(sources.train, order.generator())
         assert np.array_equal(np.sort(rows), index.rows(Split.TRAIN))
         assert np.array_equal(found, vectors[rows])
         orders.append(rows.tolist())
@@ -69,17 +87,26 @@ def test_every_epoch_has_each_row_once_in_an_order_of_its_own(opened, budget):
     assert len({tuple(order) for order in orders}) == 3
 
 
-def test_a_stream_mixes_rows_of_many_groups(opened):
+@pytest.mark.parametrize("local_copy", [True, False])
+def test_a_stream_mixes_rows_that_lie_far_apart(opened, local_copy):
     _, embeddings, index = opened
-    source = open_sources(embeddings, index, 1).train
+    source = open_sources(embeddings, index, 1, local_copy=local_copy).train
+    assert source.pool_rows == 64
     _, rows = gather(source, np.random.default_rng(0))
-    assert source.pool_rows == 128
-    for start in range(0, 500, source.pool_rows):
-        pool = rows[start : start + source.pool_rows]
-        groups = {next(g.start for g in embeddings.groups if g.start <= row < g.start + g.rows) for row in pool}
-        assert len(groups) > 1
-        # Within a pool the rows are shuffled: neighbours come from different groups as often as chance has it.
-        assert (np.abs(np.diff(pool)) == 1).mean() < 0.1
+    for start in range(0, len(rows) - 64, 64):
+        pool = rows[start : start + 64]
+        assert np.ptp(pool) > 64
+        # The rows of a piece are shuffled among the others: neighbours are neighbours by chance only.
+        assert (np.abs(np.diff(pool)) == 1).mean() < 0.15
+
+
+def test_a_copy_that_does_not_fit_on_the_disk_is_refused_at_once(opened, monkeypatch):
+    _, embeddings, index = opened
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**5))
+    with pytest.raises(ImagebeamError, match=r"0\.0 GB free\. Set TMPDIR.*--no_local_copy"):
+        open_sources(embeddings, index, 1)
+    open_sources(embeddings, index, 1, local_copy=False)
+    open_sources(embeddings, index, 2)
 
 
 def test_a_nan_anywhere_is_found_before_training(tmp_path):

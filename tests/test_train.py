@@ -303,9 +303,9 @@ def test_images_in_several_splits_are_counted(tmp_path, capfd):
     [
         ("--embeddings x y --embeddings z", "embeddings", EmbeddingOptions(("x", "y", "z"))),
         (
-            "--embedding_column e --allow_unfinished --max_memory_mb 9",
+            "--embedding_column e --allow_unfinished --max_memory_mb 9 --no_local_copy",
             "embeddings",
-            EmbeddingOptions(("d",), "e", True, 9),
+            EmbeddingOptions(("d",), "e", True, 9, True),
         ),
         ("--label_column l --drop_unlabeled", "rows", RowOptions("l", drop_unlabeled=True)),
         ("--multi_label --label_separator |", "rows", RowOptions(multi_label=True, label_separator="|")),

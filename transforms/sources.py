@@ -1,20 +1,18 @@
-"""Where training's vectors come from: a matrix where they fit, Parquet row groups through a shuffle pool where not."""
+"""Where training's vectors come from: a matrix where they fit, a store read through a shuffle pool where not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from sklearn.preprocessing import StandardScaler
 
-from transforms.dataset import EmbeddingSet, RowGroup
+from transforms.dataset import EmbeddingSet, ahead
 from transforms.row_index import RowIndex
+from transforms.row_stores import Block, LocalCopy, ParquetRows, RowStore
 from transforms.splits import Split
-
-Block = tuple[np.ndarray, np.ndarray]
-"""Vectors, float32 [n, dimension], and the numbers of their rows, int64 [n]."""
 
 _BLOCK_ROWS = 4096
 """Rows handed to tf.data at once: the price of crossing from Python into its threads is paid once a block."""
@@ -72,62 +70,45 @@ class MatrixSource:
 
 @dataclass(frozen=True)
 class StreamSource:
-    """Vectors read from Parquet anew in each epoch.
+    """Vectors read anew in each epoch, the next ones while the last are in use.
 
-    Row groups are read in random order, and their rows shuffled in a pool: rows of one group stay within
-    `pool_rows` of each other.
+    Pieces of the store are read in random order, and their rows shuffled in pools.
 
     Attributes:
-        embeddings: what is read.
-        index: which rows.
-        split: likewise.
-        pool_rows: rows shuffled among each other at once.
+        store: where they are.
+        pool_rows: rows shuffled among each other at once, a piece more or less.
     """
 
-    embeddings: EmbeddingSet
-    index: RowIndex
-    split: Split
+    store: RowStore
     pool_rows: int
 
     @property
     def rows(self) -> int:
         """How many there are."""
-        return len(self.index.rows(self.split))
+        return sum(self.store.piece_rows)
 
     @property
     def dimension(self) -> int:
         """Length of each."""
-        return self.embeddings.dimension
+        return self.store.dimension
 
     def blocks(self, order: np.random.Generator | None) -> Iterator[Block]:
         """All rows once."""
-        groups = [group for group in self.embeddings.groups if len(self.index.chosen(group, self.split))]
-        if order is None:
-            return self._read(groups)
-        shuffled = self._read([groups[place] for place in order.permutation(len(groups))])
-        return _shuffled(shuffled, self.embeddings.dimension, min(self.pool_rows, self.rows), order)
+        pieces = range(len(self.store.piece_rows)) if order is None else order.permutation(len(self.store.piece_rows))
+        for vectors, numbers in ahead(self.store.read, self._pools(pieces), 1):
+            yield from MatrixSource(vectors, numbers).blocks(order)
 
-    def _read(self, groups: Sequence[RowGroup]) -> Iterator[Block]:
-        for group, table in self.embeddings.read(groups, [self.embeddings.column]):
-            chosen = self.index.chosen(group, self.split)
-            yield self.embeddings.vectors(group, table)[chosen], group.start + chosen
-
-
-def _shuffled(blocks: Iterable[Block], dimension: int, pool_rows: int, order: np.random.Generator) -> Iterator[Block]:
-    vectors = np.empty((pool_rows, dimension), np.float32)
-    numbers = np.empty(pool_rows, np.int64)
-    held = 0
-    for more_vectors, more_numbers in blocks:
-        taken = 0
-        while taken < len(more_numbers):
-            count = min(len(more_numbers) - taken, pool_rows - held)
-            vectors[held : held + count] = more_vectors[taken : taken + count]
-            numbers[held : held + count] = more_numbers[taken : taken + count]
-            held, taken = held + count, taken + count
-            if held == pool_rows:
-                yield from MatrixSource(vectors, numbers).blocks(order)
-                held = 0
-    yield from MatrixSource(vectors[:held], numbers[:held]).blocks(order)
+    def _pools(self, pieces: Iterable[int]) -> Iterator[list[int]]:
+        pool: list[int] = []
+        rows = 0
+        for piece in pieces:
+            pool.append(piece)
+            rows += self.store.piece_rows[piece]
+            if rows >= self.pool_rows:
+                yield pool
+                pool, rows = [], 0
+        if pool:
+            yield pool
 
 
 @dataclass(frozen=True)
@@ -147,49 +128,69 @@ class Sources:
     variance: np.ndarray
 
 
-def open_sources(embeddings: EmbeddingSet, index: RowIndex, max_memory_mb: int) -> Sources:
+def open_sources(embeddings: EmbeddingSet, index: RowIndex, max_memory_mb: int, *, local_copy: bool = True) -> Sources:
     """Read all rows once: check every vector, measure the training rows, hold what fits in `max_memory_mb`.
 
     Held are training and validation rows, or the validation rows alone if they take less than half of it. What is not
-    held is read anew in each epoch, and shuffled in a pool of a quarter of it.
+    held is copied to a file, or read from Parquet in every epoch; up to three pools of an eighth of it are in memory.
+
+    Args:
+        embeddings: what is read.
+        index: splits of the rows.
+        max_memory_mb: MiB.
+        local_copy: whether to make that copy.
 
     Raises:
-        ImagebeamError: for a vector of another length, or with NaN or infinity in it.
+        ImagebeamError: for a vector of another length, or with NaN or infinity in it; if the disk has no room.
     """
     row_bytes = embeddings.dimension * _BYTES
-    budget = max_memory_mb * 2**20
-    pool_rows = max(1, budget // 4 // row_bytes)
+    budget = max_memory_mb * 2**20 // row_bytes
+    rows = {split: index.rows(split) for split in (Split.TRAIN, Split.VALIDATION)}
     held = {
-        split: MatrixSource(np.empty((len(rows), embeddings.dimension), np.float32), rows)
-        for split, rows in _choose_held(index, budget // row_bytes).items()
+        split: MatrixSource(np.empty((len(rows[split]), embeddings.dimension), np.float32), rows[split])
+        for split in _choose_held(rows, budget)
     }
-    filled = dict.fromkeys(held, 0)
+    rest = [split for split in rows if split not in held]
+    copies = {split: LocalCopy(rows[split], embeddings.dimension) for split in rest} if local_copy else {}
+    scaler = _read_once(embeddings, index, held, copies)
+    sources: dict[Split, Source] = dict(held)
+    for split in rest:
+        sources[split] = StreamSource(copies.get(split) or ParquetRows(embeddings, index, split), max(1, budget // 8))
+    validation = sources[Split.VALIDATION] if len(rows[Split.VALIDATION]) else None
+    return Sources(sources[Split.TRAIN], validation, *moments(scaler))
+
+
+def _choose_held(rows: Mapping[Split, np.ndarray], budget: int) -> list[Split]:
+    """The splits that fit in `budget` rows."""
+    if sum(map(len, rows.values())) <= budget:
+        return list(rows)
+    return [Split.VALIDATION] if len(rows[Split.VALIDATION]) <= budget // 2 else []
+
+
+def _read_once(
+    embeddings: EmbeddingSet, index: RowIndex, held: Mapping[Split, MatrixSource], copies: Mapping[Split, LocalCopy]
+) -> StandardScaler:
+    """Fill what is held and what is copied, and measure the training rows."""
     scaler = StandardScaler()
+    filled = dict.fromkeys(held, 0)
     for group, table in embeddings.read(embeddings.groups, [embeddings.column]):
         vectors = embeddings.vectors(group, table)
-        if len(train := index.chosen(group, Split.TRAIN)):
-            scaler.partial_fit(vectors[train])
+        chosen = {split: index.chosen(group, split) for split in Split}
+        if len(chosen[Split.TRAIN]):
+            scaler.partial_fit(vectors[chosen[Split.TRAIN]])
         for split, source in held.items():
-            chosen = index.chosen(group, split)
-            source.vectors[filled[split] : filled[split] + len(chosen)] = vectors[chosen]
-            filled[split] += len(chosen)
-    sources = {split: held.get(split) or StreamSource(embeddings, index, split, pool_rows) for split in Split}
-    validation = sources[Split.VALIDATION] if sources[Split.VALIDATION].rows else None
-    return Sources(sources[Split.TRAIN], validation, *moments(scaler))
+            source.vectors[filled[split] : filled[split] + len(chosen[split])] = vectors[chosen[split]]
+            filled[split] += len(chosen[split])
+        for split, copy in copies.items():
+            copy.add(vectors[chosen[split]])
+    for copy in copies.values():
+        copy.close_for_writing()
+    return scaler
 
 
 def moments(scaler: StandardScaler) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance, float32 [dimension]; the variance is 1 where a value never changes, so that one can divide."""
     return scaler.mean_.astype(np.float32), np.square(scaler.scale_).astype(np.float32)
-
-
-def _choose_held(index: RowIndex, budget: int) -> dict[Split, np.ndarray]:
-    """The splits that fit in `budget` rows, with the numbers of their rows."""
-    rows = {split: index.rows(split) for split in (Split.TRAIN, Split.VALIDATION)}
-    if sum(map(len, rows.values())) <= budget:
-        return rows
-    validation = rows[Split.VALIDATION]
-    return {Split.VALIDATION: validation} if len(validation) <= budget // 2 else {}
 
 
 class EpochOrder:
