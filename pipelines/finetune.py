@@ -169,6 +169,7 @@ def run(options: FinetuneOptions) -> TrainResult:
         if any(layer.trainable for layer in layers):
             state = _tune(options, spec, backbone, head, images, index, output.checkpoint)
             phases["tuning"] = dataclasses.asdict(state)
+        backbone.trainable = True  # as any saved model's
         tuned = dataclasses.replace(spec, weights_sha256=weights.digest(backbone))
         embedder = assemble(spec, backbone)
         predictions, weights_file = (Path(folder) / name for name in (ResultFile.PREDICTIONS, ResultFile.BACKBONE))

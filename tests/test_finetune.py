@@ -156,37 +156,42 @@ def test_flattened_feature_maps_and_a_frozen_model(folder, tmp_path):
     assert list(metrics["training"]["phases"]) == ["head"]
 
 
+NORMALISED = EmbedderSpec("MobileNetV3Small", "", image_size=(32, 32), pooling=Pooling.MAX)
+
+
+@pytest.fixture(scope="module")
+def normalised():
+    """A backbone with batch normalisation, nothing else of it frozen."""
+    backbone = load_backbone(NORMALISED, "random:3")
+    freeze(backbone, NORMALISED)
+    return backbone
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(256, size=(4, 32, 32, 3)).astype(np.uint8)
+
+
 class TestTrainingModel:
-    @pytest.fixture(scope="class")
-    def spec(self):
-        return EmbedderSpec("MobileNetV3Small", "", image_size=(32, 32), pooling=Pooling.MAX)
-
-    @pytest.fixture(scope="class")
-    def backbone(self, spec):
-        return load_backbone(spec, "random:3")
-
-    @pytest.fixture(scope="class")
-    def images(self):
-        return np.random.default_rng(0).integers(256, size=(4, 32, 32, 3)).astype(np.uint8)
-
-    def test_normalisation_of_the_backbone_runs_as_in_inference(self, spec, backbone, images):
+    def test_normalisation_of_the_backbone_runs_as_in_inference(self, normalised, pixels):
         """Its moving averages do not move, and training gives what inference gives."""
-        head = build_head(576, 3, normalization=Normalization.NONE)
-        model = build_training_model(spec, backbone, head, (), multi_label=False, seed=0)
-        before = backbone.get_weights()
-        trained = model(images, training=True)
-        for array, other in zip(backbone.get_weights(), before, strict=True):
+        head = steep_head(normalised, pixels)
+        model = build_training_model(NORMALISED, normalised, head, (), multi_label=False, seed=0)
+        before = normalised.get_weights()
+        trained = model(pixels, training=True)
+        for array, other in zip(normalised.get_weights(), before, strict=True):
             np.testing.assert_array_equal(array, other)
-        expected = join(assemble(spec, backbone), "embedding", head)(images, training=False)
+        expected = join(assemble(NORMALISED, normalised), "embedding", head)(pixels, training=False)
+        assert np.ptp(expected, axis=0).max() > 0.01
         np.testing.assert_allclose(trained, expected, atol=1e-5)
         assert model.get_layer(LOGITS).output.shape == (None, 3)
 
-    def test_augmentation_is_for_training_only(self, spec, backbone, images):
-        head = build_head(576, 3, normalization=Normalization.NONE)
-        model = build_training_model(spec, backbone, head, [*Augmentation], multi_label=True, seed=0)
-        expected = join(assemble(spec, backbone), "embedding", build_sigmoid(head))(images)
-        np.testing.assert_allclose(model(images, training=False), expected, atol=1e-5)
-        first, second = (np.asarray(model(images, training=True)) for _ in range(2))
+    def test_augmentation_is_for_training_only(self, normalised, pixels):
+        head = steep_head(normalised, pixels)
+        model = build_training_model(NORMALISED, normalised, head, [*Augmentation], multi_label=True, seed=0)
+        expected = join(assemble(NORMALISED, normalised), "embedding", build_sigmoid(head))(pixels)
+        np.testing.assert_allclose(model(pixels, training=False), expected, atol=1e-5)
+        first, second = (np.asarray(model(pixels, training=True)) for _ in range(2))
         assert np.abs(first - second).max() > 1e-4
 
     @pytest.mark.parametrize("augmentation", Augmentation)
@@ -215,6 +220,14 @@ class TestTrainingModel:
     def test_layers_that_are_not_there(self, how, message):
         with pytest.raises(ImagebeamError, match=message):
             freeze(load_backbone(SPEC, "random:0"), SPEC, **how)
+
+
+def steep_head(backbone, pixels):
+    """Tells the vectors of random weights apart, which are all but zero."""
+    vectors = np.asarray(assemble(NORMALISED, backbone)(pixels))
+    head = build_head(576, 3, normalization=Normalization.NONE)
+    head.set_weights([array * 10 / vectors.std(axis=0).max() for array in head.get_weights()])
+    return head
 
 
 def build_sigmoid(head):

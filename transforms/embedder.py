@@ -210,8 +210,7 @@ def _without_dtype(layer: keras.layers.Layer) -> keras.layers.Layer:
 def assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any = None) -> keras.Model:
     """Input, preprocessing, the backbone up to the wanted layers, pooling: one functional model.
 
-    At float32 it shares the backbone's layers, so that training the one trains the other. Whatever it is built into,
-    the backbone's normalisation and dropout layers run as in inference.
+    At float32 it shares the backbone's layers, so that training the one trains the other.
 
     Args:
         spec: of the embedder.
@@ -228,7 +227,7 @@ def assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any = None
     height, width = spec.image_size or (None, None)
     images = keras.Input((height, width, 3), dtype="uint8", name="image") if input_tensor is None else input_tensor
     inputs = images if input_tensor is None else keras.utils.get_source_inputs(input_tensor)
-    maps = features(architecture.preprocess(keras.ops.cast(images, "float32")), training=False)
+    maps = features(architecture.preprocess(keras.ops.cast(images, "float32")))
     vectors = {
         column: _pool(feature_map, spec.pooling)
         for column, feature_map in zip(columns(spec.layers), keras.tree.flatten(maps), strict=True)

@@ -68,6 +68,10 @@ class TunedLayer:
 def freeze(backbone: keras.Model, spec: EmbedderSpec, *, first: int = 0, until: str | None = None) -> list[TunedLayer]:
     """Decide which layers of a backbone learn.
 
+    Batch normalisation never does, which is also what makes it run as in inference while the others learn: of the
+    small batches of fine-tuning it would learn noise, and what came before and after would no longer fit. (In Keras 3
+    calling the backbone with `training=False` is not enough: the model around it overrides that.)
+
     Args:
         backbone: its layers' `trainable` is set.
         spec: whose layers say how much of the backbone is used.
@@ -94,7 +98,7 @@ def freeze(backbone: keras.Model, spec: EmbedderSpec, *, first: int = 0, until: 
     if first > len(names):
         raise ImagebeamError(f"{spec.model} has {len(names)} layers. Received: --freeze_layers {first}.")
     for number, layer in enumerate(backbone.layers):
-        layer.trainable = number >= first
+        layer.trainable = number >= first and not isinstance(layer, keras.layers.BatchNormalization)
     return [
         TunedLayer(
             layer.name,
@@ -119,11 +123,9 @@ def build_training_model(
 ) -> keras.Model:
     """Augmentation, backbone and head as one model that `classifier.compile_head` takes; layers are shared, not copied.
 
-    The backbone's normalisation and dropout layers run as in inference, as the guide of Keras has it.
-
     Args:
         spec: of the embedder, with a fixed image size.
-        backbone: as `embedder.load_backbone` gives it.
+        backbone: as `freeze` leaves it.
         head: vectors -> probabilities, as `classifier.build_head` makes it.
         augmentations: of the training images.
         multi_label: as for `build_head`.
