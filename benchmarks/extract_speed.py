@@ -53,7 +53,7 @@ def extract_rate(options: ExtractOptions) -> float:
         marks.append((time.perf_counter(), images))
 
     committed: list[float] = []
-    from transforms import embed, parquet
+    from transforms import parquet
 
     write_unit = parquet.write_unit
 
@@ -63,12 +63,12 @@ def extract_rate(options: ExtractOptions) -> float:
         return commit
 
     PROGRESS.embedded = mark  # type: ignore[method-assign]
-    embed.parquet.write_unit = write_and_mark
+    parquet.write_unit = write_and_mark
     try:
         run_extract(options)
     finally:
         del PROGRESS.embedded
-        embed.parquet.write_unit = write_unit
+        parquet.write_unit = write_unit
     return sum(images for _, images in marks[1:]) / (committed[-1] - marks[0][0])
 
 
