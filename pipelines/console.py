@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import datetime
 import threading
 import time
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from transforms.progress import PROGRESS
 from transforms.progress import Progress as Counts
@@ -19,7 +20,7 @@ PLAIN_INTERVAL = 10.0
 
 _TERMINAL_INTERVAL = 0.5
 
-_console = Console(stderr=True, highlight=False, soft_wrap=True)
+_console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def say(message: str) -> None:
@@ -55,44 +56,40 @@ class ProgressBar:
 
     def _show_bar(self) -> None:
         bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TextColumn("{task.fields[failures]} failed"),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             console=_console,
+            expand=True,
             transient=True,
         )
         meter = _Meter()
         with bar:
-            task = bar.add_task("embedding", total=None, rate="", failures=0)
+            task = bar.add_task("starting", total=None)
             while not self._closed.wait(_TERMINAL_INTERVAL):
                 counts = PROGRESS.snapshot()
-                bar.update(
-                    task,
-                    completed=counts.done,
-                    total=counts.planned or None,
-                    rate=f"{meter.rate(counts):.1f} images/s",
-                    failures=f"{counts.failures:,}",
-                )
+                description = progress_line(counts, meter.rate(counts)) if counts.planned else "starting"
+                bar.update(task, completed=counts.done, total=counts.planned or None, description=description)
 
     def _show_lines(self) -> None:
         meter = _Meter()
         while not self._closed.wait(PLAIN_INTERVAL):
             counts = PROGRESS.snapshot()
-            print(_line(counts, meter.rate(counts)), file=sys.stderr, flush=True)  # noqa: T201
+            rate = meter.rate(counts)
+            if counts.planned:  # Nothing is counted here where the workers are other machines.
+                say(progress_line(counts, rate))
 
 
 class _Meter:
-    """Images per second over the last half minute or so."""
+    """Images per second over the last half minute or so; the time before the first image does not count."""
 
     _WINDOW = 30.0
 
     def __init__(self) -> None:
-        self._seen: list[tuple[float, int]] = [(time.monotonic(), 0)]
+        self._seen: list[tuple[float, int]] = []
 
     def rate(self, counts: Counts) -> float:
+        if not counts.images:
+            return 0.0
         now = time.monotonic()
         self._seen.append((now, counts.images))
         while len(self._seen) > 2 and now - self._seen[0][0] > self._WINDOW:
@@ -101,9 +98,15 @@ class _Meter:
         return (counts.images - images) / max(now - since, 1e-9)
 
 
-def _line(counts: Counts, rate: float) -> str:
-    left = (counts.planned - counts.done) / rate if rate else 0.0
-    return (
-        f"{counts.done:,} of {counts.planned:,} records, {rate:.1f} images/s, {counts.failures:,} failed, "
-        f"about {left:,.0f} s left"
-    )
+def progress_line(counts: Counts, rate: float) -> str:
+    """How far a run is, in words.
+
+    Args:
+        counts: of the records.
+        rate: images per second of late; 0 where it is not known yet.
+    """
+    facts = [f"{counts.done:,} of {counts.planned:,} records", f"{counts.failures:,} failed"]
+    if rate:
+        left = datetime.timedelta(seconds=round((counts.planned - counts.done) / rate))
+        facts += [f"{rate:,.1f} images/s", f"{left} left"]
+    return ", ".join(facts)
