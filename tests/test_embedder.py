@@ -77,9 +77,7 @@ def test_every_architecture_equals_plain_keras(name):
 
 
 @pytest.mark.real_weights
-@pytest.mark.parametrize(
-    ("layers", "pooling"), [((), Pooling.AVG), ((), Pooling.MAX), (("block4_pool",), Pooling.AVG)]
-)
+@pytest.mark.parametrize(("layers", "pooling"), [((), Pooling.AVG), ((), Pooling.MAX), (("block4_pool",), Pooling.AVG)])
 def test_real_vgg16_equals_plain_keras(layers, pooling):
     spec = EmbedderSpec("VGG16", "", layers=layers, pooling=pooling, image_size=(64, 64))
     ours = resolve(spec, str(vgg16_onnx()))
@@ -95,8 +93,8 @@ def test_real_vgg16_equals_plain_keras(layers, pooling):
 @pytest.mark.real_weights
 def test_real_vgg16_starts_with_the_published_imagenet_values():
     # block1_conv1 of the weights published with keras.applications.
-    convolution = resolve(EmbedderSpec("VGG16", ""), str(vgg16_onnx())).model.get_layer("vgg16").get_layer(
-        "block1_conv1"
+    convolution = (
+        resolve(EmbedderSpec("VGG16", ""), str(vgg16_onnx())).model.get_layer("vgg16").get_layer("block1_conv1")
     )
     kernel, bias = convolution.get_weights()
     np.testing.assert_allclose([kernel[0, 0, 0, 0], bias[0]], [0.42947057, 0.73429835], rtol=1e-6)
@@ -106,9 +104,9 @@ def test_real_vgg16_starts_with_the_published_imagenet_values():
 def test_bfloat16_stays_close_to_float32():
     pixels = images(8, 96, 96)
     vectors = [
-        resolve(
-            EmbedderSpec("VGG16", "", image_size=(96, 96), precision=precision), str(vgg16_onnx())
-        ).embed(pixels)["embedding"]
+        resolve(EmbedderSpec("VGG16", "", image_size=(96, 96), precision=precision), str(vgg16_onnx())).embed(pixels)[
+            "embedding"
+        ]
         for precision in (Precision.FLOAT32, Precision.BFLOAT16)
     ]
     assert cosine(*vectors).min() >= 0.9999
