@@ -140,8 +140,9 @@ def _sample_lines(plan: Plan) -> Iterator[str]:
         return
     yield f"  formats: {_counts(sample.formats)}"
     for name, values in zip(("width", "height"), zip(*sample.sizes, strict=True), strict=True):
-        median = statistics.median_low(values)
-        yield f"  {name}: {min(values):,} to {max(values):,} pixels, half of them up to {median:,}"
+        low, middle, high = min(values), statistics.median_low(values), max(values)
+        spread = f"{low:,} to {high:,} pixels, half of them up to {middle:,}"
+        yield f"  {name}: {spread if low < high else f'{low:,} pixels'}"
     yield "  longer side, pixels:"
     bins = size_histogram(sample.sizes)
     most = max(images for _, _, images in bins)
