@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import logging
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -221,6 +222,7 @@ def stage_model(options: ModelOptions, folder: RunFolder) -> StagedModel:
     Raises:
         ImagebeamError: if the folder was filled by another spec, naming the fields that differ, or the model cannot
             be built.
+        JobError: if it cannot be stored.
     """
     source: dict[str, str | None] = {"source": options.weights, "file_sha256": None}
     if is_file(options.weights):
@@ -242,7 +244,10 @@ def stage_model(options: ModelOptions, folder: RunFolder) -> StagedModel:
         return staged
     if part := next(parquet.list_parts(storage.join(folder.output, folder.parts)), None):  # someone deleted model/
         check_spec(folder, parquet.read_spec(part[1]), embedder.spec)
-    return stage(embedder, folder.model, source)
+    try:
+        return stage(embedder, folder.model, source)
+    except OSError as error:
+        raise JobError(f"The model cannot be staged: {error}. {_how_to_go_on(folder)}") from error
 
 
 def check_spec(folder: RunFolder, held: EmbedderSpec, wanted: EmbedderSpec) -> None:
@@ -263,19 +268,25 @@ def running(folder: RunFolder, staged: ModelFacts, beam_args: Sequence[str]) -> 
     """A pipeline to fill; it runs when the block ends, with progress shown.
 
     Raises:
+        ImagebeamError: for flags that Beam refuses.
         JobError: if the runner gives up. What is committed stays.
     """
     # DirectRunner would look for a Prism binary first and fetch it from the network.
     runner = [] if any(arg.split("=")[0] == "--runner" for arg in beam_args) else ["--runner=FnApiRunner"]
     options = PipelineOptions([*runner, *beam_args])
     values = options.get_all_options()
-    pipeline = beam.Pipeline(options=options)
+    try:
+        pipeline = beam.Pipeline(options=options)
+    except ValueError as error:
+        raise ImagebeamError(f"Beam does not take its flags: {error}") from error
     storage.delete(storage.join(folder.output, manifest.MANIFEST_FILE))
     reports = storage.join(folder.output, _REPORTS, secrets.token_hex(4))
     detached = bool(values["template_location"] or values["dry_run"])
     run = Run(folder, staged, pipeline, reports, time.time(), detached)
     PROGRESS.reset()
     yield run
+    # Beam logs the traceback of what it raises too; --debug prints it.
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
     try:
         with ProgressBar():
             result = pipeline.run()
@@ -283,9 +294,18 @@ def running(folder: RunFolder, staged: ModelFacts, beam_args: Sequence[str]) -> 
     except ImagebeamError:
         raise
     except Exception as error:
+        if _is_interrupt(error):
+            raise KeyboardInterrupt from error
         raise JobError(f"{_last_line(error)}. {_how_to_go_on(folder)}") from error
     if state not in (None, PipelineState.DONE):
         raise JobError(f"The runner ended the job as {state}. {_how_to_go_on(folder)}")
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Beam made an error of its own out of somebody's Control-C."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _last_line(error: Exception) -> str:
@@ -334,8 +354,11 @@ def finish(run: Run, max_failure_rate: float) -> Result:
         uri = storage.join(run.folder.output, manifest.MANIFEST_FILE)
         say(f"The job is described, not run. Where it runs, its last step reconciles it and writes {uri}.")
         return Result(Totals(), ())
-    result = _reconcile(run, max_failure_rate)
-    _delete_reports(run)
+    try:
+        result = _reconcile(run, max_failure_rate)
+        _delete_reports(run)
+    except OSError as error:
+        raise JobError(f"The run cannot be reconciled: {error}. {_how_to_go_on(run.folder)}") from error
     return result
 
 
