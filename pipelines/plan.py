@@ -106,7 +106,7 @@ def run(options: PlanOptions) -> Plan:
     embed = EmbedOptions(options.model.image_options(embedder.spec), options.model.batch_size)
     prepare_pillow(options.model.max_image_pixels)
     say(f"Looking at {min(options.look.sample, inventory.records):,} of {inventory.records:,} records")
-    sample = look_at(reservoir.records(source.read), embed.images, images=embed.batch_size, pixels=embed.pixel_budget)
+    sample = look_at(reservoir.records(source.read), embed.images, images=embed.batch_size, pixels=embed.batch_pixels)
     estimate = None
     if sample.images:
         say("Timing the model")
@@ -166,7 +166,7 @@ def time_model(embedder: Embedder, images: Sequence[np.ndarray], options: EmbedO
         images = list(itertools.islice(itertools.cycle(images), options.batch_size))
     batches = [
         np.stack(batch)
-        for batch in batch_by_shape(images, lambda image: image.shape, options.batch_size, options.pixel_budget)
+        for batch in batch_by_shape(images, lambda image: image.shape, options.batch_size, options.batch_pixels)
     ]
     started = time.perf_counter()
     for batch in batches:

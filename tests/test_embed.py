@@ -76,6 +76,12 @@ def test_images_of_their_own_sizes_are_batched_by_exact_shape():
     assert max(shape[0] for shape in embedder.batches) == 3
 
 
+def test_a_fixed_size_fills_its_batches_however_large_the_images():
+    embedder = ChannelMeans()
+    embed(records(8), batch_size=4, image_size=(400, 300), embedder=embedder, pixel_budget=1000)
+    assert [shape[0] for shape in embedder.batches] == [4, 4]
+
+
 class Poisoned(ChannelMeans):
     """Chokes on any batch with an image whose red is 13."""
 

@@ -52,12 +52,20 @@ class EmbedOptions:
     Attributes:
         images: the image policy's settings.
         batch_size: images in one call of the model at most.
-        pixel_budget: pixels in one call of the model at most; matters where images keep their own sizes.
+        pixel_budget: pixels in one call of the model at most, where images keep their own sizes; it bounds the model's
+            memory. At a fixed size `batch_size` alone does.
     """
 
     images: ImageOptions
     batch_size: int = 32
     pixel_budget: int = 32 * 224 * 224
+
+    @property
+    def batch_pixels(self) -> int:
+        """Pixels in one call of the model at most."""
+        if self.images.image_size is None:
+            return self.pixel_budget
+        return self.batch_size * self.images.image_size[0] * self.images.image_size[1]
 
     @property
     def ahead(self) -> int:
@@ -105,7 +113,7 @@ def embed_records(
     def shape_of(item: Decoded) -> tuple[int, ...]:
         return item.image.pixels.shape
 
-    for batch in batch_by_shape(decoded(), shape_of, options.batch_size, options.pixel_budget):
+    for batch in batch_by_shape(decoded(), shape_of, options.batch_size, options.batch_pixels):
         started, embedded = time.perf_counter(), len(rows)
         for item, outcome in _embed_batch(batch, embedder):
             icc_profiles_ignored += item.image.icc_profile_ignored
