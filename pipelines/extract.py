@@ -63,8 +63,10 @@ def run(options: ExtractOptions) -> Result:
         options.beam_args, options.dataflow, patterns=options.input.input, output=options.output.output
     )
     source = launch.open_input(options.input)
+    # A model that cannot be had must not cost the embeddings that --overwrite is about to delete.
+    loaded = launch.load_model(options.model) if options.output.overwrite else None
     folder = launch.prepare_output(options.output, source)
-    staged = launch.stage_model(options.model, folder)
+    staged = launch.stage_model(options.model, folder, loaded)
     embed_units = EmbedUnits(
         model=staged,
         output=folder.output,

@@ -20,7 +20,7 @@ from pipelines.console import ProgressBar, say
 from pipelines.options import InputOptions, ModelOptions, OutputOptions
 from transforms import manifest, parquet, shards, storage
 from transforms.classifier_folder import ResultFile
-from transforms.embedder import resolve
+from transforms.embedder import Embedder, resolve
 from transforms.errors import ImagebeamError, JobError
 from transforms.formats import InputFormat
 from transforms.manifest import ModelFacts, Totals, UnitReport
@@ -216,8 +216,23 @@ def _empty(output: str) -> None:
     storage.delete(storage.join(output, RUN_FILE))
 
 
-def stage_model(options: ModelOptions, folder: RunFolder) -> StagedModel:
+def load_model(options: ModelOptions) -> Embedder:
+    """Resolve the weights and build the embedder.
+
+    Raises:
+        ImagebeamError: if it cannot be built.
+    """
+    say(f"Loading {options.model} with weights {options.weights}")
+    return resolve(options.spec(), options.weights)
+
+
+def stage_model(options: ModelOptions, folder: RunFolder, loaded: Embedder | None = None) -> StagedModel:
     """The staged model this run wants: the one that is there if it is the same, else resolved, built and staged.
+
+    Args:
+        options: which model.
+        folder: of the run.
+        loaded: what `load_model` gave, where it was called before.
 
     Raises:
         ImagebeamError: if the folder was filled by another spec, naming the fields that differ, or the model cannot
@@ -237,8 +252,7 @@ def stage_model(options: ModelOptions, folder: RunFolder) -> StagedModel:
         same_file = source["file_sha256"] is not None and source["file_sha256"] == staged.weights["file_sha256"]
         if same_file or source == staged.weights:
             return staged
-    say(f"Loading {options.model} with weights {options.weights}")
-    embedder = resolve(options.spec(), options.weights)
+    embedder = loaded or load_model(options)
     if staged is not None:
         check_spec(folder, staged.spec, embedder.spec)
         return staged

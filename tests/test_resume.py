@@ -193,6 +193,13 @@ class TestRefusals:
         assert foreign.read_bytes() == b"somebody's"
         assert len(list(finished.glob("embeddings/*"))) == 4
 
+    @pytest.mark.parametrize("flags", [("--layer", "blok1_pool"), ("--weights", "missing.npz")])
+    def test_overwrite_deletes_nothing_when_the_new_model_cannot_be_had(self, source, finished, flags):
+        before = files_of(finished)
+        assert extract(source, finished, "--overwrite", *flags) == 2
+        assert files_of(finished) == before
+        assert extract(source, finished) == 0
+
     def test_overwrite_starts_anew_and_deletes_nothing_else(self, source, finished, tmp_path):
         (finished / "model" / "notes.txt").write_text("keep me")
         old = embeddings(finished)
