@@ -26,8 +26,6 @@ from transforms.progress import PROGRESS
 from transforms.spec import Precision
 from transforms.staging import read_staged
 
-BATCH_SIZES = (16, 32, 64)
-
 
 def bare_rate(model: Any, batch_size: int, images: int) -> float:
     """Images/s of the compiled model over one ready batch, after a call that traces it."""
@@ -72,21 +70,21 @@ def extract_rate(options: ExtractOptions) -> float:
     return sum(images for _, images in marks[1:]) / (committed[-1] - marks[0][0])
 
 
-def measure(precision: Precision, jpegs: Path, scratch: Path, images: int, rounds: int, weights: str) -> dict[str, Any]:
+def measure(precision: Precision, jpegs: Path, scratch: Path, args: argparse.Namespace) -> dict[str, Any]:
     """The two rates, round by round."""
     options = ExtractOptions(
         InputOptions(input=(f"{jpegs}/*/*.jpg",)),
-        ModelOptions(weights=weights, precision=precision),
+        ModelOptions(weights=args.weights, precision=precision),
         OutputOptions(output=str(scratch / precision), overwrite=True),
     )
     extract_rate(options)  # stages the model; warms the page cache
     staged = read_staged(str(scratch / precision / "model"))
     assert staged is not None
     model = staged.load().model
-    best = max(BATCH_SIZES, key=lambda batch_size: bare_rate(model, batch_size, 2 * batch_size))
+    best = max(args.batch_sizes, key=lambda batch_size: bare_rate(model, batch_size, 2 * batch_size))
     bare, extract = [], []
-    for _ in range(rounds):
-        bare.append(bare_rate(model, best, images // 2))
+    for _ in range(args.rounds):
+        bare.append(bare_rate(model, best, args.images // 2))
         extract.append(extract_rate(options))
     ratio = statistics.median(extract) / statistics.median(bare)
     return {"bare_batch_size": best, "bare_images_s": bare, "extract_images_s": extract, "ratio": ratio}
@@ -98,13 +96,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", type=Precision, nargs="+", default=[Precision.FLOAT32, Precision.BFLOAT16])
     parser.add_argument("--weights", default="random:0")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[16, 32, 64], help="tried for the bare model")
     args = parser.parse_args()
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         jpegs = Path(folder) / "jpegs"
         write_jpegs(jpegs, args.images)
         for precision in args.precision:
-            figures[precision] = measure(precision, jpegs, Path(folder), args.images, args.rounds, args.weights)
+            figures[precision] = measure(precision, jpegs, Path(folder), args)
     rows = [("VGG16, 224x224, images/s", "bare model | extract | ratio")]
     for precision, figure in figures.items():
         bare, extract = (statistics.median(figure[name]) for name in ("bare_images_s", "extract_images_s"))
