@@ -3,9 +3,9 @@
     python -m benchmarks.train_rows                      # one million rows of 512 values, 2 GB on disk
     python -m benchmarks.train_rows --rows 100000        # smaller
 
-Each measurement is a process of its own, so its peak memory is its own. Both train the same head with the same
-optimizer, batch size and batches per compiled call. Rates are the median of whole epochs, validation included, the
-first left out, since it traces the step. The job is `imagebeam train` itself, for its memory.
+Both train the same head with the same optimizer, batch size and batches per compiled call, an epoch each in turn, so
+that what else the machine does weighs on both; rates are those of whole epochs, validation included. Memory is that of
+`imagebeam train` itself, in a process of its own.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.common import publish
+
+if TYPE_CHECKING:
+    from transforms.row_index import RowIndex
+    from transforms.sources import Sources
 
 CLASSES = 10
 ROWS_PER_PART = 2048
@@ -65,23 +69,26 @@ def write_set(folder: Path, rows: int, dimension: int) -> None:
 
 
 class Stopwatch:
-    """A `transforms.fitting.Watcher`, and so a callback for plain Keras too, that times epochs."""
+    """Times epochs proper: what `fit` does before the first, such as copying its arrays, is left out."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self._began = 0.0
+
+    def callback(self) -> Any:
+        """For one `fit`."""
+        import keras
+
+        return keras.callbacks.LambdaCallback(on_epoch_begin=self._begin, on_epoch_end=self._end)
+
+    def _begin(self, *_: Any) -> None:
         self._began = time.monotonic()
 
-    def after_batches(self, *_: Any) -> None:
-        """Nothing to time."""
-
-    def after_epoch(self, *_: Any) -> None:
-        """Note how long the epoch took."""
-        now = time.monotonic()
-        self.seconds.append(now - self._began)
-        self._began = now
+    def _end(self, *_: Any) -> None:
+        self.seconds.append(time.monotonic() - self._began)
 
 
-def open_set(folder: str, max_memory_mb: int) -> tuple[Any, Any]:
+def open_set(folder: str, max_memory_mb: int) -> tuple[Sources, RowIndex]:
     """Sources and index, as the job opens them."""
     from transforms.dataset import open_embeddings
     from transforms.row_index import LabelRules, SplitRules, index_rows
@@ -92,85 +99,65 @@ def open_set(folder: str, max_memory_mb: int) -> tuple[Any, Any]:
     return open_sources(embeddings, index, max_memory_mb), index
 
 
-def make_model(sources: Any, args: argparse.Namespace) -> Any:
+def make_model(sources: Sources, args: argparse.Namespace) -> Any:
     from pipelines.training_options import units
     from transforms.classifier import build_head, compile_head
 
-    head = build_head(
-        args.dimension, CLASSES, hidden_units=units(args.hidden_units), mean=sources.mean, variance=sources.variance
-    )
+    hidden = units(args.hidden_units)
+    head = build_head(args.dimension, CLASSES, hidden_units=hidden, mean=sources.mean, variance=sources.variance)
     return compile_head(head, steps=1)
 
 
-def measure_streamed(args: argparse.Namespace) -> dict[str, Any]:
-    """Epochs over Parquet, with what the job holds in memory by default."""
-    from transforms.fitting import fit
-    from transforms.sources import EpochOrder, to_dataset
+def measure_speed(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of epochs in turn: plain `model.fit` on arrays, shuffled by Keras; and the job's way of reading."""
+    from transforms.sources import EpochOrder, MatrixSource, to_dataset
 
-    sources, index = open_set(args.folder, args.max_memory_mb)
-    order, watch = EpochOrder(0), Stopwatch()
-    fit(
-        make_model(sources, args),
-        to_dataset(sources.train, index.targets, args.batch_size, order),
-        to_dataset(sources.validation, index.targets, args.batch_size),
-        epochs=args.epochs,
-        begin_epoch=order.begin_epoch,
-        watcher=watch,
-    )
-    return {"source": type(sources.train).__name__, "train_rows": sources.train.rows, "epoch_seconds": watch.seconds}
-
-
-def measure_plain(args: argparse.Namespace) -> dict[str, Any]:
-    """Plain `model.fit` on arrays, shuffled by Keras."""
-    import keras
-
-    sources, index = open_set(args.folder, max_memory_mb=2**20)
-    train, validation = sources.train, sources.validation
-    watch = Stopwatch()
-    make_model(sources, args).fit(
-        train.vectors,
-        index.targets(train.numbers),
-        validation_data=(validation.vectors, index.targets(validation.numbers)),
-        batch_size=args.batch_size,
-        epochs=args.epochs,
-        verbose=0,
-        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=watch.after_epoch)],
-    )
-    return {"source": "model.fit", "train_rows": train.rows, "epoch_seconds": watch.seconds}
-
-
-MEASUREMENTS = {"plain": measure_plain, "streamed": measure_streamed}
+    streamed, index = open_set(args.folder, args.max_memory_mb)
+    held, _ = open_set(args.folder, max_memory_mb=2**20)
+    assert isinstance(held.train, MatrixSource)
+    assert isinstance(held.validation, MatrixSource)
+    labels, held_out = (index.targets(source.numbers) for source in (held.train, held.validation))
+    plain_model, model = make_model(held, args), make_model(streamed, args)
+    order = EpochOrder(0)
+    train = to_dataset(streamed.train, index.targets, args.batch_size, order)
+    validation = to_dataset(streamed.validation, index.targets, args.batch_size)
+    plain_watch, watch = Stopwatch(), Stopwatch()
+    for epoch in range(args.epochs + 1):
+        plain_model.fit(
+            held.train.vectors,
+            labels,
+            validation_data=(held.validation.vectors, held_out),
+            batch_size=args.batch_size,
+            verbose=0,
+            callbacks=[plain_watch.callback()],
+        )
+        order.begin_epoch(epoch)
+        model.fit(train, validation_data=validation, shuffle=False, verbose=0, callbacks=[watch.callback()])
+    seconds = {"plain": plain_watch.seconds, "streamed": watch.seconds}
+    rows = streamed.train.rows
+    timed = {name: times[1:] for name, times in seconds.items()}  # the first epoch traces the step
+    return {
+        "source": type(streamed.train).__name__,
+        "train_rows": rows,
+        "epoch_seconds": timed,
+        "rows_per_second": {name: rows / statistics.median(times) for name, times in timed.items()},
+        "ratio": statistics.median(a / b for a, b in zip(timed["plain"], timed["streamed"], strict=True)),
+    }
 
 
-def run_measurement(name: str, argv: list[str]) -> dict[str, Any]:
-    """One measurement in a process of its own."""
-    with tempfile.NamedTemporaryFile() as answer:
-        command = [sys.executable, "-m", "benchmarks.train_rows", *argv, "--measure", name, "--answer", answer.name]
-        figures = run_process(command)
-        figures |= json.loads(Path(answer.name).read_text())
-    figures["rows_per_second"] = figures["train_rows"] / statistics.median(figures["epoch_seconds"][1:])
-    return figures
-
-
-def run_job(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The whole job, one epoch: checking, training, measuring, plots."""
+def run_job(args: argparse.Namespace) -> dict[str, Any]:
+    """The whole job, one epoch, in a process of its own: checking, training, measuring, plots."""
     with tempfile.TemporaryDirectory() as output:
-        command = [sys.executable, "-m", "pipelines.train", "--embeddings", str(folder), "--output", f"{output}/out"]
+        command = [sys.executable, "-m", "pipelines.train", "--embeddings", args.folder, "--output", f"{output}/out"]
         command += ["--skip_image_classifier", "--epochs=1", f"--batch_size={args.batch_size}"]
         command += [f"--max_memory_mb={args.max_memory_mb}", f"--hidden_units={args.hidden_units}"]
-        figures = run_process(command)
-        figures["accuracy"] = json.loads(Path(output, "out", "metrics.json").read_text())["accuracy"]
-    return figures
-
-
-def run_process(command: list[str]) -> dict[str, Any]:
-    """Seconds and largest resident set (bytes) of a process."""
-    began = time.monotonic()
-    process = subprocess.Popen(command, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} ended with status {status}")
-    return {"seconds": time.monotonic() - began, "peak_rss_bytes": usage.ru_maxrss * 1024}
+        began = time.monotonic()
+        process = subprocess.Popen(command)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"{' '.join(command)} ended with status {status}")
+        accuracy = json.loads(Path(output, "out", "metrics.json").read_text())["accuracy"]
+    return {"seconds": time.monotonic() - began, "peak_rss_bytes": usage.ru_maxrss * 1024, "accuracy": accuracy}
 
 
 def main() -> None:
@@ -179,28 +166,23 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=512)
     parser.add_argument("--hidden_units", default="none", help="widths with commas between them, or none")
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=7, help="pairs of epochs that are timed")
     parser.add_argument("--max_memory_mb", type=int, default=512)
     parser.add_argument("--folder", help="where the rows are, or are put and kept (default: a temporary folder)")
-    parser.add_argument("--measure", choices=MEASUREMENTS, help=argparse.SUPPRESS)
-    parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.measure:
-        args.answer.write_text(json.dumps(MEASUREMENTS[args.measure](args)))
-        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(args.folder or temporary)
-        if not (folder / "manifest.json").exists():
-            write_set(folder, args.rows, args.dimension)
-        names = ("hidden_units", "batch_size", "epochs", "max_memory_mb", "dimension")
-        argv = [f"--{name}={getattr(args, name)}" for name in names] + [f"--folder={folder}"]
-        figures = {name: run_measurement(name, argv) for name in MEASUREMENTS}
-        figures["job"] = run_job(args, folder)
-    ratio = figures["streamed"]["rows_per_second"] / figures["plain"]["rows_per_second"]
-    rows = [(f"{name}: rows/s", f"{figures[name]['rows_per_second']:,.0f}") for name in MEASUREMENTS]
-    rows += [("ratio", f"{ratio:.2f}"), ("the job with one epoch: seconds", f"{figures['job']['seconds']:.0f}")]
-    rows += [(f"{name}: peak RSS", f"{found['peak_rss_bytes'] / 1e9:.2f} GB") for name, found in figures.items()]
-    publish("train_rows", {"rows": args.rows, "dimension": args.dimension, "ratio": ratio, **figures}, rows)
+        args.folder = args.folder or temporary
+        if not Path(args.folder, "manifest.json").exists():
+            write_set(Path(args.folder), args.rows, args.dimension)
+        job = run_job(args)
+        speed = measure_speed(args)
+    rows = [(f"{name}: rows/s", f"{rate:,.0f}") for name, rate in speed["rows_per_second"].items()]
+    rows.append(("streamed / plain, median of pairs", f"{speed['ratio']:.2f}"))
+    rows.append(("imagebeam train, one epoch: seconds", f"{job['seconds']:.0f}"))
+    rows.append(("imagebeam train, one epoch: peak RSS", f"{job['peak_rss_bytes'] / 1e9:.2f} GB"))
+    options = {name: value for name, value in vars(args).items() if name != "folder"}
+    publish("train_rows", {"options": options, "speed": speed, "job": job}, rows)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,22 @@ def use_deterministic_ops() -> None:
         tf.config.experimental.enable_op_determinism()
 
 
+def check_searchable(lesson: Lesson) -> MatrixSource:
+    """The training rows, which a search must have in memory.
+
+    Raises:
+        ImagebeamError: if they are not.
+    """
+    rows = lesson.sources.train
+    if not isinstance(rows, MatrixSource):
+        needed = rows.rows * rows.dimension * 4 // 2**20 + 1
+        raise ImagebeamError(
+            f"--search needs the training rows in memory, about {needed:,} MB, and the validation rows with them. "
+            "Raise --max_memory_mb."
+        )
+    return rows
+
+
 def search_head(
     lesson: Lesson, images: np.ndarray, head: HeadOptions, options: FitOptions, grid: SearchOptions
 ) -> list[dict[str, Any]]:
@@ -131,17 +147,11 @@ def search_head(
         standard deviations over the folds.
 
     Raises:
-        ImagebeamError: if the training rows are not held in memory.
+        ImagebeamError: as `check_searchable`.
     """
     from transforms.search import search
 
-    rows = lesson.sources.train
-    if not isinstance(rows, MatrixSource):
-        needed = rows.rows * rows.dimension * 4 // 2**20 + 1
-        raise ImagebeamError(
-            f"--search needs the training rows in memory, about {needed:,} MB, and the validation rows with them. "
-            "Raise --max_memory_mb."
-        )
+    rows = check_searchable(lesson)
 
     def train(
         vectors: np.ndarray, targets: np.ndarray, parameters: Mapping[str, Any]

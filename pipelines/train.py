@@ -82,7 +82,7 @@ def run(options: TrainOptions) -> TrainResult:
     Raises:
         ImagebeamError: for what the user can mend; nothing is overwritten then.
     """
-    from pipelines.head_training import Lesson, train_head, use_deterministic_ops
+    from pipelines.head_training import Lesson, check_searchable, train_head, use_deterministic_ops
     from transforms.classifier_folder import ClassifierFolder, ResultFile
     from transforms.dataset import open_embeddings
     from transforms.plots import training_curves
@@ -92,7 +92,6 @@ def run(options: TrainOptions) -> TrainResult:
     from transforms.splits import Split
 
     began = time.monotonic()
-    use_deterministic_ops()
     output = ClassifierFolder(options.classifier.output, overwrite=options.classifier.overwrite)
     read = options.embeddings
     embeddings = open_embeddings(read.embeddings, read.embedding_column, allow_unfinished=read.allow_unfinished)
@@ -100,9 +99,12 @@ def run(options: TrainOptions) -> TrainResult:
     index = index_rows(embeddings, options.rows.label_rules(), options.rows.split_rules())
     rows = describe_rows(index)
     sources = open_sources(embeddings, index, read.max_memory_mb, local_copy=not read.no_local_copy)
+    lesson = Lesson(sources, index.targets, index.counts[Split.TRAIN.code], index.multi_label)
+    if options.search.search:
+        check_searchable(lesson)
     if output.claim(_identity(options, embeddings, index)):
         say(f"Going on with the run in {output.uri}")
-    lesson = Lesson(sources, index.targets, index.counts[Split.TRAIN.code], index.multi_label)
+    use_deterministic_ops()
     head_options, fit_options, table = _choose_head(lesson, index.images, options, output.checkpoint)
     head, state = train_head(lesson, head_options, fit_options, checkpoint=output.checkpoint, watched=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -120,9 +120,12 @@ def test_without_validation_the_last_epoch_counts():
     assert state.history.keys() == {"loss", "accuracy"}
 
 
-def test_a_run_that_diverges_says_so():
+def test_a_run_that_diverges_says_so_and_stands_in_nobodys_way(tmp_path):
+    checkpoint = Checkpoint(str(tmp_path))
+    checkpoint.claim({"learning_rate": 1e38}, overwrite=False)
     with pytest.raises(ImagebeamError, match="Lower --learning_rate"):
-        train(learning_rate=1e38)
+        train(checkpoint, learning_rate=1e38)
+    assert not checkpoint.claim({"learning_rate": 0.1}, overwrite=False)
 
 
 def test_the_watcher_sees_every_epoch():

@@ -239,6 +239,14 @@ def test_a_search_trains_the_best_of_the_grid(tmp_path):
     assert "hidden_1" in kinds
 
 
+def test_a_search_over_rows_that_do_not_fit_is_refused_before_anything_is_written(tmp_path):
+    vectors, labels = blobs(900, dimension=700)
+    folder = write_output(tmp_path / "set", vectors, labels)
+    with pytest.raises(ImagebeamError, match=r"about 2 MB.*Raise --max_memory_mb"):
+        run(options(folder, tmp_path / "out", search=SearchOptions(search=True), memory=1))
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_there_is_not_overwritten(blob_set, tmp_path):
     (tmp_path / "classifier.keras").write_text("someone's own")
     with pytest.raises(ImagebeamError, match=r"already holds classifier\.keras.*--overwrite"):

@@ -163,6 +163,8 @@ class _Run:
         """Keep what must be kept, and decide whether to stop."""
         state = self.state
         if not all(math.isfinite(value) for value in logs.values()):
+            if self._checkpoint is not None:
+                self._checkpoint.remove()  # there is no way on from here, and the next run will have other options
             raise ImagebeamError(
                 f"Training diverged: {dict(logs)} after {state.epochs + 1} epochs. Lower --learning_rate."
             )

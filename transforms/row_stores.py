@@ -19,8 +19,11 @@ from transforms.splits import Split
 Block = tuple[np.ndarray, np.ndarray]
 """Vectors, float32 [n, dimension], and the numbers of their rows, int64 [n]."""
 
-_PIECE_BYTES = 128 << 10
-"""Read at once from a local copy: small, so that a shuffle mixes rows that lie far apart; large enough for a disk."""
+_PIECE_BYTES = 256 << 10
+"""Read at once from a local copy, at most: enough for a disk to be quick."""
+
+_PIECES_IN_A_POOL = 64
+"""At least: a shuffle mixes rows of so many places."""
 
 
 class RowStore(Protocol):
@@ -72,16 +75,17 @@ class LocalCopy:
     Args:
         numbers: of the rows, int64 [n], in the order in which they will be added.
         dimension: length of the vectors.
+        pool_rows: rows that will be shuffled among each other.
 
     Raises:
         ImagebeamError: if the disk has no room.
     """
 
-    def __init__(self, numbers: np.ndarray, dimension: int) -> None:
+    def __init__(self, numbers: np.ndarray, dimension: int, pool_rows: int) -> None:
         self.dimension = dimension
         self._numbers = numbers
         self._row_bytes = dimension * np.dtype(np.float32).itemsize
-        most = max(1, _PIECE_BYTES // self._row_bytes)
+        most = max(1, min(_PIECE_BYTES // self._row_bytes, pool_rows // _PIECES_IN_A_POOL))
         self._starts = range(0, len(numbers), most)
         self.piece_rows = [min(most, len(numbers) - start) for start in self._starts]
         folder, needed = tempfile.gettempdir(), len(numbers) * self._row_bytes

@@ -14,8 +14,14 @@ from transforms.row_index import RowIndex
 from transforms.row_stores import Block, LocalCopy, ParquetRows, RowStore
 from transforms.splits import Split
 
-_BLOCK_ROWS = 4096
-"""Rows handed to tf.data at once: the price of crossing from Python into its threads is paid once a block."""
+_BLOCK_BYTES = 16 << 20
+"""Vectors handed to tf.data at once: the price of crossing from Python into its threads is paid once a block."""
+
+_BATCHES_AHEAD = 32
+"""Batches that wait for the model: a fixed number, where TensorFlow's own choice takes memory as it likes."""
+
+_ALIGNMENT = 64
+"""Bytes; Eigen's, and so TensorFlow's."""
 
 _BYTES = np.dtype(np.float32).itemsize
 
@@ -34,7 +40,7 @@ class Source(Protocol):
     def blocks(self, order: np.random.Generator | None) -> Iterator[Block]:
         """All rows once: shuffled by `order`, or as stored where it is None.
 
-        Blocks are copies: TensorFlow takes an aligned array as it is, and computes in place in what it was given.
+        Blocks are copies: TensorFlow may compute in place in an array it was given.
         """
 
 
@@ -63,9 +69,20 @@ class MatrixSource:
     def blocks(self, order: np.random.Generator | None) -> Iterator[Block]:
         """All rows once; every order is equally likely."""
         places = np.arange(self.rows) if order is None else order.permutation(self.rows)
-        for start in range(0, self.rows, _BLOCK_ROWS):
-            chosen = places[start : start + _BLOCK_ROWS]
-            yield self.vectors[chosen], self.numbers[chosen]
+        most = max(1, _BLOCK_BYTES // (self.dimension * _BYTES))
+        for start in range(0, self.rows, most):
+            chosen = places[start : start + most]
+            vectors = _aligned((len(chosen), self.dimension))
+            np.take(self.vectors, chosen, axis=0, out=vectors, mode="clip")  # "raise" would buffer the output
+            yield vectors, self.numbers[chosen]
+
+
+def _aligned(shape: tuple[int, int]) -> np.ndarray:
+    """An empty float32 array that TensorFlow takes over as it is: it copies what does not start at such an address."""
+    size = shape[0] * shape[1] * _BYTES
+    buffer = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    return buffer[start : start + size].view(np.float32).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -150,12 +167,13 @@ def open_sources(embeddings: EmbeddingSet, index: RowIndex, max_memory_mb: int, 
         split: MatrixSource(np.empty((len(rows[split]), embeddings.dimension), np.float32), rows[split])
         for split in _choose_held(rows, budget)
     }
+    pool_rows = max(1, budget // 8)
     rest = [split for split in rows if split not in held]
-    copies = {split: LocalCopy(rows[split], embeddings.dimension) for split in rest} if local_copy else {}
+    copies = {split: LocalCopy(rows[split], embeddings.dimension, pool_rows) for split in rest} if local_copy else {}
     scaler = _read_once(embeddings, index, held, copies)
     sources: dict[Split, Source] = dict(held)
     for split in rest:
-        sources[split] = StreamSource(copies.get(split) or ParquetRows(embeddings, index, split), max(1, budget // 8))
+        sources[split] = StreamSource(copies.get(split) or ParquetRows(embeddings, index, split), pool_rows)
     validation = sources[Split.VALIDATION] if len(rows[Split.VALIDATION]) else None
     return Sources(sources[Split.TRAIN], validation, *moments(scaler))
 
@@ -238,5 +256,5 @@ def to_dataset(
         tf.data.Dataset.from_generator(blocks, output_signature=signature)
         .rebatch(batch_size)
         .apply(tf.data.experimental.assert_cardinality(-(-source.rows // batch_size)))
-        .prefetch(tf.data.AUTOTUNE)
+        .prefetch(_BATCHES_AHEAD)
     )
