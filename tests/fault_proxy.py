@@ -17,7 +17,7 @@ a second's pause in it."""
 
 
 class FaultProxy(http.server.ThreadingHTTPServer):
-    """Passes requests on to `upstream`; every `every`-th one meets the next of `KINDS`.
+    """Passes requests on to `upstream`; every `every`-th one meets the next of `kinds`, from the first on again.
 
     Attributes:
         requests: how many came.
@@ -27,12 +27,12 @@ class FaultProxy(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, upstream, every):
+    def __init__(self, upstream, every, kinds=KINDS):
         self.upstream = urllib.parse.urlsplit(upstream).netloc
         self.every = every
         self.requests = 0
         self.faults = collections.Counter()
-        self._kinds = itertools.cycle(KINDS)
+        self._kinds = itertools.cycle(kinds)
         self._lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Handler)
 
@@ -114,9 +114,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def spoil(upstream, every):
+def spoil(upstream, every, kinds=KINDS):
     """A running `FaultProxy`."""
-    with FaultProxy(upstream, every) as proxy:
+    with FaultProxy(upstream, every, kinds) as proxy:
         thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

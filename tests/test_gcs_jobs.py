@@ -175,6 +175,23 @@ def test_nothing_is_lost_or_doubled_over_a_bad_network(images, undisturbed, monk
         gcs_store._make_client.cache_clear()
 
 
+def test_a_broken_answer_is_asked_for_again_whatever_it_said(emulated, monkeypatch):  # noqa: F811
+    uri = f"gs://{emulated.bucket}/there"
+    storage.publish(uri, b"content")
+    with spoil(emulated.url, every=2, kinds=["cut short"]) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{proxy.netloc}")
+        for _ in range(2):  # every other request fails, whichever came first
+            with pytest.raises(FileNotFoundError, match="/none does not exist"):
+                storage.read_bytes(f"gs://{emulated.bucket}/none")
+            assert storage.read_bytes(uri) == b"content"
+            with storage.open_read(uri) as stream:
+                assert stream.read(3) + stream.read(100) + stream.read(1) == b"content"
+            with pytest.raises(storage.ReplacedError):
+                storage.read_bytes(uri, "1")
+        assert proxy.faults["cut short"] >= 6
+        gcs_store._client()._http.close()
+
+
 def test_weights_manifest_and_config_may_lie_there_too(emulated, tmp_path):  # noqa: F811
     import keras
 

@@ -20,6 +20,7 @@ import google.auth.transport.requests
 import google_crc32c
 import requests
 from google.api_core import exceptions
+from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
@@ -91,7 +92,7 @@ def open_read(uri: str, version: str | None) -> BinaryIO:
     bucket, name = _split(uri)
     with _errors_named(uri, version):
         # One small request: a missing or replaced object is told here, and its size is needed for seeking.
-        blob = _client().bucket(bucket).blob(name)
+        blob = _Blob(name, _client().bucket(bucket))
         blob.reload(if_generation_match=_generation(version), retry=DEFAULT_RETRY)
     return cast(BinaryIO, _Reader(uri, version, blob))
 
@@ -100,15 +101,9 @@ def read_bytes(uri: str, version: str | None) -> bytes:
     """The whole object in one request, its CRC32C checked."""
     bucket, name = _split(uri)
     with _errors_named(uri, version):
-        blob = _client().bucket(bucket).blob(name)
-        return cast(
-            bytes,
-            blob.download_as_bytes(
-                if_generation_match=_generation(version),
-                checksum="crc32c",
-                retry=DEFAULT_RETRY,
-                single_shot_download=True,
-            ),
+        blob = _Blob(name, _client().bucket(bucket))
+        return blob.download_as_bytes(
+            if_generation_match=_generation(version), checksum="crc32c", single_shot_download=True
         )
 
 
@@ -154,6 +149,17 @@ def make_dirs(uri: str) -> None:
 
 def remove_leftovers(uri: str) -> None:
     """Nothing: an upload that was broken off shows no object."""
+
+
+class _Blob(storage.Blob):  # type: ignore[misc]
+    """A `Blob` whose downloads are repeated whatever part of the answer breaks off.
+
+    The library's own retries end before it reads the body of an error's answer, so a broken "not found" would be an
+    unknown error.
+    """
+
+    def download_as_bytes(self, *args: Any, retry: Retry = DEFAULT_RETRY, **kwargs: Any) -> bytes:
+        return cast(bytes, retry(super().download_as_bytes)(*args, retry=None, **kwargs))
 
 
 class _Reader(BlobReader):  # type: ignore[misc]
