@@ -80,7 +80,9 @@ def test_counts_are_those_of_a_loop_over_the_files(mixed, tmp_path, capsys):
         "units": sum(-(-count // 5) for count in in_tfrecords),
         "records": sum(in_tfrecords),
     }
-    assert found["formats"]["files"] == {"files": len(files), "units": -(-len(files) // 5), "records": len(files)}
+    loose = found["formats"]["files"]
+    assert (loose["files"], loose["records"]) == (len(files), len(files))
+    assert -(-len(files) // 5) <= loose["units"] <= len(files) // 3 + 1  # each but the last is at least half full
     tars = found["formats"]["webdataset"]
     assert tars["files"] == 2
     assert len(samples) < tars["records"] < 2 * len(samples)

@@ -2,12 +2,14 @@ import gzip
 import itertools
 import json
 import os
+import statistics
 import struct
 import subprocess
 import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -160,7 +162,8 @@ def test_images_become_units_of_consecutive_files(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     items = list(plan([str(tmp_path)], None, 2))
     units = [item for item in items if isinstance(item, WorkUnit)]
-    assert ranges(units) == [(0, 2), (2, 2), (4, 1)]
+    assert all(1 <= unit.count <= 2 for unit in units)
+    assert [unit.start for unit in units] == [0, *itertools.accumulate(unit.count for unit in units)][:-1]
     refs = [ref for unit in units for ref in unit.refs]
     assert [(ref.key, ref.label) for ref in refs] == [
         (f"{tmp_path}/{name}", name.split("/")[0])
@@ -190,6 +193,37 @@ def test_planning_streams(monkeypatch):
         items = plan(["/x/*"], None, 100)
         assert len(list(itertools.islice(items, 3))) == 3
         assert next(endless).uri < "/x/000000500"
+
+
+def plan_names(monkeypatch, names, rows_per_unit):
+    files = [storage.FileInfo(name, 1, "1") for name in sorted(names)]
+    monkeypatch.setattr(storage, "matches", lambda pattern: iter([(False, iter(files))]))
+    return list(plan(["/x/*"], None, rows_per_unit))
+
+
+@pytest.mark.parametrize("name", ["/x/IMG_{:06}.jpg", "/x/{:03x}/photo.jpg", "/x/{:064b}.jpg"])
+def test_units_of_files_are_at_least_half_full_and_never_over(monkeypatch, name):
+    units = plan_names(monkeypatch, map(name.format, range(4_000)), 50)
+    counts = [unit.count for unit in units]
+    assert sum(counts) == 4_000
+    assert all(25 <= count <= 50 for count in counts[:-1])
+    assert counts[-1] <= 50
+    assert 34 <= sum(counts[:-1]) / len(counts[:-1]) <= 41  # 37.5, were the place of the lowest digest random
+
+
+def test_a_changed_list_of_files_changes_only_the_units_about_there(monkeypatch):
+    random = Random(7)
+    names = {f"/x/{random.getrandbits(64):016x}.jpg" for _ in range(3_000)}
+    before = {unit.id for unit in plan_names(monkeypatch, names, 20)}
+    assert len(before) >= 150
+    changed = []
+    for step, name in enumerate(random.sample(sorted(names), 30)):
+        now = names ^ {name if step % 2 else f"/x/{random.getrandbits(64):016x}.jpg"}
+        after = {unit.id for unit in plan_names(monkeypatch, now, 20)}
+        changed.append(len(after - before))
+    assert min(changed) >= 1
+    assert statistics.mean(changed) < 4
+    assert max(changed) < 20
 
 
 def test_the_same_files_make_the_same_units_in_every_process(tmp_path):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import itertools
 import json
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -34,6 +35,24 @@ def files_unit(files: Iterable[FileInfo], start: int) -> WorkUnit:
     """Image files as one work unit; the key is the uri, the label the parent folder's name."""
     refs = tuple(map(_file_ref, files))
     return WorkUnit(InputFormat.FILES, len(refs), start=start, refs=refs)
+
+
+def unit_end(files: Sequence[FileInfo], rows_per_unit: int) -> int:
+    """How many of `files` make up the next work unit, where there are more than `rows_per_unit`.
+
+    The unit ends, in the second half of what it may hold, after the file whose name has the lowest digest. So where a
+    unit ends depends on the files about there and not on how many came before: a file that is added or removed
+    changes its own unit and perhaps a few next to it, and all later ones are what they were. (Content-defined
+    chunking, as backup programs cut files.)
+    """
+    places = range((rows_per_unit + 1) // 2, rows_per_unit + 1)
+    return min(places, key=lambda place: _digest(files[place - 1].uri))
+
+
+def _digest(uri: str) -> bytes:
+    """Of the folder's and the file's name alone: a copy of the input elsewhere is cut at the same places."""
+    name = "/".join(uri.rsplit("/", 2)[-2:])
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
 
 
 def cut_manifest(manifest: Shard, rows_per_unit: int, options: ReadOptions) -> Iterator[WorkUnit]:

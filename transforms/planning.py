@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
+from transforms.cut_memory import CutMemory
 from transforms.progress import PROGRESS
 from transforms.shards import cut_shard, plan
 from transforms.types import InputFormat, PlanItem, ReadOptions, Shard, WorkUnit
@@ -50,24 +51,29 @@ class PlanUnits(beam.PTransform):  # type: ignore[misc]
         input_format: of every file, or None to go by the names.
         rows_per_unit: records in a unit at most.
         read: which columns hold what.
+        cuts: folder in which the cuts of large shards are remembered; None not to.
     """
 
     input_format: InputFormat | None
     rows_per_unit: int
     read: ReadOptions
+    cuts: str | None = None
 
     def expand(self, patterns: beam.PCollection) -> beam.PCollection:
         """List, spread, cut."""
+        memory = None if self.cuts is None else CutMemory(self.cuts, self.rows_per_unit)
         return (
             patterns
             | "List input" >> beam.FlatMap(plan, self.input_format, self.rows_per_unit).with_output_types(PlanItem)
             | "Spread shards" >> beam.Reshuffle()
-            | "Cut shards" >> beam.FlatMap(_cut, self.rows_per_unit, self.read).with_output_types(WorkUnit)
+            | "Cut shards" >> beam.FlatMap(_cut, self.rows_per_unit, self.read, memory).with_output_types(WorkUnit)
         )
 
 
-def _cut(item: Shard | WorkUnit, rows_per_unit: int, options: ReadOptions) -> Iterator[WorkUnit]:
-    for unit in cut_shard(item, rows_per_unit, options):
+def _cut(
+    item: Shard | WorkUnit, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None
+) -> Iterator[WorkUnit]:
+    for unit in cut_shard(item, rows_per_unit, options, memory):
         PROGRESS.planned_more(unit.count)
         Metrics.counter("imagebeam", "records_planned").inc(unit.count)
         yield unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +14,19 @@ from transforms.manifest import UnitReport
 
 FILES = 16
 """Always so many, empty or not: one that is missing would pass for units that were never planned."""
+
+_FOLDER = "reports-"
+
+
+def new_reports_folder(output: str) -> str:
+    """A folder of a run's own, so that two runs over one output at once do not take each other's reports away."""
+    return storage.join(output, f"{_FOLDER}{secrets.token_hex(4)}")
+
+
+def delete_reports(output: str) -> None:
+    """Delete the reports of all runs: those killed at their end leave theirs."""
+    for folder in {storage.parent(info.uri) for info in storage.list_files(storage.join(output, f"{_FOLDER}*", "*"))}:
+        storage.delete_folder(folder)
 
 
 @dataclass

@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from transforms import storage, webdataset
 from transforms.columns import check_image_column, check_other_columns, describe, resolve_types
+from transforms.cut_memory import CutMemory
 from transforms.errors import ImagebeamError
-from transforms.file_lists import cut_manifest, files_unit, manifest_columns
+from transforms.file_lists import cut_manifest, files_unit, manifest_columns, unit_end
 from transforms.images import IMAGE_EXTENSIONS
 from transforms.readers import explain
 from transforms.records import reader
@@ -139,31 +140,51 @@ def plan(
             yield shard
             continue
         images.append(shard.file)
-        if len(images) == rows_per_unit:
-            yield files_unit(images, start)
-            start += len(images)
-            images.clear()
+        if len(images) > rows_per_unit:
+            end = unit_end(images, rows_per_unit)
+            yield files_unit(images[:end], start)
+            start += end
+            del images[:end]
     if images:
         yield files_unit(images, start)
 
 
-def cut_shard(item: Shard | WorkUnit, rows_per_unit: int, options: ReadOptions) -> Iterator[WorkUnit]:
+def cut_shard(
+    item: Shard | WorkUnit, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None = None
+) -> Iterator[WorkUnit]:
     """A shard or manifest -> its work units; a unit passes as it is.
 
     What cannot be found in a shard is one unit of one record, with `error` set. The counts of the units add up to the
     records of the shard.
+
+    Args:
+        item: what `plan` gives.
+        rows_per_unit: records in a unit at most.
+        options: which columns hold what.
+        memory: where cuts of large shards are looked up and kept.
+
+    Raises:
+        OSError: if `memory` cannot be used.
     """
     if isinstance(item, WorkUnit):
         yield item
     elif item.format == InputFormat.MANIFEST:
         yield from cut_manifest(item, rows_per_unit, options)
+    elif memory is None or not memory.is_worthwhile(item):
+        yield from _walk_shard(item, rows_per_unit)
+    elif (units := memory.recall(item)) is not None:
+        yield from units
     else:
-        try:
-            with storage.open_read(item.file.uri, item.file.version) as stream:
-                for cut in reader(item.format).cut(stream, rows_per_unit):
-                    yield WorkUnit(item.format, cut.count, item, start=cut.start, offset=cut.offset, error=cut.error)
-        except Exception as error:  # It did not even open.
-            yield WorkUnit(item.format, 1, item, error=explain(error))
+        yield from memory.keep(item, _walk_shard(item, rows_per_unit))
+
+
+def _walk_shard(shard: Shard, rows_per_unit: int) -> Iterator[WorkUnit]:
+    try:
+        with storage.open_read(shard.file.uri, shard.file.version) as stream:
+            for cut in reader(shard.format).cut(stream, rows_per_unit):
+                yield WorkUnit(shard.format, cut.count, shard, start=cut.start, offset=cut.offset, error=cut.error)
+    except Exception as error:  # It did not even open.
+        yield WorkUnit(shard.format, 1, shard, error=explain(error))
 
 
 def inspect_input(patterns: Sequence[str], input_format: InputFormat | None, options: ReadOptions) -> ReadOptions:
