@@ -16,7 +16,8 @@ from pipelines.options import InputOptions, OutputOptions, image_options
 from transforms.errors import ImagebeamError
 
 if TYPE_CHECKING:
-    from pipelines.launch import Result, RunFolder
+    from pipelines.launch import Result
+    from pipelines.prepare import RunFolder
     from transforms.parquet import PartOptions
     from transforms.predictions import PredictionLayout
     from transforms.staged_classifier import TrainedClassifier
@@ -124,13 +125,13 @@ def run(options: ClassifyOptions) -> Result:
 def _label_images(options: ClassifyOptions, images: InputOptions, classifier: TrainedClassifier) -> Result:
     import apache_beam as beam
 
-    from pipelines import launch
+    from pipelines import launch, prepare
     from transforms.embed import EmbedOptions, EmbedUnits
     from transforms.parquet import PartOptions
     from transforms.planning import PlanUnits
     from transforms.staged_classifier import stage_classifier
 
-    source = launch.open_input(images)
+    source = prepare.open_input(images)
     folder = _prepare_output(options, classifier, source.describe())
     staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=True)
     part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, source.read.keep_columns)
@@ -142,17 +143,15 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
         part=_layout(options, classifier, part),
         retry_failed=options.output.retry_failed,
     )
-    with launch.running(folder, staged, options.beam_args) as run:
-        reports = (
+    with launch.running(folder, staged, options.beam_args, options.output.max_failure_rate) as run:
+        _ = (
             run.pipeline
             | "Patterns" >> beam.Create([source.patterns])
-            | "Plan units" >> PlanUnits(source.input_format, options.output.rows_per_unit, source.read)
+            | "Plan units" >> PlanUnits(source.input_format, options.output.rows_per_unit, source.read, folder.cuts)
             | "Label units" >> label_units
-            | "Write reports" >> launch.WriteReports(run.reports)
+            | "Finish" >> launch.Finish(run)
         )
-        if run.detached:
-            _ = reports | "Finish run" >> launch.FinishRun(run, options.output.max_failure_rate)
-    return launch.finish(run, options.output.max_failure_rate)
+    return launch.finish(run)
 
 
 def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> Result:
@@ -177,21 +176,19 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
     staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=False)
     part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, kept_columns(embeddings))
     label_units = ClassifyEmbeddings(staged, folder.output, embeddings, _layout(options, classifier, part))
-    with launch.running(folder, staged, options.beam_args) as run:
-        reports = (
+    with launch.running(folder, staged, options.beam_args, options.output.max_failure_rate) as run:
+        _ = (
             run.pipeline
             | "Folders" >> beam.Create([embeddings.folders])
             | "Label units" >> label_units
-            | "Write reports" >> launch.WriteReports(run.reports)
+            | "Finish" >> launch.Finish(run)
         )
-        if run.detached:
-            _ = reports | "Finish run" >> launch.FinishRun(run, options.output.max_failure_rate)
-    return launch.finish(run, options.output.max_failure_rate)
+    return launch.finish(run)
 
 
 @dataclass(frozen=True)
 class _Described:
-    """A `launch.Described`: what is read, by which classifier, and what is said of it."""
+    """A `prepare.Described`: what is read, by which classifier, and what is said of it."""
 
     source: dict[str, Any]
     classifier: TrainedClassifier
@@ -207,10 +204,10 @@ class _Described:
 
 
 def _prepare_output(options: ClassifyOptions, classifier: TrainedClassifier, source: dict[str, Any]) -> RunFolder:
-    from pipelines import launch
+    from pipelines import prepare
     from transforms.parquet import PREDICTIONS
 
-    return launch.prepare_output(options.output, _Described(source, classifier, options.label), PREDICTIONS)
+    return prepare.prepare_output(options.output, _Described(source, classifier, options.label), PREDICTIONS)
 
 
 def _layout(options: ClassifyOptions, classifier: TrainedClassifier, part: PartOptions) -> PredictionLayout:

@@ -54,7 +54,7 @@ def run(options: ExtractOptions) -> Result:
     """
     import apache_beam as beam
 
-    from pipelines import launch
+    from pipelines import launch, prepare
     from transforms.embed import EmbedOptions, EmbedUnits
     from transforms.parquet import PartOptions
     from transforms.planning import PlanUnits
@@ -62,11 +62,11 @@ def run(options: ExtractOptions) -> Result:
     beam_args = complete(
         options.beam_args, options.dataflow, patterns=options.input.input, output=options.output.output
     )
-    source = launch.open_input(options.input)
+    source = prepare.open_input(options.input)
     # A model that cannot be had must not cost the embeddings that --overwrite is about to delete.
-    loaded = launch.load_model(options.model) if options.output.overwrite else None
-    folder = launch.prepare_output(options.output, source)
-    staged = launch.stage_model(options.model, folder, loaded)
+    loaded = prepare.load_model(options.model) if options.output.overwrite else None
+    folder = prepare.prepare_output(options.output, source)
+    staged = prepare.stage_model(options.model, folder, loaded)
     embed_units = EmbedUnits(
         model=staged,
         output=folder.output,
@@ -75,17 +75,15 @@ def run(options: ExtractOptions) -> Result:
         part=PartOptions(options.output.embedding_type, options.output.embedding_dtype, source.read.keep_columns),
         retry_failed=options.output.retry_failed,
     )
-    with launch.running(folder, staged, beam_args) as run:
-        reports = (
+    with launch.running(folder, staged, beam_args, options.output.max_failure_rate) as run:
+        _ = (
             run.pipeline
             | "Patterns" >> beam.Create([source.patterns])
-            | "Plan units" >> PlanUnits(source.input_format, options.output.rows_per_unit, source.read)
+            | "Plan units" >> PlanUnits(source.input_format, options.output.rows_per_unit, source.read, folder.cuts)
             | "Embed units" >> embed_units
-            | "Write reports" >> launch.WriteReports(run.reports)
+            | "Finish" >> launch.Finish(run)
         )
-        if run.detached:
-            _ = reports | "Finish run" >> launch.FinishRun(run, options.output.max_failure_rate)
-    return launch.finish(run, options.output.max_failure_rate)
+    return launch.finish(run)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,85 +1,25 @@
-"""What the launcher does around a job's chain: check input and output, stage the model, run, reconcile, sum up."""
+"""What the launcher does around a job's chain: run it, reconcile what became of it, sum up."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import logging
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
 from pipelines.console import ProgressBar, say
-from pipelines.options import InputOptions, ModelOptions, OutputOptions
-from transforms import manifest, parquet, shards, storage
-from transforms.classifier_folder import ResultFile
-from transforms.embedder import Embedder, resolve
+from pipelines.prepare import RunFolder
+from transforms import manifest, storage
 from transforms.errors import ImagebeamError, JobError
-from transforms.formats import InputFormat
 from transforms.manifest import ModelFacts, Totals, UnitReport
 from transforms.progress import PROGRESS
-from transforms.reports import WriteReports as WriteReports
-from transforms.reports import read_reports
-from transforms.spec import EmbedderSpec
-from transforms.staging import MODEL_FILE, SPEC_FILE, StagedModel, file_sha256, read_staged, stage
-from transforms.types import ReadOptions
-from transforms.weights import is_file
-
-RUN_FILE = "run.json"
-_REPORTS = "reports"
-
-
-@dataclass(frozen=True)
-class Source:
-    """The input, looked at: every pattern matches something, and the columns are there."""
-
-    patterns: tuple[str, ...]
-    input_format: InputFormat | None
-    read: ReadOptions
-
-    def describe(self) -> dict[str, Any]:
-        """In JSON terms, for run.json."""
-        return {
-            "input": list(self.patterns),
-            "input_format": self.input_format or "auto",
-            "image_column": self.read.image_column,
-            "label_column": self.read.label_column,
-            "keep_columns": {name: str(kind) for name, kind in self.read.keep_columns},
-        }
-
-
-class Described(Protocol):
-    """What a run reads, and all else that decides its rows but for the model and the flags of the output."""
-
-    def describe(self) -> dict[str, Any]:
-        """In JSON terms."""
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """The output folder, found fit for this run.
-
-    Attributes:
-        output: absolute.
-        run: what makes two runs the same but for the model.
-        parts: the folder below that holds the parts; also what their rows are called.
-    """
-
-    output: str
-    run: dict[str, Any]
-    parts: str = parquet.EMBEDDINGS
-
-    @property
-    def model(self) -> str:
-        """Where the model is staged."""
-        return storage.join(self.output, "model")
+from transforms.reports import WriteReports, new_reports_folder, read_reports
 
 
 @dataclass
@@ -91,6 +31,7 @@ class Run:
         staged: the model its workers load.
         pipeline: to fill; None on a worker.
         reports: folder of the unit reports.
+        max_failure_rate: the largest share of the records that may fail, 0 to 1.
         started: seconds since 1970.
         detached: whether the launcher only describes the job, which runs without it: a template, or a dry run.
     """
@@ -99,6 +40,7 @@ class Run:
     staged: ModelFacts
     pipeline: beam.Pipeline | None
     reports: str
+    max_failure_rate: float
     started: float
     detached: bool
 
@@ -121,165 +63,9 @@ class Result:
         return 3 if self.problems else 0
 
 
-def open_input(options: InputOptions) -> Source:
-    """Look at the input before anything runs.
-
-    Raises:
-        ImagebeamError: for a pattern without matches, or a column the first shard does not have.
-    """
-    patterns = tuple(storage.absolute(pattern) for pattern in options.input)
-    read = shards.inspect_input(patterns, options.input_format, options.read_options())
-    return Source(patterns, options.input_format, read)
-
-
-def prepare_output(options: OutputOptions, source: Described, parts: str = parquet.EMBEDDINGS) -> RunFolder:
-    """Check that the output is empty, or holds an earlier attempt at this very run; empty it if asked to.
-
-    Args:
-        options: which folder, and how rows are stored.
-        source: what is read.
-        parts: see `RunFolder`.
-
-    Raises:
-        ImagebeamError: naming what differs from the run the folder holds, or a file in it that no run wrote, or why
-            the folder cannot be written.
-    """
-    try:
-        folder = check_output(options, source, parts)
-        if options.overwrite:
-            _empty(folder.output)
-        storage.publish(storage.join(folder.output, RUN_FILE), json.dumps(folder.run, indent=2).encode())
-        for name in (parts, parquet.FAILURES, "model"):
-            storage.remove_leftovers(storage.join(folder.output, name))
-    except OSError as error:
-        raise ImagebeamError(f"The output cannot be used: {error}. Received: --output {options.output!r}.") from error
-    return folder
-
-
-def check_output(options: OutputOptions, source: Described, parts: str = parquet.EMBEDDINGS) -> RunFolder:
-    """The checks of `prepare_output`, which write nothing.
-
-    Raises:
-        ImagebeamError: as `prepare_output`.
-        OSError: if the folder cannot be read.
-    """
-    output = storage.absolute(options.output)
-    run = {
-        **source.describe(),
-        "rows_per_unit": options.rows_per_unit,
-        "embedding_type": options.embedding_type,
-        "embedding_dtype": options.embedding_dtype,
-    }
-    folder = storage.join(output, parts)
-    if foreign := next(parquet.list_foreign(folder), None):
-        raise ImagebeamError(
-            f"{foreign} is no part of a run, and whoever reads the folder would read it too. Move it away, or choose "
-            f"another --output."
-        )
-    if options.overwrite:
-        return RunFolder(output, run, parts)
-    if (before := _read_json(storage.join(output, RUN_FILE))) is not None:
-        differences = [
-            f"{name}: {before.get(name)} != {run.get(name)}"
-            for name in {**before, **run}
-            if before.get(name) != run.get(name)
-        ]
-        if differences:
-            raise ImagebeamError(
-                f"{output} holds another run ({'; '.join(differences)}). Choose another --output, or --overwrite."
-            )
-    elif next(parquet.list_parts(folder), None):
-        raise ImagebeamError(
-            f"{folder} holds parts, but no {RUN_FILE} says of which run. Choose another --output, or --overwrite."
-        )
-    return RunFolder(output, run, parts)
-
-
-def _read_json(uri: str) -> dict[str, Any] | None:
-    try:
-        content = json.loads(storage.read_bytes(uri))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ImagebeamError(f"{uri} cannot be understood ({error}). Run with --overwrite to start anew.") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _empty(output: str) -> None:
-    """Delete what a run wrote, and nothing else; run.json last, so that a kill leaves a known run."""
-    storage.delete(storage.join(output, manifest.MANIFEST_FILE))
-    for folder in (parquet.EMBEDDINGS, parquet.PREDICTIONS, parquet.FAILURES):
-        for _, uri in list(parquet.list_parts(storage.join(output, folder))):
-            storage.delete(uri)
-    for name in (SPEC_FILE, MODEL_FILE, ResultFile.CLASSIFIER):
-        storage.delete(storage.join(output, "model", name))
-    storage.delete(storage.join(output, RUN_FILE))
-
-
-def load_model(options: ModelOptions) -> Embedder:
-    """Resolve the weights and build the embedder.
-
-    Raises:
-        ImagebeamError: if it cannot be built.
-    """
-    say(f"Loading {options.model} with weights {options.weights}")
-    return resolve(options.spec(), options.weights)
-
-
-def stage_model(options: ModelOptions, folder: RunFolder, loaded: Embedder | None = None) -> StagedModel:
-    """The staged model this run wants: the one that is there if it is the same, else resolved, built and staged.
-
-    Args:
-        options: which model.
-        folder: of the run.
-        loaded: what `load_model` gave, where it was called before.
-
-    Raises:
-        ImagebeamError: if the folder was filled by another spec, naming the fields that differ, or the model cannot
-            be built.
-        JobError: if it cannot be stored.
-    """
-    source: dict[str, str | None] = {"source": options.weights, "file_sha256": None}
-    if is_file(options.weights):
-        try:
-            with storage.local_file(storage.absolute(options.weights)) as path:
-                source["file_sha256"] = file_sha256(path)
-        except OSError as error:
-            raise ImagebeamError(f"The weights file cannot be read: {error}") from error
-    staged = read_staged(folder.model)
-    if staged is not None:
-        check_spec(folder, staged.spec, options.spec(staged.spec.weights_sha256))
-        same_file = source["file_sha256"] is not None and source["file_sha256"] == staged.weights["file_sha256"]
-        if same_file or source == staged.weights:
-            return staged
-    embedder = loaded or load_model(options)
-    if staged is not None:
-        check_spec(folder, staged.spec, embedder.spec)
-        return staged
-    if part := next(parquet.list_parts(storage.join(folder.output, folder.parts)), None):  # someone deleted model/
-        check_spec(folder, parquet.read_spec(part[1]), embedder.spec)
-    try:
-        return stage(embedder, folder.model, source)
-    except OSError as error:
-        raise JobError(f"The model cannot be staged: {error}. {_how_to_go_on(folder)}") from error
-
-
-def check_spec(folder: RunFolder, held: EmbedderSpec, wanted: EmbedderSpec) -> None:
-    """Refuse to mix embeddings of two specs in one folder.
-
-    Raises:
-        ImagebeamError: naming the fields that differ.
-    """
-    if differences := held.differences(wanted):
-        raise ImagebeamError(
-            f"{folder.output} holds embeddings of another spec ({'; '.join(differences)}). Choose another --output, or "
-            f"--overwrite."
-        )
-
-
 @contextlib.contextmanager
-def running(folder: RunFolder, staged: ModelFacts, beam_args: Sequence[str]) -> Iterator[Run]:
-    """A pipeline to fill; it runs when the block ends, with progress shown.
+def running(folder: RunFolder, staged: ModelFacts, beam_args: Sequence[str], max_failure_rate: float) -> Iterator[Run]:
+    """A pipeline to fill, `Finish` last; it runs when the block ends, with progress shown.
 
     Raises:
         ImagebeamError: for flags that Beam refuses.
@@ -294,9 +80,8 @@ def running(folder: RunFolder, staged: ModelFacts, beam_args: Sequence[str]) -> 
     except ValueError as error:
         raise ImagebeamError(f"Beam does not take its flags: {error}") from error
     storage.delete(storage.join(folder.output, manifest.MANIFEST_FILE))
-    reports = storage.join(folder.output, _REPORTS, secrets.token_hex(4))
     detached = bool(values["template_location"] or values["dry_run"])
-    run = Run(folder, staged, pipeline, reports, time.time(), detached)
+    run = Run(folder, staged, pipeline, new_reports_folder(folder.output), max_failure_rate, time.time(), detached)
     PROGRESS.reset()
     yield run
     # Beam logs the traceback of what it raises too; --debug prints it.
@@ -310,9 +95,9 @@ def running(folder: RunFolder, staged: ModelFacts, beam_args: Sequence[str]) -> 
     except Exception as error:
         if _is_interrupt(error):
             raise KeyboardInterrupt from error
-        raise JobError(f"{_last_line(error)}. {_how_to_go_on(folder)}") from error
+        raise JobError(f"{_last_line(error)}. {folder.how_to_go_on()}") from error
     if state not in (None, PipelineState.DONE):
-        raise JobError(f"The runner ended the job as {state}. {_how_to_go_on(folder)}")
+        raise JobError(f"The runner ended the job as {state}. {folder.how_to_go_on()}")
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
@@ -328,60 +113,48 @@ def _last_line(error: Exception) -> str:
     return lines[-1].strip().rstrip(".") if lines else repr(error)
 
 
-def _how_to_go_on(folder: RunFolder) -> str:
-    committed = sum(1 for _ in parquet.list_parts(storage.join(folder.output, folder.parts)))
-    return f"{committed} units are committed in {folder.output}; the same command goes on from there."
-
-
 @dataclass
-class FinishRun(beam.PTransform):  # type: ignore[misc]
-    """The uris `WriteReports` gives -> nothing: `finish` as the last step of a job that no launcher waits for."""
+class Finish(beam.PTransform):  # type: ignore[misc]
+    """`UnitReport`s -> files that `finish` reads; of a job that no launcher waits for, its last step finishes it."""
 
     run: Run
-    max_failure_rate: float
 
-    def expand(self, files: beam.PCollection) -> beam.PCollection:
-        """Wait for all files, then finish."""
+    def expand(self, reports: beam.PCollection) -> beam.PCollection:
+        """Write, and where nobody waits, wait for all files and finish."""
+        files = reports | "Write reports" >> WriteReports(self.run.reports)
+        if not self.run.detached:
+            return files
         run = replace(self.run, pipeline=None, detached=False)
-        return (
-            files
-            | "All" >> beam.combiners.ToList()
-            | "Finish" >> beam.Map(_finish_in_job, run=run, max_failure_rate=self.max_failure_rate)
-        )
+        return files | "All" >> beam.combiners.ToList() | "Reconcile" >> beam.Map(_finish_in_job, run=run)
 
 
-def _finish_in_job(files: list[str], run: Run, max_failure_rate: float) -> None:
+def _finish_in_job(files: list[str], run: Run) -> None:
     """Fails the job for what makes a launcher end with exit code 3.
 
     Raises:
         JobError: naming the problems.
     """
     del files
-    if problems := _reconcile(run, max_failure_rate).problems:
+    if problems := _reconcile(run).problems:
         raise JobError("; ".join(problems))  # the reports stay: a runner tries again what failed
-    _delete_reports(run)
+    storage.delete_folder(run.reports)
 
 
-def finish(run: Run, max_failure_rate: float) -> Result:
+def finish(run: Run) -> Result:
     """Reconcile, remove what is superseded, write the manifest, print the summary; nothing for a detached run."""
     if run.detached:
         uri = storage.join(run.folder.output, manifest.MANIFEST_FILE)
         say(f"The job is described, not run. Where it runs, its last step reconciles it and writes {uri}.")
         return Result(Totals(), ())
     try:
-        result = _reconcile(run, max_failure_rate)
-        _delete_reports(run)
+        result = _reconcile(run)
+        storage.delete_folder(run.reports)
     except OSError as error:
-        raise JobError(f"The run cannot be reconciled: {error}. {_how_to_go_on(run.folder)}") from error
+        raise JobError(f"The run cannot be reconciled: {error}. {run.folder.how_to_go_on()}") from error
     return result
 
 
-def _delete_reports(run: Run) -> None:
-    """This run's, and what killed ones left."""
-    storage.delete_folder(storage.join(run.folder.output, _REPORTS))
-
-
-def _reconcile(run: Run, max_failure_rate: float) -> Result:
+def _reconcile(run: Run) -> Result:
     output, parts = run.folder.output, run.folder.parts
     reports = _read_reports(run)
     problems = manifest.reconcile(reports, output, parts)
@@ -389,10 +162,10 @@ def _reconcile(run: Run, max_failure_rate: float) -> Result:
     totals = manifest.sum_up(reports)
     if not totals.embedded:
         problems.append(f"no {parts}: not one record became one")
-    if totals.failure_rate > max_failure_rate:
+    if totals.failure_rate > run.max_failure_rate:
         problems.append(
             f"{totals.failed:,} of {totals.records:,} records failed ({totals.failure_rate:.2%}), more than "
-            f"--max_failure_rate {max_failure_rate}"
+            f"--max_failure_rate {run.max_failure_rate}"
         )
     finished = time.time()
     progress = PROGRESS.snapshot()
@@ -424,7 +197,7 @@ def _read_reports(run: Run) -> list[UnitReport]:
     try:
         return read_reports(run.reports)
     except FileNotFoundError as error:
-        raise JobError(f"{error}. {_how_to_go_on(run.folder)}") from error
+        raise JobError(f"{error}. {run.folder.how_to_go_on()}") from error
 
 
 def _iso(seconds: float) -> str:

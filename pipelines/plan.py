@@ -29,7 +29,7 @@ from transforms.formats import EmbeddingDtype
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipelines.launch import RunFolder, Source
+    from pipelines.prepare import RunFolder, Source
     from transforms.embed import EmbedOptions
     from transforms.embedder import Embedder
     from transforms.inventory import Inventory
@@ -81,13 +81,13 @@ def run(options: PlanOptions) -> Plan:
     Raises:
         ImagebeamError: where extract would refuse to start.
     """
-    from pipelines import launch
+    from pipelines import prepare
     from transforms.embed import EmbedOptions
     from transforms.images import prepare_pillow
     from transforms.inventory import take_inventory
     from transforms.sampling import Reservoir, look_at
 
-    source = launch.open_input(options.input)
+    source = prepare.open_input(options.input)
     folder = _look_into_output(options.output, source)
     reservoir = Reservoir(options.look.sample)
     say("Counting records")
@@ -124,19 +124,19 @@ def run(options: PlanOptions) -> Plan:
 
 
 def _look_into_output(options: OutputOptions, source: Source) -> RunFolder | None:
-    from pipelines import launch
+    from pipelines import prepare
 
     if options.output == NO_OUTPUT:
         return None
     try:
-        return launch.check_output(options, source)
+        return prepare.check_output(options, source)
     except OSError as error:
         raise ImagebeamError(f"The output cannot be read: {error}. Received: --output {options.output!r}.") from error
 
 
 def _load(options: PlanOptions, folder: RunFolder | None) -> Embedder:
     """The model asked for; ImageNet's weights are not fetched for this, since random ones take as long."""
-    from pipelines import launch
+    from pipelines import prepare
     from transforms.embedder import resolve
     from transforms.staging import read_staged
 
@@ -146,7 +146,7 @@ def _load(options: PlanOptions, folder: RunFolder | None) -> Embedder:
     if folder is not None and staged is not None:
         drawn = weights in ("imagenet", "none")
         sha256 = staged.spec.weights_sha256 if drawn else embedder.spec.weights_sha256
-        launch.check_spec(folder, staged.spec, options.model.spec(sha256))
+        prepare.check_spec(folder, staged.spec, options.model.spec(sha256))
     return embedder
 
 

@@ -206,7 +206,7 @@ def test_only_metadata_of_the_output_is_the_same_on_another_day(tmp_path):
     source = extracting.small_images(tmp_path / "in", 12)
     assert extract(source, tmp_path / "one") == extract(source, tmp_path / "two") == 0
     assert extracting.files_of(tmp_path / "one") == extracting.files_of(tmp_path / "two")
-    assert len(extracting.files_of(tmp_path / "one")) == 3
+    assert len(extracting.files_of(tmp_path / "one")) == manifest(tmp_path / "one")["totals"]["units"] > 2
     left = {path.name for path in (tmp_path / "one").iterdir()}
     assert left == {"embeddings", "model", "manifest.json", "run.json"}
 

@@ -101,7 +101,7 @@ def test_only_shards_units_and_reports_cross_stages(stages):
         for producer in stage.transforms
         if set(sink.inputs.values()) & set(producer.outputs.values())
     }
-    places = ("Plan units/Spread shards/", "Embed units/CommitUnits/Spread units/", "Write reports/")
+    places = ("Plan units/Spread shards/", "Embed units/CommitUnits/Spread units/", "Finish/Write reports/")
     found = {place for place in places for name in crossing if name.startswith(place)}
     assert found == set(places)
     assert [name for name in crossing if not name.startswith(places)] == []

@@ -80,7 +80,7 @@ def test_an_output_without_write_permission(broken, tmp_path):
 
 @pytest.mark.parametrize(
     ("full_at", "code", "committed"),
-    [("run.json", 2, 0), ("model/embedder.keras", 1, 0), ("embeddings/", 1, 2), ("manifest.json", 1, 3)],
+    [("run.json", 2, 0), ("model/embedder.keras", 1, 0), ("embeddings/", 1, 2), ("manifest.json", 1, 4)],
 )
 def test_a_full_disk_at_any_write(broken, source, output, monkeypatch, full_at, code, committed):
     written = []
