@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-TRAIN = ["matplotlib>=3.10", "scikit-learn>=1.7"]
+TRAIN = ["matplotlib>=3.10", "scikit-learn>=1.7", "scipy>=1.13"]
 ONNX = ["onnx>=1.19"]
 
 setup(

@@ -8,13 +8,13 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipelines.console import PLAIN_INTERVAL, say
 
 
 class EpochBar:
-    """A `transforms.fitting.Watcher` that shows epochs, rows/s and losses.
+    """A `transforms.fitting.Watcher` that shows epochs, rows/s, losses and the time left if all epochs are done.
 
     Args:
         epochs: at most.
@@ -25,18 +25,20 @@ class EpochBar:
 
     def __init__(self, epochs: int, batches: int, batch_size: int, *, shown: bool = True) -> None:
         self._epochs = epochs
+        self._batches = batches
         self._batch_size = batch_size
         self._began = self._said = time.monotonic()
+        self._validation = ""
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(),
             console=Console(stderr=True, quiet=not shown),
             transient=True,
         )
         self._lines = shown and not self._bar.console.is_terminal
-        self._task = self._bar.add_task("training", total=batches, status="")
+        self._task = self._bar.add_task("training", total=epochs * batches, status="")
 
     def __enter__(self) -> Self:
         if self._bar.console.is_terminal:
@@ -52,21 +54,20 @@ class EpochBar:
     def after_batches(self, epoch: int, batches: int, logs: Mapping[str, float]) -> None:
         """Move the bar."""
         rate = batches * self._batch_size / max(time.monotonic() - self._began, 1e-9)
-        status = f"{rate:,.0f} rows/s, {_format(logs)}"
-        self._bar.update(self._task, description=self._name(epoch), completed=batches, status=status)
+        self._bar.update(
+            self._task,
+            description=f"epoch {epoch + 1}/{self._epochs}",
+            completed=epoch * self._batches + batches,
+            status=f"{rate:,.0f} rows/s, loss {logs['loss']:.4f}{self._validation}",
+        )
 
     def after_epoch(self, epoch: int, logs: Mapping[str, float]) -> None:
-        """Start the bar anew, or say how the epoch went."""
+        """Take note of the validation loss, or say how the epoch went."""
         self._began = time.monotonic()
-        self._bar.update(self._task, description=self._name(epoch), status=_format(logs))
+        if "val_loss" in logs:
+            self._validation = f", val_loss {logs['val_loss']:.4f}"
         last = epoch + 1 == self._epochs
         if self._lines and (last or self._began - self._said >= PLAIN_INTERVAL):
-            say(f"{self._name(epoch)}: {_format(logs)}")
+            numbers = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())
+            say(f"epoch {epoch + 1} of at most {self._epochs}: {numbers}")
             self._said = self._began
-
-    def _name(self, epoch: int) -> str:
-        return f"epoch {epoch + 1} (at most {self._epochs})"
-
-
-def _format(logs: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in logs.items())

@@ -149,6 +149,8 @@ def search_head(
     Raises:
         ImagebeamError: as `check_searchable`.
     """
+    import keras
+
     from transforms.search import search
 
     rows = check_searchable(lesson)
@@ -163,7 +165,10 @@ def search_head(
         }
         rates = {name: parameters[name] for name in ("weight_decay", "learning_rate")}
         model, _ = train_head(fold, dataclasses.replace(head, **width), dataclasses.replace(options, **rates))
-        return lambda vectors: np.asarray(model.predict(vectors, batch_size=4096, verbose=0))
+        # Called eagerly: `predict` would trace anew for each of the grid's many small models.
+        return lambda vectors: np.concatenate(
+            [keras.ops.convert_to_numpy(model(vectors[start : start + 4096])) for start in range(0, len(vectors), 4096)]
+        )
 
     names = ("hidden_units", "weight_decay", "learning_rate")
     points = [dict(zip(names, point, strict=True)) for point in itertools.product(*grid.values())]

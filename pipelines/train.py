@@ -215,8 +215,8 @@ def _print_grid(table: Sequence[dict[str, Any]]) -> None:
             ",".join(map(str, row["hidden_units"])) or "none",
             f"{row['weight_decay']:g}",
             f"{row['learning_rate']:g}",
-            f"{row['log_loss']:.4f} ± {row['log_loss_std']:.4f}",
-            f"{row['accuracy']:.4f} ± {row['accuracy_std']:.4f}",
+            f"{row['log_loss']:.3f} ± {row['log_loss_std']:.3f}",
+            f"{row['accuracy']:.3f} ± {row['accuracy_std']:.3f}",
         )
     Console().print(printed)
 
