@@ -3,34 +3,48 @@
     python -m benchmarks.scale files [--count 10000000]     list and plan so many image files (their listing is made up)
     python -m benchmarks.scale listing [--count 200000]     list so many real, empty files in one local folder
     python -m benchmarks.scale shards [--count 100000]      list and cut so many real TFRecord shards of one record
-    python -m benchmarks.scale workers [--count 1 4 16]     units/s with so many worker processes, 0.1 s a unit
+    python -m benchmarks.scale manifest [--count 600000]    reconcile so many made-up units and write their manifest
+    python -m benchmarks.scale workers [--count 1 4 16]     units/s with so many worker processes, 0.5 s a unit
 
-`files` and `shards` run the job's own planning stages on the local runner, down to the workers' side of the Reshuffle.
+`files` and `shards` run the job's own planning stages on the local runner, down to the workers' side of the Reshuffle;
+`manifest` what a launcher does at the end; `workers` the job's own stages with an embedder that sleeps.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import resource
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
+from PIL import Image
 
 from benchmarks.common import publish
+from pipelines.launch import Run, finish
+from pipelines.prepare import RunFolder
 from transforms import storage
+from transforms.embed import EmbedOptions, EmbedUnits
+from transforms.images import ImageOptions
+from transforms.manifest import MANIFEST_FILE, UnitReport
+from transforms.parquet import EMBEDDINGS, Commit, PartOptions, part_name
 from transforms.planning import PlanUnits
+from transforms.reports import WriteReports, new_reports_folder
+from transforms.spec import EmbedderSpec
 from transforms.types import FileInfo, InputFormat, ReadOptions, WorkUnit
 
 ROWS_PER_UNIT = 2_048
 FILES_A_FOLDER = 10_000
-UNIT_SECONDS = 0.1
+UNIT_SECONDS = 0.5
+IMAGES_A_UNIT = 8
+IMAGE_SIZE = (64, 64)
 
 
 class Seen:
@@ -56,9 +70,13 @@ def plan(patterns: tuple[str, ...], input_format: InputFormat | None) -> dict[st
             | beam.Reshuffle()
             | beam.Map(_see)
         )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "units": Seen.units, "records": Seen.records, "peak_rss_bytes": peak}
+    return {"seconds": seconds, "units": Seen.units, "records": Seen.records, "peak_rss_bytes": _peak_rss()}
+
+
+def _peak_rss() -> int:
+    """Bytes of this process's largest resident set so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def files(count: int) -> dict[str, Any]:
@@ -103,38 +121,93 @@ def shards(count: int) -> dict[str, Any]:
         return plan((folder,), None)
 
 
+def manifest(count: int) -> dict[str, Any]:
+    """Hand over the reports of so many units, reconcile them with as many parts, and write the manifest."""
+    with tempfile.TemporaryDirectory() as folder:
+        parts = Path(folder, EMBEDDINGS)
+        parts.mkdir()
+        ids = [hashlib.sha256(str(number).encode()).hexdigest()[:16] for number in range(count)]
+        for unit_id in ids:
+            (parts / part_name(unit_id)).touch()
+        started = time.perf_counter()
+        reports_folder = new_reports_folder(folder)
+        with beam.Pipeline("FnApiRunner") as pipeline:
+            _ = pipeline | beam.Create(ids) | beam.Map(_report) | WriteReports(reports_folder)
+        written = time.perf_counter()
+        run = Run(RunFolder(folder, {}), _Staged(), None, reports_folder, 1.0, time.time(), detached=False)
+        report_bytes = sum(path.stat().st_size for path in Path(reports_folder).iterdir())
+        finish(run)
+        return {
+            "units": count,
+            "report_bytes": report_bytes,
+            "manifest_bytes": Path(folder, MANIFEST_FILE).stat().st_size,
+            "hand_over_seconds": written - started,
+            "reconcile_seconds": time.perf_counter() - written,
+            "peak_rss_bytes": _peak_rss(),
+        }
+
+
+def _report(unit_id: str) -> UnitReport:
+    inputs = {"uri": f"gs://bucket/images/2026/{unit_id}.tfrecord", "start": 0, "count": ROWS_PER_UNIT}
+    digest = unit_id * 4
+    commit = Commit(unit_id, "1700000000000000", inputs, ROWS_PER_UNIT, {}, 0, digest, 4_300_000, digest)
+    return UnitReport(ROWS_PER_UNIT, commit, skipped=False)
+
+
 @dataclass(frozen=True)
-class _Work(beam.DoFn):  # type: ignore[misc]
-    """A unit that takes its time and says when it was done."""
+class _Staged:
+    """A staged model, as far as the manifest speaks of one."""
 
-    folder: str
+    spec: EmbedderSpec = field(default_factory=lambda: EmbedderSpec("VGG16", "0" * 64))
+    weights: dict[str, str | None] = field(default_factory=dict)
+    dimensions: dict[str, int] = field(default_factory=lambda: {"embedding": 512})
 
-    def process(self, unit: int) -> None:
+
+@dataclass(frozen=True)
+class _SlowModel:
+    """An embedder that takes `UNIT_SECONDS` for any batch, and its own source."""
+
+    spec: EmbedderSpec = field(default_factory=lambda: EmbedderSpec("Sleep", "0" * 64, image_size=IMAGE_SIZE))
+    dimensions: dict[str, int] = field(default_factory=lambda: {"embedding": 512})
+
+    def load(self) -> _SlowModel:
+        return self
+
+    def embed(self, images: np.ndarray) -> dict[str, np.ndarray]:
         time.sleep(UNIT_SECONDS)
-        Path(self.folder, f"{unit:06d}").write_text(repr(time.time()))
+        return {"embedding": np.zeros((len(images), 512), np.float32)}
 
 
-def workers(counts: list[int], units_a_worker: int = 100) -> dict[str, Any]:
-    """Units/s of 1 to 16 worker processes, from each run's first finished unit to its last."""
+def workers(counts: list[int], units_a_worker: int = 128) -> dict[str, Any]:
+    """Units/s of 1 to 16 worker processes that read, decode, embed and commit, from the first part to the last."""
     rates = {}
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:
+            Image.new("RGB", (64, 64)).save(Path(folder, "image.png"))
+            rows = (f"image.png,{number}\n" for number in range(count * units_a_worker * IMAGES_A_UNIT))
+            Path(folder, "list.csv").write_text("uri,key\n" + "".join(rows))
             options = PipelineOptions(
                 ["--runner=FnApiRunner", f"--direct_num_workers={count}", "--direct_running_mode=multi_processing"]
             )
+            read, images = ReadOptions(), EmbedOptions(ImageOptions(IMAGE_SIZE), IMAGES_A_UNIT)
             with beam.Pipeline(options=options) as pipeline:
-                units = pipeline | beam.Create(range(count * units_a_worker), reshuffle=False)
-                _ = units | beam.Reshuffle() | beam.ParDo(_Work(folder))
-            done = np.sort([float(path.read_text()) for path in Path(folder).iterdir()])
+                _ = (
+                    pipeline
+                    | beam.Create([(f"{folder}/list.csv",)])
+                    | PlanUnits(None, IMAGES_A_UNIT, read)
+                    | EmbedUnits(_SlowModel(), f"{folder}/out", read, images, PartOptions())
+                )
+            done = np.sort([path.stat().st_mtime for path in Path(folder, "out", EMBEDDINGS).iterdir()])
+            assert len(done) == count * units_a_worker
             rates[count] = (len(done) - 1) / (done[-1] - done[0])
     least = min(counts)
     efficiency = {count: rate / count / (rates[least] / least) for count, rate in rates.items()}
-    return {"units_s": rates, "efficiency": efficiency}
+    return {"unit_seconds": UNIT_SECONDS, "units_s": rates, "efficiency": efficiency}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("files", "listing", "shards", "workers"))
+    parser.add_argument("part", choices=("files", "listing", "shards", "manifest", "workers"))
     parser.add_argument("--count", type=int, nargs="+")
     args = parser.parse_args()
     if args.part == "workers":
@@ -144,8 +217,8 @@ def main() -> None:
             for count, rate in figures["units_s"].items()
         ]
     else:
-        part = {"files": files, "listing": listing, "shards": shards}[args.part]
-        default = {"files": 10_000_000, "listing": 200_000, "shards": 100_000}[args.part]
+        part = {"files": files, "listing": listing, "shards": shards, "manifest": manifest}[args.part]
+        default = {"files": 10_000_000, "listing": 200_000, "shards": 100_000, "manifest": 600_000}[args.part]
         figures = part(args.count[0] if args.count else default)
         rows = [
             (name, f"{value:,.1f}" if isinstance(value, float) else f"{value:,}") for name, value in figures.items()
