@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.epochs import EpochBar
-from pipelines.training_options import FitOptions, HeadOptions, SearchOptions
+from pipelines.search_options import SearchOptions
+from pipelines.training_options import FitOptions, HeadOptions
 from transforms.checkpoint import Checkpoint
 from transforms.classifier import balanced_weights, build_head, compile_head
 from transforms.errors import ImagebeamError

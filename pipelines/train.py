@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
-import platform
 import sys
 import tempfile
 import time
@@ -16,25 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.console import say
 from pipelines.flags import JobParser, parse
+from pipelines.search_options import SearchOptions
 from pipelines.training_options import (
     ClassifierOptions,
     EmbeddingOptions,
     FitOptions,
     HeadOptions,
     RowOptions,
-    SearchOptions,
 )
+from pipelines.training_result import TrainResult, conclude, describe_rows, installed_versions, save_models
 
 if TYPE_CHECKING:
-    import keras
     import numpy as np
 
     from pipelines.head_training import Lesson
     from transforms.checkpoint import Checkpoint
-    from transforms.classifier_folder import ResultFile
     from transforms.dataset import EmbeddingSet
     from transforms.row_index import RowIndex
-    from transforms.spec import EmbedderSpec
 
 DESCRIPTION = """\
 Train a dense classifier on embeddings, and measure it on images held out. Run again after a crash, the same command
@@ -51,19 +47,6 @@ class TrainOptions:
     head: HeadOptions = field(default_factory=HeadOptions)
     fit: FitOptions = field(default_factory=FitOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run came to.
-
-    Attributes:
-        metrics: the content of metrics.json.
-        problems: what did not hold, one line each; empty for a good run.
-    """
-
-    metrics: dict[str, Any]
-    problems: tuple[str, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -148,27 +131,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 3 if result.problems else 0
 
 
-def describe_rows(index: RowIndex) -> dict[str, Any]:
-    """How the rows are split, for metrics.json; what is odd about it is said at once."""
-    from transforms.splits import Split, describe_gaps, largest_shift, straddling
-
-    sizes = {str(split): len(index.rows(split)) for split in Split}
-    straddle = straddling(index.images, index.codes)
-    say(f"{len(index.classes)} classes; " + ", ".join(f"{count:,} {split}" for split, count in sizes.items()) + " rows")
-    for gap in describe_gaps(index.counts, index.classes):
-        say(f"WARNING: {gap}")
-    if straddle:
-        say(f"WARNING: {straddle:,} images stand in more than one split: the metrics will be too good")
-    by_class = {name: index.counts[:, number].tolist() for number, name in enumerate(index.classes)}
-    return {
-        **sizes,
-        "without_label": index.dropped,
-        "images_in_several_splits": straddle,
-        "largest_difference_of_a_class_share": largest_shift(index.counts),
-        "by_class": {name: dict(zip(Split, counts, strict=True)) for name, counts in by_class.items()},
-    }
-
-
 def _identity(options: TrainOptions, embeddings: EmbeddingSet, index: RowIndex) -> dict[str, Any]:
     """Everything that decides the weights: what two runs must share for one to go on where the other was killed."""
     groups = (options.rows, options.head, options.fit, options.search)
@@ -221,42 +183,6 @@ def _print_grid(table: Sequence[dict[str, Any]]) -> None:
     Console().print(printed)
 
 
-def save_models(
-    head: keras.Model,
-    embedder: keras.Model | None,
-    column: str,
-    spec: EmbedderSpec,
-    index: RowIndex,
-    folder: Path,
-) -> dict[ResultFile, bytes | Path]:
-    """Write the models into a local folder; what to publish.
-
-    Args:
-        head: vectors -> probabilities.
-        embedder: images -> vectors; None for no classifier of images.
-        column: which of the embedder's vectors the head takes.
-        spec: of the vectors.
-        index: the classes.
-        folder: local.
-    """
-    from transforms import classifier
-    from transforms.classifier_folder import ResultFile
-
-    labels = {
-        "labels": index.classes,
-        "multi_label": index.multi_label,
-        "embedding_column": column,
-        "fingerprint": spec.fingerprint,
-        "spec": spec.to_dict(),
-    }
-    models = {ResultFile.CLASSIFIER: head}
-    if embedder is not None:
-        models[ResultFile.IMAGE_CLASSIFIER] = classifier.join(embedder, column, head)
-    for name, model in models.items():
-        classifier.save(model, labels, folder / name)
-    return {**{name: folder / name for name in models}, ResultFile.LABELS: classifier.to_json(labels)}
-
-
 def _provenance(embeddings: EmbeddingSet, options: TrainOptions, head: HeadOptions, fit: FitOptions) -> dict[str, Any]:
     """What the classifier was made from, with what."""
     used = dataclasses.replace(options, head=head, fit=fit)
@@ -268,33 +194,6 @@ def _provenance(embeddings: EmbeddingSet, options: TrainOptions, head: HeadOptio
         "options": dataclasses.asdict(used),
         "versions": installed_versions(),
     }
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of what a classifier is made with, for metrics.json."""
-    from transforms.manifest import versions
-
-    scikit_learn = importlib.metadata.version("scikit-learn")
-    return {"python": platform.python_version(), "scikit-learn": scikit_learn, **versions()}
-
-
-def conclude(metrics: dict[str, Any], output: str, least_accuracy: float | None) -> TrainResult:
-    """Print the summary, and check what was to be checked."""
-    accuracy, split = metrics["accuracy"], metrics["evaluated_on"]
-    training, count = metrics["training"], metrics["rows"][split]
-    say(
-        f"Accuracy {accuracy:.4f} on {count:,} {split} rows (baseline {metrics['baseline']['accuracy']:.4f}), macro F1 "
-        f"{metrics['macro_f1']:.4f}, log loss {metrics['log_loss']:.4f}; {training['epochs']} epochs in "
-        f"{training['seconds']:,.1f} s, the weights of epoch {training['best_epoch']}"
-    )
-    say(f"  {output}")
-    problems = []
-    if least_accuracy is not None and accuracy < least_accuracy:
-        wanted = f"--assert_accuracy_at_least {least_accuracy}"
-        problems.append(f"accuracy {accuracy:.4f} on {count:,} {split} rows is lower than {wanted}")
-    for problem in problems:
-        say(f"PROBLEM: {problem}")
-    return TrainResult(metrics, tuple(problems))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import socket
 
 import pytest
 
+from tests import extracting
+
 
 def _is_loopback(address):
     if not isinstance(address, tuple):  # a Unix socket's path
@@ -28,3 +30,15 @@ def _no_network(request, monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder of `extracting.COUNT` images."""
+    return extracting.small_images(tmp_path / "in", extracting.COUNT)
+
+
+@pytest.fixture
+def output(tmp_path):
+    """Where a run's output goes."""
+    return tmp_path / "out"

@@ -21,6 +21,10 @@ SMALL_MODEL = (
 """Two convolutions: loads in no time, and gives 64 floats an image."""
 
 
+COUNT = 12
+"""Images in the fixture `source` of conftest.py."""
+
+
 def extract(source, output, *flags, model=SMALL_MODEL):
     """Run the job in this process; `source` is one pattern or several. Returns the exit code."""
     patterns = [source] if isinstance(source, str | Path) else source

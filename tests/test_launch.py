@@ -6,22 +6,9 @@ import os
 import pytest
 
 from pipelines import launch
-from tests import extracting
-from tests.extracting import embeddings, extract, files_of, manifest
+from tests.extracting import COUNT, embeddings, extract, files_of, manifest
 from transforms import storage
 from transforms.staging import StagedModel
-
-COUNT = 12
-
-
-@pytest.fixture
-def source(tmp_path):
-    return extracting.small_images(tmp_path / "in", COUNT)
-
-
-@pytest.fixture
-def output(tmp_path):
-    return tmp_path / "out"
 
 
 @pytest.fixture

@@ -15,23 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests import extracting
-from tests.extracting import SMALL_MODEL, embeddings, extract, failures, files_of, manifest
+from tests.extracting import COUNT, SMALL_MODEL, embeddings, extract, failures, files_of, manifest
 from tests.image_samples import encode, picture
 from transforms import storage, units
 from transforms.staging import StagedModel
-
-COUNT = 12
-
-
-@pytest.fixture
-def source(tmp_path):
-    return extracting.small_images(tmp_path / "in", COUNT)
-
-
-@pytest.fixture
-def output(tmp_path):
-    return tmp_path / "out"
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from pipelines import train
 from pipelines.cli import run_job
 from pipelines.flags import JobParser
+from pipelines.search_options import SearchOptions
 from pipelines.train import TrainOptions, run
 from pipelines.training_options import (
     ClassifierOptions,
@@ -30,7 +31,6 @@ from pipelines.training_options import (
     FitOptions,
     HeadOptions,
     RowOptions,
-    SearchOptions,
 )
 from tests.embedding_sets import SPEC, blobs, write_output
 from transforms.classifier import Normalization, Schedule
