@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import bisect
 import hashlib
 import resource
 import tempfile
@@ -30,7 +31,7 @@ from PIL import Image
 from benchmarks.common import publish
 from pipelines.launch import Run, finish
 from pipelines.prepare import RunFolder
-from transforms import storage
+from transforms import local_store, storage
 from transforms.embed import EmbedOptions, EmbedUnits
 from transforms.images import ImageOptions
 from transforms.manifest import MANIFEST_FILE, UnitReport
@@ -38,7 +39,7 @@ from transforms.parquet import EMBEDDINGS, Commit, PartOptions, part_name
 from transforms.planning import PlanUnits
 from transforms.reports import WriteReports, new_reports_folder
 from transforms.spec import EmbedderSpec
-from transforms.types import FileInfo, InputFormat, ReadOptions, WorkUnit
+from transforms.types import FileInfo, InputFormat, ReadOptions, UriRange, WorkUnit
 
 ROWS_PER_UNIT = 2_048
 FILES_A_FOLDER = 10_000
@@ -80,20 +81,28 @@ def _peak_rss() -> int:
 
 
 def files(count: int) -> dict[str, Any]:
-    """Plan `count` files of a made-up listing, in folders of 10,000."""
+    """Plan `count` files of a made-up listing, in folders of 10,000, all parts of it in this process."""
 
-    def listing(pattern: str) -> Iterator[tuple[bool, Iterator[FileInfo]]]:
-        def infos() -> Iterator[FileInfo]:
-            for number in range(count):
-                folder, name = divmod(number, FILES_A_FOLDER)
-                uri = f"{pattern}/photographs/{folder:06d}/IMG_{name:08d}.jpg"
-                yield FileInfo(
-                    uri, 100_000 + number % 5_000, f"{100_000 + number % 5_000}-{1_700_000_000_000 + number}"
-                )
+    def name(number: int) -> str:
+        return f"/data/photographs/{number // FILES_A_FOLDER:06d}/IMG_{number:08d}.jpg"
 
-        yield True, infos()
+    def matches(pattern: str, within: UriRange) -> Iterator[tuple[bool, Iterator[FileInfo]]]:
+        del pattern
+        numbers = range(count)
+        start = bisect.bisect_left(numbers, within.start, key=name)
+        end = count if within.end is None else bisect.bisect_left(numbers, within.end, key=name)
+        sizes = ((number, 100_000 + number % 5_000) for number in numbers[start:end])
+        yield True, (FileInfo(name(number), size, f"{size}-{1_700_000_000_000 + number}") for number, size in sizes)
 
-    storage.matches = listing
+    def list_folders(folder: str) -> Iterator[str]:
+        if folder == "/data":
+            yield "/data/photographs/"
+        else:
+            yield from (f"{folder}/{number:06d}/" for number in range(-(-count // FILES_A_FOLDER)))
+
+    storage.matches = matches
+    local_store.is_folder = lambda _: True
+    local_store.list_folders = list_folders
     return plan(("/data",), None)
 
 

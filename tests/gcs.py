@@ -124,6 +124,8 @@ class _Handler(emulator.RequestHandler):
             response.status = http.HTTPStatus.NOT_FOUND
             response.json({"error": {"code": 404, "message": "The specified bucket does not exist."}})
         else:
+            first, last = query.get("startOffset", ""), query.get("endOffset")
+            files = [file for file in files if first <= file["name"] and (not last or file["name"] < last)]
             start = int(query.get("pageToken", 0))
             end = start + min(int(query.get("maxResults", self.server.page_size)), self.server.page_size)
             page = {"kind": "storage#objects", "prefixes": prefixes, "items": files[start:end]}

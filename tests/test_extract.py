@@ -102,6 +102,16 @@ def test_neither_batches_nor_units_change_a_row(tmp_path, batch_size, rows_per_u
     assert abs(len(manifest(tmp_path / "out")["parts"]) - units) <= 1
 
 
+def test_a_listing_that_workers_share_changes_no_row(source, output, tmp_path, monkeypatch):
+    assert extract(source, output) == 0
+    monkeypatch.setattr("transforms.shards.LISTED_ALONE", 5)
+    assert extract(source, tmp_path / "shared") == 0
+    alone, shared = embeddings(output), embeddings(tmp_path / "shared")
+    assert alone.keys() == shared.keys()
+    for key, vector in alone.items():
+        np.testing.assert_allclose(shared[key], vector, rtol=1e-5, atol=1e-5 * np.abs(vector).max())
+
+
 def test_native_sizes_give_the_vectors_of_plain_keras(tmp_path):
     import keras
 

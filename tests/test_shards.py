@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 import tarfile
-from collections import Counter
 from pathlib import Path
 from random import Random
 
@@ -27,8 +26,8 @@ from tests.shard_files import (
 )
 from transforms import storage
 from transforms.errors import ImagebeamError
-from transforms.shards import cut_shard, detect_format, inspect_input, list_inputs, plan
-from transforms.types import InputFormat, ReadOptions, Shard, WorkUnit
+from transforms.shards import cut_shard, inspect_input, plan, plan_in_parts
+from transforms.types import InputFormat, ListingPart, ReadOptions, Shard, WorkUnit
 
 OPTIONS = ReadOptions()
 
@@ -47,110 +46,6 @@ def ranges(units):
 
 def kept(*columns):
     return ReadOptions(keep_columns=tuple((name, pa.type_for_alias(kind)) for name, kind in columns))
-
-
-# Formats by name.
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        ("a.tfrecord a.tfrecords a.tfrec a.TFRecord a.tfrecord.gz a.tfrec.zlib", "tfrecord"),
-        ("a.tfrecord-00000-of-00010 a.tfrecord-00000-of-00010.gz a.tfrecord.gz-00000-of-00010", "tfrecord"),
-        ("train-00000-of-00010", "tfrecord"),
-        ("a.tar a.tar.gz a.tgz a.b.tar shard-{00..99}.tar", "webdataset"),
-        ("a.parquet train-00000-of-00010.parquet", "parquet"),
-        ("a.csv a.jsonl a.ndjson a.csv.gz", "manifest"),
-        ("a.jpg a.JPEG a.b.png x.tar.webp a.heic", "files"),
-        ("a.txt a jpg a.json tfrecord .tfrecordx a.parquet.crc _SUCCESS photo-1-of-2", None),
-    ],
-)
-def test_names_tell_the_format(names, expected):
-    for name in names.split():
-        assert detect_format(f"/data/{name}") == expected, name
-
-
-# Listing.
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for name in (
-        *("b/2.jpg", "b/1.png", "a/3.jpg", "a/.hidden.jpg", "a/notes.txt", "a/README", "x.tar", "y.parquet"),
-        *("labels.csv", "z.tfrecord", "part-00000", "more.txt"),
-    ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    return tmp_path
-
-
-def listed(folder, patterns, input_format=None, left_out=None):
-    found = list_inputs([f"{folder}{pattern}" for pattern in patterns], input_format, left_out)
-    return [(shard.file.uri.removeprefix(f"{folder}/"), str(shard.format)) for shard in found]
-
-
-def test_of_a_folder_shards_and_images_are_taken_and_the_rest_is_counted(folder):
-    left_out = Counter()
-    assert listed(folder, [""], None, left_out) == [
-        ("a/3.jpg", "files"),
-        ("b/1.png", "files"),
-        ("b/2.jpg", "files"),
-        ("x.tar", "webdataset"),
-        ("y.parquet", "parquet"),
-        ("z.tfrecord", "tfrecord"),
-    ]
-    assert left_out == {".txt": 2, ".csv": 1, "(no extension)": 2}
-
-
-def test_a_named_file_is_taken_whatever_its_name(folder):
-    assert listed(folder, ["/a/README", "/labels.csv", "/*.txt"]) == [
-        ("a/README", "files"),
-        ("labels.csv", "manifest"),
-        ("more.txt", "files"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("input_format", "expected"),
-    [
-        ("tfrecord", ["a/README", "part-00000", "z.tfrecord"]),
-        ("manifest", ["a/README", "labels.csv", "part-00000", "y.parquet"]),
-        ("files", ["a/3.jpg", "a/README", "b/1.png", "b/2.jpg", "part-00000"]),
-    ],
-)
-def test_a_format_chooses_among_a_folders_files(folder, input_format, expected):
-    assert listed(folder, [""], InputFormat(input_format)) == [(name, input_format) for name in expected]
-
-
-def test_a_format_is_that_of_every_named_file(folder):
-    assert listed(folder, ["/*.txt", "/x.tar"], InputFormat.TFRECORD) == [
-        ("more.txt", "tfrecord"),
-        ("x.tar", "tfrecord"),
-    ]
-
-
-def test_overlapping_patterns_give_each_file_once(folder):
-    names = [name for name, _ in listed(folder, ["", "/b", "/**/*.jpg", "/b/2.jpg", "/{b,a}/*.jpg"])]
-    assert names == ["a/3.jpg", "b/1.png", "b/2.jpg", "x.tar", "y.parquet", "z.tfrecord"]
-
-
-def test_a_pattern_without_matches_is_named_before_anything_is_given(folder):
-    for pattern in ("/*.nothing", "/none.jpg", "/none/**"):
-        with pytest.raises(ImagebeamError, match=r"No input matches.*quote wildcards") as caught:
-            next(list_inputs([str(folder), f"{folder}{pattern}"], None))
-        assert f"--input '{folder}{pattern}'" in str(caught.value)
-
-
-def test_a_folder_of_other_files_says_what_it_holds(tmp_path):
-    for name in ("a.txt", "b.txt", "c.csv"):
-        (tmp_path / name).touch()
-    with pytest.raises(ImagebeamError, match=r"other files \(\.csv 1, \.txt 2\).*--input_format"):
-        next(list_inputs([str(tmp_path)], None))
-
-
-def test_a_bucket_that_is_not_there_is_the_users_mistake(gcs):  # noqa: F811
-    with pytest.raises(ImagebeamError, match=r"cannot be listed.*--input 'gs://no-such/\*\.tar'"):
-        next(list_inputs(["gs://no-such/*.tar"], None))
 
 
 # Planning.
@@ -189,15 +84,29 @@ def test_planning_streams(monkeypatch):
     """The first item is there long before the listing is over, whatever the input is made of."""
     for extension in ("jpg", "tar"):
         endless = (storage.FileInfo(f"/x/{number:09}.{extension}", 1, "1") for number in itertools.count())
-        monkeypatch.setattr(storage, "matches", lambda pattern, files=endless: iter([(False, files)]))
+        monkeypatch.setattr(storage, "matches", lambda pattern, within, files=endless: iter([(False, files)]))
         items = plan(["/x/*"], None, 100)
         assert len(list(itertools.islice(items, 3))) == 3
         assert next(endless).uri < "/x/000000500"
 
 
+@pytest.mark.parametrize("alone", [1, 7, 40, 41])
+def test_a_long_listing_planned_in_parts_covers_every_file_once(tmp_path, monkeypatch, alone):
+    for number in range(40):
+        storage.publish(str(tmp_path / f"class{number % 7}" / f"{number}.jpg"), b"x")
+    storage.publish(str(tmp_path / "class3" / "x.tar"), b"")
+    monkeypatch.setattr("transforms.shards.LISTED_ALONE", alone)
+    items = list(plan_in_parts([str(tmp_path)], None, 4))
+    assert (alone < 41) == any(isinstance(item, ListingPart) for item in items)
+    units = [unit for item in items for unit in cut_shard(item, 4, OPTIONS)]
+    assert sorted(ref.uri for unit in units for ref in unit.refs) == sorted(map(str, tmp_path.glob("*/*.jpg")))
+    assert [unit.shard.file.uri for unit in units if unit.shard] == [str(tmp_path / "class3" / "x.tar")]
+    assert len({unit.id for unit in units}) == len(units)
+
+
 def plan_names(monkeypatch, names, rows_per_unit):
     files = [storage.FileInfo(name, 1, "1") for name in sorted(names)]
-    monkeypatch.setattr(storage, "matches", lambda pattern: iter([(False, iter(files))]))
+    monkeypatch.setattr(storage, "matches", lambda pattern, within: iter([(False, iter(files))]))
     return list(plan(["/x/*"], None, rows_per_unit))
 
 

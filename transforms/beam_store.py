@@ -15,7 +15,7 @@ from apache_beam.io.filesystems import FileSystems
 from transforms.errors import ImagebeamError
 from transforms.globs import Glob
 from transforms.stores import replaced
-from transforms.types import FileInfo
+from transforms.types import FileInfo, UriRange
 
 
 def stat(uri: str) -> FileInfo | None:
@@ -32,8 +32,9 @@ def is_folder(uri: str) -> bool:
     return any(True for _ in _match(uri.rstrip("/") + "/"))
 
 
-def list_glob(glob: Glob) -> Iterator[FileInfo]:
+def list_glob(glob: Glob, within: UriRange) -> Iterator[FileInfo]:
     """The files that match, in order of their uri; Beam hands over a whole listing at once."""
+    del within
     base = glob.folder + "/"
     for info in sorted(_match(base + glob.prefix), key=lambda info: info.uri):
         states = glob.start
@@ -41,6 +42,12 @@ def list_glob(glob: Glob) -> Iterator[FileInfo]:
             states = glob.step(states, name)
         if glob.end in states:
             yield info
+
+
+def list_folders(folder: str) -> Iterator[str]:
+    """None: Beam lists all below a folder or nothing."""
+    del folder
+    return iter(())
 
 
 def open_read(uri: str, version: str | None) -> BinaryIO:

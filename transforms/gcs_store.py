@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,12 +31,13 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from transforms.errors import ImagebeamError
 from transforms.globs import Glob, States, has_magic
 from transforms.stores import replaced
-from transforms.types import FileInfo
+from transforms.types import FileInfo, UriRange
 
 READ_CHUNK = 8 << 20
 """Bytes asked for at a time when an object is read as a stream."""
 
 _UPLOAD_ATTEMPTS = 5
+_FOLDER_PAGES = 1_000
 _CONNECTIONS = 64
 _METADATA_TIMEOUT = 2.0
 _OTHER_ERRORS = (
@@ -68,15 +70,23 @@ def is_folder(uri: str) -> bool:
         return any(True for _ in below)
 
 
-def list_glob(glob: Glob) -> Iterator[FileInfo]:
+def list_glob(glob: Glob, within: UriRange) -> Iterator[FileInfo]:
     """The objects that match, in order of their uri, a page at a time."""
     bucket, name = _split(glob.folder)
+    if not within.overlaps(f"gs://{bucket}/"):
+        return
     base = f"{name}/" if name else ""
     # A pattern of one component asks for that level only; deeper ones list all that share the literal prefix.
     delimiter = "/" if glob.depth == 1 else None
     with _errors_named(glob.folder):
         blobs = _client().list_blobs(
-            bucket, prefix=base + glob.prefix, delimiter=delimiter, fields=_FIELDS, retry=DEFAULT_RETRY
+            bucket,
+            prefix=base + glob.prefix,
+            delimiter=delimiter,
+            start_offset=_name_in(bucket, within.start),
+            end_offset=_name_in(bucket, within.end or ""),
+            fields=_FIELDS,
+            retry=DEFAULT_RETRY,
         )
         folder, states = "", glob.start
         for blob in blobs:
@@ -85,6 +95,22 @@ def list_glob(glob: Glob) -> Iterator[FileInfo]:
                 folder, states = above, _descend(glob, above)
             if last and glob.end in glob.step(states, last):
                 yield FileInfo(f"gs://{bucket}/{blob.name}", blob.size, str(blob.generation))
+
+
+def list_folders(folder: str) -> Iterator[str]:
+    """Folders right below `folder`, with their slash, in order; those of the first `_FOLDER_PAGES` pages."""
+    bucket, name = _split(folder)
+    with _errors_named(folder):
+        listing = _client().list_blobs(
+            bucket,
+            prefix=f"{name.rstrip('/')}/" if name else "",
+            delimiter="/",
+            fields=_FIELDS,
+            retry=DEFAULT_RETRY,
+        )
+        for page in itertools.islice(listing.pages, _FOLDER_PAGES):
+            for found in sorted(page.prefixes):
+                yield f"gs://{bucket}/{found}"
 
 
 def open_read(uri: str, version: str | None) -> BinaryIO:
@@ -186,6 +212,11 @@ def _split(uri: str) -> tuple[str, str]:
     if not bucket or has_magic(bucket):
         raise ImagebeamError(f"A gs:// path starts with the name of one bucket. Received: {uri!r}.")
     return bucket, name
+
+
+def _name_in(bucket: str, uri: str) -> str | None:
+    """What follows the bucket in a uri of it; None of any other."""
+    return uri.removeprefix(f"gs://{bucket}/") if uri.startswith(f"gs://{bucket}/") else None
 
 
 def _generation(version: str | None) -> int | None:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from transforms.errors import ImagebeamError
 from transforms.globs import Glob, States
 from transforms.stores import replaced
-from transforms.types import FileInfo
+from transforms.types import FileInfo, UriRange
 
 TEMPORARY_PREFIX = ".imagebeam-tmp-"
 """How the names of half-written files begin: hidden, so that no listing ever shows one."""
@@ -39,12 +39,23 @@ def is_folder(uri: str) -> bool:
     return os.path.isdir(uri)
 
 
-def list_glob(glob: Glob) -> Iterator[FileInfo]:
+def list_glob(glob: Glob, within: UriRange) -> Iterator[FileInfo]:
     """The files that match, in order of their uri, holding the entries of one folder (and its parents) at a time.
 
     A broken link matches too, so that it ends as a failure and not as a silent gap.
     """
-    return _walk(glob.folder or "/", glob, glob.start, ())
+    return _walk(glob.folder or "/", glob, glob.start, (), within)
+
+
+def list_folders(folder: str) -> Iterator[str]:
+    """Folders right below `folder`, with their slash, in order."""
+    try:
+        with os.scandir(folder or "/") as entries:
+            names = sorted(f"{entry.name}/" for entry in entries if _is_folder(entry))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in names:
+        yield os.path.join(folder or "/", name)
 
 
 def open_read(uri: str, version: str | None) -> BinaryIO:
@@ -113,7 +124,9 @@ def remove_leftovers(uri: str) -> None:
                         os.unlink(entry.path)
 
 
-def _walk(folder: str, glob: Glob, states: States, above: tuple[tuple[int, int], ...]) -> Iterator[FileInfo]:
+def _walk(
+    folder: str, glob: Glob, states: States, above: tuple[tuple[int, int], ...], within: UriRange
+) -> Iterator[FileInfo]:
     try:
         status = os.stat(folder)
         identity = (status.st_dev, status.st_ino)
@@ -133,11 +146,12 @@ def _walk(folder: str, glob: Glob, states: States, above: tuple[tuple[int, int],
                     names.append(entry.name)
     names.sort()
     for name in names:
-        if name.endswith("/"):
-            name = name[:-1]
-            yield from _walk(os.path.join(folder, name), glob, glob.step(states, name), (*above, identity))
-        else:
-            yield _file_info(os.path.join(folder, name))
+        path = os.path.join(folder, name)
+        if not name.endswith("/"):
+            if path in within:
+                yield _file_info(path)
+        elif within.overlaps(path):
+            yield from _walk(path[:-1], glob, glob.step(states, name[:-1]), (*above, identity), within)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

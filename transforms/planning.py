@@ -12,24 +12,24 @@ from apache_beam.metrics import Metrics
 
 from transforms.cut_memory import CutMemory
 from transforms.progress import PROGRESS
-from transforms.shards import cut_shard, plan
-from transforms.types import InputFormat, PlanItem, ReadOptions, Shard, WorkUnit
+from transforms.shards import cut_shard, plan_in_parts
+from transforms.types import InputFormat, ListingPart, PlanItem, ReadOptions, Shard, WorkUnit
 
 
 class PlanCoder(beam.coders.Coder):  # type: ignore[misc]
-    """Shards and work units as compressed pickles.
+    """What planning passes on, as compressed pickles.
 
     A unit of 2,048 image files is mostly their paths, which zlib brings to about a tenth: a local runner holds the
     units of a whole run in memory, and others write them to their shuffle.
     """
 
-    def encode(self, value: Shard | WorkUnit) -> bytes:
+    def encode(self, value: PlanItem) -> bytes:
         """Pickle and compress, fast."""
         return zlib.compress(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), level=1)
 
-    def decode(self, encoded: bytes) -> Shard | WorkUnit:
+    def decode(self, encoded: bytes) -> PlanItem:
         """The inverse of `encode`."""
-        item: Shard | WorkUnit = pickle.loads(zlib.decompress(encoded))
+        item: PlanItem = pickle.loads(zlib.decompress(encoded))
         return item
 
     def is_deterministic(self) -> bool:
@@ -45,7 +45,8 @@ beam.coders.registry.register_coder(WorkUnit, PlanCoder)
 class PlanUnits(beam.PTransform):  # type: ignore[misc]
     """Patterns -> work units; element in: a tuple of patterns, element out: `WorkUnit`.
 
-    Listing streams in one call; the shards it finds are spread over the workers, which cut them.
+    One worker begins to list. What it finds is spread over all, which cut the shards and list the parts of what is left
+    of a long listing.
 
     Attributes:
         input_format: of every file, or None to go by the names.
@@ -64,14 +65,15 @@ class PlanUnits(beam.PTransform):  # type: ignore[misc]
         memory = None if self.cuts is None else CutMemory(self.cuts, self.rows_per_unit)
         return (
             patterns
-            | "List input" >> beam.FlatMap(plan, self.input_format, self.rows_per_unit).with_output_types(PlanItem)
+            | "List input"
+            >> beam.FlatMap(plan_in_parts, self.input_format, self.rows_per_unit).with_output_types(PlanItem)
             | "Spread shards" >> beam.Reshuffle()
             | "Cut shards" >> beam.FlatMap(_cut, self.rows_per_unit, self.read, memory).with_output_types(WorkUnit)
         )
 
 
 def _cut(
-    item: Shard | WorkUnit, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None
+    item: Shard | WorkUnit | ListingPart, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None
 ) -> Iterator[WorkUnit]:
     for unit in cut_shard(item, rows_per_unit, options, memory):
         PROGRESS.planned_more(unit.count)

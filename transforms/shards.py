@@ -1,13 +1,11 @@
-"""Patterns -> shards -> work units."""
+"""Input files -> work units; the input looked at before a run."""
 
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import itertools
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -16,110 +14,26 @@ from transforms.columns import check_image_column, check_other_columns, describe
 from transforms.cut_memory import CutMemory
 from transforms.errors import ImagebeamError
 from transforms.file_lists import cut_manifest, files_unit, manifest_columns, unit_end
-from transforms.images import IMAGE_EXTENSIONS
+from transforms.inputs import list_inputs
 from transforms.readers import explain
 from transforms.records import reader
-from transforms.types import FileInfo, InputFormat, ReadOptions, Shard, WorkUnit
+from transforms.types import (
+    FileInfo,
+    InputFormat,
+    ListingPart,
+    ReadOptions,
+    Shard,
+    WorkUnit,
+)
 
-_EXTENSIONS = {
-    InputFormat.TFRECORD: r"\.(tfrecords?|tfrec)(\.(gz|gzip|zlib))?(-\d+-of-\d+)?(\.(gz|gzip|zlib))?",
-    InputFormat.WEBDATASET: r"\.(tar(\.(gz|gzip))?|tgz)",
-    InputFormat.PARQUET: r"\.parquet",
-    InputFormat.MANIFEST: r"\.(csv|jsonl|ndjson)(\.gz)?",
-    InputFormat.FILES: "|".join(map(re.escape, sorted(IMAGE_EXTENSIONS))),
-}
-_NAMES = {
-    input_format: re.compile(rf".*({extensions})", re.IGNORECASE | re.DOTALL)
-    for input_format, extensions in _EXTENSIONS.items()
-}
-_NUMBERED_NAME = re.compile(r"[^.]*-\d{5}-of-\d{5}")
-"""TensorFlow's habit for TFRecords without an extension: train-00000-of-00010."""
+LISTED_ALONE = 200_000
+"""Files that one worker lists before it shares the rest out: seconds of work, and few inputs are larger."""
+
+LISTING_PARTS = 64
+"""Parts of the rest at most."""
 
 _LOOKED_AT = 20
 """Inputs that are looked at, at most, for the columns of their formats before a run."""
-
-
-def detect_format(uri: str) -> InputFormat | None:
-    """The format that a file's name tells; None where it tells none."""
-    name = storage.basename(uri)
-    for input_format, pattern in _NAMES.items():
-        if pattern.fullmatch(name):
-            return input_format
-    return InputFormat.TFRECORD if _NUMBERED_NAME.fullmatch(name) else None
-
-
-def list_inputs(
-    patterns: Sequence[str], input_format: InputFormat | None, left_out: Counter[str] | None = None
-) -> Iterator[Shard]:
-    """Every input file with its format, in order of the uri, each once; streamed.
-
-    With `input_format` None each file's name decides. A file that was named, or matched by a glob, is an image where
-    its name tells nothing. Of a folder's files only shards and images are taken; with `input_format`, those whose
-    names tell that format or have no extension.
-
-    Args:
-        patterns: see `storage.list_files`.
-        input_format: of all files, or None.
-        left_out: counts a folder's other files by extension.
-
-    Raises:
-        ImagebeamError: for a pattern that matches nothing, naming it.
-    """
-    left_out = Counter() if left_out is None else left_out
-    streams = [_list_pattern(pattern, input_format, left_out) for pattern in patterns]
-    return _each_once(streams)
-
-
-def _list_pattern(pattern: str, input_format: InputFormat | None, left_out: Counter[str]) -> Iterator[Shard]:
-    def choose(in_folder: bool, files: Iterator[FileInfo]) -> Iterator[Shard]:
-        for file in files:
-            found = detect_format(file.uri)
-            if in_folder and not _is_wanted(file.uri, found, input_format):
-                passed_over[_extension(file.uri)] += 1
-            else:
-                yield Shard(file, input_format or found or InputFormat.FILES)
-
-    passed_over: Counter[str] = Counter()
-    is_empty = True
-    try:
-        for shard in _each_once([choose(*part) for part in storage.matches(pattern)]):
-            yield shard
-            is_empty = False
-    except OSError as error:
-        raise ImagebeamError(f"The input cannot be listed ({error}). Received: --input {pattern!r}.") from error
-    if is_empty:
-        raise ImagebeamError(_no_match(pattern, passed_over))
-    left_out.update(passed_over)
-
-
-def _each_once(streams: Sequence[Iterator[Shard]]) -> Iterator[Shard]:
-    merged = heapq.merge(*streams, key=lambda shard: shard.file.uri)
-    return (next(same) for _, same in itertools.groupby(merged, key=lambda shard: shard.file.uri))
-
-
-def _is_wanted(uri: str, found: InputFormat | None, input_format: InputFormat | None) -> bool:
-    """Whether a folder's file is input; tables of paths and other data lie in folders of images and shards too."""
-    if input_format is None:
-        return found not in (None, InputFormat.MANIFEST)
-    if (input_format, found) == (InputFormat.MANIFEST, InputFormat.PARQUET):
-        return True
-    return found == input_format or (found is None and "." not in storage.basename(uri))
-
-
-def _no_match(pattern: str, left_out: Mapping[str, int]) -> str:
-    message = f"No input matches. Received: --input {pattern!r}."
-    if left_out:
-        names = ", ".join(f"{extension} {count:,}" for extension, count in sorted(left_out.items()))
-        return f"{message} The folder has other files ({names}); name them with a glob, and give --input_format."
-    return (
-        f"{message} Check the path, and quote wildcards so that the shell leaves them alone; ** goes into folders, * "
-        "does not, and [[] stands for a plain bracket."
-    )
-
-
-def _extension(uri: str) -> str:
-    stem, dot, extension = storage.basename(uri).rpartition(".")
-    return f".{extension.lower()}" if stem and dot else "(no extension)"
 
 
 def plan(
@@ -133,9 +47,29 @@ def plan(
     Raises:
         ImagebeamError: as `list_inputs` does.
     """
+    return _gather_files(list_inputs(patterns, input_format, left_out), rows_per_unit)
+
+
+def plan_in_parts(
+    patterns: Sequence[str], input_format: InputFormat | None, rows_per_unit: int
+) -> Iterator[Shard | WorkUnit | ListingPart]:
+    """`plan`, of a long listing its beginning alone: the rest is left to others, a `ListingPart` each.
+
+    Raises:
+        ImagebeamError: as `list_inputs` does.
+        OSError: if a folder cannot be listed.
+    """
+    inputs = list_inputs(patterns, input_format)
+    yield from _gather_files(itertools.islice(inputs, LISTED_ALONE), rows_per_unit)
+    if rest := next(inputs, None):
+        for within in storage.split_listing(patterns, rest.file.uri, LISTING_PARTS):
+            yield ListingPart(tuple(patterns), input_format, within)
+
+
+def _gather_files(inputs: Iterable[Shard], rows_per_unit: int) -> Iterator[Shard | WorkUnit]:
     images: list[FileInfo] = []
     start = 0
-    for shard in list_inputs(patterns, input_format, left_out):
+    for shard in inputs:
         if shard.format != InputFormat.FILES:
             yield shard
             continue
@@ -150,15 +84,15 @@ def plan(
 
 
 def cut_shard(
-    item: Shard | WorkUnit, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None = None
+    item: Shard | WorkUnit | ListingPart, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None = None
 ) -> Iterator[WorkUnit]:
-    """A shard or manifest -> its work units; a unit passes as it is.
+    """A shard, a manifest or what is in a part of a listing -> its work units; a unit passes as it is.
 
     What cannot be found in a shard is one unit of one record, with `error` set. The counts of the units add up to the
     records of the shard.
 
     Args:
-        item: what `plan` gives.
+        item: what `plan` or `plan_in_parts` gives.
         rows_per_unit: records in a unit at most.
         options: which columns hold what.
         memory: where cuts of large shards are looked up and kept.
@@ -168,6 +102,10 @@ def cut_shard(
     """
     if isinstance(item, WorkUnit):
         yield item
+    elif isinstance(item, ListingPart):
+        inputs = list_inputs(item.patterns, item.input_format, within=item.within)
+        for found in _gather_files(inputs, rows_per_unit):
+            yield from cut_shard(found, rows_per_unit, options, memory)
     elif item.format == InputFormat.MANIFEST:
         yield from cut_manifest(item, rows_per_unit, options)
     elif memory is None or not memory.is_worthwhile(item):

@@ -25,9 +25,10 @@ from transforms import local_store
 from transforms.globs import Glob, expand_braces, has_magic
 from transforms.stores import FileStore
 from transforms.stores import ReplacedError as ReplacedError
-from transforms.types import FileInfo
+from transforms.types import EVERYWHERE, FileInfo, UriRange
 
 _LOOKUPS = 16
+_DEEPEST_SPLIT = 8
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -86,26 +87,46 @@ def list_all(patterns: Iterable[str]) -> Iterator[FileInfo]:
     return _merge(map(list_files, patterns))
 
 
-def matches(pattern: str) -> Iterator[tuple[bool, Iterator[FileInfo]]]:
-    """`list_files` in its parts: (whether a folder was named, its files in order); parts may overlap."""
-    plain = _look(absolute(pattern))
-    if plain.info or plain.folder:
-        named = [plain]
-    else:
-        with ThreadPoolExecutor(_LOOKUPS) as pool:  # Braces can name thousands of remote files.
-            named = list(pool.map(_look, map(absolute, expand_braces(pattern))))
-    for uri, info, folder in named:
-        if folder:
-            yield True, _store(uri).list_glob(Glob.below(uri.rstrip("/"), "**"))
-        elif info is None and (glob := _glob(uri)):
-            yield False, _store(uri).list_glob(glob)
-    yield False, iter(sorted((found.info for found in named if found.info), key=_uri))
+def matches(pattern: str, within: UriRange = EVERYWHERE) -> Iterator[tuple[bool, Iterator[FileInfo]]]:
+    """`list_files` in its parts: (whether a folder was named, its files in order); parts may overlap.
+
+    Args:
+        pattern: see `list_files`.
+        within: files of other uris are left out; a range is listed without listing what is before or behind it.
+    """
+    named = _look_at(pattern)
+    for found in named:
+        if glob := found.glob():
+            listed = _store(found.uri).list_glob(glob, within)
+            yield found.folder, (info for info in listed if info.uri in within)
+    yield False, iter(sorted((found.info for found in named if found.info and found.uri in within), key=_uri))
+
+
+def split_listing(patterns: Iterable[str], start: str, wanted: int) -> list[UriRange]:
+    """Up to `wanted` ranges that part the files of `patterns` from the uri `start` on, at the bounds of folders.
+
+    The folders are those of the first level that has enough; files that all lie in one folder are one range.
+
+    Raises:
+        OSError: if a folder cannot be listed.
+    """
+    bounds: set[str] = set()
+    for pattern in patterns:
+        level = [f"{glob.folder}/" for found in _look_at(pattern) if (glob := found.glob())]
+        for _ in range(_DEEPEST_SPLIT):
+            bounds.update(level)
+            if len(level) >= wanted:
+                break
+            level = [below for folder in level for below in _store(folder).list_folders(folder[:-1])]
+    after = sorted(bound for bound in bounds if bound > start)
+    chosen = after[:: -(-len(after) // (wanted - 1))] if after else []
+    return [UriRange(first, end) for first, end in zip([start, *chosen], [*chosen, None], strict=True)]
 
 
 def list_folder(uri: str) -> Iterator[FileInfo]:
     """The files right in a folder, hidden ones left out, in order; none where there is no such folder."""
     uri = absolute(uri)
-    return _store(uri).list_glob(Glob.below(uri.rstrip("/"), "*"))
+    return _store(uri).list_glob(Glob.below(uri.rstrip("/"), "*"), EVERYWHERE)
 
 
 def stat(uri: str) -> FileInfo | None:
@@ -213,9 +234,25 @@ def _root(uri: str) -> str:
 
 
 class _Named(NamedTuple):
+    """A pattern without braces: what it is taken literally."""
+
     uri: str
     info: FileInfo | None
     folder: bool
+
+    def glob(self) -> Glob | None:
+        """What is to be listed for it; None for a file, and for what is neither there nor a glob."""
+        if self.folder:
+            return Glob.below(self.uri.rstrip("/"), "**")
+        return None if self.info else _glob(self.uri)
+
+
+def _look_at(pattern: str) -> list[_Named]:
+    plain = _look(absolute(pattern))
+    if plain.info or plain.folder:
+        return [plain]
+    with ThreadPoolExecutor(_LOOKUPS) as pool:  # Braces can name thousands of remote files.
+        return list(pool.map(_look, map(absolute, expand_braces(pattern))))
 
 
 def _look(uri: str) -> _Named:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from transforms.globs import Glob
-from transforms.types import FileInfo
+from transforms.types import FileInfo, UriRange
 
 
 class ReplacedError(OSError):
@@ -28,8 +28,14 @@ class FileStore(Protocol):
     def is_folder(self, uri: str) -> bool:
         """Whether `uri` is something that files lie below."""
 
-    def list_glob(self, glob: Glob) -> Iterator[FileInfo]:
-        """The files that match, in order of their uri; none where the folder is missing."""
+    def list_glob(self, glob: Glob, within: UriRange) -> Iterator[FileInfo]:
+        """The files that match, in order of their uri; none where the folder is missing.
+
+        Those that are not `within` may be left out, or not.
+        """
+
+    def list_folders(self, folder: str) -> Iterator[str]:
+        """Folders right below `folder`, with their slash, in order; none, or not all, where that would take long."""
 
     def open_read(self, uri: str, version: str | None) -> BinaryIO:
         """A seekable stream of the bytes as stored."""

@@ -45,8 +45,26 @@ class FileInfo:
     version: str
 
 
+@dataclass(frozen=True, slots=True)
+class UriRange:
+    """Uris from `start` on and before `end`, in lexicographic order; without an end where it is None."""
+
+    start: str = ""
+    end: str | None = None
+
+    def __contains__(self, uri: str) -> bool:
+        return self.start <= uri and (self.end is None or uri < self.end)
+
+    def overlaps(self, folder: str) -> bool:
+        """Whether uris below `folder` (with its trailing slash) may be within."""
+        return (self.start <= folder or self.start.startswith(folder)) and (self.end is None or folder < self.end)
+
+
+EVERYWHERE = UriRange()
+
+
 class PlanItem:
-    """What planning passes on: a shard still to be cut, or a work unit."""
+    """What planning passes on: a part of a listing, a shard still to be cut, or a work unit."""
 
     __slots__ = ()
 
@@ -57,6 +75,15 @@ class Shard(PlanItem):
 
     file: FileInfo
     format: InputFormat
+
+
+@dataclass(frozen=True, slots=True)
+class ListingPart(PlanItem):
+    """A part of a long listing, still to be listed: those of the patterns' files that are within a range."""
+
+    patterns: tuple[str, ...]
+    input_format: InputFormat | None
+    within: UriRange
 
 
 @dataclass(frozen=True, slots=True)
