@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from transforms.errors import ImagebeamError, JobError
 from transforms.manifest import ModelFacts, Totals, UnitReport
 from transforms.progress import PROGRESS
 from transforms.reports import WriteReports, new_reports_folder, read_reports
+
+_JAVA_FRAME = re.compile(r"\s*(at [\w.$/]+\(|\.\.\. \d+ more)")
 
 
 @dataclass
@@ -108,8 +111,11 @@ def _is_interrupt(error: BaseException | None) -> bool:
 
 
 def _last_line(error: Exception) -> str:
-    """Beam hands a worker's error over as the text of its traceback, whose last line says what happened."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    """Beam hands a worker's error over as the text of its traceback, whose last line says what happened.
+
+    From a cluster it comes inside Java's own traceback.
+    """
+    lines = [line for line in str(error).splitlines() if line.strip() and not _JAVA_FRAME.match(line)]
     return lines[-1].strip().rstrip(".") if lines else repr(error)
 
 

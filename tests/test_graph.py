@@ -65,16 +65,34 @@ def test_the_measure_sees_images_that_do_cross(noise, crossed):
 
 
 @pytest.fixture
-def stages(tmp_path, noise, monkeypatch):
-    """The stages that Beam fuses the job of `imagebeam extract` into."""
-    graphs = []
+def graphs(monkeypatch):
+    """The serialised graph of every job that runs."""
+    found = []
     run = beam.Pipeline.run
 
     def capture(self, *args, **kwargs):
-        graphs.append(self.to_runner_api(default_environment=beam.transforms.environments.EmbeddedPythonEnvironment()))
+        found.append(self.to_runner_api(default_environment=beam.transforms.environments.EmbeddedPythonEnvironment()))
         return run(self, *args, **kwargs)
 
     monkeypatch.setattr(beam.Pipeline, "run", capture)
+    return found
+
+
+def test_a_larger_input_makes_no_larger_graph(tmp_path, noise, graphs):
+    """Runners limit its size; units are planned by the job itself."""
+    (image, *_) = noise.values()
+    for name, count in (("a", 2), ("b", 60)):
+        WRITERS["files"](tmp_path / name, {f"{number:02}.bmp": image for number in range(count)})
+        assert extract(tmp_path / name, tmp_path / f"out-{name}", "--rows_per_unit", "1") == 0
+        assert manifest(tmp_path / f"out-{name}")["totals"]["units"] == count
+    small, large = (len(graph.SerializeToString()) for graph in graphs)
+    assert abs(large - small) < 100
+    assert large < 200_000
+
+
+@pytest.fixture
+def stages(tmp_path, noise, graphs):
+    """The stages that Beam fuses the job of `imagebeam extract` into."""
     WRITERS["files"](tmp_path / "in", noise)
     assert extract(tmp_path / "in", tmp_path / "out") == 0
     (graph,) = graphs

@@ -141,3 +141,22 @@ def test_reports_that_are_missing_are_not_taken_for_units_that_are_gone(broken, 
         broken(1)
     assert files_of(output) == before
     assert extract(source, output) == 0
+
+
+def test_the_error_of_a_worker_on_a_cluster_is_found_in_javas_traceback(broken, monkeypatch):
+    said = """Pipeline BeamApp failed in state FAILED: java.util.concurrent.ExecutionException: Job execution failed.
+Caused by: java.lang.RuntimeException: Error received from SDK harness for instruction 7: Traceback:
+  File "/usr/lib/python3.11/site-packages/apache_beam/runners/common.py", line 1498, in process
+    self.do_fn_invoker.invoke_process(windowed_value)
+OSError: gs://shop/out/embeddings/part-00.parquet: 403 Forbidden [while running 'Embed units/CommitUnits/Commit unit']
+
+\tat org.apache.beam.runners.fnexecution.control.FnApiControlClient$Handler.onNext(FnApiControlClient.java:180)
+\tat java.base/java.lang.Thread.run(Thread.java:840)
+\t... 3 more
+"""
+
+    def fail(*_):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("apache_beam.Pipeline.run", fail)
+    assert "gs://shop/out/embeddings/part-00.parquet: 403 Forbidden" in broken(1)
