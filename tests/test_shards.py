@@ -360,6 +360,25 @@ def write_manifest(path):
     return path
 
 
+@pytest.mark.parametrize("rows_per_unit", [1, 2, 2048])
+@pytest.mark.parametrize("name", ["m.csv", "m.jsonl", "m.parquet"])
+def test_a_key_that_a_manifest_gives_twice_is_a_failure_the_second_time(tmp_path, name, rows_per_unit):
+    keys = ["a", "b", "a", None, None, "c", "b"]
+    path = tmp_path / name
+    rows = [{"uri": f"{index}.jpg", "key": key} for index, key in enumerate(keys)]
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif name.endswith("jsonl"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.write_text("uri,key\n" + "".join(f"{row['uri']},{row['key'] or ''}\n" for row in rows))
+    units = cut(path, "manifest", rows_per_unit)
+    assert [ref.key for unit in units for ref in unit.refs] == ["a", "b", f"{path}#3", f"{path}#4", "c"]
+    failed = [unit for unit in units if unit.error]
+    assert [(unit.start, unit.count) for unit in failed] == [(2, 1), (6, 1)]
+    assert [unit.error for unit in failed] == [f"repeated_key: an earlier row has the key {key!r}" for key in "ab"]
+
+
 @pytest.mark.parametrize("rows_per_unit", [1, 3, 2048])
 @pytest.mark.parametrize("name", ["m.csv", "m.csv.gz", "m.jsonl", "m.ndjson", "m.jsonl.gz", "m.parquet"])
 def test_manifests(tmp_path, name, rows_per_unit):

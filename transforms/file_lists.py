@@ -20,6 +20,7 @@ from transforms.columns import PEEKED_RECORDS, as_label, convert, describe, infe
 from transforms.compression import inflate, is_gzip
 from transforms.errors import ImagebeamError
 from transforms.readers import RecordError, explain
+from transforms.seen_keys import SeenKeys
 from transforms.types import FileInfo, InputFormat, ReadOptions, RecordRef, Shard, WorkUnit
 
 URI_COLUMN = "uri"
@@ -59,7 +60,8 @@ def cut_manifest(manifest: Shard, rows_per_unit: int, options: ReadOptions) -> I
     """A manifest's rows as work units, streamed.
 
     Relative uris are relative to the manifest's folder. The key is the column `key` where there is one and it is
-    filled, else the manifest's uri and the row's number. Rows that cannot be understood are units with an error.
+    filled, else the manifest's uri and the row's number. Rows that cannot be understood, or whose key an earlier row
+    has, are units with an error.
     """
     start = 0
     # Consecutive good rows share a unit, and so do consecutive rows with the same error.
@@ -107,12 +109,18 @@ def _file_ref(file: FileInfo) -> RecordRef:
 def _refs(manifest: FileInfo, options: ReadOptions) -> Iterator[RecordRef | str]:
     """A manifest's rows as records, or as what to report of them."""
     folder = storage.parent(manifest.uri)
+    seen = SeenKeys()
     try:
         for index, row in enumerate(_rows(manifest, options)):
+            own_key = f"{manifest.uri}#{index}"
             try:
-                yield _ref(row, f"{manifest.uri}#{index}", folder, options)
+                ref = _ref(row, own_key, folder, options)
+                if ref.key != own_key and not seen.add(ref.key):
+                    raise RecordError("repeated_key", f"an earlier row has the key {ref.key!r}")
             except RecordError as error:
                 yield explain(error)
+            else:
+                yield ref
     except Exception as error:  # The rest cannot be read.
         yield explain(error)
 
