@@ -71,6 +71,11 @@ def run(options: FinetuneOptions) -> TrainResult:
         rows = describe_rows(index)
         say(f"Loading {spec.model} with weights {options.model.weights}")
         backbone = load_backbone(spec, options.model.weights)
+        if options.model.weights == "imagenet" and spec.model.startswith("EfficientNetB"):
+            say(
+                f"WARNING: Keras' {spec.model} has a layer more with weights imagenet than with a file. Use "
+                f"{ResultFile.IMAGE_CLASSIFIER}; extract --weights {ResultFile.BACKBONE} would leave that layer out"
+            )
         first = len(backbone.layers) if options.tune.freeze_all else options.tune.freeze_layers or 0
         layers = freeze(backbone, spec, first=first, until=options.tune.freeze_until)
         print_layers(layers)

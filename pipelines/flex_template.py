@@ -19,7 +19,8 @@ LAUNCHER_FLAGS = ("--help", "--debug")
 """Flags of extract that are no parameters: what they do is for somebody in front of a terminal."""
 
 _GS = "gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
-_COLUMN = rf"[^,:]+(:({'|'.join(KEEP_TYPES)}))?"
+_TYPE = "|".join(KEEP_TYPES)
+_COLUMN = rf"[^,:]+(:({_TYPE}|list<({_TYPE})>))?"
 
 # What the flag's own type does not say.
 _REGEXES = {

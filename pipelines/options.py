@@ -69,6 +69,11 @@ def _keep_columns(text: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, kind if colon else UNDECLARED) for name, colon, kind in pairs)
 
 
+def _item_type(kind: str) -> str:
+    """Of "list<string>", "string"; of any other type, itself."""
+    return kind[5:-1] if kind.startswith("list<") and kind.endswith(">") else kind
+
+
 @dataclass(frozen=True)
 class InputOptions(Options):
     """Which records a job reads; `input_format` None goes by each file's extension."""
@@ -90,7 +95,7 @@ class InputOptions(Options):
         "TFRecord feature, Parquet or manifest column with the label, where there is one", "label", metavar="NAME"
     )
     keep_columns: tuple[tuple[str, str], ...] = flag(
-        f"input columns to copy into the output; TYPE is one of {', '.join(KEEP_TYPES)} "
+        f"input columns to copy into the output; TYPE is one of {', '.join(KEEP_TYPES)}, or list<TYPE> in quotes "
         "(default: as the first records have it)",
         (),
         type=_keep_columns,
@@ -110,10 +115,10 @@ class InputOptions(Options):
                     f"--keep_columns cannot take a name the output uses itself ({', '.join(OUTPUT_COLUMNS)}, "
                     f"embedding.*). Received: {name!r}. Rename the column in the input."
                 )
-            if not name or kind not in (UNDECLARED, *KEEP_TYPES):
+            if not name or _item_type(kind) not in (UNDECLARED, *KEEP_TYPES):
                 raise ImagebeamError(
-                    f"--keep_columns is a list of NAME or NAME:TYPE, with a TYPE of {', '.join(KEEP_TYPES)}. "
-                    f"Received: {f'{name}:{kind}'!r}."
+                    f"--keep_columns is a list of NAME or NAME:TYPE, with a TYPE of {', '.join(KEEP_TYPES)}, or "
+                    f"'list<TYPE>'. Received: {f'{name}:{kind}'!r}."
                 )
 
     def read_options(self) -> ReadOptions:
@@ -122,7 +127,11 @@ class InputOptions(Options):
 
         from transforms.types import ReadOptions
 
-        kept = tuple((name, pa.type_for_alias(kind)) for name, kind in self.keep_columns)
+        def arrow_type(kind: str) -> pa.DataType:
+            item = pa.type_for_alias(_item_type(kind))
+            return pa.list_(item) if kind != _item_type(kind) else item
+
+        kept = tuple((name, arrow_type(kind)) for name, kind in self.keep_columns)
         return ReadOptions(self.image_column, self.label_column, kept)
 
 

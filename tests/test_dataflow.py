@@ -305,7 +305,10 @@ class TestTemplate:
         "input_format": (["auto", "tfrecord", "manifest"], ["csv", "tfrecords"]),
         "image_column": (["image", "jpeg bytes"], [""]),
         "label_column": (["label"], [""]),
-        "keep_columns": (["a", "a,b:int64"], ["a,", ":int64", "a:int"]),
+        "keep_columns": (
+            ["a", "a,b:int64", "a:list<string>,b"],
+            ["a,", ":int64", "a:int", "a:list<int>", "a:list<string"],
+        ),
         "model": (["VGG16"], [""]),
         "weights": (
             ["imagenet", "none", "random:3", "gs://bucket/w.weights.h5"],

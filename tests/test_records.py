@@ -63,6 +63,17 @@ def payloads():
     return [example(image=data, label=index, name=f"no. {index}".encode()) for index, data in enumerate(images(COUNT))]
 
 
+def test_a_list_of_one_is_a_list_where_it_is_declared(tmp_path):
+    tags = [[b"a"], [b"b", b"c"], []]
+    path = write_tfrecord(tmp_path / "x", [example(image=b"x", tags=values) for values in tags])
+    items = read(path, "tfrecord", kept(tags=pa.list_(pa.string())))
+    assert [item.extras["tags"] for item in items] == [["a"], ["b", "c"], None]
+    jsonl = tmp_path / "m.jsonl"
+    jsonl.write_text("".join(json.dumps({"uri": "x.jpg", "tags": one}) + "\n" for one in ("a", ["b", "c"], [], None)))
+    (unit,) = units_of(jsonl, "manifest", options=kept(tags=pa.list_(pa.string())))
+    assert [dict(ref.extras)["tags"] for ref in unit.refs] == [["a"], ["b", "c"], [], None]
+
+
 @pytest.mark.parametrize("compression", ["", "GZIP", "ZLIB"])
 def test_tfrecords_equal_those_of_tensorflow(tmp_path, payloads, compression):
     import tensorflow as tf

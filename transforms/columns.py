@@ -47,6 +47,8 @@ def convert(values: Mapping[str, Any], options: ReadOptions) -> dict[str, Any]:
 def _convert(name: str, value: Any, kind: pa.DataType) -> Any:
     if value is None or (isinstance(value, str) and pa.types.is_string(kind)):
         return value
+    if pa.types.is_list(kind) and not isinstance(value, list):  # A TFRecord does not tell one value from a list of one.
+        value = [value]
     try:
         if isinstance(value, bytes) and not is_bytes(kind):
             value = value.decode()

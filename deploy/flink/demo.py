@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import random
 import shutil
@@ -49,7 +48,6 @@ class Demo:
     def __init__(self, folder: Path, images: int) -> None:
         self.folder = folder
         self.images = images
-        self.units = math.ceil(images / ROWS_PER_UNIT)
         self.summary: dict[str, object] = {}
 
     def make_images(self) -> None:
@@ -63,6 +61,11 @@ class Demo:
     def output(self, run: str) -> Path:
         """The output folder of a run."""
         return self.folder / run
+
+    @property
+    def units(self) -> int:
+        """Units of every run: those of the local one."""
+        return self.committed("local")
 
     def committed(self, run: str) -> int:
         """Units committed so far."""
