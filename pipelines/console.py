@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -12,11 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
+from transforms.errors import ImagebeamError
 from transforms.progress import PROGRESS
 from transforms.progress import Progress as Counts
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines where there is no terminal."""
+
+ELSEWHERE_INTERVAL = 60.0
+"""Seconds between two looks at what workers elsewhere have committed."""
 
 _TERMINAL_INTERVAL = 0.5
 
@@ -31,10 +36,14 @@ def say(message: str) -> None:
 class ProgressBar:
     """Shows `PROGRESS` until it is closed: records done, images/s, failures, time left.
 
-    The counts are of this process: with workers elsewhere the runner's own pages tell more.
+    Args:
+        count_committed: gives the units committed so far. It is asked from time to time while nothing is counted in
+            this process, because the workers are elsewhere; the runner's own pages tell more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, count_committed: Callable[[], int]) -> None:
+        self._count_committed = count_committed
+        self._asked = time.monotonic()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
 
@@ -67,7 +76,10 @@ class ProgressBar:
             task = bar.add_task("starting", total=None)
             while not self._closed.wait(_TERMINAL_INTERVAL):
                 counts = PROGRESS.snapshot()
-                description = progress_line(counts, meter.rate(counts)) if counts.planned else "starting"
+                if counts.planned:
+                    description = progress_line(counts, meter.rate(counts))
+                else:
+                    description = self._look_elsewhere() or bar.tasks[task].description
                 bar.update(task, completed=counts.done, total=counts.planned or None, description=description)
 
     def _show_lines(self) -> None:
@@ -75,8 +87,19 @@ class ProgressBar:
         while not self._closed.wait(PLAIN_INTERVAL):
             counts = PROGRESS.snapshot()
             rate = meter.rate(counts)
-            if counts.planned:  # Nothing is counted here where the workers are other machines.
-                say(progress_line(counts, rate))
+            if line := progress_line(counts, rate) if counts.planned else self._look_elsewhere():
+                say(line)
+
+    def _look_elsewhere(self) -> str | None:
+        """How far workers elsewhere are, now and then: counting lists the output."""
+        if time.monotonic() - self._asked < ELSEWHERE_INTERVAL:
+            return None
+        try:
+            return f"{self._count_committed():,} units are committed"
+        except (OSError, ImagebeamError):  # The job goes on; its end will say what is wrong.
+            return None
+        finally:
+            self._asked = time.monotonic()
 
 
 class _Meter:

@@ -90,7 +90,7 @@ def running(folder: RunFolder, staged: ModelFacts, beam_args: Sequence[str], max
     # Beam logs the traceback of what it raises too; --debug prints it.
     logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
     try:
-        with ProgressBar():
+        with ProgressBar(folder.count_committed):
             result = pipeline.run()
             state = None if detached else result.wait_until_finish()
     except ImagebeamError:

@@ -72,10 +72,17 @@ class RunFolder:
         """Where the cuts of large shards are remembered."""
         return storage.join(self.output, _CUTS)
 
+    def count_committed(self) -> int:
+        """Units whose part is there.
+
+        Raises:
+            OSError: if the folder cannot be listed.
+        """
+        return sum(1 for _ in parquet.list_parts(storage.join(self.output, self.parts)))
+
     def how_to_go_on(self) -> str:
         """What to tell the user when the run breaks off."""
-        committed = sum(1 for _ in parquet.list_parts(storage.join(self.output, self.parts)))
-        return f"{committed} units are committed in {self.output}; the same command goes on from there."
+        return f"{self.count_committed()} units are committed in {self.output}; the same command goes on from there."
 
 
 def open_input(options: InputOptions) -> Source:

@@ -12,6 +12,7 @@ import pytest
 
 from pipelines import console
 from pipelines.console import ProgressBar, progress_line, say
+from transforms.errors import ImagebeamError
 from transforms.progress import PROGRESS, Progress
 
 JOB = """
@@ -20,7 +21,7 @@ from pipelines import console
 from transforms.progress import PROGRESS
 
 console.PLAIN_INTERVAL = console._TERMINAL_INTERVAL = 0.05
-with console.ProgressBar():
+with console.ProgressBar(int):
     PROGRESS.planned_more(1500)
     PROGRESS.failed(7)
     for _ in range(10):
@@ -93,7 +94,7 @@ def test_says_what_it_is_given(text, capsys):
 
 
 def test_lines_where_there_is_no_terminal(quick, capsys):
-    with ProgressBar():
+    with ProgressBar(int):
         PROGRESS.planned_more(10)
         for _ in range(4):
             PROGRESS.embedded(2, 0.1)
@@ -109,14 +110,27 @@ def test_lines_where_there_is_no_terminal(quick, capsys):
     assert captured.out == ""
 
 
-def test_no_lines_of_workers_elsewhere(quick, capsys):
-    with ProgressBar():
+def test_of_workers_elsewhere_their_units_are_counted_now_and_then(quick, capsys, monkeypatch):
+    committed = iter([1_000, OSError("no network"), ImagebeamError("gone"), 1_200])
+
+    def count():
+        found = next(committed, 1_300)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    with ProgressBar(count):
         time.sleep(0.1)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == ""  # not every few seconds
+    monkeypatch.setattr(console, "ELSEWHERE_INTERVAL", 0.0)
+    with ProgressBar(count):
+        time.sleep(0.3)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == [f"{units} units are committed" for units in ("1,000", "1,200", "1,300")]
 
 
 def test_an_error_passes_and_ends_the_bar():
-    with pytest.raises(RuntimeError, match="mine"), ProgressBar() as bar:
+    with pytest.raises(RuntimeError, match="mine"), ProgressBar(int) as bar:
         raise RuntimeError("mine")
     assert not bar._thread.is_alive()
 
