@@ -1,7 +1,9 @@
 """Weights from files: every kind gives the same values, and nothing but weights is taken."""
 
 import pickle
+import random
 import re
+import threading
 import zipfile
 
 import h5py
@@ -31,6 +33,33 @@ def arrays(model):
     return {
         f"{layer.name}/{variable.name}": np.asarray(variable) for layer in model.layers for variable in layer.weights
     }
+
+
+def test_a_seed_gives_the_weights_of_plain_keras_whatever_other_threads_draw(model):
+    drawing = True
+
+    def draw():
+        while drawing:
+            random.random()
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    before = random.getstate()
+    try:
+        for _ in range(3):
+            found = weights.load_backbone(VGG16, "random:3", (32, 32))
+            assert weights.digest(found) == weights.digest(model)
+    finally:
+        drawing = False
+        thread.join()
+    assert random.getstate() != before  # it did draw
+
+
+def test_a_seed_leaves_the_callers_random_numbers_alone():
+    random.seed(5)
+    expected = random.Random(5).random()
+    weights.load_backbone(VGG16, "random:3", (32, 32))
+    assert random.random() == expected
 
 
 def write_keras(model, path):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import random
 import re
 import secrets
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +63,6 @@ def load_backbone(
         ImagebeamError: if the weights cannot be had, or do not fit the architecture.
     """
     import_keras()
-    import keras
 
     if is_file(weights):
         model = architecture.build(image_size, include_top=include_top)
@@ -82,8 +83,26 @@ def load_backbone(
                 f"put the file into Keras' cache (~/.keras/models), or pass --weights FILE."
             ) from error
     seed = secrets.randbelow(2**31) if weights == "none" else int(weights.removeprefix("random:"))
-    keras.utils.set_random_seed(seed)
-    return architecture.build(image_size, include_top=include_top)
+    with _seeded(seed):
+        return architecture.build(image_size, include_top=include_top)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Layers made inside have the weights that `keras.utils.set_random_seed(seed)` would give them.
+
+    That function seeds Python's `random`, from which Keras draws a seed for every initializer; but so do other threads
+    draw from it meanwhile (client libraries for their back-off), and the weights of a seed, and so the fingerprint,
+    would be others now and then.
+    """
+    from keras.src.random import seed_generator
+
+    shared = seed_generator.python_random
+    seed_generator.python_random = random.Random(seed)
+    try:
+        yield
+    finally:
+        seed_generator.python_random = shared
 
 
 def digest(model: keras.Model) -> str:
