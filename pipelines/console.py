@@ -25,6 +25,9 @@ ELSEWHERE_INTERVAL = 60.0
 
 _TERMINAL_INTERVAL = 0.5
 
+_CLOSING_SECONDS = 2.0
+"""How long the end of a job waits for the bar, which may be listing the output."""
+
 _console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
@@ -55,7 +58,7 @@ class ProgressBar:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._closed.set()
-        self._thread.join()
+        self._thread.join(_CLOSING_SECONDS)
 
     def _show(self) -> None:
         if _console.is_terminal:

@@ -20,9 +20,11 @@ from transforms import manifest, storage
 from transforms.errors import ImagebeamError, JobError
 from transforms.manifest import ModelFacts, Totals, UnitReport
 from transforms.progress import PROGRESS
-from transforms.reports import WriteReports, new_reports_folder, read_reports
+from transforms.reports import WriteReports, delete_reports, new_reports_folder, read_reports
 
-_JAVA_FRAME = re.compile(r"\s*(at [\w.$/]+\(|\.\.\. \d+ more)")
+_JAVA_FRAME = re.compile(r"\s*(at \S+\(|\.\.\. \d+ more)")
+
+_FORGOTTEN_SECONDS = 7 * 24 * 3600
 
 
 @dataclass
@@ -131,10 +133,17 @@ class Finish(beam.PTransform):  # type: ignore[misc]
         if not self.run.detached:
             return files
         run = replace(self.run, pipeline=None, detached=False)
-        return files | "All" >> beam.combiners.ToList() | "Reconcile" >> beam.Map(_finish_in_job, run=run)
+        return (
+            files
+            | "All" >> beam.combiners.ToList()
+            | "Reconcile" >> beam.Map(_finish_in_job, run=run)
+            # A stage of its own: a worker lost here is no reason to reconcile again, without the reports.
+            | "Finished" >> beam.Reshuffle()
+            | "Delete reports" >> beam.Map(_delete_reports)
+        )
 
 
-def _finish_in_job(files: list[str], run: Run) -> None:
+def _finish_in_job(files: list[str], run: Run) -> Run:
     """Fails the job for what makes a launcher end with exit code 3.
 
     Raises:
@@ -143,7 +152,13 @@ def _finish_in_job(files: list[str], run: Run) -> None:
     del files
     if problems := _reconcile(run).problems:
         raise JobError("; ".join(problems))  # the reports stay: a runner tries again what failed
+    return run
+
+
+def _delete_reports(run: Run) -> None:
+    """This run's, and what others left that were killed at their end long ago."""
     storage.delete_folder(run.reports)
+    delete_reports(run.folder.output, older_than=_FORGOTTEN_SECONDS)
 
 
 def finish(run: Run) -> Result:
@@ -154,7 +169,7 @@ def finish(run: Run) -> Result:
         return Result(Totals(), ())
     try:
         result = _reconcile(run)
-        storage.delete_folder(run.reports)
+        _delete_reports(run)
     except OSError as error:
         raise JobError(f"The run cannot be reconciled: {error}. {run.folder.how_to_go_on()}") from error
     return result

@@ -115,7 +115,7 @@ class InputOptions(Options):
                     f"--keep_columns cannot take a name the output uses itself ({', '.join(OUTPUT_COLUMNS)}, "
                     f"embedding.*). Received: {name!r}. Rename the column in the input."
                 )
-            if not name or _item_type(kind) not in (UNDECLARED, *KEEP_TYPES):
+            if not name or (kind != UNDECLARED and _item_type(kind) not in KEEP_TYPES):
                 raise ImagebeamError(
                     f"--keep_columns is a list of NAME or NAME:TYPE, with a TYPE of {', '.join(KEEP_TYPES)}, or "
                     f"'list<TYPE>'. Received: {f'{name}:{kind}'!r}."

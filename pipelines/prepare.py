@@ -10,6 +10,7 @@ from pipelines.console import say
 from pipelines.options import InputOptions, ModelOptions, OutputOptions
 from transforms import manifest, parquet, reports, shards, storage
 from transforms.classifier_folder import ResultFile
+from transforms.cut_memory import forget_cuts
 from transforms.embedder import Embedder, resolve
 from transforms.errors import ImagebeamError, JobError
 from transforms.formats import InputFormat
@@ -82,7 +83,11 @@ class RunFolder:
 
     def how_to_go_on(self) -> str:
         """What to tell the user when the run breaks off."""
-        return f"{self.count_committed()} units are committed in {self.output}; the same command goes on from there."
+        try:
+            committed = f"{self.count_committed():,} units are committed"
+        except OSError:  # What broke the run may break this too.
+            committed = "What is committed stays"
+        return f"{committed} in {self.output}; the same command goes on from there."
 
 
 def open_input(options: InputOptions) -> Source:
@@ -113,7 +118,7 @@ def prepare_output(options: OutputOptions, source: Described, parts: str = parqu
         if options.overwrite:
             _empty(folder.output)
         storage.publish(storage.join(folder.output, RUN_FILE), json.dumps(folder.run, indent=2).encode())
-        for name in (parts, parquet.FAILURES, "model"):
+        for name in (parts, parquet.FAILURES, "model", _CUTS):
             storage.remove_leftovers(storage.join(folder.output, name))
     except OSError as error:
         raise ImagebeamError(f"The output cannot be used: {error}. Received: --output {options.output!r}.") from error
@@ -177,7 +182,7 @@ def _empty(output: str) -> None:
             storage.delete(uri)
     for name in (SPEC_FILE, MODEL_FILE, ResultFile.CLASSIFIER):
         storage.delete(storage.join(output, "model", name))
-    storage.delete_folder(storage.join(output, _CUTS))
+    forget_cuts(storage.join(output, _CUTS))
     reports.delete_reports(output)
     storage.delete(storage.join(output, RUN_FILE))
 

@@ -126,11 +126,24 @@ class _Handler(emulator.RequestHandler):
         else:
             first, last = query.get("startOffset", ""), query.get("endOffset")
             files = [file for file in files if first <= file["name"] and (not last or file["name"] < last)]
+            # Objects and prefixes are one sequence of names, in pages.
+            found = sorted(
+                [(file["name"], file) for file in files] + [(prefix, None) for prefix in prefixes], key=_name
+            )
             start = int(query.get("pageToken", 0))
             end = start + min(int(query.get("maxResults", self.server.page_size)), self.server.page_size)
-            page = {"kind": "storage#objects", "prefixes": prefixes, "items": files[start:end]}
-            response.json(page | ({"nextPageToken": str(end)} if end < len(files) else {}))
+            items = [file for _, file in found[start:end] if file is not None]
+            page = {
+                "kind": "storage#objects",
+                "items": items,
+                "prefixes": [prefix for prefix, file in found[start:end] if file is None],
+            }
+            response.json(page | ({"nextPageToken": str(end)} if end < len(found) else {}))
         response.close()
+
+
+def _name(found):
+    return found[0]
 
 
 @contextlib.contextmanager

@@ -170,6 +170,7 @@ class TestRefusals:
             (lambda: InputOptions(("a",), keep_columns=(("embedding.fc1", "string"),)), r"'embedding\.fc1'\. Rename"),
             (lambda: InputOptions(("a",), keep_columns=(("x", "int65"),)), r"TYPE of string, .*'x:int65'"),
             (lambda: InputOptions(("a",), keep_columns=(("x", "list<list<string>>"),)), r"'x:list<list<string>>'"),
+            (lambda: InputOptions(("a",), keep_columns=(("x", "list<null>"),)), r"'x:list<null>'"),
             (lambda: InputOptions(("a",), keep_columns=(("x", "string"),) * 2), r"'x' 2 times"),
             (lambda: ModelOptions(model="VGG61"), r"model='VGG61'.*VGG16"),
             (lambda: ModelOptions(model="Xception", image_size=(70, 80)), r"at least 71x71.*70x80"),

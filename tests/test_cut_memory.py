@@ -107,6 +107,19 @@ def test_a_shard_that_is_not_cut_to_its_end_is_not_remembered(path, memory):
     assert not Path(memory.folder).exists()
 
 
+def test_a_tar_with_a_repeated_sample_is_walked_once_too(tmp_path, memory, walked):
+    path = tmp_path / "x.tar"
+    write_tar(path, [(name, b"x") for name in ("a.jpg", "b.jpg", "a.jpg", "c.jpg")])
+    first = cut(path, memory)
+    assert [(unit.start, unit.count, bool(unit.error)) for unit in first] == [
+        (0, 2, False),
+        (2, 1, True),
+        (3, 1, False),
+    ]
+    assert cut(path, memory) == first
+    assert len(walked) == 1
+
+
 def test_a_small_shard_is_not_worth_a_file(path, memory, monkeypatch):
     monkeypatch.setattr(cut_memory, "LEAST_BYTES", path.stat().st_size + 1)
     cut(path, memory)

@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+import io
+import tarfile
 
 import duckdb
 import numpy as np
@@ -110,6 +112,28 @@ def test_a_listing_that_workers_share_changes_no_row(source, output, tmp_path, m
     assert alone.keys() == shared.keys()
     for key, vector in alone.items():
         np.testing.assert_allclose(shared[key], vector, rtol=1e-5, atol=1e-5 * np.abs(vector).max())
+
+
+def test_names_and_labels_that_are_not_unicode_end_as_rows_or_failures(tmp_path, output):
+    """Nothing can store half a character; a unit that tried would fail in every run."""
+    image = encode(picture(40, 40), "JPEG")
+    (tmp_path / "in").mkdir()
+    with tarfile.open(
+        tmp_path / "in" / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1"
+    ) as tar:  # as old archives are written
+        for name, data in (
+            ("caf\u00e9.jpg", image),
+            ("dog.jpg", image),
+            ("dog.json", b'{"label": "\\ud83d"}'),
+            ("emu.jpg", image),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert extract(tmp_path / "in", output, "--max_failure_rate", "1") == 0
+    shard = tmp_path / "in" / "a.tar"
+    assert set(embeddings(output)) == {f"{shard}#caf\\xe9", f"{shard}#emu"}
+    assert failures(output) == {f"{shard}#dog": ("read", "bad_value")}
 
 
 def test_native_sizes_give_the_vectors_of_plain_keras(tmp_path):

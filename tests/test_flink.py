@@ -169,7 +169,8 @@ def test_rows_are_those_of_the_local_run(demonstration, run):
 def test_units_spread_and_kills_were_felt(demonstration):
     summary = json.loads((demonstration / "summary.json").read_text())
     assert set(summary["cluster"]["units"]) == {"tm1", "tm2"}
-    assert sum(summary["cluster"]["units"].values()) == IMAGES // 8
+    local = json.loads((demonstration / "local" / "manifest.json").read_text())["totals"]["units"]
+    assert sum(summary["cluster"]["units"].values()) == local >= IMAGES // 8
     assert len(summary["worker_kills"]) == 1
     assert summary["task-manager-killed"]["failures"]
     assert summary["task-manager-killed"]["units"].keys() <= {"tm2"}

@@ -126,6 +126,20 @@ def test_a_folder_description_that_cannot_be_read(broken, source, output):
     assert len(embeddings(output)) == COUNT
 
 
+def test_the_cause_is_told_even_when_the_output_cannot_be_looked_at(broken, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "the disk is gone")
+
+    def run(self):
+        monkeypatch.setattr("transforms.parquet.list_parts", fail)
+        raise RuntimeError("what happened")
+
+    monkeypatch.setattr("apache_beam.Pipeline.run", run)
+    line = broken(1)
+    assert "what happened" in line
+    assert "What is committed stays in" in line
+
+
 def test_reports_that_are_missing_are_not_taken_for_units_that_are_gone(broken, source, output, monkeypatch):
     """Else their parts would be removed as superseded."""
     assert extract(source, output) == 0

@@ -140,6 +140,15 @@ class TestARerun:
         assert extract(source, finished) == 0
         assert len(embeddings(finished)) == COUNT
 
+    def test_removes_reports_that_were_left_long_ago_and_no_others(self, source, finished):
+        now, month = int(time.time()), 30 * 24 * 3600
+        for started in (now, now - month):
+            folder = finished / f"reports-{started:08x}01234567"
+            folder.mkdir()
+            (folder / "units-00003-of-00016.jsonl").touch()
+        assert extract(source, finished) == 0
+        assert [path.name for path in finished.glob("reports-*")] == [f"reports-{now:08x}01234567"]
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -193,14 +202,21 @@ class TestRefusals:
         assert extract(source, finished) == 0
 
     def test_overwrite_starts_anew_and_deletes_nothing_else(self, source, finished, tmp_path):
-        (finished / "model" / "notes.txt").write_text("keep me")
+        mine = [finished / name for name in ("model/notes.txt", "reports-2026/summary.txt", "plan/b.json")]
+        for path in mine:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("keep me")
+        old_reports = finished / "reports-0123456789abcdef"
+        old_reports.mkdir()
+        (old_reports / "units-00003-of-00016.jsonl").touch()
         old = embeddings(finished)
         assert extract(source, finished, "--pooling", "max", "--rows_per_unit", "12", "--overwrite") == 0
         new = embeddings(finished)
         assert new.keys() == old.keys()
         assert all((new[key] > old[key]).any() for key in new)
         assert len(list(finished.glob("embeddings/*"))) == 1
-        assert (finished / "model" / "notes.txt").exists()
+        assert all(path.read_text() == "keep me" for path in mine)
+        assert not old_reports.exists()
 
 
 class TestRetryFailed:

@@ -34,8 +34,9 @@ def is_folder(uri: str) -> bool:
 
 def list_glob(glob: Glob, within: UriRange) -> Iterator[FileInfo]:
     """The files that match, in order of their uri; Beam hands over a whole listing at once."""
-    del within
     base = glob.folder + "/"
+    if not within.overlaps(base):
+        return
     for info in sorted(_match(base + glob.prefix), key=lambda info: info.uri):
         states = glob.start
         for name in info.uri.removeprefix(base).split("/"):

@@ -24,6 +24,8 @@ def as_label(value: Any) -> str | None:
     Raises:
         ValueError: for a value that is no label, such as a list.
     """
+    if isinstance(value, str):
+        value.encode()  # Raises for half a character; see `_convert`.
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bytes):
@@ -45,15 +47,18 @@ def convert(values: Mapping[str, Any], options: ReadOptions) -> dict[str, Any]:
 
 
 def _convert(name: str, value: Any, kind: pa.DataType) -> Any:
-    if value is None or (isinstance(value, str) and pa.types.is_string(kind)):
-        return value
+    if value is None:
+        return None
     if pa.types.is_list(kind) and not isinstance(value, list):  # A TFRecord does not tell one value from a list of one.
         value = [value]
     try:
+        if isinstance(value, str) and pa.types.is_string(kind):
+            value.encode()  # JSON can write half of a character, "\\ud83d", which nothing can store.
+            return value
         if isinstance(value, bytes) and not is_bytes(kind):
             value = value.decode()
         return pa.scalar(value).cast(kind).as_py()  # Not `pa.scalar(value, kind)`, which makes 1 of 1.5.
-    except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
+    except (pa.ArrowException, UnicodeError, OverflowError) as error:
         raise ValueError(f"the kept column {name!r} is {kind}, which {value!r:.80} is not") from error
 
 

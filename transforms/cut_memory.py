@@ -24,7 +24,17 @@ _WALKED = (InputFormat.TFRECORD, InputFormat.WEBDATASET)
 _RULES = 1
 """Changes with the way shards are cut, so that older files are not used."""
 
-_FIELDS = ("count", "start", "offset")
+_FIELDS = ("count", "start", "offset", "error")
+
+_OF_THE_CONTENT = "repeated_key: "
+"""How the errors begin that a shard will always have; others may be the network's."""
+
+
+def forget_cuts(folder: str) -> None:
+    """Delete what was remembered in the folder, and nothing else."""
+    for info in list(storage.list_below(folder, f"{'[0-9a-f]' * 16}.json")):
+        storage.delete(info.uri)
+    storage.remove_empty_folder(folder)
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class CutMemory:
             return None
 
     def keep(self, shard: Shard, units: Iterable[WorkUnit]) -> Iterator[WorkUnit]:
-        """Pass the units on, and remember them once all have come, if none of them has an error.
+        """Pass the units on, and remember them once all have come, if all of the shard could be read.
 
         Raises:
             OSError: if the storage refuses.
@@ -68,7 +78,7 @@ class CutMemory:
         cuts: list[list[Any]] = []
         errors = False
         for unit in units:
-            errors |= unit.error is not None
+            errors |= not (unit.error or _OF_THE_CONTENT).startswith(_OF_THE_CONTENT)
             cuts.append([getattr(unit, name) for name in _FIELDS])
             yield unit
         if not errors:

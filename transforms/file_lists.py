@@ -112,11 +112,10 @@ def _refs(manifest: FileInfo, options: ReadOptions) -> Iterator[RecordRef | str]
     seen = SeenKeys()
     try:
         for index, row in enumerate(_rows(manifest, options)):
-            own_key = f"{manifest.uri}#{index}"
             try:
-                ref = _ref(row, own_key, folder, options)
-                if ref.key != own_key and not seen.add(ref.key):
-                    raise RecordError("repeated_key", f"an earlier row has the key {ref.key!r}")
+                ref = _ref(row, f"{manifest.uri}#{index}", folder, options)
+                if not seen.add(ref.key):
+                    raise RecordError("repeated_key", "an earlier row of the manifest has the same key")
             except RecordError as error:
                 yield explain(error)
             else:
@@ -137,7 +136,12 @@ def _ref(row: Row, key: str, folder: str, options: ReadOptions) -> RecordRef:
         raise RecordError("bad_value", str(error)) from error
     uri = storage.resolve(folder, str(row[URI_COLUMN]))
     own_key = row.get(KEY_COLUMN)
-    return RecordRef(key if own_key in (None, "") else str(own_key), uri, None, label, extras)
+    ref = RecordRef(key if own_key in (None, "") else str(own_key), uri, None, label, extras)
+    try:
+        f"{ref.key}{ref.uri}".encode()
+    except UnicodeEncodeError as error:
+        raise RecordError("bad_value", f"the row holds text that is not Unicode ({error})") from error
+    return ref
 
 
 def _is_parquet(uri: str) -> bool:

@@ -37,7 +37,7 @@ READ_CHUNK = 8 << 20
 """Bytes asked for at a time when an object is read as a stream."""
 
 _UPLOAD_ATTEMPTS = 5
-_FOLDER_PAGES = 1_000
+_FOLDER_PAGES = 20
 _CONNECTIONS = 64
 _METADATA_TIMEOUT = 2.0
 _OTHER_ERRORS = (
@@ -73,9 +73,9 @@ def is_folder(uri: str) -> bool:
 def list_glob(glob: Glob, within: UriRange) -> Iterator[FileInfo]:
     """The objects that match, in order of their uri, a page at a time."""
     bucket, name = _split(glob.folder)
-    if not within.overlaps(f"gs://{bucket}/"):
-        return
     base = f"{name}/" if name else ""
+    if not within.overlaps(f"gs://{bucket}/{base}"):
+        return
     # A pattern of one component asks for that level only; deeper ones list all that share the literal prefix.
     delimiter = "/" if glob.depth == 1 else None
     with _errors_named(glob.folder):

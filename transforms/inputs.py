@@ -70,7 +70,9 @@ def _list_pattern(
         for file in files:
             found = detect_format(file.uri)
             if in_folder and not _is_wanted(file.uri, found, input_format):
-                passed_over[_extension(file.uri)] += 1
+                extension = _extension(file.uri)
+                passed_over[extension] += 1
+                left_out[extension] += 1
             else:
                 yield Shard(file, input_format or found or InputFormat.FILES)
 
@@ -84,7 +86,6 @@ def _list_pattern(
         raise ImagebeamError(f"The input cannot be listed ({error}). Received: --input {pattern!r}.") from error
     if is_empty and within == EVERYWHERE:
         raise ImagebeamError(_no_match(pattern, passed_over))
-    left_out.update(passed_over)
 
 
 def _each_once(streams: Sequence[Iterator[Shard]]) -> Iterator[Shard]:

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from transforms import parquet, storage
 from transforms.batching import map_ahead
 from transforms.errors import ImagebeamError
-from transforms.shards import cut_shard, plan
-from transforms.types import InputFormat, ReadOptions, Shard, WorkUnit
+from transforms.shards import cut_shard, plan_in_parts, plan_part
+from transforms.types import InputFormat, ListingPart, ReadOptions, Shard, WorkUnit
 
 _SHARDS_AHEAD = 16
 """Shards cut at once: hides the latency of an object store."""
@@ -130,10 +130,14 @@ def take_inventory(
         # A manifest may have millions of rows: it is cut by whoever counts them.
         return looked if item.format == InputFormat.MANIFEST else list(looked)
 
+    def count(item: Shard | WorkUnit) -> Shard | WorkUnit:
+        inventory.count(item.format).files += 1 if isinstance(item, Shard) else item.count
+        return item
+
     def items() -> Iterator[Shard | WorkUnit]:
-        for item in plan(patterns, input_format, rows_per_unit, inventory.left_out):
-            inventory.count(item.format).files += 1 if isinstance(item, Shard) else item.count
-            yield item
+        for item in plan_in_parts(patterns, input_format, rows_per_unit, inventory.left_out):
+            found = plan_part(item, rows_per_unit, inventory.left_out) if isinstance(item, ListingPart) else [item]
+            yield from map(count, found)
 
     with ThreadPoolExecutor(_SHARDS_AHEAD, thread_name_prefix="plan") as pool:
         for unit, failed in itertools.chain.from_iterable(map_ahead(look, items(), pool, 2 * _SHARDS_AHEAD)):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import secrets
+import time
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,18 +17,21 @@ from transforms.manifest import UnitReport
 FILES = 16
 """Always so many, empty or not: one that is missing would pass for units that were never planned."""
 
-_FOLDER = "reports-"
+_FOLDER = re.compile(r"/reports-([0-9a-f]{8})[0-9a-f]{8}/[^/]*$")
+_FILES_OF_RUN = f"units-*-of-{FILES:05d}.jsonl"
 
 
 def new_reports_folder(output: str) -> str:
     """A folder of a run's own, so that two runs over one output at once do not take each other's reports away."""
-    return storage.join(output, f"{_FOLDER}{secrets.token_hex(4)}")
+    return storage.join(output, f"reports-{int(time.time()):08x}{secrets.token_hex(4)}")
 
 
-def delete_reports(output: str) -> None:
-    """Delete the reports of all runs: those killed at their end leave theirs."""
-    for folder in {storage.parent(info.uri) for info in storage.list_files(storage.join(output, f"{_FOLDER}*", "*"))}:
-        storage.delete_folder(folder)
+def delete_reports(output: str, older_than: float = 0.0) -> None:
+    """Delete the reports of runs that began so many seconds ago: those that were killed at their end left theirs."""
+    for info in list(storage.list_below(output, f"reports-*/{_FILES_OF_RUN}")):
+        if (match := _FOLDER.search(info.uri)) and time.time() - int(match[1], 16) >= older_than:
+            storage.delete(info.uri)
+            storage.remove_empty_folder(storage.parent(info.uri))
 
 
 @dataclass

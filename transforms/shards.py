@@ -27,9 +27,9 @@ from transforms.types import (
 )
 
 LISTED_ALONE = 200_000
-"""Files that one worker lists before it shares the rest out: seconds of work, and few inputs are larger."""
+"""Images that one worker lists before it shares the rest out: seconds of work, and few inputs are larger."""
 
-LISTING_PARTS = 64
+LISTING_PARTS = 256
 """Parts of the rest at most."""
 
 _LOOKED_AT = 20
@@ -51,19 +51,39 @@ def plan(
 
 
 def plan_in_parts(
-    patterns: Sequence[str], input_format: InputFormat | None, rows_per_unit: int
+    patterns: Sequence[str],
+    input_format: InputFormat | None,
+    rows_per_unit: int,
+    left_out: Counter[str] | None = None,
 ) -> Iterator[Shard | WorkUnit | ListingPart]:
-    """`plan`, of a long listing its beginning alone: the rest is left to others, a `ListingPart` each.
+    """`plan`, of a long listing of images its beginning alone: the rest is left to others, a `ListingPart` each.
+
+    Shards do not count: a million of them are listed in seconds, and each is to be cut by whoever has time.
 
     Raises:
         ImagebeamError: as `list_inputs` does.
         OSError: if a folder cannot be listed.
     """
-    inputs = list_inputs(patterns, input_format)
-    yield from _gather_files(itertools.islice(inputs, LISTED_ALONE), rows_per_unit)
+    inputs = list_inputs(patterns, input_format, left_out)
+    images = 0
+
+    def beginning() -> Iterator[Shard]:
+        nonlocal images
+        while images < LISTED_ALONE and (shard := next(inputs, None)):
+            images += shard.format == InputFormat.FILES
+            yield shard
+
+    yield from _gather_files(beginning(), rows_per_unit)
     if rest := next(inputs, None):
         for within in storage.split_listing(patterns, rest.file.uri, LISTING_PARTS):
             yield ListingPart(tuple(patterns), input_format, within)
+
+
+def plan_part(
+    part: ListingPart, rows_per_unit: int, left_out: Counter[str] | None = None
+) -> Iterator[Shard | WorkUnit]:
+    """`plan` of a part of the listing."""
+    return _gather_files(list_inputs(part.patterns, part.input_format, left_out, part.within), rows_per_unit)
 
 
 def _gather_files(inputs: Iterable[Shard], rows_per_unit: int) -> Iterator[Shard | WorkUnit]:
@@ -103,8 +123,7 @@ def cut_shard(
     if isinstance(item, WorkUnit):
         yield item
     elif isinstance(item, ListingPart):
-        inputs = list_inputs(item.patterns, item.input_format, within=item.within)
-        for found in _gather_files(inputs, rows_per_unit):
+        for found in plan_part(item, rows_per_unit):
             yield from cut_shard(found, rows_per_unit, options, memory)
     elif item.format == InputFormat.MANIFEST:
         yield from cut_manifest(item, rows_per_unit, options)

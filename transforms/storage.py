@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import heapq
 import importlib
 import os
@@ -28,7 +29,10 @@ from transforms.stores import ReplacedError as ReplacedError
 from transforms.types import EVERYWHERE, FileInfo, UriRange
 
 _LOOKUPS = 16
-_DEEPEST_SPLIT = 8
+
+_FOLDERS_ASKED = 256
+"""Folders that are looked into, at most, for where a listing may be split."""
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -105,28 +109,46 @@ def matches(pattern: str, within: UriRange = EVERYWHERE) -> Iterator[tuple[bool,
 def split_listing(patterns: Iterable[str], start: str, wanted: int) -> list[UriRange]:
     """Up to `wanted` ranges that part the files of `patterns` from the uri `start` on, at the bounds of folders.
 
-    The folders are those of the first level that has enough; files that all lie in one folder are one range.
-
-    Raises:
-        OSError: if a folder cannot be listed.
+    The folders are those of the first level that has enough, so files that all lie in one folder are one range. Of more
+    folders than wanted, those whose names have the lowest digests are chosen: new folders move few bounds.
     """
+    rest = UriRange(start)
     bounds: set[str] = set()
     for pattern in patterns:
-        level = [f"{glob.folder}/" for found in _look_at(pattern) if (glob := found.glob())]
-        for _ in range(_DEEPEST_SPLIT):
-            bounds.update(level)
+        level = [(f"{glob.folder}/", glob, glob.start) for found in _look_at(pattern) if (glob := found.glob())]
+        asked = 0
+        while level and asked < _FOLDERS_ASKED:
+            bounds.update(folder for folder, _, _ in level if folder > start)
             if len(level) >= wanted:
                 break
-            level = [below for folder in level for below in _store(folder).list_folders(folder[:-1])]
-    after = sorted(bound for bound in bounds if bound > start)
-    chosen = after[:: -(-len(after) // (wanted - 1))] if after else []
+            asked += len(level)
+            level = [
+                (below, glob, following)
+                for folder, glob, states in level
+                for below in _folders(folder)
+                if rest.overlaps(below) and (following := glob.step(states, basename(below))) - {glob.end}
+            ]
+    chosen = sorted(heapq.nsmallest(wanted - 1, bounds, key=lambda bound: hashlib.blake2b(bound.encode()).digest()))
     return [UriRange(first, end) for first, end in zip([start, *chosen], [*chosen, None], strict=True)]
+
+
+def _folders(folder: str) -> list[str]:
+    """Those right below; none of one that cannot be listed, which whoever lists it will say if it matters."""
+    try:
+        return list(_store(folder).list_folders(folder[:-1]))
+    except OSError:
+        return []
 
 
 def list_folder(uri: str) -> Iterator[FileInfo]:
     """The files right in a folder, hidden ones left out, in order; none where there is no such folder."""
-    uri = absolute(uri)
-    return _store(uri).list_glob(Glob.below(uri.rstrip("/"), "*"), EVERYWHERE)
+    return list_below(uri, "*")
+
+
+def list_below(folder: str, pattern: str) -> Iterator[FileInfo]:
+    """The files below a folder, taken literally, that match a glob, in order; none where there is no such folder."""
+    folder = absolute(folder)
+    return _store(folder).list_glob(Glob.below(folder.rstrip("/"), pattern), EVERYWHERE)
 
 
 def stat(uri: str) -> FileInfo | None:
@@ -204,8 +226,15 @@ def delete_folder(uri: str) -> None:
     if is_local(uri):
         shutil.rmtree(uri, ignore_errors=True)
         return
-    for info in list(list_files(join(uri, "**"))):
+    for info in list(list_below(uri, "**")):
         delete(info.uri)
+
+
+def remove_empty_folder(uri: str) -> None:
+    """Remove the folder if it is empty, where the store has folders at all."""
+    if is_local(uri):
+        with contextlib.suppress(OSError):
+            os.rmdir(uri)
 
 
 def make_dirs(uri: str) -> None:

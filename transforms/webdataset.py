@@ -91,10 +91,15 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """(stem, member) of the members that belong to a sample."""
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined] # Else the archive's whole index stays in memory.
-        folder, slash, name = member.name.rpartition("/")
+        folder, slash, name = _text(member.name).rpartition("/")
         stem, dot, _ = name.partition(".")
         if member.isreg() and stem and dot:
             yield folder + slash + stem, member
+
+
+def _text(name: str) -> str:
+    """A member's name; bytes of it that are not UTF-8, as in old archives, are written out as Python does it."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, Iterator[tarfile.TarInfo]]]:

@@ -7,6 +7,7 @@ import hashlib
 import random
 import re
 import secrets
+import threading
 import warnings
 import zipfile
 import zlib
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 FILE_FORMATS = (".weights.h5", ".h5", ".npz", ".onnx")
 
 _REMEDY = "They must be of the same architecture, without the top unless a layer of the top is asked for."
+
+_SEEDING = threading.Lock()
 
 _ONNX_CONVOLUTION = re.compile(r"(block\d_conv\d)(?:_\d+)?/")
 
@@ -97,12 +100,13 @@ def _seeded(seed: int) -> Iterator[None]:
     """
     from keras.src.random import seed_generator
 
-    shared = seed_generator.python_random
-    seed_generator.python_random = random.Random(seed)
-    try:
-        yield
-    finally:
-        seed_generator.python_random = shared
+    with _SEEDING:
+        shared = seed_generator.python_random
+        seed_generator.python_random = random.Random(seed)
+        try:
+            yield
+        finally:
+            seed_generator.python_random = shared
 
 
 def digest(model: keras.Model) -> str:
