@@ -24,7 +24,7 @@ from transforms.batching import available_cores
 from transforms.embed import EmbedOptions, embed_records
 from transforms.images import ImageOptions, decode_image
 from transforms.parquet import PartOptions
-from transforms.records import read_records
+from transforms.records import open_records
 from transforms.shards import plan
 from transforms.spec import EmbedderSpec
 from transforms.types import ReadOptions, WorkUnit
@@ -56,7 +56,7 @@ def whole_unit(unit: WorkUnit, options: ImageOptions, output: str) -> float:
     """Images/s of the unit, from its files to its part."""
     started = time.perf_counter()
     model = Nothing()
-    result = embed_records(read_records(unit, ReadOptions()), model, EmbedOptions(options))
+    result = embed_records(open_records(unit, ReadOptions()), model, EmbedOptions(options))
     table = PartOptions().to_table(result.rows, model.dimensions)
     parquet.write_unit(output, unit, table, result.failures, model.spec)
     return len(unit.refs) / (time.perf_counter() - started)

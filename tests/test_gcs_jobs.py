@@ -235,13 +235,13 @@ def test_an_object_replaced_after_it_was_planned_is_a_failure_that_says_so(emula
     folder = small_images(tmp_path / "images", 4)
     upload(folder, emulated.bucket)
     victim = next(storage.list_files(f"{base}/in")).uri
-    read_records = embed.read_records
+    open_records = embed.open_records
 
     def replace_first(unit, options):
         storage.publish(victim, (folder / "b/0001.jpg").read_bytes())
-        return read_records(unit, options)
+        return open_records(unit, options)
 
-    monkeypatch.setattr(embed, "read_records", replace_first)
+    monkeypatch.setattr(embed, "open_records", replace_first)
     assert extract(f"{base}/in/**/*.jpg", f"{base}/out", "--max_failure_rate", "1") == 0
     assert len(rows(f"{base}/out")) == 3
     (part,) = storage.list_folder(f"{base}/out/failures")

@@ -20,7 +20,7 @@ import pytest
 from tests.gcs import gcs  # noqa: F401
 from tests.shard_files import example, images, samples, tfrecord_offsets, write_parquet, write_tar, write_tfrecord
 from transforms import storage, tfrecord
-from transforms.records import FILES_AHEAD, read_records
+from transforms.records import FILES_AHEAD, open_records, read_file, read_records
 from transforms.shards import cut_shard, inspect_input, plan
 from transforms.types import Failure, InputFormat, ReadOptions, Record, RecordRef, Shard, Stage, WorkUnit
 
@@ -56,6 +56,18 @@ def types_of(items):
 
 
 # TFRecord.
+
+
+def test_local_files_are_left_to_whoever_decodes_them_and_others_are_read(gcs, tmp_path):  # noqa: F811
+    for base in (str(tmp_path), f"gs://{gcs.bucket}"):
+        for number in range(3):
+            storage.publish(f"{base}/{number}.jpg", b"%d" % number)
+    (here,), (there,) = (list(plan([base], None, 10)) for base in (str(tmp_path), f"gs://{gcs.bucket}"))
+    assert list(open_records(here, OPTIONS)) == list(here.refs)
+    assert [read_file(ref) for ref in here.refs] == list(read_records(here, OPTIONS))
+    assert list(open_records(there, OPTIONS)) == list(read_records(there, OPTIONS))
+    (tmp_path / "1.jpg").unlink()
+    assert (read_file(here.refs[1]).stage, read_file(here.refs[1]).error_type) == ("read", "missing")
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from apache_beam.ml.inference.base import ModelHandler
 
 from transforms.batching import batch_by_shape, decode_pool, map_ahead
 from transforms.images import ImageError, ImageOptions, decode_image, prepare_pillow
-from transforms.records import read_records
-from transforms.types import Failure, Image, ReadOptions, Record, Row, Stage, WorkUnit
+from transforms.records import open_records, read_file
+from transforms.types import Failure, Image, ReadOptions, Record, RecordRef, Row, Stage, WorkUnit
 from transforms.units import METRICS_NAMESPACE, CommitUnits, PartLayout, UnitModel, UnitResult, count_batch
 
 Batch = list["Decoded"]
@@ -77,7 +77,7 @@ BatchDone = Callable[[int, float], None]
 
 
 def embed_records(
-    records: Iterable[Record | Failure],
+    records: Iterable[Record | Failure | RecordRef],
     embedder: ImageModel,
     options: EmbedOptions,
     on_batch: BatchDone | None = None,
@@ -87,7 +87,7 @@ def embed_records(
     Reading and decoding run ahead of the model, in other threads.
 
     Args:
-        records: what the reader gave; its failures pass through.
+        records: what the reader gave; its failures pass through, and files that it left unread are read.
         embedder: the model.
         options: see `EmbedOptions`.
         on_batch: called after each call of the model with the number of images embedded and the seconds it took.
@@ -100,8 +100,9 @@ def embed_records(
     failures: dict[int, Failure] = {}
     icc_profiles_ignored = 0
 
-    def decode(item: tuple[int, Record | Failure]) -> tuple[int, Decoded | Failure]:
-        return item[0], _decode(*item, options.images)
+    def decode(item: tuple[int, Record | Failure | RecordRef]) -> tuple[int, Decoded | Failure]:
+        index, record = item
+        return index, _decode(index, read_file(record) if isinstance(record, RecordRef) else record, options.images)
 
     def decoded() -> Iterator[Decoded]:
         for index, outcome in map_ahead(decode, enumerate(records), decode_pool(), options.ahead):
@@ -225,10 +226,10 @@ class _ReadAndEmbed:
     def setup(self) -> None:
         prepare_pillow(self.options.images.max_image_pixels)
 
-    def read(self, unit: WorkUnit) -> Iterator[Record | Failure]:
-        return read_records(unit, self.columns)
+    def read(self, unit: WorkUnit) -> Iterator[Record | Failure | RecordRef]:
+        return open_records(unit, self.columns)
 
-    def work(self, items: Iterable[Record | Failure], model: ImageModel) -> UnitResult:
+    def work(self, items: Iterable[Record | Failure | RecordRef], model: ImageModel) -> UnitResult:
         return embed_records(items, model, self.options, count_batch)
 
 
