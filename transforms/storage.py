@@ -117,11 +117,11 @@ def split_listing(patterns: Iterable[str], start: str, wanted: int) -> list[UriR
     for pattern in patterns:
         level = [(f"{glob.folder}/", glob, glob.start) for found in _look_at(pattern) if (glob := found.glob())]
         asked = 0
-        while level and asked < _FOLDERS_ASKED:
+        while level:
             bounds.update(folder for folder, _, _ in level if folder > start)
-            if len(level) >= wanted:
-                break
             asked += len(level)
+            if len(level) >= wanted or asked > _FOLDERS_ASKED:
+                break
             level = [
                 (below, glob, following)
                 for folder, glob, states in level
