@@ -56,8 +56,8 @@ def manifest(output):
 def files_of(output):
     """Path below the output -> bytes, of all that is to be the same in any run of the same job.
 
-    Hidden files are left out: a writer killed in the middle leaves one, which no reader sees and a run removes when it is
-    an hour old.
+    Hidden files are left out: a writer killed in the middle leaves one, which no reader sees and a run removes when it
+    is an hour old.
     """
     folders = [Path(output, name) for name in ("embeddings", "failures")]
     return {str(path.relative_to(output)): path.read_bytes() for folder in folders for path in folder.glob("[!.]*")}
