@@ -134,39 +134,28 @@ def tune_backbone(
     Raises:
         ImagebeamError: if training diverges.
     """
-    from pipelines.epochs import EpochBar
-    from transforms.classifier import balanced_weights, compile_head
-    from transforms.fitting import fit
+    from pipelines.head_training import fit_as_told
     from transforms.image_dataset import image_batches
-    from transforms.sources import EpochOrder
     from transforms.splits import Split
     from transforms.tuning import build_training_model
 
-    how, tune = options.fit, options.tune
-    train, validation = index.rows(Split.TRAIN), index.rows(Split.VALIDATION)
-    batches = -(-len(train) // options.model.batch_size)
-    counts = index.counts[Split.TRAIN.code]
-    weights = balanced_weights(counts, len(train), multi_label=index.multi_label) if how.balance_classes else None
-    model = compile_head(
-        build_training_model(spec, backbone, head, tune.augment, multi_label=index.multi_label, seed=how.seed),
-        steps=batches * tune.tune_epochs,
+    tune, multi_label, batch_size = options.tune, index.multi_label, options.model.batch_size
+    how = dataclasses.replace(
+        options.fit,
+        epochs=tune.tune_epochs,
+        batch_size=batch_size,
         learning_rate=tune.tune_learning_rate,
-        schedule=how.learning_rate_schedule,
-        weight_decay=how.weight_decay,
-        label_smoothing=how.label_smoothing,
-        class_weights=weights,
-        multi_label=index.multi_label,
+        patience=tune.tune_patience,
     )
-    order = EpochOrder(how.seed)
-    with EpochBar(tune.tune_epochs, batches, options.model.batch_size) as bar:
-        return fit(
-            model,
-            image_batches(images, train, index.targets, options.model.batch_size, order),
-            image_batches(images, validation, index.targets, options.model.batch_size) if len(validation) else None,
-            epochs=tune.tune_epochs,
-            patience=tune.tune_patience,
-            begin_epoch=order.begin_epoch,
-            checkpoint=checkpoint,
-            checkpoint_seconds=how.checkpoint_seconds,
-            watcher=bar,
-        )
+    train, validation = index.rows(Split.TRAIN), index.rows(Split.VALIDATION)
+    return fit_as_told(
+        build_training_model(spec, backbone, head, tune.augment, multi_label=multi_label, seed=how.seed),
+        how,
+        index.counts[Split.TRAIN.code],
+        len(train),
+        lambda order: image_batches(images, train, index.targets, batch_size, order),
+        image_batches(images, validation, index.targets, batch_size) if len(validation) else None,
+        multi_label=multi_label,
+        checkpoint=checkpoint,
+        watched=True,
+    )

@@ -21,6 +21,7 @@ from transforms.sources import EpochOrder, MatrixSource, Sources, moments, to_da
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
 _INNER_VALIDATION = 0.1
 """Share of a fold's training rows that early stopping looks at, as it looks at the validation rows otherwise."""
@@ -78,25 +79,66 @@ def train_head(
         multi_label=multi_label,
         seed=options.seed,
     )
-    batches = -(-sources.train.rows // options.batch_size)
-    weights = balanced_weights(lesson.counts, sources.train.rows, multi_label=multi_label)
-    trained = compile_head(
+    state = fit_as_told(
+        model,
+        options,
+        lesson.counts,
+        sources.train.rows,
+        lambda order: to_dataset(sources.train, lesson.targets, options.batch_size, order),
+        sources.validation and to_dataset(sources.validation, lesson.targets, options.batch_size),
+        multi_label=multi_label,
+        checkpoint=checkpoint,
+        watched=watched,
+    )
+    return model, state
+
+
+def fit_as_told(
+    model: keras.Model,
+    options: FitOptions,
+    counts: np.ndarray,
+    rows: int,
+    train: Callable[[EpochOrder], tf.data.Dataset],
+    validation: tf.data.Dataset | None,
+    *,
+    multi_label: bool,
+    checkpoint: Checkpoint | None,
+    watched: bool,
+) -> FitState:
+    """Compile a model and fit it, in place.
+
+    Args:
+        model: what learns.
+        options: how.
+        counts: training labels by class, int [classes].
+        rows: training rows.
+        train: the order of each epoch -> batches of the training rows, `options.batch_size` each.
+        validation: batches of the rows that early stopping looks at; None for none.
+        multi_label: whether a row has any number of labels.
+        checkpoint: where an unfinished run keeps its state; None not to keep any.
+        watched: show progress.
+
+    Raises:
+        ImagebeamError: if training diverges.
+    """
+    batches = -(-rows // options.batch_size)
+    weights = balanced_weights(counts, rows, multi_label=multi_label) if options.balance_classes else None
+    compiled = compile_head(
         model,
         steps=batches * options.epochs,
         learning_rate=options.learning_rate,
         schedule=options.learning_rate_schedule,
         weight_decay=options.weight_decay,
         label_smoothing=options.label_smoothing,
-        class_weights=weights if options.balance_classes else None,
+        class_weights=weights,
         multi_label=multi_label,
     )
     order = EpochOrder(options.seed)
-    validation = sources.validation
     with EpochBar(options.epochs, batches, options.batch_size, shown=watched) as bar:
-        state = fit(
-            trained,
-            to_dataset(sources.train, lesson.targets, options.batch_size, order),
-            validation and to_dataset(validation, lesson.targets, options.batch_size),
+        return fit(
+            compiled,
+            train(order),
+            validation,
             epochs=options.epochs,
             patience=options.patience,
             begin_epoch=order.begin_epoch,
@@ -104,7 +146,6 @@ def train_head(
             checkpoint_seconds=options.checkpoint_seconds,
             watcher=bar,
         )
-    return model, state
 
 
 def use_deterministic_ops() -> None:
