@@ -24,9 +24,10 @@ def as_label(value: Any) -> str | None:
     Raises:
         ValueError: for a value that is no label, such as a list.
     """
+    if value is None:
+        return None
     if isinstance(value, str):
         value.encode()  # Raises for half a character; see `_convert`.
-    if value is None or isinstance(value, str):
         return value
     if isinstance(value, bytes):
         return value.decode()
@@ -53,7 +54,7 @@ def _convert(name: str, value: Any, kind: pa.DataType) -> Any:
         value = [value]
     try:
         if isinstance(value, str) and pa.types.is_string(kind):
-            value.encode()  # JSON can write half of a character, "\\ud83d", which nothing can store.
+            value.encode()  # JSON can write half of a character, "\ud83d", which nothing can store.
             return value
         if isinstance(value, bytes) and not is_bytes(kind):
             value = value.decode()

@@ -76,12 +76,12 @@ class CutMemory:
             OSError: if the storage refuses.
         """
         cuts: list[list[Any]] = []
-        errors = False
+        readable = True
         for unit in units:
-            errors |= not (unit.error or _OF_THE_CONTENT).startswith(_OF_THE_CONTENT)
+            readable &= unit.error is None or unit.error.startswith(_OF_THE_CONTENT)
             cuts.append([getattr(unit, name) for name in _FIELDS])
             yield unit
-        if not errors:
+        if readable:
             content = {"of": self._identity(shard), "cuts": cuts}
             storage.publish(self._uri(shard), json.dumps(content).encode())
 

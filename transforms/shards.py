@@ -17,14 +17,7 @@ from transforms.file_lists import cut_manifest, files_unit, manifest_columns, un
 from transforms.inputs import list_inputs
 from transforms.readers import explain
 from transforms.records import reader
-from transforms.types import (
-    FileInfo,
-    InputFormat,
-    ListingPart,
-    ReadOptions,
-    Shard,
-    WorkUnit,
-)
+from transforms.types import FileInfo, InputFormat, ListingPart, ReadOptions, Shard, WorkUnit
 
 LISTED_ALONE = 200_000
 """Images that one worker lists before it shares the rest out: seconds of work, and few inputs are larger."""
