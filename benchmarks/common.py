@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from transforms.manifest import versions
+from transforms.runs.manifest import versions
 
 RESULTS = Path(__file__).parent / "results"
 

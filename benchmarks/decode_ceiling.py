@@ -19,15 +19,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import publish, write_jpegs
-from transforms import parquet, storage
-from transforms.batching import available_cores
-from transforms.embed import EmbedOptions, embed_records
-from transforms.images import ImageOptions, decode_image
-from transforms.parquet import PartOptions
-from transforms.records import open_records
-from transforms.shards import plan
-from transforms.spec import EmbedderSpec
-from transforms.types import ReadOptions, WorkUnit
+from transforms import storage
+from transforms.core.batching import available_cores
+from transforms.core.spec import EmbedderSpec
+from transforms.core.types import ReadOptions, WorkUnit
+from transforms.embed.units import EmbedOptions, embed_records
+from transforms.images.decode import ImageOptions, decode_image
+from transforms.inputs.plan import plan
+from transforms.inputs.read import open_records
+from transforms.runs import part_files
+from transforms.runs.part_files import PartOptions
 
 DIMENSION = 512
 
@@ -58,7 +59,7 @@ def whole_unit(unit: WorkUnit, options: ImageOptions, output: str) -> float:
     model = Nothing()
     result = embed_records(open_records(unit, ReadOptions()), model, EmbedOptions(options))
     table = PartOptions().to_table(result.rows, model.dimensions)
-    parquet.write_unit(output, unit, table, result.failures, model.spec)
+    part_files.write_unit(output, unit, table, result.failures, model.spec)
     return len(unit.refs) / (time.perf_counter() - started)
 
 

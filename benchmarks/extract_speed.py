@@ -21,10 +21,10 @@ import numpy as np
 from benchmarks.common import publish, write_jpegs
 from pipelines.extract import ExtractOptions
 from pipelines.extract import run as run_extract
-from pipelines.options import InputOptions, ModelOptions, OutputOptions
-from transforms.progress import PROGRESS
-from transforms.spec import Precision
-from transforms.staging import read_staged
+from pipelines.options.extraction import InputOptions, ModelOptions, OutputOptions
+from transforms.core.progress import PROGRESS
+from transforms.core.spec import Precision
+from transforms.models.staged import read_staged
 
 
 def bare_rate(model: Any, batch_size: int, images: int) -> float:
@@ -51,9 +51,9 @@ def extract_rate(options: ExtractOptions) -> float:
         marks.append((time.perf_counter(), images))
 
     committed: list[float] = []
-    from transforms import parquet
+    from transforms.runs import part_files
 
-    write_unit = parquet.write_unit
+    write_unit = part_files.write_unit
 
     def write_and_mark(*args: Any, **settings: Any) -> Any:
         commit = write_unit(*args, **settings)
@@ -61,12 +61,12 @@ def extract_rate(options: ExtractOptions) -> float:
         return commit
 
     PROGRESS.embedded = mark  # type: ignore[method-assign]
-    parquet.write_unit = write_and_mark
+    part_files.write_unit = write_and_mark
     try:
         run_extract(options)
     finally:
         del PROGRESS.embedded
-        parquet.write_unit = write_unit
+        part_files.write_unit = write_unit
     return sum(images for _, images in marks[1:]) / (committed[-1] - marks[0][0])
 
 

@@ -29,17 +29,18 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from PIL import Image
 
 from benchmarks.common import publish
-from pipelines.launch import Run, finish
-from pipelines.prepare import RunFolder
-from transforms import local_store, storage
-from transforms.embed import EmbedOptions, EmbedUnits
-from transforms.images import ImageOptions
-from transforms.manifest import MANIFEST_FILE, UnitReport
-from transforms.parquet import EMBEDDINGS, Commit, PartOptions, part_name
-from transforms.planning import PlanUnits
-from transforms.reports import WriteReports, new_reports_folder
-from transforms.spec import EmbedderSpec
-from transforms.types import FileInfo, InputFormat, ReadOptions, UriRange, WorkUnit
+from pipelines.runtime.launch import Run, finish
+from pipelines.runtime.prepare import RunFolder
+from transforms import storage
+from transforms.core.spec import EmbedderSpec
+from transforms.core.types import FileInfo, InputFormat, ReadOptions, UriRange, WorkUnit
+from transforms.embed.units import EmbedOptions, EmbedUnits
+from transforms.images.decode import ImageOptions
+from transforms.inputs.plan_units import PlanUnits
+from transforms.runs.manifest import MANIFEST_FILE, UnitReport
+from transforms.runs.part_files import EMBEDDINGS, Commit, PartOptions, part_name
+from transforms.runs.reports import WriteReports, new_reports_folder
+from transforms.storage import local
 
 ROWS_PER_UNIT = 2_048
 FILES_A_FOLDER = 10_000
@@ -101,8 +102,8 @@ def files(count: int) -> dict[str, Any]:
             yield from (f"{folder}/{number:06d}/" for number in range(-(-count // FILES_A_FOLDER)))
 
     storage.matches = matches
-    local_store.is_folder = lambda _: True
-    local_store.list_folders = list_folders
+    local.is_folder = lambda _: True
+    local.list_folders = list_folders
     return plan(("/data",), None)
 
 

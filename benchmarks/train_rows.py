@@ -26,8 +26,8 @@ import numpy as np
 from benchmarks.common import publish
 
 if TYPE_CHECKING:
-    from transforms.row_index import RowIndex
-    from transforms.sources import Sources
+    from transforms.training.row_index import RowIndex
+    from transforms.training.tf_data import Sources
 
 CLASSES = 10
 ROWS_PER_PART = 2048
@@ -38,10 +38,10 @@ def write_set(folder: Path, rows: int, dimension: int) -> None:
     """Random vectors in parts that extract's own writer writes, part by part."""
     import pyarrow as pa
 
-    from transforms import parquet
-    from transforms.formats import InputFormat
-    from transforms.spec import EmbedderSpec
-    from transforms.types import FileInfo, Shard, WorkUnit, embeddings_schema
+    from transforms.core.formats import InputFormat
+    from transforms.core.spec import EmbedderSpec
+    from transforms.core.types import FileInfo, Shard, WorkUnit, embeddings_schema
+    from transforms.runs import part_files
 
     spec = EmbedderSpec("Random", "0" * 64)
     schema = embeddings_schema({"embedding": dimension})
@@ -63,8 +63,8 @@ def write_set(folder: Path, rows: int, dimension: int) -> None:
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dimension),
         }
         unit = WorkUnit(InputFormat.TFRECORD, count, shard, start)
-        parquet.write_unit(str(folder), unit, pa.table(columns, schema=schema), [], spec)
-        parts.append({"path": f"{parquet.EMBEDDINGS}/{parquet.part_name(unit.id)}", "rows": count})
+        part_files.write_unit(str(folder), unit, pa.table(columns, schema=schema), [], spec)
+        parts.append({"path": f"{part_files.EMBEDDINGS}/{part_files.part_name(unit.id)}", "rows": count})
     (folder / "manifest.json").write_text(json.dumps({"parts": parts}))
 
 
@@ -90,9 +90,9 @@ class Stopwatch:
 
 def open_set(folder: str, max_memory_mb: int) -> tuple[Sources, RowIndex]:
     """Sources and index, as the job opens them."""
-    from transforms.dataset import open_embeddings
-    from transforms.row_index import LabelRules, SplitRules, index_rows
-    from transforms.sources import open_sources
+    from transforms.training.embeddings import open_embeddings
+    from transforms.training.row_index import LabelRules, SplitRules, index_rows
+    from transforms.training.tf_data import open_sources
 
     embeddings = open_embeddings([folder])
     index = index_rows(embeddings, LabelRules(), SplitRules(validation=VALIDATION, test=0.0))
@@ -100,8 +100,8 @@ def open_set(folder: str, max_memory_mb: int) -> tuple[Sources, RowIndex]:
 
 
 def make_model(sources: Sources, args: argparse.Namespace) -> Any:
-    from pipelines.training_options import units
-    from transforms.classifier import build_head, compile_head
+    from pipelines.options.training import units
+    from transforms.training.head import build_head, compile_head
 
     hidden = units(args.hidden_units)
     head = build_head(args.dimension, CLASSES, hidden_units=hidden, mean=sources.mean, variance=sources.variance)
@@ -110,7 +110,7 @@ def make_model(sources: Sources, args: argparse.Namespace) -> Any:
 
 def measure_speed(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of epochs in turn: plain `model.fit` on arrays, shuffled by Keras; and the job's way of reading."""
-    from transforms.sources import EpochOrder, MatrixSource, to_dataset
+    from transforms.training.tf_data import EpochOrder, MatrixSource, to_dataset
 
     streamed, index = open_set(args.folder, args.max_memory_mb)
     held, _ = open_set(args.folder, max_memory_mb=2**20)

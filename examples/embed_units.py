@@ -9,14 +9,14 @@ import sys
 
 import apache_beam as beam
 
-from transforms.embed import EmbedOptions, EmbedUnits
-from transforms.embedder import resolve
-from transforms.images import ImageOptions
-from transforms.parquet import PartOptions
-from transforms.planning import PlanUnits
-from transforms.spec import EmbedderSpec
-from transforms.staging import read_staged, stage
-from transforms.types import ReadOptions
+from transforms.core.spec import EmbedderSpec
+from transforms.core.types import ReadOptions
+from transforms.embed.units import EmbedOptions, EmbedUnits
+from transforms.images.decode import ImageOptions
+from transforms.inputs.plan_units import PlanUnits
+from transforms.models.embedder import resolve
+from transforms.models.staged import read_staged, stage
+from transforms.runs.part_files import PartOptions
 
 
 def main(output: str, *patterns: str) -> None:

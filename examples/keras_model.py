@@ -6,8 +6,8 @@ python examples/keras_model.py
 import keras
 import numpy as np
 
-from transforms.embedder import build_embedder
-from transforms.spec import EmbedderSpec, Pooling
+from transforms.core.spec import EmbedderSpec, Pooling
+from transforms.models.embedder import build_embedder
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ import apache_beam as beam
 from apache_beam.io import fileio
 from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
 
-from transforms.embed import EmbeddingModelHandler
-from transforms.embedder import resolve
-from transforms.images import ImageOptions, decode_image
-from transforms.spec import EmbedderSpec
-from transforms.staging import stage
+from transforms.core.spec import EmbedderSpec
+from transforms.embed.units import EmbeddingModelHandler
+from transforms.images.decode import ImageOptions, decode_image
+from transforms.models.embedder import resolve
+from transforms.models.staged import stage
 
 
 def main(pattern: str) -> None:

@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.dataflow import DataflowOptions, add_dataflow_arguments, complete
-from pipelines.fields import Options, flag
-from pipelines.flags import JobParser, parse
-from pipelines.options import InputOptions, OutputOptions, image_options
-from transforms.errors import ImagebeamError
+from pipelines.common.fields import Options, flag
+from pipelines.common.flags import JobParser, parse
+from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments, complete
+from pipelines.options.extraction import InputOptions, OutputOptions, image_options
+from transforms.core.errors import ImagebeamError
 
 if TYPE_CHECKING:
-    from pipelines.launch import Result
-    from pipelines.prepare import RunFolder
-    from transforms.parquet import PartOptions
-    from transforms.predictions import PredictionLayout
-    from transforms.staged_classifier import TrainedClassifier
+    from pipelines.runtime.launch import Result
+    from pipelines.runtime.prepare import RunFolder
+    from transforms.classify.predictions import PredictionLayout
+    from transforms.classify.staged import TrainedClassifier
+    from transforms.runs.part_files import PartOptions
 
 DESCRIPTION = """\
 Label images with a trained classifier: every input record ends as one row in OUT/predictions or one in OUT/failures.
@@ -84,7 +84,7 @@ class ClassifyOptions:
     beam_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        from transforms.predictions import PREDICTION_COLUMNS
+        from transforms.classify.predictions import PREDICTION_COLUMNS
 
         if (self.input is None) == (not self.vectors.embeddings):
             raise ImagebeamError("Give either --input, to label images, or --embeddings, to label vectors.")
@@ -111,7 +111,7 @@ def run(options: ClassifyOptions) -> Result:
     Raises:
         ImagebeamError: for what the user can mend, before any work starts where it can be known then.
     """
-    from transforms.staged_classifier import open_classifier
+    from transforms.classify.staged import open_classifier
 
     patterns = options.input.input if options.input else options.vectors.embeddings
     beam_args = complete(options.beam_args, options.dataflow, patterns=patterns, output=options.output.output)
@@ -125,11 +125,11 @@ def run(options: ClassifyOptions) -> Result:
 def _label_images(options: ClassifyOptions, images: InputOptions, classifier: TrainedClassifier) -> Result:
     import apache_beam as beam
 
-    from pipelines import launch, prepare
-    from transforms.embed import EmbedOptions, EmbedUnits
-    from transforms.parquet import PartOptions
-    from transforms.planning import PlanUnits
-    from transforms.staged_classifier import stage_classifier
+    from pipelines.runtime import launch, prepare
+    from transforms.classify.staged import stage_classifier
+    from transforms.embed.units import EmbedOptions, EmbedUnits
+    from transforms.inputs.plan_units import PlanUnits
+    from transforms.runs.part_files import PartOptions
 
     source = prepare.open_input(images)
     folder = _prepare_output(options, classifier, source.describe())
@@ -157,13 +157,13 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
 def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> Result:
     import apache_beam as beam
 
-    from pipelines import launch
+    from pipelines.runtime import launch
     from transforms import storage
-    from transforms.dataset import MODEL_FOLDER, open_embeddings
-    from transforms.parquet import PartOptions
-    from transforms.predictions import ClassifyEmbeddings, kept_columns
-    from transforms.staged_classifier import stage_classifier
-    from transforms.staging import read_staged
+    from transforms.classify.predictions import ClassifyEmbeddings, kept_columns
+    from transforms.classify.staged import stage_classifier
+    from transforms.models.staged import read_staged
+    from transforms.runs.part_files import PartOptions
+    from transforms.training.embeddings import MODEL_FOLDER, open_embeddings
 
     for name in options.vectors.embeddings:
         if extracted := read_staged(storage.join(storage.absolute(name), MODEL_FOLDER)):
@@ -204,14 +204,14 @@ class _Described:
 
 
 def _prepare_output(options: ClassifyOptions, classifier: TrainedClassifier, source: dict[str, Any]) -> RunFolder:
-    from pipelines import prepare
-    from transforms.parquet import PREDICTIONS
+    from pipelines.runtime import prepare
+    from transforms.runs.part_files import PREDICTIONS
 
     return prepare.prepare_output(options.output, _Described(source, classifier, options.label), PREDICTIONS)
 
 
 def _layout(options: ClassifyOptions, classifier: TrainedClassifier, part: PartOptions) -> PredictionLayout:
-    from transforms.predictions import PredictionLayout
+    from transforms.classify.predictions import PredictionLayout
 
     return PredictionLayout(classifier.labels, classifier.multi_label, options.label.top_k, part)
 

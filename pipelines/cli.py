@@ -15,8 +15,8 @@ import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from transforms.errors import ImagebeamError, JobError
-from transforms.models import nearest
+from transforms.core.errors import ImagebeamError, JobError
+from transforms.models.architectures import nearest
 
 
 class ExitCode(enum.IntEnum):

@@ -13,9 +13,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.console import say
-from pipelines.flags import JobParser, parse
-from transforms.errors import ImagebeamError
+from pipelines.common.console import say
+from pipelines.common.flags import JobParser, parse
+from transforms.core.errors import ImagebeamError
 
 DESCRIPTION = """\
 Write scikit-learn's handwritten digits (1,797 scans) as image shards, embed them with a real VGG16 (block4_pool, 512

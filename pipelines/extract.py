@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipelines.dataflow import DataflowOptions, add_dataflow_arguments, complete
-from pipelines.flags import JobParser, parse
-from pipelines.options import (
+from pipelines.common.flags import JobParser, parse
+from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments, complete
+from pipelines.options.extraction import (
     InputOptions,
     ModelOptions,
     OutputOptions,
@@ -20,7 +20,7 @@ from pipelines.options import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.launch import Result
+    from pipelines.runtime.launch import Result
 
 DESCRIPTION = """\
 Turn image shards into fixed-length embeddings: every input record ends as one row in OUT/embeddings or one in
@@ -54,10 +54,10 @@ def run(options: ExtractOptions) -> Result:
     """
     import apache_beam as beam
 
-    from pipelines import launch, prepare
-    from transforms.embed import EmbedOptions, EmbedUnits
-    from transforms.parquet import PartOptions
-    from transforms.planning import PlanUnits
+    from pipelines.runtime import launch, prepare
+    from transforms.embed.units import EmbedOptions, EmbedUnits
+    from transforms.inputs.plan_units import PlanUnits
+    from transforms.runs.part_files import PartOptions
 
     beam_args = complete(
         options.beam_args, options.dataflow, patterns=options.input.input, output=options.output.output

@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.console import say
-from pipelines.finetune_options import FinetuneOptions, TuneOptions
-from pipelines.flags import JobParser, parse
-from pipelines.options import InputOptions, ModelOptions
-from pipelines.training_options import ClassifierOptions, FitOptions, HeadOptions, RowOptions
-from pipelines.training_result import TrainResult, conclude, describe_rows, installed_versions, save_models
-from transforms.spec import Precision
+from pipelines.common.console import say
+from pipelines.common.flags import JobParser, parse
+from pipelines.options.extraction import InputOptions, ModelOptions
+from pipelines.options.finetuning import FinetuneOptions, TuneOptions
+from pipelines.options.training import ClassifierOptions, FitOptions, HeadOptions, RowOptions
+from pipelines.runtime.training_result import TrainResult, conclude, describe_rows, installed_versions, save_models
+from transforms.core.spec import Precision
 
 if TYPE_CHECKING:
-    from transforms.row_index import RowIndex
-    from transforms.spec import EmbedderSpec
+    from transforms.core.spec import EmbedderSpec
+    from transforms.training.row_index import RowIndex
 
 DESCRIPTION = """\
 Train a backbone and a classifier together on image shards: first the classifier alone, then with it the layers that
@@ -49,16 +49,16 @@ def run(options: FinetuneOptions) -> TrainResult:
     Raises:
         ImagebeamError: for what the user can mend; nothing is overwritten then.
     """
-    from pipelines.backbone_training import embed_images, hold_images, print_layers, tune_backbone
-    from pipelines.head_training import train_head, use_deterministic_ops
-    from transforms import weights
-    from transforms.classifier import join
-    from transforms.classifier_folder import ClassifierFolder, ResultFile
-    from transforms.embedder import assemble, load_backbone
-    from transforms.plots import training_curves
-    from transforms.results import evaluate
-    from transforms.row_index import index_rows
-    from transforms.tuning import freeze
+    from pipelines.runtime.backbone_training import embed_images, hold_images, print_layers, tune_backbone
+    from pipelines.runtime.head_training import train_head, use_deterministic_ops
+    from transforms.classify.evaluate import evaluate
+    from transforms.models import weights
+    from transforms.models.embedder import assemble, load_backbone
+    from transforms.plots.training import training_curves
+    from transforms.training.backbone import freeze
+    from transforms.training.head import join
+    from transforms.training.output import ClassifierFolder, ResultFile
+    from transforms.training.row_index import index_rows
 
     began = time.monotonic()
     use_deterministic_ops()

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines import dataflow, extract
-from pipelines.flags import JobParser
-from pipelines.options import KEEP_TYPES
+from pipelines import extract
+from pipelines.common.flags import JobParser
+from pipelines.options import dataflow
+from pipelines.options.extraction import KEEP_TYPES
 
 LAUNCHER_FLAGS = ("--help", "--debug")
 """Flags of extract that are no parameters: what they do is for somebody in front of a terminal."""

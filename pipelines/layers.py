@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipelines.fields import Options, flag
-from pipelines.flags import JobParser, parse
-from pipelines.options import ImageSize, ModelOptions, parse_image_size, resolve_image_size
-from transforms.frameworks import import_keras
-from transforms.models import Architecture, get_architecture, size_text
+from pipelines.common.fields import Options, flag
+from pipelines.common.flags import JobParser, parse
+from pipelines.options.extraction import ImageSize, ModelOptions, parse_image_size, resolve_image_size
+from transforms.models.architectures import Architecture, get_architecture, size_text
+from transforms.models.keras_import import import_keras
 
 DESCRIPTION = """\
 List a model's layers: the names --layer takes, their output shapes, and the length of the vector that average or

@@ -11,29 +11,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.console import say
-from pipelines.dataflow import add_dataflow_arguments
-from pipelines.fields import Options, flag
-from pipelines.flags import JobParser, parse
-from pipelines.options import (
+from pipelines.common.console import say
+from pipelines.common.fields import Options, flag
+from pipelines.common.flags import JobParser, parse
+from pipelines.options.dataflow import add_dataflow_arguments
+from pipelines.options.extraction import (
     InputOptions,
     ModelOptions,
     OutputOptions,
     add_input_arguments,
     add_model_arguments,
 )
-from pipelines.plan_text import Estimate, Plan, to_dict, to_text
-from transforms.errors import ImagebeamError
-from transforms.formats import EmbeddingDtype
+from pipelines.runtime.plan_text import Estimate, Plan, to_dict, to_text
+from transforms.core.errors import ImagebeamError
+from transforms.core.formats import EmbeddingDtype
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipelines.prepare import RunFolder, Source
-    from transforms.embed import EmbedOptions
-    from transforms.embedder import Embedder
-    from transforms.inventory import Inventory
-    from transforms.sampling import Sample
+    from pipelines.runtime.prepare import RunFolder, Source
+    from transforms.embed.inventory import Inventory
+    from transforms.embed.sampling import Sample
+    from transforms.embed.units import EmbedOptions
+    from transforms.models.embedder import Embedder
 
 DESCRIPTION = """\
 Look at what extract would do with the same flags: shards and work units, the length of the vectors, image sizes and
@@ -81,11 +81,11 @@ def run(options: PlanOptions) -> Plan:
     Raises:
         ImagebeamError: where extract would refuse to start.
     """
-    from pipelines import prepare
-    from transforms.embed import EmbedOptions
-    from transforms.images import prepare_pillow
-    from transforms.inventory import take_inventory
-    from transforms.sampling import Reservoir, look_at
+    from pipelines.runtime import prepare
+    from transforms.embed.inventory import take_inventory
+    from transforms.embed.sampling import Reservoir, look_at
+    from transforms.embed.units import EmbedOptions
+    from transforms.images.decode import prepare_pillow
 
     source = prepare.open_input(options.input)
     folder = _look_into_output(options.output, source)
@@ -124,7 +124,7 @@ def run(options: PlanOptions) -> Plan:
 
 
 def _look_into_output(options: OutputOptions, source: Source) -> RunFolder | None:
-    from pipelines import prepare
+    from pipelines.runtime import prepare
 
     if options.output == NO_OUTPUT:
         return None
@@ -136,9 +136,9 @@ def _look_into_output(options: OutputOptions, source: Source) -> RunFolder | Non
 
 def _load(options: PlanOptions, folder: RunFolder | None) -> Embedder:
     """The model asked for; ImageNet's weights are not fetched for this, since random ones take as long."""
-    from pipelines import prepare
-    from transforms.embedder import resolve
-    from transforms.staging import read_staged
+    from pipelines.runtime import prepare
+    from transforms.models.embedder import resolve
+    from transforms.models.staged import read_staged
 
     weights = options.model.weights
     embedder = resolve(options.model.spec(), "none" if weights == "imagenet" else weights)
@@ -160,7 +160,7 @@ def time_model(embedder: Embedder, images: Sequence[np.ndarray], options: EmbedO
     """
     import numpy as np
 
-    from transforms.batching import batch_by_shape
+    from transforms.core.batching import batch_by_shape
 
     if options.images.image_size is not None:
         images = list(itertools.islice(itertools.cycle(images), options.batch_size))

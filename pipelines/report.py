@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.console import say
-from pipelines.flags import JobParser, parse
-from pipelines.report_page import FAILURES_SHOWN, Classifier, Rows, render
-from transforms.errors import ImagebeamError
+from pipelines.common.console import say
+from pipelines.common.flags import JobParser, parse
+from pipelines.runtime.report_page import FAILURES_SHOWN, Classifier, Rows, render
+from transforms.core.errors import ImagebeamError
 
 DESCRIPTION = """\
 Write DIR/report.html: totals, spec, failures with their reasons, sizes and labels of the images, and a picture of the
@@ -57,7 +57,8 @@ def _read_json(uri: str, what: str, remedy: str) -> dict[str, Any]:
 def _gather(folder: str, manifest: dict[str, Any]) -> Rows:
     import numpy as np
 
-    from transforms import parquet, storage
+    from transforms import storage
+    from transforms.runs import part_files
 
     rows = Rows(column=next(iter(manifest["dimensions"]), ""))
     every = max(1, -(-manifest["totals"]["embedded"] // SAMPLE_ROWS))
@@ -66,7 +67,7 @@ def _gather(folder: str, manifest: dict[str, Any]) -> Rows:
         picked = range(-seen % every, part["rows"], every)
         seen += part["rows"]
         wanted = ["width", "height", "label", *([rows.column] if picked else [])]
-        table = parquet.read_table(storage.join(folder, part["path"]), wanted)
+        table = part_files.read_table(storage.join(folder, part["path"]), wanted)
         for name, counter in (("width", rows.widths), ("height", rows.heights), ("label", rows.labels)):
             if name in table.column_names:
                 counter.update(table[name].to_pylist())
@@ -78,19 +79,20 @@ def _gather(folder: str, manifest: dict[str, Any]) -> Rows:
 
 
 def _read_failures(folder: str, manifest: dict[str, Any]) -> list[tuple[str, str, str]]:
-    from transforms import parquet, storage
+    from transforms import storage
+    from transforms.runs import part_files
 
     found: list[tuple[str, str, str]] = []
     for part in manifest["parts"]:
         if part["failed"] and len(found) < FAILURES_SHOWN:
-            table = parquet.read_table(storage.join(folder, parquet.FAILURES, storage.basename(part["path"])))
+            table = part_files.read_table(storage.join(folder, part_files.FAILURES, storage.basename(part["path"])))
             found += [(row["key"], row["error_type"], row["message"]) for row in table.to_pylist()]
     return found[:FAILURES_SHOWN]
 
 
 def _read_classifier(folder: str) -> Classifier:
     from transforms import storage
-    from transforms.classifier_folder import ResultFile
+    from transforms.training.output import ResultFile
 
     metrics = _read_json(storage.join(folder, ResultFile.METRICS), "trained classifier", "Run imagebeam train first")
     pictures = {}

@@ -12,25 +12,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.console import say
-from pipelines.flags import JobParser, parse
-from pipelines.search_options import SearchOptions
-from pipelines.training_options import (
+from pipelines.common.console import say
+from pipelines.common.flags import JobParser, parse
+from pipelines.options.search import SearchOptions
+from pipelines.options.training import (
     ClassifierOptions,
     EmbeddingOptions,
     FitOptions,
     HeadOptions,
     RowOptions,
 )
-from pipelines.training_result import TrainResult, conclude, describe_rows, installed_versions, save_models
+from pipelines.runtime.training_result import TrainResult, conclude, describe_rows, installed_versions, save_models
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipelines.head_training import Lesson
-    from transforms.checkpoint import Checkpoint
-    from transforms.dataset import EmbeddingSet
-    from transforms.row_index import RowIndex
+    from pipelines.runtime.head_training import Lesson
+    from transforms.training.checkpoint import Checkpoint
+    from transforms.training.embeddings import EmbeddingSet
+    from transforms.training.row_index import RowIndex
 
 DESCRIPTION = """\
 Train a dense classifier on embeddings, and measure it on images held out. Run again after a crash, the same command
@@ -65,14 +65,14 @@ def run(options: TrainOptions) -> TrainResult:
     Raises:
         ImagebeamError: for what the user can mend; nothing is overwritten then.
     """
-    from pipelines.head_training import Lesson, check_searchable, train_head, use_deterministic_ops
-    from transforms.classifier_folder import ClassifierFolder, ResultFile
-    from transforms.dataset import open_embeddings
-    from transforms.plots import training_curves
-    from transforms.results import evaluate
-    from transforms.row_index import index_rows
-    from transforms.sources import open_sources
-    from transforms.splits import Split
+    from pipelines.runtime.head_training import Lesson, check_searchable, train_head, use_deterministic_ops
+    from transforms.classify.evaluate import evaluate
+    from transforms.plots.training import training_curves
+    from transforms.training.embeddings import open_embeddings
+    from transforms.training.output import ClassifierFolder, ResultFile
+    from transforms.training.row_index import index_rows
+    from transforms.training.splits import Split
+    from transforms.training.tf_data import open_sources
 
     began = time.monotonic()
     output = ClassifierFolder(options.classifier.output, overwrite=options.classifier.overwrite)
@@ -152,7 +152,7 @@ def _choose_head(
     """The head to train: the one asked for, or the best of a grid, which a resumed run takes from the checkpoint."""
     if not options.search.search:
         return options.head, options.fit, None
-    from pipelines.head_training import search_head
+    from pipelines.runtime.head_training import search_head
 
     table = checkpoint.load_json("search.json")
     if table is None:

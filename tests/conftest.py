@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from tests import extracting
+from tests.support import extracting
 
 
 def _is_loopback(address):

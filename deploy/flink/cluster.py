@@ -22,7 +22,7 @@ from typing import Any
 from jars import HERE, Installation
 from namespaces import GATEWAY, add_host, on_host
 
-from transforms.errors import JobError
+from transforms.core.errors import JobError
 
 CONFIGURATION = HERE / "conf"
 POOL_PORT = 50000

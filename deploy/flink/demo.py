@@ -28,8 +28,8 @@ from cluster import Cluster
 from jars import install
 from PIL import Image
 
-from pipelines.console import say
-from transforms.errors import JobError
+from pipelines.common.console import say
+from transforms.core.errors import JobError
 
 SIZE = 64
 """Height and width of the images, in pixels: large enough for a run to last until it is killed."""

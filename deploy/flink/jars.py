@@ -19,7 +19,7 @@ from pathlib import Path
 
 from namespaces import UnavailableError
 
-from pipelines.console import say
+from pipelines.common.console import say
 from pipelines.demo import cache_folder
 
 HERE = Path(__file__).parent

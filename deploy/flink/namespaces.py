@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from transforms.errors import ImagebeamError
+from transforms.core.errors import ImagebeamError
 
 GATEWAY = "198.18.0.1"
 """Where this process is reached; 198.18.0.0/15 is set aside for tests of networks (RFC 2544)."""

@@ -1,0 +1,1 @@
+"""What the jobs share: flags, their fields, and progress on the console."""

@@ -1,0 +1,170 @@
+"""How every job reads its command line: flags, then a YAML file under them, then Beam's own flags."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from transforms.core.errors import ImagebeamError
+
+_FRAME = ("help", "config", "debug")
+"""Flags of the frame: read by `parse` and `pipelines.cli`, and meaningless inside a config file."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """No abbreviations, and a mistake is an `ImagebeamError`: errors are printed in one place, `pipelines.cli`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        stop = "" if message.endswith((".", "?")) else "."
+        raise ImagebeamError(f"{message}{stop} `{self.prog} --help` explains every flag.")
+
+    @property
+    def flags(self) -> dict[str, argparse.Action]:
+        """Flag, as "--name" -> its action."""
+        return {name: action for action in self._actions for name in action.option_strings if name.startswith("--")}
+
+
+class JobParser(_Parser):
+    """A job's argument parser, with the flags of the frame.
+
+    Args:
+        job: the job's name on the command line, such as "extract".
+        description: what the job does; stands at the top of its help.
+        beam: whether the job runs on Beam, so that Beam's flags are taken too.
+    """
+
+    def __init__(self, job: str, description: str | None = None, *, beam: bool = False) -> None:
+        epilog = "Every other flag is handed to Apache Beam (--runner, --sdk_container_image, ...)." if beam else None
+        super().__init__(prog=f"imagebeam {job}", description=description, epilog=epilog)
+        self.beam = beam
+        self.add_argument(
+            "--config",
+            metavar="FILE.yaml",
+            help="YAML file of flags, local or gs://; keys are their names without dashes; flags given here win",
+        )
+        self.add_argument("--debug", action="store_true", help="print the whole traceback of an error")
+
+
+def parse(parser: JobParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Read a job's command line.
+
+    Args:
+        parser: with the job's arguments added.
+        argv: the arguments after the job's name.
+
+    Returns:
+        The job's own arguments, and the flags left for Beam (empty for a job that does not run on Beam).
+
+    Raises:
+        ImagebeamError: for an unknown flag, key or argument, naming the nearest valid ones, or a value out of range.
+    """
+    finder = _Parser(prog=parser.prog, add_help=False)
+    finder.add_argument("--config")
+    path = finder.parse_known_args(argv)[0].config
+    # The file's values stand before the flags: of a one-value flag argparse takes the last, and the values of a
+    # repeatable one, which would add up, are left out of the file's as soon as the flag is given.
+    merged = [*(_config_arguments(parser, path, argv) if path is not None else ()), *argv]
+    _refuse_unknown_flags(parser, merged)
+    args, rest = parser.parse_known_args(merged)
+    stray = _beam_parser().parse_known_args(rest)[1] if rest and parser.beam else rest
+    if stray:
+        parser.error(f"unexpected argument {stray[0]!r}")
+    return args, rest
+
+
+def _flag_names(argv: Sequence[str]) -> Iterator[str]:
+    """The long flags in an argument list, without their values: argparse takes no "--x" for a value either."""
+    for token in argv:
+        if token == "--":
+            return
+        if token.startswith("--"):
+            yield token.split("=", 1)[0]
+
+
+def _refuse_unknown_flags(parser: JobParser, argv: Sequence[str]) -> None:
+    """Looked at before argparse runs, which would complain first of the required flag that was misspelt."""
+    ours = parser.flags
+    unknown = [name for name in _flag_names(argv) if name not in ours]
+    if not unknown:
+        return
+    beams = _beam_parser().flags if parser.beam else {}
+    for name in unknown:
+        if name not in beams:
+            nearest = difflib.get_close_matches(name, [*ours, *beams], n=3, cutoff=0.6)
+            hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+            parser.error(f"unknown flag {name}{hint}")
+
+
+@functools.cache
+def _beam_parser() -> _Parser:
+    """A parser of every flag that the installed Beam declares."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    parser = _Parser(prog="imagebeam <job>", add_help=False)
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    return parser
+
+
+def _config_arguments(parser: JobParser, path: str, argv: Sequence[str]) -> list[str]:
+    """The flags of a config file that the command line does not give itself, as arguments."""
+    ours = {flag.removeprefix("--"): action for flag, action in parser.flags.items()}
+    for name in _FRAME:
+        del ours[name]
+    given = set(_flag_names(argv))
+    arguments = []
+    for key, value in _load_config(path).items():
+        action = ours.get(key) or (_beam_parser().flags.get(f"--{key}") if parser.beam else None)
+        if action is None:
+            nearest = difflib.get_close_matches(str(key), ours, n=3, cutoff=0.6)
+            hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"valid are {', '.join(ours)}"
+            raise ImagebeamError(f"{path}: unknown key {key!r}; {hint}")
+        if f"--{key}" not in given:
+            arguments += _config_values(action, f"--{key}", value, path)
+    return arguments
+
+
+def _load_config(path: str) -> dict[Any, Any]:
+    import yaml
+
+    from transforms import storage
+
+    try:
+        content = yaml.safe_load(storage.read_bytes(storage.absolute(path)).decode())
+    except OSError as error:
+        raise ImagebeamError(f"--config cannot be read: {error.strerror or error}. Received: {path!r}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ImagebeamError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ImagebeamError(f"{path}: expected lines of `flag: value`. Received: a {type(content).__name__}.")
+    return content
+
+
+def _config_values(action: argparse.Action, flag: str, value: Any, path: str) -> list[str]:
+    """One key of a config file -> arguments, checked here so that an error names the file."""
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ImagebeamError(f"{path}: {flag[2:]} is true or false. Received: {value!r}.")
+        return [flag] if value else []
+    repeatable = not isinstance(action, argparse._StoreAction)  # "append", "extend", and Beam's own that add up
+    values = value if isinstance(value, list) and repeatable else [value]
+    for one in values:
+        if isinstance(one, bool) or not isinstance(one, str | int | float):
+            expected = "a value or a list of values" if repeatable else "one value"
+            raise ImagebeamError(f"{path}: {flag[2:]} takes {expected} (quote a word YAML reads). Received: {one!r}.")
+    arguments = [f"{flag}={one}" for one in values]
+    probe = _Parser(prog="imagebeam <job>", add_help=False)
+    probe._add_action(action)
+    try:
+        probe.parse_args(arguments)
+    except ImagebeamError as error:
+        raise ImagebeamError(f"{path}: {error}") from None
+    return arguments

@@ -1,0 +1,1 @@
+"""The jobs' options, parsed and checked."""

@@ -1,0 +1,270 @@
+"""The flags that jobs share, in three groups: what is read, what embeds it, and what is written."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pipelines.common.fields import Options, flag, one_of
+from transforms.core.errors import ImagebeamError
+from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat
+from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision, ResizeMode
+from transforms.models.architectures import Architecture, get_architecture
+
+if TYPE_CHECKING:
+    from transforms.core.types import ReadOptions
+    from transforms.images.decode import ImageOptions
+
+ImageSize = tuple[int, int] | Literal["default", "native"]
+"""(height, width) in pixels, the size the model was trained at, or each image's own."""
+
+KEEP_TYPES = ("string", "bool", "int32", "int64", "float32", "float64", "binary")
+"""What a kept column may be declared as, under the names pyarrow gives them."""
+
+UNDECLARED = "null"
+"""The type of a kept column whose flag names none: the first records tell it."""
+
+OUTPUT_COLUMNS = ("key", "uri", "label", "width", "height", "sha256", "embedding")
+"""Columns a part always has: an input column cannot be kept under such a name."""
+
+
+def _input_format(text: str) -> InputFormat | None:
+    """Parse "auto" into None, anything else into a member."""
+    if text == "auto":
+        return None
+    if text not in [*InputFormat]:
+        raise argparse.ArgumentTypeError(f"choose one of auto, {', '.join(InputFormat)}. Received: {text!r}")
+    return InputFormat(text)
+
+
+def parse_image_size(text: str) -> ImageSize:
+    """Parse "HEIGHTxWIDTH", "native" or "default", as `--image_size` takes them."""
+    if text == "default":
+        return "default"
+    if text == "native":
+        return "native"
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(
+            f"write HEIGHTxWIDTH in pixels, such as 224x224, or native. Received: {text!r}"
+        )
+    return int(height), int(width)
+
+
+def resolve_image_size(image_size: ImageSize, architecture: Architecture) -> tuple[int, int] | None:
+    """What `--image_size` means for a model: (height, width) in pixels, or None for each image's own."""
+    if image_size == "native":
+        return None
+    if image_size == "default":
+        return architecture.default_size, architecture.default_size
+    return image_size
+
+
+def _keep_columns(text: str) -> tuple[tuple[str, str], ...]:
+    """Parse "a,b:int64" into (("a", "null"), ("b", "int64"))."""
+    pairs = (item.strip().partition(":") for item in text.split(","))
+    return tuple((name, kind if colon else UNDECLARED) for name, colon, kind in pairs)
+
+
+def _item_type(kind: str) -> str:
+    """Of "list<string>", "string"; of any other type, itself."""
+    return kind[5:-1] if kind.startswith("list<") and kind.endswith(">") else kind
+
+
+@dataclass(frozen=True)
+class InputOptions(Options):
+    """Which records a job reads; `input_format` None goes by each file's extension."""
+
+    input: tuple[str, ...] = flag(
+        "files, folders or patterns with wildcards (*, **) and braces, local or gs://; may be given several times",
+        nargs="+",
+        action="extend",
+        metavar="PATTERN",
+    )
+    input_format: InputFormat | None = flag(
+        "how records are stored (default: auto, by each file's extension)",
+        None,
+        type=_input_format,
+        metavar="|".join(["auto", *InputFormat]),
+    )
+    image_column: str = flag("TFRecord feature or Parquet column with the encoded image", "image", metavar="NAME")
+    label_column: str = flag(
+        "TFRecord feature, Parquet or manifest column with the label, where there is one", "label", metavar="NAME"
+    )
+    keep_columns: tuple[tuple[str, str], ...] = flag(
+        f"input columns to copy into the output; TYPE is one of {', '.join(KEEP_TYPES)}, or list<TYPE> in quotes "
+        "(default: as the first records have it)",
+        (),
+        type=_keep_columns,
+        metavar="NAME[:TYPE],...",
+    )
+
+    def __post_init__(self) -> None:
+        if not self.input or not all(self.input):
+            raise ImagebeamError(f"--input names at least one file, folder or pattern. Received: {list(self.input)}.")
+        for name, value in (("--image_column", self.image_column), ("--label_column", self.label_column)):
+            if not value:
+                raise ImagebeamError(f"{name} is the name of a column. Received: {value!r}.")
+        _refuse_repeated("--keep_columns", (name for name, _ in self.keep_columns))
+        for name, kind in self.keep_columns:
+            if name in OUTPUT_COLUMNS or name.startswith("embedding."):
+                raise ImagebeamError(
+                    f"--keep_columns cannot take a name the output uses itself ({', '.join(OUTPUT_COLUMNS)}, "
+                    f"embedding.*). Received: {name!r}. Rename the column in the input."
+                )
+            if not name or (kind != UNDECLARED and _item_type(kind) not in KEEP_TYPES):
+                raise ImagebeamError(
+                    f"--keep_columns is a list of NAME or NAME:TYPE, with a TYPE of {', '.join(KEEP_TYPES)}, or "
+                    f"'list<TYPE>'. Received: {f'{name}:{kind}'!r}."
+                )
+
+    def read_options(self) -> ReadOptions:
+        """What readers need of this, with Arrow types."""
+        import pyarrow as pa
+
+        from transforms.core.types import ReadOptions
+
+        def arrow_type(kind: str) -> pa.DataType:
+            item = pa.type_for_alias(_item_type(kind))
+            return pa.list_(item) if kind != _item_type(kind) else item
+
+        kept = tuple((name, arrow_type(kind)) for name, kind in self.keep_columns)
+        return ReadOptions(self.image_column, self.label_column, kept)
+
+
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    """What turns an image into a vector, and how many images at once."""
+
+    model: str = flag("any model of keras.applications, spelled as Keras does", "VGG16", metavar="NAME")
+    weights: str = flag(
+        "a keyword, or a .weights.h5, weights-only .h5, .npz or (VGG16 and VGG19) .onnx file",
+        "imagenet",
+        metavar="imagenet|none|random:SEED|FILE",
+    )
+    layers: tuple[str, ...] = flag(
+        "layer whose output is pooled; may be given several times (default: the last before the classifier)",
+        (),
+        name="--layer",
+        action="append",
+        metavar="NAME",
+    )
+    pooling: Pooling = flag("how a feature map becomes a vector", Pooling.AVG, **one_of(Pooling))
+    image_size: ImageSize = flag(
+        "pixels to resize to; native keeps each image's own size, default is the size the model was trained at",
+        "default",
+        type=parse_image_size,
+        metavar="HEIGHTxWIDTH|native|default",
+    )
+    interpolation: Interpolation = flag("filter used when resizing", Interpolation.BILINEAR, **one_of(Interpolation))
+    resize_mode: ResizeMode = flag(
+        "what resizing does to another aspect ratio", ResizeMode.STRETCH, **one_of(ResizeMode)
+    )
+    precision: Precision = flag(
+        "what the model computes in; vectors leave it as float32", Precision.FLOAT32, **one_of(Precision)
+    )
+    batch_size: int = flag("images in one call of the model", 32, type=int, metavar="N")
+    max_image_pixels: int = flag(
+        "an image of more pixels (width times height) is a failure, by its header, before decoding",
+        100_000_000,
+        type=int,
+        metavar="N",
+    )
+
+    def __post_init__(self) -> None:
+        from transforms.models.embedder import check_spec
+        from transforms.models.weights import is_file
+
+        is_file(self.weights)  # raises for what is neither a keyword nor a known kind of file
+        check_spec(self.spec())
+        _refuse_repeated("--layer", self.layers)
+        _refuse_below_one("--batch_size", self.batch_size)
+        _refuse_below_one("--max_image_pixels", self.max_image_pixels)
+
+    def image_options(self, spec: EmbedderSpec) -> ImageOptions:
+        """How images are decoded for an embedder of `spec`."""
+        return image_options(spec, self.max_image_pixels)
+
+    def spec(self, weights_sha256: str = "") -> EmbedderSpec:
+        """The spec these options ask for; without a digest until the weights are resolved."""
+        return EmbedderSpec(
+            model=self.model,
+            weights_sha256=weights_sha256,
+            layers=self.layers,
+            pooling=self.pooling,
+            image_size=resolve_image_size(self.image_size, get_architecture(self.model)),
+            interpolation=self.interpolation,
+            resize_mode=self.resize_mode,
+            precision=self.precision,
+        )
+
+
+@dataclass(frozen=True)
+class OutputOptions(Options):
+    """Where rows go, how they are stored, and what a rerun does."""
+
+    output: str = flag("folder of the run, local or gs://", metavar="DIR")
+    embedding_type: EmbeddingType = flag(
+        "Arrow type of a vector; list is for readers that know no fixed-size lists",
+        EmbeddingType.FIXED_SIZE_LIST,
+        **one_of(EmbeddingType),
+    )
+    embedding_dtype: EmbeddingDtype = flag(
+        "what a vector's values are stored as", EmbeddingDtype.FLOAT32, **one_of(EmbeddingDtype)
+    )
+    rows_per_unit: int = flag(
+        "records in a work unit at most: what one crash can lose, and the rows of a part", 2048, type=int, metavar="N"
+    )
+    overwrite: bool = flag("compute every unit again, whatever was committed", False, action="store_true")
+    retry_failed: bool = flag("compute the units again that had failures", False, action="store_true")
+    max_failure_rate: float = flag(
+        "end with exit code 3 when a larger share of the records fails, 0 to 1", 0.01, type=float, metavar="SHARE"
+    )
+
+    def __post_init__(self) -> None:
+        if not self.output:
+            raise ImagebeamError(f"--output is a folder. Received: {self.output!r}.")
+        _refuse_below_one("--rows_per_unit", self.rows_per_unit)
+        if not 0 <= self.max_failure_rate <= 1:
+            raise ImagebeamError(
+                f"--max_failure_rate is a share of the records, from 0 to 1. Received: {self.max_failure_rate}."
+            )
+        if self.overwrite and self.retry_failed:
+            raise ImagebeamError("--overwrite computes failed units again too. Received: --retry_failed as well.")
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `InputOptions`."""
+    InputOptions.add_arguments(parser, "input")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `ModelOptions`."""
+    ModelOptions.add_arguments(parser, "model")
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `OutputOptions`."""
+    OutputOptions.add_arguments(parser, "output")
+
+
+def image_options(spec: EmbedderSpec, max_image_pixels: int) -> ImageOptions:
+    """How images are decoded for an embedder of `spec`."""
+    from transforms.images.decode import ImageOptions
+
+    smallest = get_architecture(spec.model).min_size
+    return ImageOptions.from_spec(spec, max_image_pixels=max_image_pixels, min_size=(smallest, smallest))
+
+
+def _refuse_repeated(name: str, values: Iterable[str]) -> None:
+    for value, count in Counter(values).items():
+        if count > 1:
+            raise ImagebeamError(f"{name} takes each name once. Received: {value!r} {count} times.")
+
+
+def _refuse_below_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ImagebeamError(f"{name} is at least 1. Received: {value}.")

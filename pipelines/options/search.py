@@ -1,0 +1,69 @@
+"""The flags of a search for the best head: a grid."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+
+from pipelines.common.fields import Options, flag
+from pipelines.options.training import units
+from transforms.core.errors import ImagebeamError
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Parse "0,0.01"."""
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"write numbers with commas between them, such as 0,0.01. Received: {text!r}"
+        ) from None
+
+
+def heads(text: str) -> tuple[tuple[int, ...], ...]:
+    """Parse "none/128/256,128"."""
+    return tuple(units(head) for head in text.split("/"))
+
+
+@dataclass(frozen=True)
+class SearchOptions(Options):
+    """A grid of heads to compare before the best is trained."""
+
+    search: bool = flag(
+        "cross-validate a grid of widths, weight decays and learning rates on the training rows, and train the best; "
+        "it takes the place of --hidden_units, --weight_decay and --learning_rate",
+        False,
+        action="store_true",
+    )
+    search_hidden_units: tuple[tuple[int, ...], ...] = flag(
+        "hidden layers to try, with / between them (default: none/128/512)", (), type=heads, metavar="N,.../..."
+    )
+    search_weight_decay: tuple[float, ...] = flag(
+        "weight decays to try (default: 0,0.01)", (), type=numbers, metavar="RATE,..."
+    )
+    search_learning_rate: tuple[float, ...] = flag(
+        "learning rates to try (default: 0.001,0.01)", (), type=numbers, metavar="RATE,..."
+    )
+    search_folds: int = flag("parts of the training rows, each left out once", 3, type=int, metavar="N")
+
+    def __post_init__(self) -> None:
+        if self.search_folds < 2:
+            raise ImagebeamError(f"--search_folds is at least 2. Received: {self.search_folds}.")
+        given = [name for name, value in vars(self).items() if name != "search_folds" and value]
+        if given and not self.search:
+            raise ImagebeamError(f"--{given[0]} describes the grid of --search: give that too.")
+        if any(width < 1 for head in self.search_hidden_units for width in head):
+            raise ImagebeamError(f"--search_hidden_units are at least 1. Received: {self.search_hidden_units}.")
+        if not all(0 <= rate < math.inf for rate in self.search_weight_decay):
+            raise ImagebeamError(f"--search_weight_decay is at least 0. Received: {self.search_weight_decay}.")
+        if not all(0 < rate < math.inf for rate in self.search_learning_rate):
+            raise ImagebeamError(f"--search_learning_rate is more than 0. Received: {self.search_learning_rate}.")
+
+    def values(self) -> tuple[tuple[tuple[int, ...], ...], tuple[float, ...], tuple[float, ...]]:
+        """Hidden layers, weight decays and learning rates to try."""
+        return (
+            self.search_hidden_units or ((), (128,), (512,)),
+            self.search_weight_decay or (0.0, 0.01),
+            self.search_learning_rate or (0.001, 0.01),
+        )

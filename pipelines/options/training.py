@@ -1,0 +1,222 @@
+"""The flags of jobs that train: how rows are labelled and split, the head, and how it is fitted."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipelines.common.fields import Options, flag, one_of
+from transforms.core.errors import ImagebeamError
+from transforms.training.head import Normalization, Schedule
+
+if TYPE_CHECKING:
+    from transforms.training.row_index import LabelRules, SplitRules
+
+
+def units(text: str) -> tuple[int, ...]:
+    """Parse "256,128" or "none"."""
+    if text == "none":
+        return ()
+    try:
+        return tuple(int(width) for width in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"write widths with commas between them, such as 256,128, or none. Received: {text!r}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class EmbeddingOptions(Options):
+    """Which vectors are read, and how much of them at once."""
+
+    embeddings: tuple[str, ...] = flag(
+        "outputs of extract, local or gs://, all of one spec; may be given several times",
+        nargs="+",
+        action="extend",
+        metavar="DIR",
+    )
+    embedding_column: str | None = flag(
+        "which vectors, where extract was given several layers: embedding.LAYER", None, metavar="NAME"
+    )
+    allow_unfinished: bool = flag(
+        "take the parts that are there of an extract run that has not finished", False, action="store_true"
+    )
+    max_memory_mb: int = flag(
+        "vectors held in memory; what is more is read in each epoch, from a copy on the local disk (TMPDIR)",
+        512,
+        type=int,
+        metavar="MB",
+    )
+    no_local_copy: bool = flag(
+        "read what does not fit from Parquet in each epoch: no disk is needed, but it takes longer and rows are mixed "
+        "less well",
+        False,
+        action="store_true",
+    )
+
+    def __post_init__(self) -> None:
+        if not self.embeddings or not all(self.embeddings):
+            raise ImagebeamError(f"--embeddings names at least one folder. Received: {list(self.embeddings)}.")
+        if self.max_memory_mb < 1:
+            raise ImagebeamError(f"--max_memory_mb is at least 1. Received: {self.max_memory_mb}.")
+
+
+@dataclass(frozen=True)
+class RowOptions(Options):
+    """Which rows train, and what they are called."""
+
+    label_column: str = flag("column with the labels", "label", metavar="NAME")
+    multi_label: bool = flag(
+        "a row has any number of labels: the label column is a list, or text with --label_separator",
+        False,
+        action="store_true",
+    )
+    label_separator: str | None = flag(
+        "what stands between the labels of one row where the column is text", None, metavar="TEXT"
+    )
+    drop_unlabeled: bool = flag("leave rows without a label out (default: refuse them)", False, action="store_true")
+    validation_split: float = flag(
+        "share of the images that early stopping looks at, 0 for none", 0.1, type=float, metavar="SHARE"
+    )
+    test_split: float = flag(
+        "share of the images that metrics are measured on; with 0 they are measured on the validation rows",
+        0.2,
+        type=float,
+        metavar="SHARE",
+    )
+    split_seed: int = flag("another number gives another split; the same one always the same", 0, type=int, metavar="N")
+    split_column: str | None = flag(
+        "column that says train, validation or test of each row, in place of the three flags above",
+        None,
+        metavar="NAME",
+    )
+
+    def __post_init__(self) -> None:
+        for name, share in (("--validation_split", self.validation_split), ("--test_split", self.test_split)):
+            if not 0 <= share < 1:
+                raise ImagebeamError(f"{name} is a share of the images, from 0 to below 1. Received: {share}.")
+        if self.split_column is None and not 0 < self.validation_split + self.test_split < 1:
+            raise ImagebeamError(
+                "--validation_split and --test_split together leave rows to train on and hold some out: more than 0, "
+                f"less than 1. Received: {self.validation_split} and {self.test_split}."
+            )
+        if self.label_separator is not None and not (self.multi_label and self.label_separator):
+            raise ImagebeamError(
+                f"--label_separator is some text, and goes with --multi_label. Received: {self.label_separator!r}."
+            )
+
+    def label_rules(self) -> LabelRules:
+        """How labels are read."""
+        from transforms.training.row_index import LabelRules
+
+        return LabelRules(self.label_column, self.multi_label, self.label_separator, self.drop_unlabeled)
+
+    def split_rules(self) -> SplitRules:
+        """How rows are split."""
+        from transforms.training.row_index import SplitRules
+
+        return SplitRules(self.validation_split, self.test_split, self.split_seed, self.split_column)
+
+
+@dataclass(frozen=True)
+class HeadOptions(Options):
+    """What the classifier is made of."""
+
+    hidden_units: tuple[int, ...] = flag(
+        "widths of the hidden layers, such as 256,128 (default: none, which is softmax regression)",
+        (),
+        type=units,
+        metavar="N,...|none",
+    )
+    dropout: float = flag(
+        "share of each hidden layer's outputs left out while training", 0.0, type=float, metavar="SHARE"
+    )
+    normalization: Normalization = flag(
+        "fitted: subtract the training rows' mean and divide by their deviation; batch: by batch statistics, in hidden "
+        "layers too",
+        Normalization.FITTED,
+        **one_of(Normalization),
+    )
+
+    def __post_init__(self) -> None:
+        if any(width < 1 for width in self.hidden_units):
+            raise ImagebeamError(f"--hidden_units are at least 1. Received: {list(self.hidden_units)}.")
+        if not 0 <= self.dropout < 1:
+            raise ImagebeamError(f"--dropout is a share, from 0 to below 1. Received: {self.dropout}.")
+        if self.dropout and not self.hidden_units:
+            raise ImagebeamError(
+                f"--dropout needs a hidden layer to act on: give --hidden_units too. Received: dropout={self.dropout}."
+            )
+
+
+@dataclass(frozen=True)
+class FitOptions(Options):
+    """How the classifier learns."""
+
+    epochs: int = flag("times the training rows are seen, at most", 100, type=int, metavar="N")
+    batch_size: int = flag("rows in a step", 128, type=int, metavar="N")
+    learning_rate: float = flag("AdamW's, at the start", 0.003, type=float, metavar="RATE")
+    learning_rate_schedule: Schedule = flag(
+        "how it changes; cosine falls to 0 over --epochs", Schedule.CONSTANT, **one_of(Schedule)
+    )
+    weight_decay: float = flag("AdamW's, of all weights but biases", 0.0, type=float, metavar="RATE")
+    label_smoothing: float = flag("share of each target given to the other classes", 0.0, type=float, metavar="SHARE")
+    balance_classes: bool = flag(
+        "weigh rows so that every class counts the same, whatever its number of rows", False, action="store_true"
+    )
+    patience: int = flag(
+        "stop after so many epochs without a lower validation loss; 0 to do all epochs. The best epoch's weights are "
+        "kept either way",
+        10,
+        type=int,
+        metavar="EPOCHS",
+    )
+    seed: int = flag(
+        "of first weights, order and dropout: same seed, same machine, same weights", 0, type=int, metavar="N"
+    )
+    checkpoint_seconds: float = flag(
+        "least time between two saves of an unfinished run's state: what a kill may cost",
+        30.0,
+        type=float,
+        metavar="SECONDS",
+    )
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("--epochs", self.epochs, 1),
+            ("--batch_size", self.batch_size, 1),
+            ("--patience", self.patience, 0),
+            ("--seed", self.seed, 0),
+            ("--checkpoint_seconds", self.checkpoint_seconds, 0),
+            ("--weight_decay", self.weight_decay, 0),
+        ):
+            if not least <= value < math.inf:
+                raise ImagebeamError(f"{name} is at least {least}. Received: {value}.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ImagebeamError(f"--learning_rate is more than 0. Received: {self.learning_rate}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ImagebeamError(f"--label_smoothing is a share, from 0 to below 1. Received: {self.label_smoothing}.")
+
+
+@dataclass(frozen=True)
+class ClassifierOptions(Options):
+    """Where the classifier goes, and what it must reach."""
+
+    output: str = flag("folder for the classifier, local or gs://", metavar="DIR")
+    overwrite: bool = flag("replace the classifier that is there", False, action="store_true")
+    skip_image_classifier: bool = flag(
+        "do not write image_classifier.keras, the backbone and the head in one file", False, action="store_true"
+    )
+    assert_accuracy_at_least: float | None = flag(
+        "end with exit code 3 when the accuracy on held-out rows is lower, 0 to 1", None, type=float, metavar="SHARE"
+    )
+
+    def __post_init__(self) -> None:
+        if not self.output:
+            raise ImagebeamError(f"--output is a folder. Received: {self.output!r}.")
+        if self.assert_accuracy_at_least is not None and not 0 <= self.assert_accuracy_at_least <= 1:
+            raise ImagebeamError(
+                f"--assert_accuracy_at_least is a share, from 0 to 1. Received: {self.assert_accuracy_at_least}."
+            )

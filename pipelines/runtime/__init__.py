@@ -1,0 +1,1 @@
+"""Preparing, running and finishing a job."""

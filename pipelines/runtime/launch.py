@@ -1,0 +1,246 @@
+"""What the launcher does around a job's chain: run it, reconcile what became of it, sum up."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineState
+
+from pipelines.common.console import ProgressBar, say
+from pipelines.runtime.prepare import RunFolder
+from transforms import storage
+from transforms.core.errors import ImagebeamError, JobError
+from transforms.core.progress import PROGRESS
+from transforms.runs import manifest
+from transforms.runs.manifest import ModelFacts, Totals, UnitReport
+from transforms.runs.reports import WriteReports, delete_reports, new_reports_folder, read_reports
+
+_JAVA_FRAME = re.compile(r"\s*(at \S+\(|\.\.\. \d+ more)")
+
+_FORGOTTEN_SECONDS = 7 * 24 * 3600
+
+
+@dataclass
+class Run:
+    """One run of a pipeline.
+
+    Attributes:
+        folder: what it writes to.
+        staged: the model its workers load.
+        pipeline: to fill; None on a worker.
+        reports: folder of the unit reports.
+        max_failure_rate: the largest share of the records that may fail, 0 to 1.
+        started: seconds since 1970.
+        detached: whether the launcher only describes the job, which runs without it: a template, or a dry run.
+    """
+
+    folder: RunFolder
+    staged: ModelFacts
+    pipeline: beam.Pipeline | None
+    reports: str
+    max_failure_rate: float
+    started: float
+    detached: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        totals: sums over all units, those of earlier runs too.
+        problems: what did not reconcile or did not hold, one line each; empty for a good run.
+    """
+
+    totals: Totals
+    problems: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 where the run finished but a check did not hold."""
+        return 3 if self.problems else 0
+
+
+@contextlib.contextmanager
+def running(folder: RunFolder, staged: ModelFacts, beam_args: Sequence[str], max_failure_rate: float) -> Iterator[Run]:
+    """A pipeline to fill, `Finish` last; it runs when the block ends, with progress shown.
+
+    Raises:
+        ImagebeamError: for flags that Beam refuses.
+        JobError: if the runner gives up. What is committed stays.
+    """
+    # DirectRunner would look for a Prism binary first and fetch it from the network.
+    runner = [] if any(arg.split("=")[0] == "--runner" for arg in beam_args) else ["--runner=FnApiRunner"]
+    options = PipelineOptions([*runner, *beam_args])
+    values = options.get_all_options()
+    try:
+        pipeline = beam.Pipeline(options=options)
+    except ValueError as error:
+        raise ImagebeamError(f"Beam does not take its flags: {error}") from error
+    storage.delete(storage.join(folder.output, manifest.MANIFEST_FILE))
+    detached = bool(values["template_location"] or values["dry_run"])
+    run = Run(folder, staged, pipeline, new_reports_folder(folder.output), max_failure_rate, time.time(), detached)
+    PROGRESS.reset()
+    yield run
+    # Beam logs the traceback of what it raises too; --debug prints it.
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
+    try:
+        with ProgressBar(folder.count_committed):
+            result = pipeline.run()
+            state = None if detached else result.wait_until_finish()
+    except ImagebeamError:
+        raise
+    except Exception as error:
+        if _is_interrupt(error):
+            raise KeyboardInterrupt from error
+        raise JobError(f"{_last_line(error)}. {folder.how_to_go_on()}") from error
+    if state not in (None, PipelineState.DONE):
+        raise JobError(f"The runner ended the job as {state}. {folder.how_to_go_on()}")
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Beam made an error of its own out of somebody's Control-C."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _last_line(error: Exception) -> str:
+    """Beam hands a worker's error over as the text of its traceback, whose last line says what happened.
+
+    From a cluster it comes inside Java's own traceback.
+    """
+    lines = [line for line in str(error).splitlines() if line.strip() and not _JAVA_FRAME.match(line)]
+    return lines[-1].strip().rstrip(".") if lines else repr(error)
+
+
+@dataclass
+class Finish(beam.PTransform):  # type: ignore[misc]
+    """`UnitReport`s -> files that `finish` reads; of a job that no launcher waits for, its last step finishes it."""
+
+    run: Run
+
+    def expand(self, reports: beam.PCollection) -> beam.PCollection:
+        """Write, and where nobody waits, wait for all files and finish."""
+        files = reports | "Write reports" >> WriteReports(self.run.reports)
+        if not self.run.detached:
+            return files
+        run = replace(self.run, pipeline=None, detached=False)
+        return (
+            files
+            | "All" >> beam.combiners.ToList()
+            | "Reconcile" >> beam.Map(_finish_in_job, run=run)
+            # A stage of its own: a worker lost here is no reason to reconcile again, without the reports.
+            | "Finished" >> beam.Reshuffle()
+            | "Delete reports" >> beam.Map(_delete_reports)
+        )
+
+
+def _finish_in_job(files: list[str], run: Run) -> Run:
+    """Fails the job for what makes a launcher end with exit code 3.
+
+    Raises:
+        JobError: naming the problems.
+    """
+    del files
+    if problems := _reconcile(run).problems:
+        raise JobError("; ".join(problems))  # the reports stay: a runner tries again what failed
+    return run
+
+
+def _delete_reports(run: Run) -> None:
+    """This run's, and what others left that were killed at their end long ago."""
+    storage.delete_folder(run.reports)
+    delete_reports(run.folder.output, older_than=_FORGOTTEN_SECONDS)
+
+
+def finish(run: Run) -> Result:
+    """Reconcile, remove what is superseded, write the manifest, print the summary; nothing for a detached run."""
+    if run.detached:
+        uri = storage.join(run.folder.output, manifest.MANIFEST_FILE)
+        say(f"The job is described, not run. Where it runs, its last step reconciles it and writes {uri}.")
+        return Result(Totals(), ())
+    try:
+        result = _reconcile(run)
+        _delete_reports(run)
+    except OSError as error:
+        raise JobError(f"The run cannot be reconciled: {error}. {run.folder.how_to_go_on()}") from error
+    return result
+
+
+def _reconcile(run: Run) -> Result:
+    output, parts = run.folder.output, run.folder.parts
+    reports = _read_reports(run)
+    problems = manifest.reconcile(reports, output, parts)
+    superseded = manifest.remove_superseded(reports, output, parts) if reports and not problems else 0
+    totals = manifest.sum_up(reports)
+    if not totals.embedded:
+        problems.append(f"no {parts}: not one record became one")
+    if totals.failure_rate > run.max_failure_rate:
+        problems.append(
+            f"{totals.failed:,} of {totals.records:,} records failed ({totals.failure_rate:.2%}), more than "
+            f"--max_failure_rate {run.max_failure_rate}"
+        )
+    finished = time.time()
+    progress = PROGRESS.snapshot()
+    manifest.write_manifest(
+        output,
+        run.folder.run,
+        run.staged,
+        reports,
+        folder=parts,
+        superseded=superseded,
+        timings={
+            "started": _iso(run.started),
+            "finished": _iso(finished),
+            "seconds": round(finished - run.started, 3),
+            "images_embedded_by_this_launcher": progress.images,
+            "model_seconds": round(progress.model_seconds, 3),
+        },
+    )
+    _print_summary(totals, problems, run.folder, superseded, finished - run.started)
+    return Result(totals, tuple(problems))
+
+
+def _read_reports(run: Run) -> list[UnitReport]:
+    """All of the run's reports.
+
+    Raises:
+        JobError: if a file of them is missing; parts that no report names would be taken for superseded.
+    """
+    try:
+        return read_reports(run.reports)
+    except FileNotFoundError as error:
+        raise JobError(f"{error}. {run.folder.how_to_go_on()}") from error
+
+
+def _iso(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+
+
+def _print_summary(totals: Totals, problems: list[str], folder: RunFolder, superseded: int, seconds: float) -> None:
+    fresh = totals.units - totals.units_skipped
+    if totals.units and not fresh:
+        say(f"Nothing to do: all {totals.units:,} units were committed before; no model was loaded.")
+    say(
+        f"{totals.embedded:,} {folder.parts} and {totals.failed:,} failures from {totals.records:,} records in "
+        f"{seconds:,.1f} s ({fresh:,} units now, {totals.units_skipped:,} before)"
+    )
+    for kind, count in list(totals.failures.items())[:10]:
+        say(f"  failed at {kind.replace('/', ': ')}: {count:,}")
+    if totals.icc_profiles_ignored:
+        say(f"  ICC colour profiles ignored: {totals.icc_profiles_ignored:,}")
+    if superseded:
+        say(f"  parts of changed input removed: {superseded:,}")
+    say(f"  {storage.join(folder.output, folder.parts)}")
+    say(f"  {storage.join(folder.output, manifest.MANIFEST_FILE)}")
+    for problem in problems:
+        say(f"PROBLEM: {problem}")

@@ -1,0 +1,217 @@
+"""The page of `imagebeam report`: one HTML file without scripts, and nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LABELS_SHOWN = 200
+FAILURES_SHOWN = 100
+
+_LABELS_COLOURED = 18
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 66rem; padding: 0 1rem; color: #1c2733 }
+h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #d5dde5 }
+.cards { display: flex; flex-wrap: wrap; gap: .8rem; margin-top: 1.5rem }
+.card { flex: 1; background: #f1f5f9; border-radius: .5rem; padding: .7rem 1rem; white-space: nowrap }
+.card b { display: block; font-size: 1.5rem } .bad b { color: #b42318 }
+table { border-collapse: collapse }
+td, th { text-align: left; padding: .25rem 1.2rem .25rem 0; vertical-align: top }
+th { color: #52606d; font-weight: 600 } td { overflow-wrap: anywhere } tr + tr td { border-top: 1px solid #eef2f6 }
+.short { white-space: nowrap } .list .number { text-align: right } .long { min-width: 20rem }
+.labels { columns: 15rem; list-style: none; padding: 0 } .labels li { overflow-wrap: anywhere; break-inside: avoid }
+.labels i { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em }
+code { font-size: .9em } img { max-width: 100% } .note { color: #52606d; overflow-wrap: anywhere }
+"""
+
+
+@dataclass
+class Rows:
+    """What the page needs of a run's parts.
+
+    Attributes:
+        widths: in pixels -> images, of all rows.
+        heights: likewise.
+        labels: label -> rows, of all rows.
+        column: name of the embedding column that is drawn.
+        vectors: a sample of it, float32 [n, dimension].
+        vector_labels: the label of each.
+    """
+
+    widths: Counter[int] = field(default_factory=Counter)
+    heights: Counter[int] = field(default_factory=Counter)
+    labels: Counter[str | None] = field(default_factory=Counter)
+    column: str = "embedding"
+    vectors: list[np.ndarray] = field(default_factory=list)
+    vector_labels: list[str | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained classifier's folder, its metrics.json, and its pictures: name -> PNG."""
+
+    folder: str
+    metrics: Mapping[str, Any]
+    pictures: Mapping[str, bytes]
+
+
+def render(
+    folder: str,
+    manifest: Mapping[str, Any],
+    rows: Rows,
+    failures: Sequence[Sequence[str]],
+    classifier: Classifier | None = None,
+) -> str:
+    """The page.
+
+    Args:
+        folder: of the run.
+        manifest: of the run.
+        rows: see `Rows`.
+        failures: (key, error type, message) of the first few.
+        classifier: trained on the run, if it is to be shown.
+    """
+    title = html.escape(f"Embeddings by {manifest['spec']['model']}")
+    sections = [
+        _cards(manifest),
+        *_failures(manifest["totals"], failures),
+        *_images(rows),
+        *_embeddings(rows),
+        *(_classifier(classifier) if classifier else ()),
+        *_what_was_run(manifest),
+    ]
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+        f"<h1>{title}</h1><p class=note>{html.escape(folder)}</p>{''.join(sections)}</html>"
+    )
+
+
+def _cards(manifest: Mapping[str, Any]) -> str:
+    totals, timings = manifest["totals"], manifest["timings"]
+    cards = [
+        ("embeddings", f"{totals['embedded']:,}", False),
+        (
+            f"failures ({totals['failed'] / max(1, totals['records']):.2%})",
+            f"{totals['failed']:,}",
+            totals["failed"] > 0,
+        ),
+        ("records", f"{totals['records']:,}", False),
+        ("parts", f"{totals['units']:,}", False),
+        ("bytes", f"{totals['bytes']:,}", False),
+        ("seconds, last run", f"{timings['seconds']:,.1f}", False),
+    ]
+    boxes = [f"<div class='card{' bad' if bad else ''}'><b>{value}</b>{name}</div>" for name, value, bad in cards]
+    return f"<div class=cards>{''.join(boxes)}</div>"
+
+
+def _failures(totals: Mapping[str, Any], failures: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield "<h2>Failures</h2>"
+    if count := totals["icc_profiles_ignored"]:
+        yield f"<p class=note>{count:,} images carried an ICC colour profile, which is not applied.</p>"
+    if not totals["failed"]:
+        yield "<p>None: every record became an embedding.</p>"
+        return
+    kinds = [(*kind.split("/", 1), count) for kind, count in totals["failures"].items()]
+    yield _table(kinds, ("stage", "error type", "records"))
+    if len(failures) < totals["failed"]:
+        yield f"<p class=note>The first {len(failures):,} of {totals['failed']:,}:</p>"
+    yield "<br>"
+    yield _table(failures, ("key", "error type", "message"))
+
+
+def _images(rows: Rows) -> Iterator[str]:
+    from transforms.plots.runs import image_sizes
+
+    if rows.widths:
+        yield "<h2>Images</h2>"
+        yield _image(image_sizes(rows.widths, rows.heights), "Histograms of image widths and heights")
+
+
+def _embeddings(rows: Rows) -> Iterator[str]:
+    import numpy as np
+
+    from transforms.plots import runs
+
+    named = Counter({label: count for label, count in rows.labels.items() if label is not None})
+    names = sorted(named, key=lambda name: (-named[name], name))
+    shown = dict(zip(names, runs.colours(_LABELS_COLOURED), strict=False))
+    if not rows.labels:
+        return
+    yield "<h2>Embeddings</h2>"
+    if len(rows.vectors) > 1 and len(rows.vectors[0]) > 1:
+        picture = runs.embeddings(np.stack(rows.vectors), rows.vector_labels, shown)
+        yield _image(picture, "Two principal components of the embeddings, and a histogram of their lengths")
+        legend = "; colours as of the labels below" if names else ""
+        column = f"<code>{html.escape(rows.column)}</code>"
+        yield f"<p class=note>Column {column}, {len(rows.vectors):,} rows taken evenly{legend}.</p>"
+    if not names:
+        yield "<p>No row has a label.</p>"
+        return
+    unlabelled = f", {rows.labels[None]:,} rows without" if None in rows.labels else ""
+    yield f"<h3>{len(names):,} labels{unlabelled}</h3>" if len(names) > 1 else f"<h3>1 label{unlabelled}</h3>"
+    yield "<ul class=labels>"
+    for name in names[:LABELS_SHOWN]:
+        colour = f"<i style='background:{shown[name]}'></i>" if name in shown else ""
+        yield f"<li>{colour}<b>{html.escape(name)}</b> · {named[name]:,}"
+    yield "</ul>"
+    if len(names) > LABELS_SHOWN:
+        yield f"<p class=note>and {len(names) - LABELS_SHOWN:,} more</p>"
+
+
+def _classifier(classifier: Classifier) -> Iterator[str]:
+    yield f"<h2>Classifier</h2><p class=note>{html.escape(classifier.folder)}</p>"
+    numbers = {name: value for name, value in classifier.metrics.items() if isinstance(value, int | float)}
+    yield _table((name.replace("_", " "), value) for name, value in numbers.items())
+    for name, picture in classifier.pictures.items():
+        yield _image(picture, name)
+
+
+def _what_was_run(manifest: Mapping[str, Any]) -> Iterator[str]:
+    yield "<h2>What was run</h2>"
+    yield "<h3>Spec</h3>"
+    spec = {**manifest["spec"], "image_size": _size(manifest["spec"]["image_size"])}
+    about = {"weights": manifest["weights"], "dimensions": manifest["dimensions"]}
+    yield _table({**spec, **about, "fingerprint": manifest["fingerprint"]}.items())
+    yield "<h3>Run</h3>"
+    times = {name: manifest["timings"][name] for name in ("started", "finished")}
+    yield _table({**manifest["run"], **times}.items())
+    yield "<h3>Versions</h3>"
+    yield _table(manifest["versions"].items())
+
+
+def _size(size: Sequence[int] | None) -> str:
+    return "native" if size is None else f"{size[0]}x{size[1]}"
+
+
+def _table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> str:
+    head = f"<tr>{''.join(f'<th>{html.escape(name)}' for name in header)}" if header else ""
+    body = "".join(f"<tr>{''.join(map(_cell, row))}" for row in rows)
+    return f"<table{' class=list' if header else ''}>{head}{body}</table>"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"<td class=number>{value:,}" if isinstance(value, int) else f"<td class=number>{value:,.4g}"
+    text = _text(value)
+    return f"<td class={'short' if len(text) <= 40 and '/' not in text else 'long'}>{html.escape(text)}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_text(one)}" for key, one in value.items() if one is not None) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _image(picture: bytes, alt: str) -> str:
+    source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    return f"<p><img alt='{html.escape(alt)}' src='{source}'></p>"

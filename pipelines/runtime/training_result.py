@@ -1,0 +1,115 @@
+"""What a job that trains tells of its rows, and what comes out of it: models, versions, a summary."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.common.console import say
+
+if TYPE_CHECKING:
+    import keras
+
+    from transforms.core.spec import EmbedderSpec
+    from transforms.training.output import ResultFile
+    from transforms.training.row_index import RowIndex
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+        metrics: the content of metrics.json.
+        problems: what did not hold, one line each; empty for a good run.
+    """
+
+    metrics: dict[str, Any]
+    problems: tuple[str, ...]
+
+
+def describe_rows(index: RowIndex) -> dict[str, Any]:
+    """How the rows are split, for metrics.json; what is odd about it is said at once."""
+    from transforms.training.splits import Split, describe_gaps, largest_shift, straddling
+
+    sizes = {str(split): len(index.rows(split)) for split in Split}
+    straddle = straddling(index.images, index.codes)
+    say(f"{len(index.classes)} classes; " + ", ".join(f"{count:,} {split}" for split, count in sizes.items()) + " rows")
+    for gap in describe_gaps(index.counts, index.classes):
+        say(f"WARNING: {gap}")
+    if straddle:
+        say(f"WARNING: {straddle:,} images stand in more than one split: the metrics will be too good")
+    by_class = {name: index.counts[:, number].tolist() for number, name in enumerate(index.classes)}
+    return {
+        **sizes,
+        "without_label": index.dropped,
+        "images_in_several_splits": straddle,
+        "largest_difference_of_a_class_share": largest_shift(index.counts),
+        "by_class": {name: dict(zip(Split, counts, strict=True)) for name, counts in by_class.items()},
+    }
+
+
+def save_models(
+    head: keras.Model,
+    embedder: keras.Model | None,
+    column: str,
+    spec: EmbedderSpec,
+    index: RowIndex,
+    folder: Path,
+) -> dict[ResultFile, bytes | Path]:
+    """Write the models into a local folder; what to publish.
+
+    Args:
+        head: vectors -> probabilities.
+        embedder: images -> vectors; None for no classifier of images.
+        column: which of the embedder's vectors the head takes.
+        spec: of the vectors.
+        index: the classes.
+        folder: local.
+    """
+    from transforms.training.head import join, save, to_json
+    from transforms.training.output import ResultFile
+
+    labels = {
+        "labels": index.classes,
+        "multi_label": index.multi_label,
+        "embedding_column": column,
+        "fingerprint": spec.fingerprint,
+        "spec": spec.to_dict(),
+    }
+    models = {ResultFile.CLASSIFIER: head}
+    if embedder is not None:
+        models[ResultFile.IMAGE_CLASSIFIER] = join(embedder, column, head)
+    for name, model in models.items():
+        save(model, labels, folder / name)
+    return {**{name: folder / name for name in models}, ResultFile.LABELS: to_json(labels)}
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what a classifier is made with, for metrics.json."""
+    from transforms.runs.manifest import versions
+
+    scikit_learn = importlib.metadata.version("scikit-learn")
+    return {"python": platform.python_version(), "scikit-learn": scikit_learn, **versions()}
+
+
+def conclude(metrics: dict[str, Any], output: str, least_accuracy: float | None) -> TrainResult:
+    """Print the summary, and check what was to be checked."""
+    accuracy, split = metrics["accuracy"], metrics["evaluated_on"]
+    training, count = metrics["training"], metrics["rows"][split]
+    say(
+        f"Accuracy {accuracy:.4f} on {count:,} {split} rows (baseline {metrics['baseline']['accuracy']:.4f}), macro F1 "
+        f"{metrics['macro_f1']:.4f}, log loss {metrics['log_loss']:.4f}; {training['epochs']} epochs in "
+        f"{training['seconds']:,.1f} s, the weights of epoch {training['best_epoch']}"
+    )
+    say(f"  {output}")
+    problems = []
+    if least_accuracy is not None and accuracy < least_accuracy:
+        wanted = f"--assert_accuracy_at_least {least_accuracy}"
+        problems.append(f"accuracy {accuracy:.4f} on {count:,} {split} rows is lower than {wanted}")
+    for problem in problems:
+        say(f"PROBLEM: {problem}")
+    return TrainResult(metrics, tuple(problems))

@@ -1,0 +1,236 @@
+import json
+import shutil
+from pathlib import Path
+
+import duckdb
+import keras
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.cli import run_job
+from tests.support.extracting import SMALL_MODEL, embeddings, extract, failures, manifest, small_images
+from transforms.classify.predictions import PredictionLayout
+from transforms.core.types import Row
+from transforms.images.decode import ImageOptions, decode_image
+from transforms.runs.part_files import PartOptions
+
+IMAGES = 23
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images, what extract and train make of them."""
+    folder = tmp_path_factory.mktemp("classify")
+    small_images(folder / "images", IMAGES)
+    assert extract(folder / "images", folder / "run") == 0
+    flags = ["--epochs", "3", "--batch_size", "8", "--test_split", "0.3"]
+    assert run_job("train", ["--embeddings", str(folder / "run"), "--output", str(folder / "trained"), *flags]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(folder):
+    """The output of classify over the images."""
+    assert classify("--input", folder / "images", folder=folder, output=folder / "labelled") == 0
+    return folder / "labelled"
+
+
+def classify(*flags, folder, output, trained="trained"):
+    required = ["--classifier", str(folder / trained), "--output", str(output), "--rows_per_unit", "5"]
+    return run_job("classify", [*map(str, flags), *required])
+
+
+def rows_of(output):
+    """Rows by key, as DuckDB reads them."""
+    found = duckdb.sql(f"select * from '{output}/predictions/*.parquet'")
+    rows = [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
+    by_key = {row["key"]: row for row in rows}
+    assert len(by_key) == len(rows)
+    return by_key
+
+
+def files_of(output):
+    return {path.name: path.read_bytes() for path in Path(output, "predictions").glob("*")}
+
+
+def assert_says(row, probabilities, labels):
+    """A row is what the probabilities of all classes say, to 1e-5."""
+    order = np.argsort(-probabilities)
+    assert row["label"] == row["top_labels"][0] == labels[order[0]]
+    assert row["top_labels"] == [labels[place] for place in order]
+    np.testing.assert_allclose(row["top_probabilities"], probabilities[order], atol=1e-5)
+    assert row["probability"] == row["top_probabilities"][0]
+
+
+def test_rows_are_what_the_image_classifier_says_of_the_decoded_pixels(folder, labelled):
+    model = keras.saving.load_model(folder / "trained" / "image_classifier.keras")
+    labels = json.loads((folder / "trained" / "labels.json").read_text())["labels"]
+    rows = rows_of(labelled)
+    assert len(rows) == IMAGES
+    for path in (folder / "images").glob("*/*.jpg"):
+        pixels = decode_image(path.read_bytes(), ImageOptions(image_size=(32, 32))).pixels
+        (probabilities,) = model.predict_on_batch(pixels[None])
+        assert_says(rows[str(path)], probabilities, labels)
+        assert rows[str(path)]["true_label"] == path.parent.name
+
+
+def test_rows_are_what_the_head_says_of_extracted_vectors(folder, labelled):
+    head = keras.saving.load_model(folder / "trained" / "classifier.keras")
+    labels = json.loads((folder / "trained" / "labels.json").read_text())["labels"]
+    rows, vectors = rows_of(labelled), embeddings(folder / "run")
+    assert rows.keys() == vectors.keys()
+    for key, vector in vectors.items():
+        (probabilities,) = head.predict_on_batch(vector[None])
+        assert_says(rows[key], probabilities, labels)
+
+
+def test_embeddings_get_the_labels_their_images_get(folder, labelled, tmp_path):
+    assert classify("--embeddings", folder / "run", folder=folder, output=tmp_path) == 0
+    rows, expected = rows_of(tmp_path), rows_of(labelled)
+    assert rows.keys() == expected.keys()
+    for key, row in rows.items():
+        np.testing.assert_allclose(row.pop("top_probabilities"), expected[key]["top_probabilities"], atol=1e-6)
+        assert row.pop("probability") == pytest.approx(expected[key]["probability"], abs=1e-6)
+        assert row == {name: expected[key][name] for name in row}
+    assert len(files_of(tmp_path)) == len(list((folder / "run" / "embeddings").glob("*")))
+    assert not (tmp_path / "model" / "embedder.keras").exists()
+    assert manifest(tmp_path)["totals"]["embedded"] == IMAGES
+
+
+@pytest.mark.parametrize("source", ["images", "embeddings"])
+def test_what_is_committed_is_left_alone_and_what_is_gone_is_made_again(folder, tmp_path, source, capfd):
+    flags = ["--input", folder / "images"] if source == "images" else ["--embeddings", folder / "run"]
+    assert classify(*flags, folder=folder, output=tmp_path) == 0
+    before = files_of(tmp_path)
+    name = sorted(before)[1]
+    (tmp_path / "predictions" / name).unlink()
+    capfd.readouterr()
+    assert classify(*flags, folder=folder, output=tmp_path) == 0
+    assert f"(1 units now, {len(before) - 1} before)" in capfd.readouterr().err
+    assert files_of(tmp_path) == before
+
+
+def test_columns_can_be_kept_and_the_embedding_too(folder, tmp_path):
+    run = tmp_path / "run"
+    assert extract(folder / "images" / "a", run) == 0
+    for name, flags in (("images", ["--input", folder / "images" / "a"]), ("vectors", ["--embeddings", run])):
+        output = tmp_path / name
+        assert classify(*flags, "--keep_embedding", "--top_k", 1, folder=folder, output=output) == 0
+        vectors = embeddings(run)
+        for key, row in rows_of(output).items():
+            np.testing.assert_allclose(row["embedding"], vectors[key], atol=1e-6)
+            assert row["top_labels"] == [row["label"]]
+
+
+def test_a_bad_image_is_a_failure_and_the_rest_goes_on(folder, tmp_path):
+    small_images(tmp_path / "images", 4)
+    bad = tmp_path / "images" / "a" / "bad.jpg"
+    bad.write_bytes(b"no image")
+    flags = ["--input", tmp_path / "images", "--max_failure_rate", "0.1"]
+    assert classify(*flags, folder=folder, output=tmp_path / "out") == 3
+    assert list(failures(tmp_path / "out")) == [str(bad)]
+    assert len(rows_of(tmp_path / "out")) == 4
+
+
+def error_of(capfd):
+    """The one line of the error."""
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("imagebeam: ")]
+    assert len(lines) == 1
+    assert "internal error" not in lines[0]
+    return lines[0]
+
+
+class TestErrors:
+    def test_vectors_of_another_spec(self, folder, tmp_path, capfd):
+        other = [flag if flag != "block1_pool" else "block1_conv1" for flag in SMALL_MODEL]
+        assert extract(folder / "images" / "a", tmp_path / "other", model=other) == 0
+        for hide in (False, True):  # the model's folder may have stayed behind
+            if hide:
+                shutil.rmtree(tmp_path / "other" / "model")
+            assert classify("--embeddings", tmp_path / "other", folder=folder, output=tmp_path / "out") == 2
+            assert "layers: ['block1_pool'] != ['block1_conv1']" in error_of(capfd)
+        assert not (tmp_path / "out").exists()
+
+    def test_no_classifier(self, folder, tmp_path, capfd):
+        flags = ["--input", folder / "images"]
+        assert classify(*flags, folder=folder, output=tmp_path / "out", trained="run") == 2
+        assert "no finished classifier" in error_of(capfd)
+        assert not (tmp_path / "out").exists()
+
+    def test_another_classifier_in_the_same_output(self, folder, labelled, capfd):
+        before = files_of(labelled)
+        flags = ["--input", folder / "images", "--top_k", 2]
+        assert classify(*flags, folder=folder, output=labelled) == 2
+        assert "top_k: 5 != 2" in error_of(capfd)
+        assert files_of(labelled) == before
+
+    def test_labels_do_not_go_where_embeddings_are(self, folder, capfd):
+        assert classify("--input", folder / "images", folder=folder, output=folder / "run") == 2
+        assert "holds another run (classifier_sha256: None !=" in error_of(capfd)
+
+    def test_embeddings_do_not_go_where_labels_are(self, folder, labelled, capfd):
+        assert extract(folder / "images", labelled) == 2
+        assert "holds another run" in error_of(capfd)
+
+    def test_images_without_the_image_classifier(self, folder, tmp_path, capfd):
+        shutil.copytree(folder / "trained", tmp_path / "trained")
+        (tmp_path / "trained" / "image_classifier.keras").unlink()
+        flags = ["--input", folder / "images"]
+        assert classify(*flags, folder=tmp_path, output=tmp_path / "out") == 2
+        assert "--skip_image_classifier" in error_of(capfd)
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            ([], "either --input"),
+            (["--input", "a", "--embeddings", "b"], "either --input"),
+            (["--input", "a", "--allow_unfinished"], "goes with --embeddings"),
+            (["--input", "a", "--top_k", "0"], "--top_k is at least 1"),
+            (["--input", "a", "--keep_columns", "probability"], "name the output uses itself"),
+            (["--embeddings", "a", "--keep_columns", "x"], "--keep_columns goes with --input"),
+        ],
+    )
+    def test_flags(self, folder, tmp_path, flags, message, capfd):
+        assert classify(*flags, folder=folder, output=tmp_path / "out") == 2
+        assert message in error_of(capfd)
+
+
+class TestLayout:
+    def table(self, probabilities, *, multi_label=False, top_k=2):
+        rows = [
+            Row(f"k{number}", "u", "b", 4, 5, "0" * 64, {"probabilities": np.array(values, np.float32)}, {"x": number})
+            for number, values in enumerate(probabilities)
+        ]
+        part = PartOptions(keep_columns=(("x", pa.int64()),))
+        return PredictionLayout(("a", "b", "c"), multi_label, top_k, part).to_table(rows, {"probabilities": 3})
+
+    def test_ranks_and_keeps(self):
+        first, second = self.table([[0.25, 0.5, 0.25], [0.1, 0.2, 0.7]]).to_pylist()
+        assert first == {
+            "key": "k0",
+            "uri": "u",
+            "label": "b",
+            "probability": 0.5,
+            "top_labels": ["b", "a"],
+            "top_probabilities": [0.5, 0.25],
+            "true_label": "b",
+            "width": 4,
+            "height": 5,
+            "sha256": "0" * 64,
+            "x": 0,
+        }
+        assert second["top_labels"] == ["c", "b"]
+
+    def test_lists_every_label_that_is_there(self):
+        table = self.table([[0.5, 0.1, 0.75], [0.25, 0.125, 0.0]], multi_label=True, top_k=9)
+        assert table["labels"].to_pylist() == [["c", "a"], []]
+        assert table["label"].to_pylist() == ["c", "a"]
+        assert table["top_probabilities"].to_pylist() == [[0.75, 0.5, 0.10000000149011612], [0.25, 0.125, 0.0]]
+
+    @pytest.mark.parametrize("multi_label", [False, True])
+    def test_no_rows_have_the_same_schema(self, multi_label, tmp_path):
+        empty = self.table([], multi_label=multi_label)
+        assert empty.schema == self.table([[1.0, 0.0, 0.0]], multi_label=multi_label).schema
+        pq.write_table(empty, tmp_path / "empty.parquet")

@@ -1,0 +1,286 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import duckdb
+import keras
+import numpy as np
+import pytest
+
+from pipelines.cli import run_job
+from tests.support.extracting import extract, manifest, small_images
+from transforms.core.errors import ImagebeamError
+from transforms.core.spec import EmbedderSpec, Pooling
+from transforms.models.embedder import assemble, load_backbone
+from transforms.training.backbone import (
+    Augmentation,
+    augmentation_layers,
+    build_training_model,
+    count_parameters,
+    freeze,
+)
+from transforms.training.head import LOGITS, Normalization, build_head, join
+from transforms.training.output import ResultFile
+
+MODEL = ["--model", "VGG16", "--image_size", "32x32", "--layer", "block4_pool"]
+FLAGS = [
+    "--weights",
+    "random:0",
+    "--epochs",
+    "4",
+    "--batch_size",
+    "8",
+    "--seed",
+    "1",
+    "--validation_split",
+    "0",
+    "--test_split",
+    "0.3",
+]
+TUNING = ["--freeze_layers", "10", "--tune_learning_rate", "1e-4", "--tune_epochs", "3", "--augment", "flip,contrast"]
+SPEC = EmbedderSpec("VGG16", "", layers=("block4_pool",), image_size=(32, 32))
+
+
+def finetune(source, output, *flags, model=MODEL):
+    return run_job("finetune", ["--input", str(source), "--output", str(output), *model, *FLAGS, *flags])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images, and what finetune makes of them."""
+    folder = tmp_path_factory.mktemp("finetune")
+    small_images(folder / "images", 30)
+    (folder / "images" / "a" / "bad.jpg").write_bytes(b"no image")
+    assert finetune(folder / "images", folder / "tuned", *TUNING, "--max_failure_rate", "0.1") == 0
+    return folder
+
+
+def weights_of(model):
+    return {layer.name: [array.tobytes() for array in layer.get_weights()] for layer in model.layers if layer.weights}
+
+
+def test_frozen_layers_stay_as_they_are_byte_for_byte_and_the_others_change(folder):
+    before = weights_of(load_backbone(SPEC, "random:0"))
+    after = weights_of(load_backbone(SPEC, str(folder / "tuned" / "backbone.weights.h5")))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"block4_conv1", "block4_conv2", "block4_conv3"}
+    assert all(b != a for name in changed for b, a in zip(before[name], after[name], strict=True))
+
+
+def test_the_folder_holds_what_train_writes_and_the_backbone(folder):
+    assert {path.name for path in (folder / "tuned").iterdir()} == set(ResultFile)
+    metrics = json.loads((folder / "tuned" / "metrics.json").read_text())
+    assert metrics["failures"] == {"decode/not_an_image": 1}
+    assert metrics["training"]["phases"]["tuning"]["epochs"] == 3
+    frozen = [layer["name"] for layer in metrics["layers"] if layer["parameters"] and not layer["trainable"]]
+    assert frozen[-1] == "block3_conv3"
+
+
+def test_the_loop_closes(folder, tmp_path):
+    """The tuned backbone extracts; the classifier takes its vectors, and says of them what it said of the images."""
+    weights = ["--weights", str(folder / "tuned" / "backbone.weights.h5"), "--max_failure_rate", "1"]
+    assert extract(folder / "images", tmp_path / "run", *weights, model=MODEL) == 0
+    labels = json.loads((folder / "tuned" / "labels.json").read_text())
+    assert manifest(tmp_path / "run")["fingerprint"] == labels["fingerprint"]
+    assert (
+        run_job(
+            "classify",
+            [
+                *("--embeddings", str(tmp_path / "run"), "--classifier", str(folder / "tuned")),
+                *("--output", str(tmp_path / "labelled")),
+            ],
+        )
+        == 0
+    )
+    found = duckdb.sql(
+        f"""select p.predicted, p.probability, l.label, l.probability, l.true_label, p.label
+        from '{folder}/tuned/predictions.parquet' p join '{tmp_path}/labelled/predictions/*.parquet' l using (key)"""
+    ).fetchall()
+    assert len(found) > 3
+    for predicted, probability, label, same_probability, true_label, same_label in found:
+        assert predicted == label
+        assert probability == pytest.approx(same_probability, abs=1e-5)
+        assert true_label == same_label
+    flags = ["--epochs", "1", "--drop_unlabeled"]
+    assert run_job("train", ["--embeddings", str(tmp_path / "run"), "--output", str(tmp_path / "again"), *flags]) == 0
+
+
+_KILLED = """
+import os, signal, sys
+from pipelines.cli import run_job
+from transforms.training.checkpoint import Checkpoint
+
+saves = 0
+save = Checkpoint.save_state
+
+def save_and_die(*args):
+    global saves
+    save(*args)
+    saves += 1
+    if saves == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Checkpoint.save_state = save_and_die
+run_job("finetune", sys.argv[1:])
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_result(folder, tmp_path, capfd):
+    flags = [*TUNING, "--max_failure_rate", "0.1"]
+    arguments = ["--input", str(folder / "images"), "--output", str(tmp_path / "out"), *MODEL, *FLAGS, *flags]
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED, *arguments], check=False, capture_output=True, env={**os.environ}
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert finetune(folder / "images", tmp_path / "out", *flags) == 0
+    assert "Going on with the run" in capfd.readouterr().err
+    for name in ("classifier.keras", "image_classifier.keras"):
+        expected, model = (keras.saving.load_model(path / name) for path in (folder / "tuned", tmp_path / "out"))
+        for array, other in zip(model.get_weights(), expected.get_weights(), strict=True):
+            np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-6)
+    metrics = [json.loads((path / "metrics.json").read_text()) for path in (folder / "tuned", tmp_path / "out")]
+    history, resumed = (one["training"]["history"] for one in metrics)
+    assert history["loss"] == pytest.approx(resumed["loss"], rel=1e-3)
+    assert history["accuracy"] == resumed["accuracy"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(ResultFile)
+
+
+def test_flattened_feature_maps_and_a_frozen_model(folder, tmp_path):
+    """Nothing but the head learns: the same vectors as extract's, of every place in the map."""
+    flags = ["--freeze_all", "--pooling", "flatten", "--max_failure_rate", "0.1"]
+    assert finetune(folder / "images" / "**/*.jpg", tmp_path / "out", *flags) == 0
+    assert weights_of(load_backbone(SPEC, "random:0")) == weights_of(
+        load_backbone(SPEC, str(tmp_path / "out" / "backbone.weights.h5"))
+    )
+    model = keras.saving.load_model(tmp_path / "out" / "classifier.keras")
+    assert model.input_shape == (None, 2 * 2 * 512)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(metrics["training"]["phases"]) == ["head"]
+
+
+NORMALISED = EmbedderSpec("MobileNetV3Small", "", image_size=(32, 32), pooling=Pooling.MAX)
+
+
+@pytest.fixture(scope="module")
+def normalised():
+    """A backbone with batch normalisation, nothing else of it frozen."""
+    backbone = load_backbone(NORMALISED, "random:3")
+    freeze(backbone, NORMALISED)
+    return backbone
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(256, size=(4, 32, 32, 3)).astype(np.uint8)
+
+
+class TestTrainingModel:
+    def test_normalisation_of_the_backbone_runs_as_in_inference(self, normalised, pixels):
+        """Its moving averages do not move, and training gives what inference gives."""
+        head = steep_head(normalised, pixels)
+        model = build_training_model(NORMALISED, normalised, head, (), multi_label=False, seed=0)
+        before = normalised.get_weights()
+        trained = model(pixels, training=True)
+        for array, other in zip(normalised.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(array, other)
+        expected = join(assemble(NORMALISED, normalised), "embedding", head)(pixels, training=False)
+        assert np.ptp(expected, axis=0).max() > 0.01
+        np.testing.assert_allclose(trained, expected, atol=1e-5)
+        assert model.get_layer(LOGITS).output.shape == (None, 3)
+
+    def test_augmentation_is_for_training_only(self, normalised, pixels):
+        head = steep_head(normalised, pixels)
+        model = build_training_model(NORMALISED, normalised, head, [*Augmentation], multi_label=True, seed=0)
+        expected = join(assemble(NORMALISED, normalised), "embedding", build_sigmoid(head))(pixels)
+        np.testing.assert_allclose(model(pixels, training=False), expected, atol=1e-5)
+        first, second = (np.asarray(model(pixels, training=True)) for _ in range(2))
+        assert np.abs(first - second).max() > 1e-4
+
+    @pytest.mark.parametrize("augmentation", Augmentation)
+    def test_each_augmentation_changes_images_and_keeps_their_range(self, augmentation):
+        (layer,) = augmentation_layers([augmentation], 0)
+        images = keras.ops.cast(np.random.default_rng(0).integers(256, size=(8, 16, 16, 3)), "float32")
+        changed = np.asarray(layer(images, training=True))
+        assert changed.shape == (8, 16, 16, 3)
+        assert np.abs(changed - images).max() > 1
+        assert changed.min() >= -0.01
+        assert changed.max() <= 255.01
+
+    def test_layers_above_the_one_that_is_taken_are_not_in_the_table(self):
+        backbone = load_backbone(SPEC, "random:0")
+        layers = freeze(backbone, SPEC, until="block2_pool")
+        assert layers[-1].name == "block4_pool"
+        assert next(layer.name for layer in layers if layer.trainable) == "block3_conv1"
+        tuned, parameters = count_parameters(layers)
+        assert parameters - tuned == sum(
+            backbone.get_layer(f"block{block}_conv{number}").count_params() for block in (1, 2) for number in (1, 2)
+        )
+
+    @pytest.mark.parametrize(
+        ("how", "message"), [({"first": 99}, "has 19 layers"), ({"until": "blok4_pool"}, "Did you mean block4_pool")]
+    )
+    def test_layers_that_are_not_there(self, how, message):
+        with pytest.raises(ImagebeamError, match=message):
+            freeze(load_backbone(SPEC, "random:0"), SPEC, **how)
+
+
+def steep_head(backbone, pixels):
+    """Tells the vectors of random weights apart, which are all but zero."""
+    vectors = np.asarray(assemble(NORMALISED, backbone)(pixels))
+    head = build_head(576, 3, normalization=Normalization.NONE)
+    head.set_weights([array * 10 / vectors.std(axis=0).max() for array in head.get_weights()])
+    return head
+
+
+def build_sigmoid(head):
+    """The same head with sigmoids."""
+    logits = head.get_layer(LOGITS).output
+    return keras.Model(head.input, keras.layers.Activation("sigmoid")(logits))
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--freeze_layers", "3", "--freeze_all"], "frozen by one flag"),
+            (["--freeze_layers", "-1"], "--freeze_layers is at least 0"),
+            (["--freeze_until", "nothing"], "--freeze_until 'nothing'"),
+            (["--image_size", "native"], "--image_size HEIGHTxWIDTH"),
+            (["--layer", "block3_pool"], "takes one --layer"),
+            (["--augment", "flip,turn"], "choose of flip"),
+            (["--augment", "flip,flip"], "takes each name once"),
+            (["--tune_epochs", "0"], "at least 1"),
+            (["--keep_columns", "x"], "unknown flag"),
+            ([], "gave no image; the first is"),
+        ],
+    )
+    def test_one_line_and_nothing_written(self, folder, tmp_path, flags, message, capfd):
+        if "--freeze_until" in flags:
+            flags = [*flags, "--max_failure_rate", "1"]
+        assert finetune(folder / "images", tmp_path / "out", *flags) == 2
+        error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("imagebeam: ")]
+        assert len(error) == 1
+        assert message in error[0]
+        assert not (tmp_path / "out").exists()
+
+    def test_one_class(self, folder, tmp_path, capfd):
+        assert finetune(folder / "images" / "b", tmp_path / "out") == 2
+        assert "at least two classes" in capfd.readouterr().err
+
+    def test_what_is_there_is_not_overwritten(self, folder, capfd):
+        before = {path.name: path.read_bytes() for path in (folder / "tuned").iterdir()}
+        assert finetune(folder / "images", folder / "tuned", "--seed", "5") == 2
+        assert "already holds" in capfd.readouterr().err
+        assert {path.name: path.read_bytes() for path in (folder / "tuned").iterdir()} == before
+
+
+def test_the_spec_of_the_results_names_the_tuned_weights(folder):
+    labels = json.loads((folder / "tuned" / "labels.json").read_text())
+    spec = EmbedderSpec.from_dict(labels["spec"])
+    assert dataclasses.replace(spec, weights_sha256="") == SPEC
+    base = json.loads((folder / "tuned" / "metrics.json").read_text())["base"]
+    assert base["weights_sha256"] != spec.weights_sha256

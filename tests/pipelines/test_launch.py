@@ -1,0 +1,176 @@
+"""What breaks a run breaks it in one clear line, and the same command ends it once the cause is gone."""
+
+import errno
+import os
+
+import pytest
+
+from pipelines.runtime import launch
+from tests.support.extracting import COUNT, embeddings, extract, files_of, manifest
+from transforms import storage
+from transforms.models.staged import StagedModel
+
+
+@pytest.fixture
+def broken(source, output, capfd):
+    """Runs into an error; gives its one line."""
+
+    def run(code, *flags, source=source, output=output):
+        assert extract(source, output, *flags) == code
+        said = capfd.readouterr()
+        assert "Traceback" not in said.err + said.out
+        lines = [line for line in said.err.splitlines() if line.startswith("imagebeam: ")]
+        assert len(lines) == 1, said.err
+        assert "internal error" not in lines[0]
+        return lines[0]
+
+    return run
+
+
+def test_input_that_matches_nothing(broken, source, output):
+    assert f"--input '{source}/*.tiff'" in broken(2, source=source / "*.tiff")
+    assert f"--input '{source}/none'" in broken(2, source=[source, source / "none"])
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--layer", "block1_poll"), "block1_pool"),
+        (("--weights", "/none/such.npz"), "/none/such.npz"),
+        (("--image_size", "8x8"), "32"),
+        (("--rows_per_unit", "0"), "--rows_per_unit"),
+        (("--keep_columns", "camera"), "--keep_columns camera"),
+        (("--runner", "NoSuchRunner"), "NoSuchRunner"),
+    ],
+)
+def test_a_wrong_flag_is_named_and_mended(broken, source, output, flags, named):
+    assert named in broken(2, *flags)
+    assert extract(source, output) == 0
+    assert len(embeddings(output)) == COUNT
+
+
+@pytest.mark.parametrize("below", ["", "/run"])
+def test_an_output_that_is_a_file(broken, tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    line = broken(2, output=f"{tmp_path}/file{below}")
+    assert "The output cannot be used" in line
+    assert f"{tmp_path}/file" in line
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_without_write_permission(broken, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "Permission denied" in broken(2, output=tmp_path / "locked" / "run")
+
+
+@pytest.mark.parametrize(
+    ("full_at", "code", "committed"),
+    [("run.json", 2, 0), ("model/embedder.keras", 1, 0), ("embeddings/", 1, 2), ("manifest.json", 1, 4)],
+)
+def test_a_full_disk_at_any_write(broken, source, output, monkeypatch, full_at, code, committed):
+    written = []
+
+    def full(publish):
+        def write(uri, data, **settings):
+            if full_at in uri and (full_at != "embeddings/" or len(written) == committed):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), uri)
+            written.extend([uri] if "embeddings/" in uri else [])
+            publish(uri, data, **settings)
+
+        return write
+
+    with monkeypatch.context() as patch:
+        for name in ("publish", "publish_file"):
+            patch.setattr(storage, name, full(getattr(storage, name)))
+        line = broken(code)
+    assert "No space left on device" in line
+    assert full_at in line
+    assert not (output / "manifest.json").exists()
+    if code == 1:
+        assert f"{committed} units are committed" in line
+        assert "the same command goes on from there" in line
+    assert extract(source, output) == 0
+    assert manifest(output)["totals"]["units_skipped"] == committed
+    assert len(embeddings(output)) == COUNT
+
+
+def test_a_model_that_does_not_load_stops_the_run(broken, source, output, monkeypatch):
+    def load(self):
+        raise MemoryError("cannot allocate 500 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StagedModel, "load", load)
+        assert "cannot allocate 500 GiB" in broken(1)
+    assert extract(source, output) == 0
+
+
+def test_a_staged_model_that_changed_is_not_used(broken, source, output):
+    assert extract(source, output) == 0
+    before = files_of(output)
+    next(output.glob("embeddings/*")).unlink()
+    path = output / "model" / "embedder.keras"
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert "is not the file that was staged" in broken(2)
+    assert extract(source, output, "--overwrite") == 0
+    assert files_of(output) == before
+
+
+def test_a_folder_description_that_cannot_be_read(broken, source, output):
+    assert extract(source, output) == 0
+    (output / "run.json").write_text("{")
+    assert "run.json cannot be understood" in broken(2)
+    (output / "model" / "spec.json").write_text("[]")
+    assert extract(source, output, "--overwrite") == 0
+    assert len(embeddings(output)) == COUNT
+
+
+def test_the_cause_is_told_even_when_the_output_cannot_be_looked_at(broken, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "the disk is gone")
+
+    def run(self):
+        monkeypatch.setattr("transforms.runs.part_files.list_parts", fail)
+        raise RuntimeError("what happened")
+
+    monkeypatch.setattr("apache_beam.Pipeline.run", run)
+    line = broken(1)
+    assert "what happened" in line
+    assert "What is committed stays in" in line
+
+
+def test_reports_that_are_missing_are_not_taken_for_units_that_are_gone(broken, source, output, monkeypatch):
+    """Else their parts would be removed as superseded."""
+    assert extract(source, output) == 0
+    before = files_of(output)
+
+    def lose(prefix):
+        os.unlink(os.path.join(prefix, os.listdir(prefix)[0]))
+        return read(prefix)
+
+    read = launch.read_reports
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "read_reports", lose)
+        broken(1)
+    assert files_of(output) == before
+    assert extract(source, output) == 0
+
+
+def test_the_error_of_a_worker_on_a_cluster_is_found_in_javas_traceback(broken, monkeypatch):
+    said = """Pipeline BeamApp failed in state FAILED: java.util.concurrent.ExecutionException: Job execution failed.
+Caused by: java.lang.RuntimeException: Error received from SDK harness for instruction 7: Traceback:
+  File "/usr/lib/python3.11/site-packages/apache_beam/runners/common.py", line 1498, in process
+    self.do_fn_invoker.invoke_process(windowed_value)
+OSError: gs://shop/out/embeddings/part-00.parquet: 403 Forbidden [while running 'Embed units/CommitUnits/Commit unit']
+
+\tat org.apache.beam.runners.fnexecution.control.FnApiControlClient$Handler.onNext(FnApiControlClient.java:180)
+\tat java.base/java.lang.Thread.run(Thread.java:840)
+\t... 3 more
+"""
+
+    def fail(*_):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("apache_beam.Pipeline.run", fail)
+    assert "gs://shop/out/embeddings/part-00.parquet: 403 Forbidden" in broken(1)

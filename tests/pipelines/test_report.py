@@ -1,0 +1,223 @@
+"""`imagebeam report` of real runs: the page parses, is safe to open, and says what the manifest says."""
+
+import base64
+import io
+import json
+import tarfile
+from html.parser import HTMLParser
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from pipelines.cli import run_job
+from tests.support import extracting
+from tests.support.image_samples import encode, picture
+from transforms.plots import runs
+
+VOID = {"meta", "img", "br", "i"}
+OPTIONAL_END = {"html", "tr", "td", "th", "li"}
+NASTY = "<b>&amp;'\"$x$_"
+
+
+class Page(HTMLParser):
+    """Text by table row and list item, all text, tags and the decoded pictures."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.items, self.cards, self.tags, self.pictures, self.urls = [], [], {}, [], [], []
+        self.text = ""
+        self._card = None
+        self._open = []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        attributes = dict(attributes)
+        self.urls += [attributes[name] for name in ("src", "href") if name in attributes]
+        assert not any(name.startswith("on") for name in attributes)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        elif tag == "li":
+            self.items.append("")
+        elif tag == "img":
+            head, data = attributes["src"].split(",")
+            assert head == "data:image/png;base64"
+            self.pictures.append(PIL.Image.open(io.BytesIO(base64.b64decode(data, validate=True))))
+        elif tag == "div":
+            self._card = []
+        if tag not in VOID | OPTIONAL_END:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag == "div" and self._card:
+            self.cards[self._card[1]] = self._card[0]
+            self._card = None
+        if tag not in VOID | OPTIONAL_END:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" in self._open:
+            return
+        self.text += data
+        if "table" in self._open:
+            self.rows[-1][-1] += data
+        elif "ul" in self._open:
+            self.items[-1] += data
+        elif "div" in self._open and self._card is not None:
+            self._card.append(data)
+
+
+def report(run, *flags):
+    assert run_job("report", [str(run), *flags]) == 0
+    return Page((run / "report.html").read_text())
+
+
+def write(folder, images):
+    for name, data in images.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A run over 23 good and 7 bad images, with names that HTML and matplotlib would take for their own."""
+    folder = tmp_path_factory.mktemp("mixed")
+    images = {f"{NASTY}/{index}.png": encode(picture(20 + index, 40, seed=index), "PNG") for index in range(20)}
+    images |= {f"_猫/{index}.png": encode(picture(20, 40, seed=index), "PNG") for index in range(3)}
+    images |= {f"bad/{index}{NASTY}.jpg": b"<script>alert(1)</script>" * index for index in range(7)}
+    assert extracting.extract(write(folder / "in", images), folder / "run", "--max_failure_rate", "1") == 0
+    return folder / "run"
+
+
+def test_numbers_are_the_manifests(mixed):
+    page, manifest = report(mixed), extracting.manifest(mixed)
+    totals = manifest["totals"]
+    assert page.cards == {
+        "embeddings": "23",
+        "failures (23.33%)": "7",
+        "records": "30",
+        "parts": str(totals["units"]),
+        "bytes": f"{totals['bytes']:,}",
+        "seconds, last run": f"{manifest['timings']['seconds']:,.1f}",
+    }
+    for kind, count in totals["failures"].items():
+        assert [*kind.split("/"), str(count)] in page.rows
+    assert sum(totals["failures"].values()) == 7
+    for facts in (manifest["versions"], {"fingerprint": manifest["fingerprint"], "model": "VGG16"}):
+        for name, value in facts.items():
+            assert [name, value] in page.rows
+    assert ["weights", "source: random:0"] in page.rows
+    assert ["image_size", "32x32"] in page.rows
+    assert sorted(page.items) == sorted([f"{NASTY} · 20", "_猫 · 3"])
+
+
+def test_names_and_contents_are_text_and_nothing_is_loaded(mixed):
+    page = report(mixed)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert all(url.startswith("data:image/png") for url in page.urls)
+    keys = {row[0] for row in page.rows if len(row) == 3}
+    assert {key for key in keys if NASTY in key and "bad" in key} == {
+        str(mixed.parent / "in" / "bad" / f"{index}{NASTY}.jpg") for index in range(7)
+    }
+    assert "<script>alert(" in page.text
+
+
+def test_pictures_are_there(mixed):
+    pictures = report(mixed).pictures
+    assert len(pictures) == 2
+    for one in pictures:
+        assert min(one.size) > 300
+        assert len(np.unique(np.asarray(one.convert("RGB")).reshape(-1, 3), axis=0)) > 10
+
+
+def test_only_the_page_is_written(mixed):
+    report(mixed)
+    before = {path: path.stat().st_mtime_ns for path in mixed.rglob("*") if path.is_file()}
+    report(mixed)
+    after = {path: path.stat().st_mtime_ns for path in mixed.rglob("*") if path.is_file()}
+    assert {path.name for path in after if after[path] != before.get(path)} == {"report.html"}
+
+
+def test_one_image(tmp_path):
+    assert extracting.extract(write(tmp_path / "in", {"a/x.png": encode(picture(), "PNG")}), tmp_path / "run") == 0
+    page = report(tmp_path / "run")
+    assert page.cards["embeddings"] == "1"
+    assert "None: every record became an embedding." in page.text
+    assert page.items == ["a · 1"]
+    assert len(page.pictures) == 1
+
+
+def test_equal_images(tmp_path):
+    images = {f"a/{index}.png": encode(picture(), "PNG") for index in range(4)}
+    assert extracting.extract(write(tmp_path / "in", images), tmp_path / "run") == 0
+    assert len(report(tmp_path / "run").pictures) == 2
+
+
+def test_no_embeddings(tmp_path):
+    assert extracting.extract(write(tmp_path / "in", {"a/x.png": b"nothing"}), tmp_path / "run") == 3
+    page = report(tmp_path / "run")
+    assert page.cards["failures (100.00%)"] == "1"
+    assert page.pictures == []
+
+
+def test_no_labels_and_several_layers(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for index in range(6):
+            data = encode(picture(30, 40 + index, seed=index), "PNG")
+            member = tarfile.TarInfo(f"{index}.png")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    flags = ("--layer", "block1_conv1")
+    assert extracting.extract(tmp_path / "x.tar", tmp_path / "run", *flags) == 0
+    page = report(tmp_path / "run")
+    assert "No row has a label." in page.text
+    assert page.items == []
+    assert ["dimensions", "embedding.block1_pool: 64, embedding.block1_conv1: 64"] in page.rows
+    assert "embedding.block1_pool, 6 rows taken evenly" in page.text
+    assert len(page.pictures) == 2
+
+
+def test_a_large_run_is_sampled_evenly_and_counted_in_full(mixed, monkeypatch):
+    from pipelines import report as job
+
+    monkeypatch.setattr(job, "SAMPLE_ROWS", 6)
+    rows = job._gather(str(mixed), extracting.manifest(mixed))
+    assert len(rows.vectors) == len(rows.vector_labels) == 6
+    assert rows.labels == {NASTY: 20, "_猫": 3}
+    assert rows.heights.total() == rows.widths.total() == 23
+    every = extracting.embeddings(mixed)
+    for vector in rows.vectors:
+        assert any(np.array_equal(vector, one) for one in every.values())
+
+
+def test_a_classifier_is_shown(mixed, tmp_path):
+    png = encode(picture(), "PNG")
+    (tmp_path / "metrics.json").write_text(json.dumps({"accuracy": 0.9754, "rows": 12, "per_class": {"a": 1}}))
+    (tmp_path / "confusion_matrix.png").write_bytes(png)
+    page = report(mixed, "--classifier", str(tmp_path))
+    assert ["accuracy", "0.9754"] in page.rows
+    assert ["rows", "12"] in page.rows
+    assert len(page.pictures) == 3
+    assert page.pictures[2].size == PIL.Image.open(io.BytesIO(png)).size
+
+
+@pytest.mark.parametrize("arguments", [["{run}", "--classifier", "{empty}"], ["{empty}"]])
+def test_a_folder_without_results_is_named(mixed, tmp_path, capsys, arguments):
+    assert run_job("report", [one.format(run=mixed, empty=tmp_path) for one in arguments]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path) in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_colours_can_be_told_apart():
+    colours = runs.colours(100)
+    assert len(set(colours)) == len(colours) == 18
+    assert runs.colours(3) == colours[:3]

@@ -1,0 +1,434 @@
+"""`imagebeam train`, from parts to a classifier's folder."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from pipelines import train
+from pipelines.cli import run_job
+from pipelines.common.flags import JobParser
+from pipelines.options.search import SearchOptions
+from pipelines.options.training import (
+    ClassifierOptions,
+    EmbeddingOptions,
+    FitOptions,
+    HeadOptions,
+    RowOptions,
+)
+from pipelines.train import TrainOptions, run
+from tests.support.embedding_sets import SPEC, blobs, write_output
+from transforms.core.errors import ImagebeamError
+from transforms.models.embedder import Embedder
+from transforms.models.staged import stage
+from transforms.training.head import Normalization, Schedule
+
+QUICK = FitOptions(epochs=4, batch_size=64, learning_rate=0.05)
+FILES = ["classifier.keras", "confusion_matrix.png", "labels.json", "metrics.json", "predictions.parquet"]
+
+
+def options(embeddings, output, *, fit=QUICK, rows=None, head=None, search=None, memory=512, **classifier):
+    classifier = {"skip_image_classifier": True, **classifier}
+    return TrainOptions(
+        EmbeddingOptions((str(embeddings),), max_memory_mb=memory),
+        ClassifierOptions(str(output), **classifier),
+        rows or RowOptions(),
+        head or HeadOptions(),
+        fit,
+        search or SearchOptions(),
+    )
+
+
+@pytest.fixture(scope="module")
+def blob_set(tmp_path_factory):
+    vectors, labels = blobs(600, classes=4)
+    return vectors, labels, write_output(tmp_path_factory.mktemp("blobs"), vectors, labels)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Scikit-learn's digits: real scans, whose 64 pixels stand for embeddings."""
+    found = load_digits()
+    vectors, labels = found.data.astype(np.float32), found.target
+    images = [row.tobytes().hex() for row in vectors]
+    folder = tmp_path_factory.mktemp("digits")
+    return vectors, labels, write_output(folder, vectors, labels.astype(str), rows_per_part=500, images=images)
+
+
+def split_of(images, validation=0.1, test=0.2, seed=0):
+    """The split once more, in plain Python: what `transforms.training.splits` must agree with for ever."""
+    for image in images:
+        digest = hashlib.sha256(image.encode()).hexdigest()
+        number = int.from_bytes(hashlib.blake2b(f"{seed}:{digest}".encode(), digest_size=8).digest(), "big") / 2**64
+        yield "test" if number < test else "validation" if number < test + validation else "train"
+
+
+def weights(output):
+    return keras.saving.load_model(Path(output, "classifier.keras")).get_weights()
+
+
+def test_a_classifier_and_all_that_tells_of_it(blob_set, tmp_path):
+    vectors, labels, folder = blob_set
+    result = run(options(folder, tmp_path / "out"))
+    assert result.problems == ()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*FILES, "training_curves.png"])
+
+    about = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert about["labels"] == ["class-0", "class-1", "class-2", "class-3"]
+    assert about["spec"] == SPEC.to_dict()
+
+    split = np.array(list(split_of(f"image {number}" for number in range(600))))
+    model = keras.saving.load_model(tmp_path / "out" / "classifier.keras")
+    probabilities = model.predict(vectors[split == "test"], verbose=0)
+    predicted = [about["labels"][number] for number in probabilities.argmax(axis=1)]
+    truth = [label for label, part in zip(labels, split, strict=True) if part == "test"]
+
+    table = pq.read_table(tmp_path / "out" / "predictions.parquet")
+    assert table["key"].to_pylist() == [f"key-{number}" for number in np.flatnonzero(split == "test")]
+    assert table["label"].to_pylist() == truth
+    assert table["predicted"].to_pylist() == predicted
+    assert np.array(table["probabilities"].to_pylist()) == pytest.approx(probabilities, abs=1e-6)
+    assert table["probability"].to_numpy() == pytest.approx(probabilities.max(axis=1), abs=1e-6)
+
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics == json.loads(json.dumps(result.metrics))
+    assert metrics["evaluated_on"] == "test"
+    assert metrics["accuracy"] == pytest.approx(np.mean(np.array(predicted) == truth))
+    assert metrics["accuracy"] > 0.9
+    assert metrics["fingerprint"] == SPEC.fingerprint
+    assert {part: metrics["rows"][part] for part in ("train", "validation", "test")} == {
+        part: int((split == part).sum()) for part in ("train", "validation", "test")
+    }
+    assert metrics["rows"]["by_class"]["class-2"]["test"] == truth.count("class-2")
+    assert metrics["options"]["fit"]["epochs"] == 4
+    assert metrics["versions"].keys() >= {"keras", "tensorflow", "scikit-learn", "python"}
+    assert metrics["training"]["epochs"] == len(metrics["training"]["history"]["val_loss"]) == 4
+    for name in ("training_curves.png", "confusion_matrix.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_softmax_regression_is_within_a_point_of_logistic_regression(digits, tmp_path):
+    vectors, labels, folder = digits
+    rows = RowOptions(test_split=0.4)
+    run(options(folder, tmp_path, rows=rows, fit=FitOptions(epochs=60, learning_rate=0.01)))
+    split = np.array(list(split_of((row.tobytes().hex() for row in vectors), test=0.4)))
+    scaler = StandardScaler().fit(vectors[split == "train"])
+    theirs = LogisticRegression(max_iter=2000).fit(
+        scaler.transform(vectors[split == "train"]), labels[split == "train"]
+    )
+    reference = theirs.score(scaler.transform(vectors[split == "test"]), labels[split == "test"])
+    accuracy = json.loads((tmp_path / "metrics.json").read_text())["accuracy"]
+    assert reference > 0.95
+    assert accuracy == pytest.approx(reference, abs=0.01)
+
+
+@pytest.mark.parametrize("memory", [512, 1])
+def test_same_seed_same_weights(tmp_path, memory):
+    vectors, labels = blobs(900, dimension=700)  # 2.4 MB: streamed with a budget of 1
+    write_output(tmp_path / "set", vectors, labels)
+    head = HeadOptions((16,), dropout=0.2, normalization=Normalization.BATCH)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fit = dataclasses.replace(QUICK, epochs=2, seed=seed)
+        run(options(tmp_path / "set", tmp_path / name, head=head, fit=fit, memory=memory))
+    first, same, other = (weights(tmp_path / name) for name in "abc")
+    assert all(np.array_equal(a, b) for a, b in zip(first, same, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_rows_that_are_streamed_teach_as_well_as_rows_that_are_held(tmp_path):
+    vectors, labels = blobs(900, dimension=700, spread=8.0)
+    write_output(tmp_path / "set", vectors, labels)
+    accuracies = []
+    for memory in (512, 1):
+        metrics = run(options(tmp_path / "set", tmp_path / str(memory), memory=memory)).metrics
+        assert metrics["rows"]["train"] == sum(part == "train" for part in split_of(f"image {n}" for n in range(900)))
+        accuracies.append(metrics["accuracy"])
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.03)
+    assert min(accuracies) > 0.9
+
+
+def test_an_image_classifier_answers_as_the_embedder_and_the_head_do(tmp_path):
+    images = keras.Input((8, 8, 3), dtype="uint8", name="image")
+    vector = keras.layers.Flatten()(keras.ops.cast(images, "float32") / 255.0)
+    embedder = Embedder(SPEC, keras.Model(images, vector, name="embedder"))
+    pixels = np.random.default_rng(0).integers(256, size=(300, 8, 8, 3), dtype=np.uint8)
+    labels = ["dark" if picture.mean() < 127.5 else "light" for picture in pixels]
+    vectors = embedder.embed(pixels)["embedding"]
+    folder = write_output(tmp_path / "set", vectors, labels)
+    stage(embedder, f"{folder}/model", {"source": "none", "file_sha256": None})
+    run(options(folder, tmp_path / "out", skip_image_classifier=False))
+    whole = keras.saving.load_model(tmp_path / "out" / "image_classifier.keras", safe_mode=True)
+    head = keras.saving.load_model(tmp_path / "out" / "classifier.keras", safe_mode=True)
+    assert whole.predict(pixels, verbose=0) == pytest.approx(head.predict(vectors, verbose=0), abs=1e-6)
+
+
+def test_a_missing_embedder_is_noticed_before_training(blob_set, tmp_path):
+    with pytest.raises(ImagebeamError, match="--skip_image_classifier"):
+        run(options(blob_set[2], tmp_path / "out", skip_image_classifier=False))
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_labels_a_row(tmp_path):
+    random = np.random.default_rng(0)
+    truth = random.random((500, 3)) < 0.4
+    vectors = (truth @ random.normal(size=(3, 8)) * 4 + random.normal(size=(500, 8))).astype(np.float32)
+    tags = [[name for name, there in zip(("cat", "dog", "eel"), row, strict=True) if there] for row in truth]
+    kept = {"tags": (pa.list_(pa.string()), tags)}
+    folder = write_output(tmp_path / "set", vectors, [None] * 500, keep=kept)
+    rows = RowOptions(label_column="tags", multi_label=True)
+    fit = dataclasses.replace(QUICK, epochs=15, balance_classes=True)
+    metrics = run(options(folder, tmp_path / "out", rows=rows, fit=fit)).metrics
+    assert metrics["label_accuracy"] > 0.9
+    table = pq.read_table(tmp_path / "out" / "predictions.parquet")
+    keys = [int(key.removeprefix("key-")) for key in table["key"].to_pylist()]
+    assert table["label"].to_pylist() == [tags[key] for key in keys]
+    model = keras.saving.load_model(tmp_path / "out" / "classifier.keras")
+    probabilities = model.predict(vectors[keys], verbose=0)
+    assert np.array(table["probabilities"].to_pylist()) == pytest.approx(probabilities, abs=1e-6)
+    said = [[name for name, p in zip(("cat", "dog", "eel"), row, strict=True) if p >= 0.5] for row in probabilities]
+    assert table["predicted"].to_pylist() == said
+
+
+def test_without_test_rows_the_validation_rows_are_measured(blob_set, tmp_path):
+    metrics = run(options(blob_set[2], tmp_path, rows=RowOptions(test_split=0.0))).metrics
+    assert metrics["evaluated_on"] == "validation"
+    assert pq.read_metadata(tmp_path / "predictions.parquet").num_rows == metrics["rows"]["validation"]
+
+
+def test_without_validation_rows_all_epochs_are_done(blob_set, tmp_path):
+    metrics = run(options(blob_set[2], tmp_path, rows=RowOptions(validation_split=0.0))).metrics
+    assert metrics["training"]["history"].keys() == {"loss", "accuracy"}
+    assert metrics["training"]["best_epoch"] == 4
+
+
+def test_a_search_trains_the_best_of_the_grid(tmp_path):
+    vectors, _ = blobs(400, dimension=2, spread=1.0)
+    labels = ["in" if inside else "out" for inside in np.hypot(*(vectors - vectors.mean(axis=0)).T) < 2.5]
+    folder = write_output(tmp_path / "set", vectors, labels)  # a disc: only a hidden layer can tell it
+    search = SearchOptions(
+        search=True,
+        search_hidden_units=((), (32,)),
+        search_weight_decay=(0.0,),
+        search_learning_rate=(0.0001, 0.02),
+        search_folds=2,
+    )
+    metrics = run(options(folder, tmp_path / "out", search=search, fit=dataclasses.replace(QUICK, epochs=8))).metrics
+    table = metrics["search"]
+    points = {(tuple(row["hidden_units"]), row["weight_decay"], row["learning_rate"]) for row in table}
+    assert points == set(itertools.product([(), (32,)], [0.0], [0.0001, 0.02]))
+    assert [row["log_loss"] for row in table] == sorted(row["log_loss"] for row in table)
+    assert (table[0]["hidden_units"], table[0]["learning_rate"]) == ((32,), 0.02)
+    assert metrics["options"]["head"]["hidden_units"] == (32,)
+    assert metrics["options"]["fit"]["learning_rate"] == 0.02
+    kinds = [layer.name for layer in keras.saving.load_model(tmp_path / "out" / "classifier.keras").layers]
+    assert "hidden_1" in kinds
+
+
+def test_a_search_over_rows_that_do_not_fit_is_refused_before_anything_is_written(tmp_path):
+    vectors, labels = blobs(900, dimension=700)
+    folder = write_output(tmp_path / "set", vectors, labels)
+    with pytest.raises(ImagebeamError, match=r"about 2 MB.*Raise --max_memory_mb"):
+        run(options(folder, tmp_path / "out", search=SearchOptions(search=True), memory=1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_there_is_not_overwritten(blob_set, tmp_path):
+    (tmp_path / "classifier.keras").write_text("someone's own")
+    with pytest.raises(ImagebeamError, match=r"already holds classifier\.keras.*--overwrite"):
+        run(options(blob_set[2], tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["classifier.keras"]
+    assert (tmp_path / "classifier.keras").read_text() == "someone's own"
+    run(options(blob_set[2], tmp_path, overwrite=True))
+    assert len(weights(tmp_path)) == 5
+
+
+BAD_SETS = {
+    "labels": (np.zeros((40, 2), np.float32), [None] * 40, "have no label"),
+    "one class": (np.zeros((40, 2), np.float32), ["cat"] * 40, "at least two classes"),
+    "NaN": (np.full((40, 2), np.nan, np.float32), ["cat", "dog"] * 20, "NaN or infinity"),
+    "empty": (np.zeros((0, 2), np.float32), [], "no embeddings"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SETS)
+def test_bad_input_is_one_line_and_leaves_the_output_alone(tmp_path, capfd, name):
+    vectors, labels, message = BAD_SETS[name]
+    folder = write_output(tmp_path / "set", vectors, labels)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metrics.json").write_text("{}")
+    arguments = ["--embeddings", folder, "--output", str(tmp_path / "out"), "--skip_image_classifier", "--overwrite"]
+    assert run_job("train", arguments) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("imagebeam")]
+    assert message in line
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["metrics.json"]
+
+
+def test_an_accuracy_that_is_not_reached_is_exit_code_3(blob_set, tmp_path, capfd):
+    arguments = ["--embeddings", blob_set[2], "--skip_image_classifier", "--epochs", "1", "--learning_rate", "1e-6"]
+    code = run_job("train", [*arguments, "--output", str(tmp_path / "a"), "--assert_accuracy_at_least", "0.99"])
+    assert code == 3
+    assert "is lower than --assert_accuracy_at_least 0.99" in capfd.readouterr().err
+    assert (tmp_path / "a" / "metrics.json").exists()
+    code = run_job("train", [*arguments, "--output", str(tmp_path / "b"), "--assert_accuracy_at_least", "0"])
+    assert code == 0
+
+
+def test_classes_without_validation_rows_are_named(tmp_path, capfd):
+    vectors, labels = blobs(200, classes=2)
+    labels[0] = "rare"
+    folder = write_output(tmp_path / "set", vectors, labels)
+    run(options(folder, tmp_path / "out", fit=dataclasses.replace(QUICK, epochs=1)))
+    assert "1 of 3 classes have no validation rows: rare" in capfd.readouterr().err
+
+
+def test_images_in_several_splits_are_counted(tmp_path, capfd):
+    vectors, labels = blobs(200)
+    fold = (["train", "validation", "test", "train"] * 50, ["x", "y", "y", "z"] * 50)
+    folder = write_output(tmp_path / "set", vectors, labels, images=fold[1], keep={"fold": (pa.string(), fold[0])})
+    metrics = run(options(folder, tmp_path / "out", rows=RowOptions(split_column="fold"))).metrics
+    assert metrics["rows"]["images_in_several_splits"] == 1
+    assert metrics["rows"]["validation"] == 50
+    assert "1 images stand in more than one split" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "group", "expected"),
+    [
+        ("--embeddings x y --embeddings z", "embeddings", EmbeddingOptions(("x", "y", "z"))),
+        (
+            "--embedding_column e --allow_unfinished --max_memory_mb 9 --no_local_copy",
+            "embeddings",
+            EmbeddingOptions(("d",), "e", True, 9, True),
+        ),
+        ("--label_column l --drop_unlabeled", "rows", RowOptions("l", drop_unlabeled=True)),
+        ("--multi_label --label_separator |", "rows", RowOptions(multi_label=True, label_separator="|")),
+        (
+            "--validation_split 0.3 --test_split 0 --split_seed 4 --split_column c",
+            "rows",
+            RowOptions(validation_split=0.3, test_split=0, split_seed=4, split_column="c"),
+        ),
+        (
+            "--hidden_units 8,4 --dropout 0.5 --normalization batch",
+            "head",
+            HeadOptions((8, 4), 0.5, Normalization.BATCH),
+        ),
+        ("--hidden_units none", "head", HeadOptions()),
+        (
+            "--epochs 2 --batch_size 3 --learning_rate 0.4 --learning_rate_schedule cosine --weight_decay 0.5",
+            "fit",
+            FitOptions(2, 3, 0.4, Schedule.COSINE, 0.5),
+        ),
+        (
+            "--label_smoothing 0.1 --balance_classes --patience 0 --seed 5 --checkpoint_seconds 6",
+            "fit",
+            FitOptions(label_smoothing=0.1, balance_classes=True, patience=0, seed=5, checkpoint_seconds=6),
+        ),
+        (
+            "--search --search_hidden_units none/8,4 --search_weight_decay 0,1 --search_learning_rate 1",
+            "search",
+            SearchOptions(True, ((), (8, 4)), (0, 1), (1,)),
+        ),
+        (
+            "--search --search_folds 2",
+            "search",
+            SearchOptions(True, search_folds=2),
+        ),
+        (
+            "--overwrite --skip_image_classifier --assert_accuracy_at_least 0.5",
+            "classifier",
+            ClassifierOptions("o", True, True, 0.5),
+        ),
+    ],
+)
+def test_every_flag_arrives(monkeypatch, arguments, group, expected):
+    seen = []
+    monkeypatch.setattr(train, "run", lambda given: seen.append(given) or train.TrainResult({}, ()))
+    required = [] if "--embeddings" in arguments else ["--embeddings", "d"]
+    assert train.main([*required, "--output", "o", *arguments.split()]) == 0
+    assert getattr(seen[0], group) == expected
+
+
+def test_no_flag_is_left_out_of_that_test():
+    parser = JobParser("train")
+    train.add_arguments(parser)
+    marks = test_every_flag_arrives.pytestmark[0].args[1]
+    tried = {word.removeprefix("--") for case in marks for word in case[0].split() if word.startswith("--")}
+    declared = {name.removeprefix("--") for name in parser.flags} - {"help", "config", "debug", "output"}
+    assert tried == declared
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--max_memory_mb 0",
+        "--validation_split 1",
+        "--test_split -0.1",
+        "--validation_split 0 --test_split 0",
+        "--validation_split 0.5 --test_split 0.5",
+        "--label_separator ,",
+        "--hidden_units 8,0",
+        "--hidden_units wide",
+        "--dropout 0.5",
+        "--dropout 1 --hidden_units 8",
+        "--normalization layer",
+        "--epochs 0",
+        "--learning_rate 0",
+        "--learning_rate nan",
+        "--weight_decay -1",
+        "--label_smoothing 1",
+        "--patience -1",
+        "--search_folds 1 --search",
+        "--search_weight_decay 0",
+        "--search_learning_rate 0,1 --search",
+        "--search_weight_decay nan --search",
+        "--search_hidden_units none/0 --search",
+        "--assert_accuracy_at_least 97",
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused(arguments):
+    with pytest.raises(ImagebeamError, match=arguments.split()[0]):
+        train.main(["--embeddings", "d", "--output", "o", *arguments.split()])
+
+
+@pytest.mark.slow
+def test_a_killed_job_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
+    vectors, labels = blobs(2000, dimension=32, spread=4.0)
+    folder = write_output(tmp_path / "set", vectors, labels)
+    flags = "--skip_image_classifier --hidden_units 32 --dropout 0.3 --epochs 60 --patience 0 --checkpoint_seconds 0"
+    command = [sys.executable, "-m", "pipelines.train", "--embeddings", folder, *flags.split(), "--output"]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    subprocess.run([*command, str(tmp_path / "undisturbed")], check=True, env=environment, timeout=200)
+    output = tmp_path / "killed"
+    state, kills = output / "checkpoint-state.npz", 0
+    while kills < 3:
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        with subprocess.Popen([*command, str(output)], env=environment) as process:
+            while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
+                time.sleep(0.02)
+            time.sleep(0.3 * kills)
+            process.send_signal(signal.SIGKILL)
+        kills += 1
+        assert not (output / "metrics.json").exists()
+    subprocess.run([*command, str(output)], check=True, env=environment, timeout=200)
+    for mine, theirs in zip(weights(output), weights(tmp_path / "undisturbed"), strict=True):
+        assert np.array_equal(mine, theirs)
+    assert sorted(path.name for path in output.iterdir()) == sorted([*FILES, "training_curves.png"])
+    one, other = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("killed", "undisturbed"))
+    for metrics in (one, other):
+        del metrics["training"]["seconds"], metrics["options"]["classifier"]["output"]
+    assert one == other

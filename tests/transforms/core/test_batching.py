@@ -1,0 +1,103 @@
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from transforms.core.batching import batch_by_shape, map_ahead
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+def test_map_ahead_keeps_the_order_whatever_finishes_first(pool):
+    def slow_start(number):
+        time.sleep(0.02 if number % 4 == 0 else 0)
+        return number * number
+
+    assert list(map_ahead(slow_start, range(50), pool, limit=7)) == [number * number for number in range(50)]
+
+
+def test_map_ahead_holds_no_more_than_its_limit(pool):
+    drawn = []
+
+    def items():
+        for number in range(100):
+            drawn.append(number)
+            yield number
+
+    results = map_ahead(lambda number: number, items(), pool, limit=5)
+    for consumed in range(1, 30):
+        next(results)
+        time.sleep(0.002)
+        # `limit` between drawing and consuming, one in the reader's hand waiting for a place, one being consumed.
+        assert len(drawn) <= consumed + 5 + 1
+    results.close()
+
+
+def test_map_ahead_raises_the_readers_error_after_what_came_before_it(pool):
+    def items():
+        yield 1
+        yield 2
+        raise OSError("disk gone")
+
+    results = map_ahead(lambda number: number, items(), pool, limit=2)
+    assert [next(results), next(results)] == [1, 2]
+    with pytest.raises(OSError, match="disk gone"):
+        next(results)
+
+
+def test_map_ahead_raises_the_functions_error(pool):
+    with pytest.raises(ZeroDivisionError):
+        list(map_ahead(lambda number: 1 // number, [1, 0, 1], pool, limit=2))
+
+
+def test_map_ahead_stops_reading_when_the_consumer_leaves(pool):
+    before = threading.active_count()
+
+    def endless():
+        number = 0
+        while True:
+            yield number
+            number += 1
+
+    results = map_ahead(lambda number: number, endless(), pool, limit=3)
+    assert next(results) == 0
+    results.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
+    assert threading.active_count() <= before + 4
+
+
+def test_batches_hold_one_shape_and_are_full_where_they_can_be():
+    shapes = [(10, 10), (20, 10)] * 10
+    batches = list(batch_by_shape(enumerate(shapes), lambda item: item[1], batch_size=4, pixel_budget=10_000))
+    assert all(len({shape for _, shape in batch}) == 1 for batch in batches)
+    assert sorted(len(batch) for batch in batches) == [2, 2, 4, 4, 4, 4]
+    assert sorted(index for batch in batches for index, _ in batch) == list(range(20))
+
+
+def test_the_pixel_budget_bounds_a_batch_but_never_to_nothing():
+    shapes = [(10, 10)] * 5 + [(100, 100)] * 2
+    batches = list(batch_by_shape(shapes, lambda shape: shape, batch_size=32, pixel_budget=250))
+    assert [len(batch) for batch in batches] == [2, 2, 1, 1, 1]
+    assert sum(map(len, batches)) == 7
+
+
+def test_waiting_images_of_many_shapes_are_bounded():
+    waiting = 0
+    peak = 0
+
+    def items():
+        nonlocal waiting, peak
+        for side in range(10, 200):
+            waiting += side * 10
+            peak = max(peak, waiting)
+            yield (side, 10)
+
+    for batch in batch_by_shape(items(), lambda shape: shape, batch_size=32, pixel_budget=5_000):
+        waiting -= sum(height * width for height, width in batch)
+    assert peak <= 4 * 5_000 + 2_000
+    assert waiting == 0

@@ -1,0 +1,55 @@
+import dataclasses
+
+import pytest
+
+from transforms.core.errors import ImagebeamError
+from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision, ResizeMode
+
+SPEC = EmbedderSpec("VGG16", "ab" * 32, layers=("block4_pool",), image_size=(48, 48))
+
+OTHERS = {
+    "model": "VGG19",
+    "weights_sha256": "cd" * 32,
+    "layers": ("block5_pool",),
+    "pooling": Pooling.MAX,
+    "image_size": None,
+    "interpolation": Interpolation.NEAREST,
+    "resize_mode": ResizeMode.PAD,
+    "precision": Precision.BFLOAT16,
+    "color_policy": "another",
+}
+
+
+def test_json_round_trip():
+    assert EmbedderSpec.from_json(SPEC.to_json()) == SPEC
+    native = dataclasses.replace(SPEC, image_size=None)
+    assert EmbedderSpec.from_json(native.to_json()) == native
+
+
+def test_the_fingerprint_is_stable():
+    # Computed once by hand: sha256sum of the canonical JSON. A change here makes every stored embedding foreign.
+    canonical = (
+        '{"color_policy":"imagebeam-1","image_size":[48,48],"interpolation":"bilinear","layers":["block4_pool"],'
+        '"model":"VGG16","pooling":"avg","precision":"float32","resize_mode":"stretch","weights_sha256":"'
+        + "ab" * 32
+        + '"}'
+    )
+    assert SPEC.to_json() == canonical
+    assert SPEC.fingerprint == "75aa93245a3bdef746309926c3b24221b67be99bd884fa7b45377d98dbf6c3d1"
+
+
+def test_every_field_is_covered_by_the_list_of_others():
+    assert set(OTHERS) == {field.name for field in dataclasses.fields(EmbedderSpec)}
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_each_field_changes_the_fingerprint_and_is_named(name):
+    other = dataclasses.replace(SPEC, **{name: OTHERS[name]})
+    assert other.fingerprint != SPEC.fingerprint
+    (difference,) = SPEC.differences(other)
+    assert difference.startswith(f"{name}: ")
+
+
+def test_an_unknown_field_is_refused():
+    with pytest.raises(ImagebeamError, match="does not know: flavour"):
+        EmbedderSpec.from_dict({**SPEC.to_dict(), "flavour": "vanilla"})

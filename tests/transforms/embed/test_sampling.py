@@ -1,0 +1,121 @@
+"""A sample is uniform, always the same, and says what its records are."""
+
+from collections import Counter
+
+import pytest
+
+from tests.support.image_samples import encode, picture
+from transforms.core.types import Failure, FileInfo, InputFormat, ReadOptions, Record, RecordRef, Shard, Stage, WorkUnit
+from transforms.embed.sampling import READ_THROUGH, Reservoir, look_at
+from transforms.images.decode import ImageOptions
+
+OPTIONS = ImageOptions(image_size=(8, 8))
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Every reading of a unit, instead of files: [unit, records read so far]."""
+    found = []
+
+    def read(unit, options):
+        found.append([unit, 0])
+        place = len(found) - 1
+        for index in range(unit.count):
+            found[place][1] += 1
+            uri = unit.refs[index].uri if unit.refs else unit.shard.file.uri
+            yield Record(f"{uri}#{unit.start + index}", uri, b"")
+
+    monkeypatch.setattr("transforms.embed.sampling.read_records", read)
+    return found
+
+
+def shard_unit(name, count, start=0):
+    return WorkUnit(InputFormat.TFRECORD, count, Shard(FileInfo(name, 1, "1"), InputFormat.TFRECORD), start=start)
+
+
+def list_unit(start, count):
+    refs = tuple(RecordRef(f"k{index}", f"f{index}") for index in range(start, start + count))
+    return WorkUnit(InputFormat.FILES, count, start=start, refs=refs)
+
+
+def picked(units, size):
+    reservoir = Reservoir(size)
+    for unit in units:
+        reservoir.add(unit)
+    return [record.key for record in reservoir.records(ReadOptions())]
+
+
+def test_a_sample_as_large_as_the_input_is_the_input(reads):
+    units = [shard_unit("a", 7), list_unit(0, 5), shard_unit("a", 3, start=7), list_unit(5, 1)]
+    for size in (16, 1000):
+        keys = picked(units, size)
+        assert sorted(key for key in keys if key.startswith("a")) == [f"a#{index}" for index in range(10)]
+        assert sorted(key.split("#")[0] for key in keys if key.startswith("f")) == [f"f{index}" for index in range(6)]
+
+
+def test_has_its_size_and_no_record_twice_and_is_always_the_same(reads):
+    units = [shard_unit(f"s{index}", 1 + 37 * index % 91) for index in range(60)]
+    keys = picked(units, 100)
+    assert len(set(keys)) == len(keys) == 100
+    assert picked(units, 100) == keys
+
+
+def test_every_record_is_as_likely_as_any_other(reads):
+    # 40 samples of 50 of 1,000 files, told apart by how many files stand before them.
+    counts = Counter()
+    for before in range(0, 4000, 100):
+        units = [list_unit(0, before)] if before else []
+        reservoir = Reservoir(50)
+        for unit in [*units, list_unit(before, 1000)]:
+            reservoir.add(unit)
+        keys = [int(record.uri[1:]) for record in reservoir.records(ReadOptions())]
+        counts.update((index - before) // 100 for index in keys if index >= before)
+    assert set(counts) == set(range(10))
+    expected = counts.total() / 10
+    chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
+    assert chi_square < 27.9  # 9 degrees of freedom: a uniform sample exceeds it once in a thousand times
+
+
+def test_shards_are_not_read_through_for_a_few_records(reads):
+    picked([shard_unit(f"s{index}", 2048) for index in range(300)], 100)
+    assert len(reads) > 60
+    assert sum(count for _, count in reads) <= READ_THROUGH * 100
+
+
+def test_of_one_unit_any_record_may_be_picked(reads):
+    places = [int(key.split("#")[1]) for key in picked([shard_unit("a", 2000)], 100)]
+    assert min(places) < 200
+    assert max(places) > 1800
+
+
+def test_an_empty_input_gives_an_empty_sample(reads):
+    assert picked([], 10) == []
+
+
+def test_says_what_the_records_are():
+    records = [
+        Record("a", "a", encode(picture(24, 32), "JPEG")),
+        Record("b", "b", encode(picture(50, 16), "PNG")),
+        Record("c", "c", b""),
+        Failure("d", "d", Stage.READ, "missing", "gone"),
+        Record("e", "e", encode(picture(9, 9), "PNG")),
+    ]
+    sample = look_at(records, OPTIONS, images=2, pixels=10_000)
+    assert sample.records == 5
+    assert sample.sizes == [(32, 24), (16, 50), (9, 9)]
+    assert sample.formats == {"JPEG": 1, "PNG": 2}
+    assert sample.failures == {"decode/empty": 1, "read/missing": 1}
+    assert sample.failure_rate == 0.4
+    assert [image.shape for image in sample.images] == [(8, 8, 3)] * 2
+    assert 0 < sample.decode_seconds < 10
+
+
+@pytest.mark.parametrize(("pixels", "kept"), [(0, 1), (64, 1), (3 * 64, 3)])
+def test_keeps_no_more_pixels_than_asked_for_but_one_image(pixels, kept):
+    records = [Record(str(index), "", encode(picture(), "PNG")) for index in range(5)]
+    assert len(look_at(records, OPTIONS, images=32, pixels=pixels).images) == kept
+
+
+def test_nothing_decodes():
+    sample = look_at([Record("a", "a", b"no image")], OPTIONS, images=1, pixels=64)
+    assert (sample.records, sample.sizes, sample.images, sample.failure_rate) == (1, [], [], 1.0)

@@ -1,0 +1,182 @@
+import io
+import itertools
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
+from apache_beam.testing.util import assert_that, equal_to
+from PIL import Image
+
+from tests.support.fakes import ChannelMeans, FakeModel
+from transforms.core.types import Failure, Record, Stage
+from transforms.embed.units import EmbeddingModelHandler, EmbedOptions, embed_records
+from transforms.images.decode import ImageOptions
+from transforms.runs import part_files
+
+
+def png(color, size=(8, 8)):
+    data = io.BytesIO()
+    Image.new("RGB", size, color).save(data, "PNG")
+    return data.getvalue()
+
+
+def records(count):
+    return [
+        Record(f"k{index}", "u", png((index % 256, 2 * index % 256, 7)), label=str(index % 3)) for index in range(count)
+    ]
+
+
+def embed(items, batch_size=4, image_size=(8, 8), embedder=None, **settings):
+    options = EmbedOptions(ImageOptions(image_size=image_size), batch_size=batch_size, **settings)
+    return embed_records(items, embedder or ChannelMeans(), options)
+
+
+def test_every_record_becomes_its_row_in_order():
+    result = embed(records(30))
+    assert [row.key for row in result.rows] == [f"k{index}" for index in range(30)]
+    for index, row in enumerate(result.rows):
+        np.testing.assert_array_equal(row.vectors["embedding"], [index, 2 * index, 7])
+        assert row.label == str(index % 3)
+        assert (row.width, row.height) == (8, 8)
+    assert result.failures == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32])
+def test_the_batch_size_changes_nothing(batch_size):
+    expected = embed(records(40), batch_size=4)
+    result = embed(records(40), batch_size=batch_size)
+    assert [row.key for row in result.rows] == [row.key for row in expected.rows]
+    for row, other in zip(result.rows, expected.rows, strict=True):
+        np.testing.assert_array_equal(row.vectors["embedding"], other.vectors["embedding"])
+
+
+def test_bad_records_fail_alone_and_in_order():
+    items = records(10)
+    items[2] = Record("k2", "u", b"")
+    items[5] = Failure("k5", "u", Stage.READ, "corrupt", "bad CRC")
+    items[9] = Record("k9", "u", png((1, 2, 3))[:40])
+    result = embed(items)
+    assert [(failure.key, failure.stage, failure.error_type) for failure in result.failures] == [
+        ("k2", Stage.DECODE, "empty"),
+        ("k5", Stage.READ, "corrupt"),
+        ("k9", Stage.DECODE, result.failures[2].error_type),
+    ]
+    assert [row.key for row in result.rows] == [f"k{index}" for index in (0, 1, 3, 4, 6, 7, 8)]
+    assert result.failures[0].sha256 == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_images_of_their_own_sizes_are_batched_by_exact_shape():
+    sizes = [(10, 20), (30, 10), (10, 20), (12, 20), (30, 10)] * 3
+    items = [Record(f"k{index}", "u", png((index, 0, 0), size)) for index, size in enumerate(sizes)]
+    embedder = ChannelMeans()
+    result = embed(items, batch_size=3, image_size=None, embedder=embedder)
+    assert [row.vectors["embedding"][0] for row in result.rows] == list(range(15))
+    assert {shape[1:3] for shape in embedder.batches} == {(20, 10), (10, 30), (20, 12)}
+    assert max(shape[0] for shape in embedder.batches) == 3
+
+
+def test_a_fixed_size_fills_its_batches_however_large_the_images():
+    embedder = ChannelMeans()
+    embed(records(8), batch_size=4, image_size=(400, 300), embedder=embedder, pixel_budget=1000)
+    assert [shape[0] for shape in embedder.batches] == [4, 4]
+
+
+class Poisoned(ChannelMeans):
+    """Chokes on any batch with an image whose red is 13."""
+
+    def embed(self, images):
+        if (images[:, 0, 0, 0] == 13).any():
+            raise RuntimeError("bad luck")
+        return super().embed(images)
+
+
+def test_an_image_the_model_chokes_on_is_found_and_the_rest_goes_on():
+    result = embed(records(32), batch_size=16, embedder=Poisoned())
+    (failure,) = result.failures
+    assert (failure.key, failure.stage, failure.error_type) == ("k13", Stage.EMBED, "RuntimeError")
+    assert len(result.rows) == 31
+
+
+def test_two_poisoned_neighbours_fail_alone_too():
+    items = records(16)
+    items[12] = items[13] = Record("twin", "u", png((13, 0, 0)))
+    result = embed(items, batch_size=16, embedder=Poisoned())
+    assert [failure.key for failure in result.failures] == ["twin", "twin"]
+    assert len(result.rows) == 14
+
+
+class Broken(ChannelMeans):
+    def embed(self, images):
+        raise RuntimeError("the device is gone")
+
+
+def test_a_model_that_embeds_nothing_of_a_batch_stops_the_unit():
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        embed(records(8), embedder=Broken())
+
+
+class Overflowing(ChannelMeans):
+    def embed(self, images):
+        vectors = super().embed(images)["embedding"]
+        vectors[vectors[:, 0] == 5] = np.inf
+        return {"embedding": vectors}
+
+
+def test_vectors_that_are_not_finite_are_failures():
+    result = embed(records(8), embedder=Overflowing())
+    assert [(failure.key, failure.error_type) for failure in result.failures] == [("k5", "not_finite")]
+    assert len(result.rows) == 7
+
+
+def test_the_models_calls_are_told():
+    told = []
+    options = EmbedOptions(ImageOptions(image_size=(8, 8)), batch_size=4)
+    embed_records(records(10), ChannelMeans(), options, lambda images, seconds: told.append((images, seconds)))
+    assert [images for images, _ in told] == [4, 4, 2]
+    assert all(seconds >= 0 for _, seconds in told)
+
+
+def test_reading_is_bounded_by_the_batches_ahead():
+    drawn = 0
+
+    def endless():
+        nonlocal drawn
+        for record in itertools.cycle(records(10)):
+            drawn += 1
+            yield record
+
+    class Stops(ChannelMeans):
+        def embed(self, images):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed(endless(), batch_size=4, embedder=Stops())
+    assert drawn <= 4 + 2 * 4 + 1
+
+
+def test_run_inference_gives_keyed_vectors_and_no_pixels():
+    images = {f"k{index}": np.full((4 + index % 2, 6, 3), index, np.uint8) for index in range(9)}
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        vectors = (
+            pipeline
+            | beam.Create(list(images.items()))
+            | RunInference(KeyedModelHandler(EmbeddingModelHandler(FakeModel(), batch_size=4)))
+            | beam.MapTuple(lambda key, vectors: (key, {name: vector.tolist() for name, vector in vectors.items()}))
+        )
+        expected = [(key, {"embedding": [float(image[0, 0, 0])] * 3}) for key, image in images.items()]
+        assert_that(vectors, equal_to(expected))
+
+
+def test_the_handler_takes_no_inference_args_and_counts_bytes():
+    handler = EmbeddingModelHandler(FakeModel())
+    batch = [np.zeros((4, 4, 3), np.uint8)] * 2
+    assert handler.get_num_bytes(batch) == 2 * 48
+    with pytest.raises(ValueError, match="takes no inference_args"):
+        list(handler.run_inference(batch, ChannelMeans(), {"top_k": 5}))
+
+
+def test_rows_become_a_table():
+    result = embed(records(3))
+    table = part_files.rows_to_table(result.rows, {"embedding": 3}, part_files.PartOptions())
+    assert table["key"].to_pylist() == ["k0", "k1", "k2"]

@@ -1,0 +1,597 @@
+import gzip
+import itertools
+import json
+import os
+import statistics
+import struct
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from random import Random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.gcs_server import gcs  # noqa: F401
+from tests.support.shard_files import (
+    example,
+    images,
+    samples,
+    tfrecord_offsets,
+    write_parquet,
+    write_tar,
+    write_tfrecord,
+)
+from transforms import storage
+from transforms.core.errors import ImagebeamError
+from transforms.core.types import InputFormat, ListingPart, ReadOptions, Shard, WorkUnit
+from transforms.inputs.plan import cut_shard, inspect_input, plan, plan_in_parts
+
+OPTIONS = ReadOptions()
+
+
+def shard(path, input_format):
+    return Shard(storage.stat(str(path)), InputFormat(input_format))
+
+
+def cut(path, input_format, rows_per_unit=5, options=OPTIONS):
+    return list(cut_shard(shard(path, input_format), rows_per_unit, options))
+
+
+def ranges(units):
+    return [(unit.start, unit.count) for unit in units]
+
+
+def kept(*columns):
+    return ReadOptions(keep_columns=tuple((name, pa.type_for_alias(kind)) for name, kind in columns))
+
+
+# Planning.
+
+
+def test_images_become_units_of_consecutive_files(tmp_path):
+    for name in ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/x y.jpg", "emu/1.jpg", "x.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    items = list(plan([str(tmp_path)], None, 2))
+    units = [item for item in items if isinstance(item, WorkUnit)]
+    assert all(1 <= unit.count <= 2 for unit in units)
+    assert [unit.start for unit in units] == [0, *itertools.accumulate(unit.count for unit in units)][:-1]
+    refs = [ref for unit in units for ref in unit.refs]
+    assert [(ref.key, ref.label) for ref in refs] == [
+        (f"{tmp_path}/{name}", name.split("/")[0])
+        for name in ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/x y.jpg", "emu/1.jpg")
+    ]
+    assert all(ref.version == storage.stat(ref.uri).version for ref in refs)
+    assert [item.file.uri for item in items if isinstance(item, Shard)] == [f"{tmp_path}/x.tar"]
+    assert list(itertools.chain(*(cut_shard(unit, 2, OPTIONS) for unit in units))) == units
+
+
+def test_the_label_of_an_image_right_in_a_bucket_is_unknown(gcs):  # noqa: F811
+    for name in ("1.jpg", "cat/2.jpg"):
+        storage.publish(f"gs://{gcs.bucket}/{name}", b"x")
+    (unit,) = plan([f"gs://{gcs.bucket}"], None, 10)
+    assert [(ref.key, ref.label) for ref in unit.refs] == [
+        (f"gs://{gcs.bucket}/1.jpg", None),
+        (f"gs://{gcs.bucket}/cat/2.jpg", "cat"),
+    ]
+    assert all(ref.version.isdigit() for ref in unit.refs)
+
+
+def test_planning_streams(monkeypatch):
+    """The first item is there long before the listing is over, whatever the input is made of."""
+    for extension in ("jpg", "tar"):
+        endless = (storage.FileInfo(f"/x/{number:09}.{extension}", 1, "1") for number in itertools.count())
+        monkeypatch.setattr(storage, "matches", lambda pattern, within, files=endless: iter([(False, files)]))
+        items = plan(["/x/*"], None, 100)
+        assert len(list(itertools.islice(items, 3))) == 3
+        assert next(endless).uri < "/x/000000500"
+
+
+@pytest.mark.parametrize("alone", [1, 7, 40, 41])
+def test_a_long_listing_planned_in_parts_covers_every_file_once(tmp_path, monkeypatch, alone):
+    for number in range(40):
+        storage.publish(str(tmp_path / f"class{number % 7}" / f"{number}.jpg"), b"x")
+    storage.publish(str(tmp_path / "class3" / "x.tar"), b"")
+    monkeypatch.setattr("transforms.inputs.plan.LISTED_ALONE", alone)
+    items = list(plan_in_parts([str(tmp_path)], None, 4))
+    assert (alone < 40) == any(isinstance(item, ListingPart) for item in items)
+    units = [unit for item in items for unit in cut_shard(item, 4, OPTIONS)]
+    assert sorted(ref.uri for unit in units for ref in unit.refs) == sorted(map(str, tmp_path.glob("*/*.jpg")))
+    assert [unit.shard.file.uri for unit in units if unit.shard] == [str(tmp_path / "class3" / "x.tar")]
+    assert len({unit.id for unit in units}) == len(units)
+
+
+def plan_names(monkeypatch, names, rows_per_unit):
+    files = [storage.FileInfo(name, 1, "1") for name in sorted(names)]
+    monkeypatch.setattr(storage, "matches", lambda pattern, within: iter([(False, iter(files))]))
+    return list(plan(["/x/*"], None, rows_per_unit))
+
+
+@pytest.mark.parametrize("name", ["/x/IMG_{:06}.jpg", "/x/{:03x}/photo.jpg", "/x/{:064b}.jpg"])
+def test_units_of_files_are_at_least_half_full_and_never_over(monkeypatch, name):
+    units = plan_names(monkeypatch, map(name.format, range(4_000)), 50)
+    counts = [unit.count for unit in units]
+    assert sum(counts) == 4_000
+    assert all(25 <= count <= 50 for count in counts[:-1])
+    assert counts[-1] <= 50
+    assert 34 <= sum(counts[:-1]) / len(counts[:-1]) <= 41  # 37.5, were the place of the lowest digest random
+
+
+def test_a_changed_list_of_files_changes_only_the_units_about_there(monkeypatch):
+    random = Random(7)
+    names = {f"/x/{random.getrandbits(64):016x}.jpg" for _ in range(3_000)}
+    before = {unit.id for unit in plan_names(monkeypatch, names, 20)}
+    assert len(before) >= 150
+    changed = []
+    for step, name in enumerate(random.sample(sorted(names), 30)):
+        now = names ^ {name if step % 2 else f"/x/{random.getrandbits(64):016x}.jpg"}
+        after = {unit.id for unit in plan_names(monkeypatch, now, 20)}
+        changed.append(len(after - before))
+    assert min(changed) >= 1
+    assert statistics.mean(changed) < 4
+    assert max(changed) < 20
+
+
+def test_the_same_files_make_the_same_units_in_every_process(tmp_path):
+    for number in range(7):
+        (tmp_path / f"{number}.jpg").touch()
+    here = [unit.id for unit in plan([str(tmp_path)], None, 3)]
+    code = (
+        "import sys\nfrom transforms.inputs.plan import plan\nprint(*[unit.id for unit in plan(sys.argv[1:], None, 3)])"
+    )
+    there = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert there.stdout.split() == here
+
+
+# Cutting.
+
+COUNT = 23
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Every format and compression, `COUNT` records each."""
+    base = tmp_path_factory.mktemp("shards")
+    payloads = [example(image=data, label=number) for number, data in enumerate(images(COUNT))]
+    columns = {"image": images(COUNT), "label": list(range(COUNT))}
+    return {
+        "tfrecord": write_tfrecord(base / "plain", payloads),
+        "tfrecord gzip": write_tfrecord(base / "gzip", payloads, "GZIP"),
+        "tfrecord zlib": write_tfrecord(base / "zlib", payloads, "ZLIB"),
+        "webdataset": write_tar(base / "a", samples(COUNT)),
+        "webdataset gzip": write_tar(base / "b", samples(COUNT), "w:gz"),
+        "webdataset pax": write_tar(
+            base / "c", samples(COUNT), format=tarfile.PAX_FORMAT, pax_headers={"comment": "x"}
+        ),
+        "parquet": write_parquet(base / "d", columns, 10),
+    }
+
+
+FORMATS = (
+    *("tfrecord", "tfrecord gzip", "tfrecord zlib"),
+    *("webdataset", "webdataset gzip", "webdataset pax", "parquet"),
+)
+
+
+@pytest.mark.parametrize("rows_per_unit", [1, 5, COUNT, 2048])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_units_cover_a_shard_without_gap_or_overlap(shards, kind, rows_per_unit):
+    units = cut(shards[kind], kind.split()[0], rows_per_unit)
+    assert sum(unit.count for unit in units) == COUNT
+    assert [unit.start for unit in units] == [0, *itertools.accumulate(unit.count for unit in units)][:-1]
+    assert all(1 <= unit.count <= rows_per_unit for unit in units)
+    assert not any(unit.error for unit in units)
+    assert len({unit.id for unit in units}) == len(units)
+
+
+def test_offsets_are_where_the_records_start(shards):
+    data = Path(shards["tfrecord"]).read_bytes()
+    assert [unit.offset for unit in cut(shards["tfrecord"], "tfrecord", 1)] == tfrecord_offsets(data)[:-1]
+    for kind in ("gzip", "zlib"):
+        units = cut(shards[f"tfrecord {kind}"], "tfrecord", 1)
+        assert [unit.offset for unit in units] == tfrecord_offsets(data)[:-1]
+    with tarfile.open(shards["webdataset"]) as tar:
+        expected = [member.offset for member in tar.getmembers()][::3]
+    for kind in ("webdataset", "webdataset gzip"):
+        assert [unit.offset for unit in cut(shards[kind], "webdataset", 1)] == expected
+
+
+def test_row_groups_are_never_crossed(shards):
+    assert ranges(cut(shards["parquet"], "parquet", 8)) == [(0, 8), (8, 2), (10, 8), (18, 2), (20, 3)]
+
+
+def test_an_empty_shard_has_no_units(tmp_path):
+    assert cut(write_tfrecord(tmp_path / "gz", [], "GZIP"), "tfrecord") == []
+    assert cut(write_tar(tmp_path / "tar", []), "webdataset") == []
+    assert cut(write_tar(tmp_path / "tgz", [], "w:gz"), "webdataset") == []
+    assert cut(write_parquet(tmp_path / "parquet", {"image": pa.array([], pa.binary())}, 10), "parquet") == []
+
+
+@pytest.mark.parametrize("input_format", ["tfrecord", "webdataset", "parquet"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0", b"no shard at all" * 100, b"\x1f\x8b\x08broken gzip", b"\x78\x9cbroken zlib"]
+)
+def test_what_is_no_shard_is_one_failure(tmp_path, input_format, content):
+    (tmp_path / "x").write_bytes(content)
+    (unit,) = cut(tmp_path / "x", input_format)
+    assert (unit.start, unit.count, unit.shard.file.uri) == (0, 1, str(tmp_path / "x"))
+    assert unit.error.partition(": ")[0] in ("truncated", "corrupt")
+
+
+def test_a_shard_that_is_gone_is_one_failure(tmp_path):
+    (tmp_path / "x.tar").touch()
+    gone = shard(tmp_path / "x.tar", "webdataset")
+    os.remove(tmp_path / "x.tar")
+    (unit,) = cut_shard(gone, 5, OPTIONS)
+    assert (unit.count, unit.error.partition(": ")[0]) == (1, "missing")
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "tfrecord gzip", "webdataset", "webdataset gzip"])
+def test_a_shard_cut_off_anywhere_gives_its_whole_records_and_one_failure(shards, tmp_path, kind):
+    """At every kind of place: inside headers, contents and padding, and right between two records."""
+    data = Path(shards[kind]).read_bytes()
+    whole = cut(shards[kind], kind.split()[0], 1)
+    if kind == "tfrecord":
+        starts = [unit.offset for unit in whole]
+        lengths = sorted({place + step for place in starts for step in (-1, 0, 1, 8, 11, 12, 13)} - {-1, 0})
+    else:
+        lengths = range(200, len(data) - 1, len(data) // 50)
+    for length in lengths:
+        (tmp_path / "x").write_bytes(data[:length])
+        units = cut(tmp_path / "x", kind.split()[0], 4)
+        good, bad = [unit for unit in units if not unit.error], [unit for unit in units if unit.error]
+        assert [unit.error is None for unit in units] == [True] * len(good) + [False] * len(bad)
+        covered = sum(unit.count for unit in good)
+        if kind == "tfrecord":
+            assert covered == sum(end <= length for end in [*starts[1:], len(data)])
+            assert bool(bad) == (length not in starts)
+        else:
+            assert covered <= COUNT
+        for unit in bad:
+            assert (unit.start, unit.count) == (covered, 1)
+            assert unit.error.startswith(("truncated: ", "corrupt: "))
+        if "gzip" in kind:
+            assert bad, "a cut gzip stream always shows"
+
+
+def test_a_damaged_length_ends_a_tfrecord_there(shards, tmp_path):
+    data = bytearray(Path(shards["tfrecord"]).read_bytes())
+    data[tfrecord_offsets(data)[7] + 2] ^= 1
+    (tmp_path / "x").write_bytes(data)
+    units = cut(tmp_path / "x", "tfrecord", 5)
+    assert ranges(units) == [(0, 5), (5, 2), (7, 1)]
+    assert [bool(unit.error) for unit in units] == [False, False, True]
+    assert units[-1].error.startswith("corrupt: the CRC of a record's length does not match")
+
+
+def test_a_length_that_looks_like_a_signature_is_a_length(tmp_path):
+    for signature in (b"\x1f\x8b", b"\x78\x9c", b"\x78\x01"):
+        (length,) = struct.unpack("<H", signature)
+        path = write_tfrecord(tmp_path / "x", [bytes(length), b"2"])
+        assert Path(path).read_bytes()[:2] == signature
+        assert ranges(cut(path, "tfrecord", 5)) == [(0, 2)]
+
+
+def test_gzip_members_one_after_the_other_are_one_shard(shards, tmp_path):
+    data = Path(shards["tfrecord"]).read_bytes()
+    middle = len(data) // 2
+    (tmp_path / "x").write_bytes(gzip.compress(data[:middle]) + gzip.compress(data[middle:]) + b"\0" * 10)
+    assert sum(unit.count for unit in cut(tmp_path / "x", "tfrecord")) == COUNT
+    (tmp_path / "x").write_bytes(gzip.compress(data) + b"something else")
+    units = cut(tmp_path / "x", "tfrecord", 2048)
+    assert ranges(units) == [(0, COUNT), (COUNT, 1)]
+    assert "something else follows" in units[-1].error
+
+
+def test_a_damaged_tar_header_is_not_taken_for_the_end(tmp_path):
+    path = write_tar(tmp_path / "x", [(f"{number:03}.jpg", b"x" * 100) for number in range(10)])
+    data = bytearray(Path(path).read_bytes())
+    data[6 * 1024 + 5] ^= 1
+    (tmp_path / "x").write_bytes(data)
+    units = cut(path, "webdataset", 4)
+    assert ranges(units) == [(0, 4), (4, 1), (5, 1)], "the damaged member may have been a part of 005"
+    assert units[-1].error.startswith("corrupt: the header of a member is damaged")
+
+
+def test_samples_are_neighbours_of_one_stem(tmp_path):
+    long = "d" * 120 + "/" + "e" * 150
+    path = write_tar(
+        tmp_path / "x",
+        [
+            ("a.jpg", b"1"),
+            ("a.cls", b"1"),
+            ("a/b.jpg", b"2"),
+            ("a/b.left.png", b"2"),
+            ("./._b.jpg", b"AppleDouble"),
+            ("README", b"no dot"),
+            (f"{long}.jpg", b"3"),
+            (f"{long}.json", b"{}"),
+            ("ü.写.jpg", b"4"),
+        ],
+    )
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("empty.jpg"))
+        folder = tarfile.TarInfo("folder.jpg")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    assert ranges(cut(path, "webdataset", 2)) == [(0, 2), (2, 2), (4, 1)]
+
+
+def test_a_sample_that_comes_back_is_a_failure_and_the_others_are_not(tmp_path):
+    names = ["a.jpg", "b.jpg", "c.jpg", "a.cls", "b.cls", "d.jpg", "e.jpg", "a.txt"]
+    path = write_tar(tmp_path / "x", [(name, b"1") for name in names])
+    units = cut(path, "webdataset", 2)
+    assert ranges(units) == [(0, 2), (2, 1), (3, 2), (5, 2), (7, 1)]
+    assert [bool(unit.error) for unit in units] == [False, False, True, False, True]
+    assert units[2].error.startswith("repeated_key: ")
+
+
+def test_gs_shards_are_cut_as_local_ones_are(gcs, shards):  # noqa: F811
+    for kind, path in shards.items():
+        uri = f"gs://{gcs.bucket}/{kind}"
+        storage.publish_file(uri, path)
+        mine = [(unit.start, unit.count, unit.offset) for unit in cut(path, kind.split()[0])]
+        assert [(unit.start, unit.count, unit.offset) for unit in cut(uri, kind.split()[0])] == mine
+
+
+# Manifests.
+
+ROWS = [
+    {"uri": "x/1.jpg", "label": "cat", "key": "one", "year": 2001},
+    {"uri": "/abs/2 #.jpg", "label": "dog", "key": "two", "year": 2002},
+    {"uri": "gs://b/3.jpg", "label": None, "key": None, "year": None},
+    {"uri": "../4.jpg", "label": "écureuil", "key": "four", "year": 2004},
+]
+
+
+def write_manifest(path):
+    if path.name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=2)
+        return path
+    if "csv" in path.name:
+        text = "\ufeffuri, label,key,year\n" + "".join(
+            ",".join(str(value if value is not None else "") for value in row.values()) + "\n" for row in ROWS
+        )
+    else:
+        text = "\n\n".join(json.dumps(row) for row in ROWS)
+    data = text.encode()
+    path.write_bytes(gzip.compress(data) if path.name.endswith("gz") else data)
+    return path
+
+
+@pytest.mark.parametrize("rows_per_unit", [1, 2, 2048])
+@pytest.mark.parametrize("name", ["m.csv", "m.jsonl", "m.parquet"])
+def test_a_key_that_a_manifest_gives_twice_is_a_failure_the_second_time(tmp_path, name, rows_per_unit):
+    keys = ["a", "b", "a", None, None, "c", "b"]
+    path = tmp_path / name
+    rows = [{"uri": f"{index}.jpg", "key": key} for index, key in enumerate(keys)]
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif name.endswith("jsonl"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.write_text("uri,key\n" + "".join(f"{row['uri']},{row['key'] or ''}\n" for row in rows))
+    units = cut(path, "manifest", rows_per_unit)
+    assert [ref.key for unit in units for ref in unit.refs] == ["a", "b", f"{path}#3", f"{path}#4", "c"]
+    failed = [unit for unit in units if unit.error]
+    assert [(unit.start, unit.count) for unit in failed] == [(2, 1), (6, 1)]
+    assert {unit.error for unit in failed} == {"repeated_key: an earlier row of the manifest has the same key"}
+
+
+def test_rows_that_repeat_a_manifest_are_few_units(tmp_path):
+    path = tmp_path / "m.csv"
+    rows = "".join(f"{number}.jpg,{number}\n" for number in range(100))
+    path.write_text("uri,key\n" + rows + rows)
+    assert ranges(cut(path, "manifest", 50)) == [(0, 50), (50, 50), (100, 50), (150, 50)]
+
+
+def test_a_key_may_not_be_the_one_that_a_row_has_by_itself(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps({"uri": "x.jpg", "key": key}) + "\n" for key in (None, f"{path}#0", None)))
+    units = cut(path, "manifest", 50)
+    assert [ref.key for unit in units for ref in unit.refs] == [f"{path}#0", f"{path}#2"]
+
+
+@pytest.mark.parametrize("column", ["key", "uri", "label", "kept"])
+def test_half_a_character_is_one_failure(tmp_path, column):
+    path = tmp_path / "m.jsonl"
+    rows = [{"uri": f"{number}.jpg", "kept": "x"} for number in range(3)]
+    rows[1][column] = "\ud83d"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    units = cut(path, "manifest", 50, kept(("kept", "string")))
+    assert [(unit.start, unit.count, bool(unit.error)) for unit in units] == [
+        (0, 1, False),
+        (1, 1, True),
+        (2, 1, False),
+    ]
+    assert all(unit.id and unit.version for unit in units)
+
+
+@pytest.mark.parametrize("rows_per_unit", [1, 3, 2048])
+@pytest.mark.parametrize("name", ["m.csv", "m.csv.gz", "m.jsonl", "m.ndjson", "m.jsonl.gz", "m.parquet"])
+def test_manifests(tmp_path, name, rows_per_unit):
+    path = write_manifest(tmp_path / name)
+    units = cut(path, "manifest", rows_per_unit, kept(("year", "int64")))
+    assert all(unit.count == len(unit.refs) <= rows_per_unit for unit in units)
+    assert [unit.start for unit in units] == list(range(0, 4, rows_per_unit))
+    refs = [ref for unit in units for ref in unit.refs]
+    assert [ref.uri for ref in refs] == [
+        f"{tmp_path}/x/1.jpg",
+        "/abs/2 #.jpg",
+        "gs://b/3.jpg",
+        f"{tmp_path.parent}/4.jpg",
+    ]
+    assert [ref.key for ref in refs] == ["one", "two", f"{path}#2", "four"]
+    assert [ref.label for ref in refs] == ["cat", "dog", None, "écureuil"]
+    assert [ref.extras for ref in refs] == [(("year", row["year"]),) for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        (
+            "m.csv",
+            "uri,label\n1.jpg,a\n\n2.jpg\n3.jpg,b\n4.jpg,c,d\n,e\n",
+            [None, "has 1 fields", None, "has 3", "no uri"],
+        ),
+        ("m.csv", 'uri\n1.jpg\n"a"b.jpg\n3.jpg\n', [None, "not CSV", None]),
+        ("m.csv", 'uri\n1.jpg\n"never closed\n3.jpg\n', [None, "not CSV"]),
+        (
+            "m.jsonl",
+            '{"uri": "1.jpg"}\n{oops\n[1]\n{"uri": "4.jpg"}\n{}\n',
+            [None, "not JSON", "not a JSON", None, "no uri"],
+        ),
+        ("m.jsonl", '{"uri": "1.jpg", "label": [1]}\n{"uri": "2.jpg", "label": 7}\n', ["a label is", None]),
+    ],
+)
+def test_rows_that_make_no_sense_are_failures_of_their_own(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text)
+    units = cut(tmp_path / name, "manifest", 1)
+    assert ranges(units) == [(index, 1) for index in range(len(expected))]
+    for unit, part in zip(units, expected, strict=True):
+        assert (unit.error is None) if part is None else (part in unit.error)
+
+
+def test_a_kept_value_of_another_type_fails_its_row_alone(tmp_path):
+    (tmp_path / "m.csv").write_text("uri,year\n1.jpg,2001\n2.jpg,MMII\n3.jpg,\n")
+    units = cut(tmp_path / "m.csv", "manifest", 5, kept(("year", "int16")))
+    assert [(unit.start, unit.count, bool(unit.error)) for unit in units] == [
+        (0, 1, False),
+        (1, 1, True),
+        (2, 1, False),
+    ]
+    assert units[1].error == "bad_value: the kept column 'year' is int16, which 'MMII' is not"
+
+
+def test_text_that_is_no_text_ends_a_manifest_there(tmp_path):
+    (tmp_path / "m.csv").write_bytes(b"uri\n" + b"1.jpg\n" * 100_000 + b"\xff\xfe.jpg\n")
+    units = cut(tmp_path / "m.csv", "manifest", 2048)
+    assert units[-1].error.startswith("corrupt: ")
+    assert 90_000 < sum(unit.count for unit in units[:-1]) <= 100_000
+
+
+def test_a_manifest_streams(tmp_path):
+    with open(tmp_path / "m.csv", "w") as file:
+        file.write("uri,label\n")
+        file.writelines(f"gs://bucket/folder/{number:08}.jpg,{number % 10}\n" for number in range(300_000))
+    code = (
+        "import resource, sys\nfrom transforms import storage\nfrom transforms.inputs.plan import cut_shard\n"
+        "from transforms.core.types import *\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = peak()\n"
+        "shard = Shard(storage.stat(sys.argv[1]), InputFormat.MANIFEST)\n"
+        "print(sum(unit.count for unit in cut_shard(shard, 2048, ReadOptions())), peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "m.csv"], capture_output=True, text=True, check=True)
+    count, kib = map(int, done.stdout.split())
+    assert count == 300_000
+    assert kib < 20_000
+
+
+# Looking at the input before a run.
+
+
+def test_a_wrong_image_column_is_answered_with_the_right_one(tmp_path):
+    path = write_tfrecord(
+        tmp_path / "x.tfrecord", [example(**{"image/encoded": b"\xff\xd8", "image/class/label": 3, "note": b"text"})]
+    )
+    with pytest.raises(ImagebeamError) as caught:
+        inspect_input([path], None, OPTIONS)
+    message = str(caught.value)
+    assert message.startswith(f"{path} (tfrecord): The columns are ")
+    for part in (
+        "image/encoded (binary)",
+        "image/class/label (int64)",
+        "note (string)",
+        "Received: --image_column 'image'",
+    ):
+        assert part in message
+    assert message.endswith("Pass --image_column image/encoded.")
+    assert (
+        inspect_input([path], None, ReadOptions("image/encoded", "image/class/label")).image_column == "image/encoded"
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"photo": [b"1"], "label": [1]}, r"photo \(binary\).*Pass --image_column photo\."),
+        ({"image": [7], "photo": [{"bytes": b"1", "path": "x"}]}, r"a column of int64.*Pass --image_column photo\."),
+        ({"image": ["x.jpg"]}, r"a column of string.*No column holds bytes\."),
+    ],
+)
+def test_a_parquet_column_must_be_able_to_hold_images(tmp_path, columns, problem):
+    path = write_parquet(tmp_path / "x.parquet", columns, 10)
+    with pytest.raises(ImagebeamError, match=problem):
+        inspect_input([path], None, OPTIONS)
+
+
+def test_columns_that_are_not_there_are_refused(shards, tmp_path):
+    os.symlink(shards["tfrecord"], tmp_path / "x.tfrecord")
+    for options, flag in (
+        (ReadOptions(label_column="nope"), "--label_column 'nope'"),
+        (kept(("nope", "int64")), "--keep_columns 'nope'"),
+    ):
+        with pytest.raises(ImagebeamError, match=rf"The columns are .*Received: {flag}"):
+            inspect_input([str(tmp_path)], None, options)
+    os.symlink(shards["webdataset"], tmp_path / "x.tar")
+    with pytest.raises(ImagebeamError, match=r"jpg \(binary\).*--image_column 'png'"):
+        inspect_input([f"{tmp_path}/x.tar"], None, ReadOptions("png"))
+    (tmp_path / "m.csv").write_text("image,label\n1.jpg,2\n")
+    with pytest.raises(ImagebeamError, match=r"m\.csv.*A manifest needs a column 'uri'. The columns are image"):
+        inspect_input([f"{tmp_path}/m.csv"], None, OPTIONS)
+
+
+def test_types_of_kept_columns_are_inferred(tmp_path):
+    def types(name, *names):
+        options = inspect_input([f"{tmp_path}/{name}"], None, kept(*((one, "null") for one in names)))
+        return [str(kind) for _, kind in options.keep_columns]
+
+    write_tfrecord(
+        tmp_path / "x.tfrecord",
+        [example(image=b"\xff", i=1, f=2.0, s=b"text", b=b"\xff\xfe", many=[1, 2]), example(image=b"\xff", late=3)],
+    )
+    found = types("x.tfrecord", "i", "f", "s", "b", "many", "late")
+    assert found == ["int64", "double", "string", "binary", "list<item: int64>", "int64"]
+    write_tar(
+        tmp_path / "x.tar",
+        [
+            ("a.jpg", b"\xff"),
+            ("a.caption", b"text"),
+            ("a.json", json.dumps({"i": 1, "f": 0.5, "t": ["a"], "n": None}).encode()),
+        ],
+    )
+    assert types("x.tar", "caption", "i", "f", "t") == ["string", "int64", "double", "list<item: string>"]
+    write_parquet(tmp_path / "x.parquet", {"image": [b"1"], "d": pa.array([1], pa.int8())}, 1)
+    assert types("x.parquet", "d") == ["int8"]
+    (tmp_path / "m.jsonl").write_text('{"uri": "1", "y": 3}\n')
+    (tmp_path / "m.csv").write_text("uri,y\n1,3\n")
+    assert types("m.jsonl", "y") == ["int64"]
+    assert types("m.csv", "y") == ["string"]
+    with pytest.raises(ImagebeamError, match=r"--keep_columns n\. Say it, as in --keep_columns n:string"):
+        types("x.tar", "n")
+
+
+def test_declared_types_stay(tmp_path):
+    write_tfrecord(tmp_path / "x.tfrecord", [example(image=b"\xff", i=1)])
+    options = kept(("i", "float32"))
+    assert inspect_input([str(tmp_path)], None, options) == options
+
+
+def test_images_have_no_columns_to_keep(tmp_path):
+    (tmp_path / "x.jpg").touch()
+    with pytest.raises(ImagebeamError, match=r"no columns to keep.*--keep_columns a, b.*manifest"):
+        inspect_input([str(tmp_path)], None, kept(("a", "int64"), ("b", "null")))
+
+
+def test_a_damaged_first_shard_is_no_mistake_of_the_users(tmp_path):
+    (tmp_path / "a.tfrecord").write_bytes(b"")
+    (tmp_path / "b.tar").write_bytes(b"x" * 1000)
+    (tmp_path / "c.parquet").write_bytes(b"PAR1")
+    write_tfrecord(tmp_path / "d.tfrecord", [])
+    assert inspect_input([str(tmp_path)], None, OPTIONS) == OPTIONS
+    write_tfrecord(tmp_path / "e.tfrecord", [example(photo=b"\xff")])
+    with pytest.raises(ImagebeamError, match=r"e\.tfrecord.*Pass --image_column photo"):
+        inspect_input([str(tmp_path)], None, OPTIONS)

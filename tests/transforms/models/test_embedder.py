@@ -1,0 +1,239 @@
+import itertools
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+from tests.support.real_weights import vgg16_onnx
+from transforms.core.errors import ImagebeamError
+from transforms.core.spec import EmbedderSpec, Pooling, Precision
+from transforms.models import embedder as embedder_module
+from transforms.models.architectures import ARCHITECTURES, get_architecture
+from transforms.models.embedder import Embedder, build_embedder, resolve
+
+SMALL = {"model": "MobileNetV3Small", "weights_sha256": "", "image_size": (40, 32)}
+
+
+def images(count, height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def cosine(left, right):
+    left, right = left.reshape(len(left), -1), right.reshape(len(right), -1)
+    return (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
+
+
+def plain_keras(name, embedder, pixels, pooling="avg", layer=None):
+    """What a user of Keras would write: the model, its module's preprocess_input, predict."""
+    constructor = getattr(keras.applications, name)
+    keras.utils.clear_session(free_memory=False)  # Keras numbers unnamed layers by process
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-square")
+        model = constructor(
+            weights=None,
+            include_top=False,
+            pooling=None if layer else pooling,
+            # Padding depends on whether the size is known: MobileNets pad odd sizes differently when it is.
+            input_shape=(*(embedder.spec.image_size or (None, None)), 3),
+        )
+    (backbone,) = (layer for layer in embedder.model.layers if isinstance(layer, keras.Model))
+    for source in backbone.layers:
+        if source.weights:
+            model.get_layer(source.name).set_weights(source.get_weights())
+    if layer:
+        model = keras.Model(model.input, model.get_layer(layer).output)
+    module = __import__(constructor.__module__, fromlist=["preprocess_input"])
+    features = model.predict(module.preprocess_input(pixels.astype("float32")), verbose=0)
+    if layer:
+        features = features.mean(axis=(1, 2)) if pooling == "avg" else features.max(axis=(1, 2))
+    return features
+
+
+def check_against_plain_keras(name):
+    side = get_architecture(name).min_size
+    spec = EmbedderSpec(name, "", image_size=(side, side + 5))
+    ours = resolve(spec, "random:7")
+    pixels = images(2, side, side + 5)
+    vectors = ours.embed(pixels)["embedding"]
+    reference = plain_keras(name, ours, pixels)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == reference.shape == (2, ours.dimensions["embedding"])
+    assert cosine(vectors, reference).min() >= 0.999999
+    assert np.abs(vectors - reference).max() <= 1e-5 * np.abs(reference).max()
+    keras.backend.clear_session()
+
+
+@pytest.mark.parametrize("name", ["VGG16", "ResNet50", "MobileNetV2", "EfficientNetB0", "DenseNet121"])
+def test_one_model_of_each_preprocessing_equals_plain_keras(name):
+    check_against_plain_keras(name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_equals_plain_keras(name):
+    check_against_plain_keras(name)
+
+
+@pytest.mark.real_weights
+@pytest.mark.parametrize(("layers", "pooling"), [((), Pooling.AVG), ((), Pooling.MAX), (("block4_pool",), Pooling.AVG)])
+def test_real_vgg16_equals_plain_keras(layers, pooling):
+    spec = EmbedderSpec("VGG16", "", layers=layers, pooling=pooling, image_size=(64, 64))
+    ours = resolve(spec, str(vgg16_onnx()))
+    pixels = images(5, 64, 64)
+    full = resolve(EmbedderSpec("VGG16", "", image_size=(64, 64)), str(vgg16_onnx()))
+    reference = plain_keras("VGG16", full, pixels, pooling, *layers)
+    vectors = ours.embed(pixels)["embedding"]
+    assert vectors.shape == (5, 512)
+    assert cosine(vectors, reference).min() >= 0.999999
+    assert np.abs(vectors - reference).max() <= 1e-5 * np.abs(reference).max()
+
+
+@pytest.mark.real_weights
+def test_real_vgg16_starts_with_the_published_imagenet_values():
+    # block1_conv1 of the weights published with keras.applications.
+    convolution = (
+        resolve(EmbedderSpec("VGG16", ""), str(vgg16_onnx())).model.get_layer("vgg16").get_layer("block1_conv1")
+    )
+    kernel, bias = convolution.get_weights()
+    np.testing.assert_allclose([kernel[0, 0, 0, 0], bias[0]], [0.42947057, 0.73429835], rtol=1e-6)
+
+
+@pytest.mark.real_weights
+def test_bfloat16_stays_close_to_float32():
+    pixels = images(8, 96, 96)
+    vectors = [
+        resolve(EmbedderSpec("VGG16", "", image_size=(96, 96), precision=precision), str(vgg16_onnx())).embed(pixels)[
+            "embedding"
+        ]
+        for precision in (Precision.FLOAT32, Precision.BFLOAT16)
+    ]
+    assert cosine(*vectors).min() >= 0.9999
+
+
+def test_several_layers_come_out_of_one_pass_under_their_names():
+    spec = EmbedderSpec(**SMALL)
+    known = [layer.name for layer in get_architecture(spec.model).build(spec.image_size).layers]
+    names = tuple(name for name in known if name.endswith("_add"))[:2]
+    together = resolve(EmbedderSpec(**SMALL, layers=names), "random:3")
+    pixels = images(3, 40, 32)
+    outputs = together.embed(pixels)
+    assert list(together.dimensions) == list(outputs) == [f"embedding.{name}" for name in names]
+    for name in names:
+        alone = resolve(EmbedderSpec(**SMALL, layers=(name,)), "random:3")
+        assert list(alone.dimensions) == ["embedding"]
+        np.testing.assert_allclose(outputs[f"embedding.{name}"], alone.embed(pixels)["embedding"], rtol=1e-5, atol=1e-6)
+
+
+def test_columns_belong_to_their_layers_in_any_order():
+    known = [layer.name for layer in get_architecture("VGG16").build((32, 32)).layers]
+    layers = ("block2_pool", "block1_pool", "block3_pool")
+    assert set(layers) <= set(known)
+    for order in itertools.permutations(layers):
+        embedder = resolve(EmbedderSpec("VGG16", "", layers=order, image_size=(32, 32)), "random:1")
+        expected = {"block1_pool": 64, "block2_pool": 128, "block3_pool": 256}
+        assert embedder.dimensions == {f"embedding.{name}": expected[name] for name in order}
+
+
+def test_flatten_keeps_the_whole_map():
+    flat = resolve(EmbedderSpec("VGG16", "", pooling=Pooling.FLATTEN, image_size=(64, 96)), "random:1")
+    assert flat.dimensions == {"embedding": 2 * 3 * 512}
+    pooled = resolve(EmbedderSpec("VGG16", "", image_size=(64, 96)), "random:1")
+    pixels = images(2, 64, 96)
+    means = flat.embed(pixels)["embedding"].reshape(2, 6, 512).mean(axis=1)
+    np.testing.assert_allclose(means, pooled.embed(pixels)["embedding"], rtol=1e-5, atol=1e-7)
+
+
+def test_images_of_any_size_give_a_vector_of_one_length():
+    embedder = resolve(EmbedderSpec("VGG16", "", image_size=None), "random:1")
+    for height, width in ((32, 32), (50, 90), (101, 64)):
+        pixels = images(2, height, width)
+        vectors = embedder.embed(pixels)["embedding"]
+        assert vectors.shape == (2, 512)
+        assert cosine(vectors, plain_keras("VGG16", embedder, pixels)).min() >= 0.999999
+
+
+def test_a_layer_of_the_classifier_brings_the_top_with_it():
+    embedder = resolve(EmbedderSpec("MobileNetV3Small", "", layers=("predictions",)), "random:1")
+    probabilities = embedder.embed(images(2, 224, 224))["embedding"]
+    assert probabilities.shape == (2, 1000)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_a_layer_of_the_classifier_needs_the_default_size():
+    with pytest.raises(ImagebeamError, match=r"need its default size\. Received: image_size=64x64"):
+        resolve(EmbedderSpec("VGG16", "", layers=("fc1",), image_size=(64, 64)), "random:1")
+
+
+def test_an_unknown_layer_is_answered_with_the_nearest_names():
+    with pytest.raises(ImagebeamError, match=r"Received: layer='blok4_pool'. Did you mean block4_pool"):
+        resolve(EmbedderSpec("VGG16", "", layers=("blok4_pool",), image_size=(64, 64)), "random:1")
+
+
+def test_flattening_varying_sizes_is_refused():
+    with pytest.raises(ImagebeamError, match="varying length"):
+        resolve(EmbedderSpec("VGG16", "", pooling=Pooling.FLATTEN, image_size=None), "random:1")
+
+
+def test_an_own_input_tensor_feeds_the_model():
+    spec = EmbedderSpec(**SMALL)
+    image = keras.Input((40, 32, 3), name="photo")
+    model = build_embedder(spec, "random:3", input_tensor=keras.layers.Rescaling(-1.0, 255.0)(image))
+    plain = resolve(spec, "random:3")
+    pixels = images(2, 40, 32)
+    assert [tensor.name for tensor in model.inputs] == ["photo"]
+    np.testing.assert_allclose(
+        model.predict(pixels.astype("float32"), verbose=0), plain.embed(255 - pixels)["embedding"], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_weights_that_are_not_the_specs_are_refused():
+    resolved = resolve(EmbedderSpec(**SMALL), "random:3").spec
+    build_embedder(resolved, "random:3")
+    with pytest.raises(ImagebeamError, match="not those of the spec"):
+        build_embedder(resolved, "random:4")
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_the_model_opens_as_one_file_in_plain_keras(tmp_path, precision):
+    ours = resolve(EmbedderSpec(**SMALL, precision=precision), "random:3")
+    ours.model.save(tmp_path / "embedder.keras")
+    opened = keras.saving.load_model(tmp_path / "embedder.keras", safe_mode=True)
+    pixels = images(3, 40, 32)
+    np.testing.assert_array_equal(opened.predict(pixels, verbose=0), ours.embed(pixels)["embedding"])
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetB0", "ConvNeXtTiny"])
+def test_every_weight_finds_its_layer_at_another_precision(name):
+    pixels = images(4, 64, 64)
+    full, half = (
+        resolve(EmbedderSpec(name, "", image_size=(64, 64), precision=precision), "random:3").embed(pixels)["embedding"]
+        for precision in (Precision.FLOAT32, Precision.BFLOAT16)
+    )
+    assert cosine(full, half).min() > 0.97
+
+
+def test_precision_changes_the_arithmetic_and_nothing_else():
+    specs = [resolve(EmbedderSpec(**SMALL, precision=precision), "random:3").spec for precision in Precision]
+    assert len({spec.weights_sha256 for spec in specs}) == 1
+    assert len({spec.fingerprint for spec in specs}) == len(Precision)
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_the_embedder_can_be_called_from_many_threads():
+    from concurrent.futures import ThreadPoolExecutor
+
+    embedder = resolve(EmbedderSpec(**SMALL), "random:3")
+    batches = [images(2, 40, 32, seed) for seed in range(8)]
+    alone = [embedder.embed(batch)["embedding"] for batch in batches]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda batch: embedder.embed(batch)["embedding"], batches))
+    np.testing.assert_array_equal(np.stack(together), np.stack(alone))
+
+
+def test_columns_and_weight_bytes():
+    assert embedder_module.columns(()) == embedder_module.columns(("a",)) == ("embedding",)
+    assert embedder_module.columns(("a", "b")) == ("embedding.a", "embedding.b")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    assert Embedder(EmbedderSpec("x", ""), model).weight_bytes == 4 * (4 * 3 + 3)

@@ -1,0 +1,87 @@
+"""The staged model: the same numbers as the embedder it was made of, and never another one unnoticed."""
+
+import json
+
+import numpy as np
+import pytest
+
+from transforms.core.errors import ImagebeamError
+from transforms.core.spec import EmbedderSpec, Pooling
+from transforms.models.embedder import resolve
+from transforms.models.staged import MODEL_FILE, SPEC_FILE, check_sha256, file_sha256, read_staged, stage
+
+SPEC = EmbedderSpec("VGG16", "", layers=("block2_pool", "block1_pool"), pooling=Pooling.MAX, image_size=(32, 32))
+WEIGHTS = {"source": "random:0", "file_sha256": None}
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    return resolve(SPEC, "random:0")
+
+
+@pytest.fixture
+def folder(tmp_path, embedder):
+    stage(embedder, str(tmp_path), WEIGHTS)
+    return tmp_path
+
+
+def test_what_is_read_back_is_what_was_staged(folder, embedder):
+    staged = read_staged(str(folder))
+    assert staged.spec == embedder.spec
+    assert staged.dimensions == embedder.dimensions
+    assert staged.weights == WEIGHTS
+    assert staged.sha256 == file_sha256(folder / MODEL_FILE)
+    assert json.loads((folder / SPEC_FILE).read_text())["fingerprint"] == embedder.spec.fingerprint
+    assert sorted(path.name for path in folder.iterdir()) == [MODEL_FILE, SPEC_FILE]
+
+
+def test_the_loaded_embedder_gives_the_same_numbers(folder, embedder):
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    expected, found = embedder.embed(images), read_staged(str(folder)).load().embed(images)
+    assert found.keys() == expected.keys() == embedder.dimensions.keys()
+    for column, matrix in found.items():
+        np.testing.assert_allclose(matrix, expected[column], rtol=1e-6, atol=1e-6)
+
+
+def test_an_empty_folder_holds_no_model(tmp_path):
+    assert read_staged(str(tmp_path)) is None
+    assert read_staged(str(tmp_path / "none")) is None
+
+
+def test_a_model_file_without_its_description_was_never_finished(folder):
+    (folder / SPEC_FILE).unlink()
+    assert read_staged(str(folder)) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"spec": {"model": "VGG16"}}', '{"spec": 5}'])
+def test_a_description_that_cannot_be_understood_is_named(folder, text):
+    (folder / SPEC_FILE).write_text(text)
+    with pytest.raises(ImagebeamError, match=rf"{SPEC_FILE} cannot be understood.*--overwrite"):
+        read_staged(str(folder))
+
+
+def test_a_field_of_another_version_is_named(folder):
+    about = json.loads((folder / SPEC_FILE).read_text())
+    about["spec"]["colour_space"] = "P3"
+    (folder / SPEC_FILE).write_text(json.dumps(about))
+    with pytest.raises(ImagebeamError, match="colour_space"):
+        read_staged(str(folder))
+
+
+def test_a_model_file_that_changed_or_went_is_not_loaded(folder):
+    staged = read_staged(str(folder))
+    data = bytearray((folder / MODEL_FILE).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / MODEL_FILE).write_bytes(data)
+    with pytest.raises(ImagebeamError, match="is not the file that was staged: sha256"):
+        staged.load()
+    (folder / MODEL_FILE).unlink()
+    with pytest.raises(ImagebeamError, match=f"The staged model is missing: {folder}/{MODEL_FILE}"):
+        staged.load()
+
+
+def test_the_digest_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+    assert file_sha256(tmp_path / "a") == known
+    check_sha256(tmp_path / "a", known, "a")

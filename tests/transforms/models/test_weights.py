@@ -1,0 +1,246 @@
+"""Weights from files: every kind gives the same values, and nothing but weights is taken."""
+
+import pickle
+import random
+import re
+import threading
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from transforms.core.errors import ImagebeamError
+from transforms.core.spec import EmbedderSpec
+from transforms.models import weights
+from transforms.models.architectures import get_architecture
+from transforms.models.embedder import resolve
+
+VGG16 = get_architecture("VGG16")
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(3)
+    return keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3))
+
+
+def arrays(model):
+    """What .npz files hold: "layer/weight" -> values."""
+    return {
+        f"{layer.name}/{variable.name}": np.asarray(variable) for layer in model.layers for variable in layer.weights
+    }
+
+
+def test_a_seed_gives_the_weights_of_plain_keras_whatever_other_threads_draw(model):
+    drawing = True
+
+    def draw():
+        while drawing:
+            random.random()
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    before = random.getstate()
+    try:
+        for _ in range(3):
+            found = weights.load_backbone(VGG16, "random:3", (32, 32))
+            assert weights.digest(found) == weights.digest(model)
+    finally:
+        drawing = False
+        thread.join()
+    assert random.getstate() != before  # it did draw
+
+
+def test_a_seed_leaves_the_callers_random_numbers_alone():
+    random.seed(5)
+    expected = random.Random(5).random()
+    weights.load_backbone(VGG16, "random:3", (32, 32))
+    assert random.random() == expected
+
+
+def write_keras(model, path):
+    model.save_weights(path)
+
+
+def write_legacy(model, path):
+    """As Keras 2 wrote weights, and as keras.applications still publishes them."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
+        file.attrs["backend"] = b"tensorflow"
+        file.attrs["keras_version"] = b"2.15.0"
+        for layer in model.layers:
+            group = file.create_group(layer.name)
+            names = [f"{layer.name}/{variable.name}:0" for variable in layer.weights]
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for name, variable in zip(names, layer.weights, strict=True):
+                group.create_dataset(name, data=np.asarray(variable))
+
+
+def write_npz(model, path):
+    np.savez(path, **arrays(model))
+
+
+def write_onnx(model, path):
+    """Initializers alone, under the names that tf2onnx gives them."""
+    initializers = []
+    for name, array in arrays(model).items():
+        layer, kind = name.split("/")
+        if kind == "kernel":
+            array, name = array.transpose(3, 2, 0, 1), f"model/{layer}/Conv2D/ReadVariableOp:0"
+        else:
+            name = f"model/{layer}/BiasAdd/ReadVariableOp:0"
+        initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+    graph = helper.make_graph([], "vgg16", [], [], initializers)
+    onnx.save(helper.make_model(graph), path)
+
+
+WRITERS = {"a.weights.h5": write_keras, "a.h5": write_legacy, "a.npz": write_npz, "a.onnx": write_onnx}
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_the_same_values_in_any_file_are_the_same_weights(tmp_path, model, name):
+    WRITERS[name](model, tmp_path / name)
+    spec = EmbedderSpec("VGG16", "", image_size=(32, 32))
+    embedder = resolve(spec, str(tmp_path / name))
+    assert embedder.spec.weights_sha256 == weights.digest(model)
+    image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    maps = model(keras.applications.vgg16.preprocess_input(image.astype("float32")))
+    np.testing.assert_allclose(embedder.embed(image)["embedding"], np.mean(maps, axis=(1, 2)), rtol=1e-5, atol=1e-6)
+
+
+def test_another_value_is_another_digest(model):
+    before = weights.digest(model)
+    bias = model.get_layer("block5_conv3").weights[1]
+    old = np.array(bias)
+    bias.assign(np.where(np.arange(512) == 100, np.nextafter(old, 1), old))
+    assert weights.digest(model) != before
+    bias.assign(old)
+    assert weights.digest(model) == before
+
+
+@pytest.mark.parametrize("value", ["model.keras", "model.pb", "weights.pkl", "random", "random:x", "ImageNet", ""])
+def test_what_is_neither_a_keyword_nor_a_file_of_weights_is_refused(value):
+    with pytest.raises(ImagebeamError, match=re.escape(f"Received: weights={value!r}")):
+        weights.is_file(value)
+
+
+def full_model(path):
+    small = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    small.save(path)
+
+
+class Evil:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('a pickle was run')",)
+
+
+def pickled(path):
+    np.savez(path, **{"block1_conv1/kernel": np.array([Evil()], dtype=object)})
+
+
+def wrong_shape(path):
+    shapes = {name: array[..., :-1] if "block3_conv2/kernel" in name else array for name, array in good().items()}
+    np.savez(path, **shapes)
+
+
+def missing(path):
+    some = good()
+    del some["block4_conv1/bias"]
+    np.savez(path, **some)
+
+
+def good():
+    return arrays(keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3)))
+
+
+def of_vgg19(writer):
+    def write(path):
+        writer(keras.applications.VGG19(include_top=False, weights=None, input_shape=(32, 32, 3)), path)
+
+    return write
+
+
+def cut(path):
+    np.savez(path, a=np.zeros(10000))
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+def broken_member(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("block1_conv1/kernel.npy", b"\x93NUMPY and then nothing")
+
+
+def junk(path):
+    path.write_bytes(b"this is no file of weights" * 50)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def bare_pickle(path):
+    path.write_bytes(pickle.dumps(Evil()))
+
+
+REFUSED = {
+    "a whole model": ("a.h5", full_model, "holds a whole model"),
+    "an HDF5 file of something else": ("a.h5", lambda path: h5py.File(path, "w").close(), "names no layers"),
+    "weights of VGG19, legacy": ("a.h5", of_vgg19(write_legacy), "do not fit vgg16"),
+    "weights of VGG19, Keras 3": ("a.weights.h5", of_vgg19(write_keras), "do not fit vgg16"),
+    "a whole model under the name of weights": ("a.weights.h5", None, "do not fit vgg16"),
+    "a pickled array": ("a.npz", pickled, "pickled"),
+    "a pickle": ("a.npz", bare_pickle, "pickled"),
+    "an array of another shape": ("a.npz", wrong_shape, r"block3_conv2/kernel has shape \(3, 3, 256, 255\)"),
+    "a missing array": ("a.npz", missing, r"1 of 26 arrays are missing, the first is 'block4_conv1/bias'"),
+    "an ONNX graph of VGG19": ("a.onnx", of_vgg19(write_onnx), "do not fit vgg16, which has no 'block3_conv4/bias'"),
+    "an archive cut short": ("a.npz", cut, "a.npz"),
+    "an archive of damaged arrays": ("a.npz", broken_member, "a.npz"),
+    **{
+        f"{what} as {name}": (name, maker, name)
+        for what, maker in {"junk": junk, "an empty file": empty}.items()
+        for name in WRITERS
+    },
+}
+
+
+@pytest.mark.parametrize("what", list(REFUSED))
+def test_anything_but_the_weights_of_the_model_is_refused_in_one_line(tmp_path, what):
+    name, write, message = REFUSED[what]
+    path = tmp_path / name
+    if write is None:
+        full_model(tmp_path / "whole.h5")
+        (tmp_path / "whole.h5").rename(path)
+    else:
+        write(path)
+    with pytest.raises(ImagebeamError, match=message) as caught:
+        weights.load_backbone(VGG16, str(path), (32, 32))
+    assert f"Received: weights={str(path)!r}" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_a_file_that_is_not_there_is_named(tmp_path, name):
+    with pytest.raises(ImagebeamError, match=f"cannot be read: .*{name}"):
+        weights.load_backbone(VGG16, str(tmp_path / name), (32, 32))
+
+
+def test_random_weights_are_the_same_for_the_same_seed_and_none_are_not():
+    def digest(value):
+        return weights.digest(weights.load_backbone(get_architecture("MobileNetV3Small"), value, (32, 32)))
+
+    assert digest("random:1") == digest("random:1") != digest("random:2")
+    assert digest("none") != digest("none")
+
+
+def test_imagenet_weights_out_of_reach_say_what_to_do(monkeypatch):
+    def unreachable(*_, **__):
+        raise Exception("URL fetch failure on https://example.org: no route to host")
+
+    monkeypatch.setattr(keras.utils, "get_file", unreachable)
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", unreachable)
+    with pytest.raises(ImagebeamError, match=r"no route to host.*--weights FILE"):
+        weights.load_backbone(VGG16, "imagenet", (32, 32))

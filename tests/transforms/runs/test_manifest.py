@@ -1,0 +1,111 @@
+"""Reconciliation: what does not add up is said, and what the input no longer has is removed."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests.support.fakes import ChannelMeans
+from transforms.core.types import Failure, FileInfo, InputFormat, Row, Shard, Stage, WorkUnit
+from transforms.models.staged import StagedModel
+from transforms.runs import manifest, part_files
+from transforms.runs.manifest import UnitReport, reconcile, remove_superseded, sum_up, write_manifest
+
+SPEC = ChannelMeans().spec
+
+
+def unit(start, count=3):
+    shard = Shard(FileInfo("/in/a.tfrecord", 99, "v1"), InputFormat.TFRECORD)
+    return WorkUnit(InputFormat.TFRECORD, count, shard, start=start)
+
+
+def commit(output, work_unit, failed=0):
+    rows = [
+        Row(f"k{work_unit.start + index}", "u", None, 4, 4, "0" * 64, {"embedding": np.zeros(3, np.float32)})
+        for index in range(work_unit.count - failed)
+    ]
+    failures = [Failure(f"f{index}", "u", Stage.DECODE, "empty", "no bytes") for index in range(failed)]
+    table = part_files.rows_to_table(rows, {"embedding": 3}, part_files.PartOptions())
+    return part_files.write_unit(str(output), work_unit, table, failures, SPEC)
+
+
+def report(output, work_unit, failed=0, skipped=False):
+    return UnitReport(work_unit.count, commit(output, work_unit, failed), skipped)
+
+
+@pytest.fixture
+def reports(tmp_path):
+    return [report(tmp_path, unit(0)), report(tmp_path, unit(3), failed=2), report(tmp_path, unit(6), skipped=True)]
+
+
+def test_a_report_survives_its_way_through_a_file(reports):
+    for one in reports:
+        line = one.to_json()
+        assert "\n" not in line
+        assert UnitReport.from_json(line) == one
+
+
+def test_the_sums_are_over_all_units(reports):
+    totals = sum_up(reports)
+    assert (totals.records, totals.embedded, totals.failed) == (9, 7, 2)
+    assert (totals.units, totals.units_skipped) == (3, 1)
+    assert totals.failures == {"decode/empty": 2}
+    assert totals.failure_rate == pytest.approx(2 / 9)
+    assert totals.bytes == sum(one.commit.part_bytes for one in reports)
+    assert sum_up([]).failure_rate == 0
+
+
+def test_a_run_that_adds_up_has_no_problems(tmp_path, reports):
+    assert reconcile(reports, str(tmp_path)) == []
+
+
+def test_each_thing_that_does_not_add_up_is_one_line(tmp_path, reports):
+    gone = reports[0].commit.unit_id
+    (tmp_path / "embeddings" / part_files.part_name(gone)).unlink()
+    short = dataclasses.replace(reports[1], records=4)
+    problems = reconcile([reports[0], short, reports[2], reports[2]], str(tmp_path))
+    assert sorted(problems) == sorted(
+        [
+            f"the part of unit {gone} is gone",
+            f"unit {short.commit.unit_id} had 4 records, of which 3 ended",
+            f"unit {reports[2].commit.unit_id} was reported 2 times",
+        ]
+    )
+
+
+def test_parts_that_no_report_names_are_removed_with_their_failures(tmp_path, reports):
+    old = commit(tmp_path, unit(9), failed=1).unit_id
+    stale = tmp_path / "failures" / part_files.part_name(reports[0].commit.unit_id)  # of a unit without failures
+    stale.write_bytes(b"of an attempt that was killed")
+    (tmp_path / "embeddings" / "notes.txt").write_text("mine")
+    (tmp_path / "embeddings" / "part-00000-of-00001.parquet").write_text("Spark's")
+    assert remove_superseded(reports, str(tmp_path)) == 1
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {
+        *(f"embeddings/{part_files.part_name(one.commit.unit_id)}" for one in reports),
+        f"failures/{part_files.part_name(reports[1].commit.unit_id)}",
+        "embeddings/notes.txt",
+        "embeddings/part-00000-of-00001.parquet",
+    }
+    assert not any(old in name for name in left)
+
+
+def test_the_manifest_says_what_the_parts_are_made_of(tmp_path, reports):
+    staged = StagedModel("m", SPEC, "ab" * 32, {"source": "random:0", "file_sha256": None}, {"embedding": 3})
+    write_manifest(
+        str(tmp_path), {"input": ["/in/*"]}, staged, reports, superseded=1, timings={"started": "2026-11-23T18:00:00"}
+    )
+    found = json.loads((tmp_path / manifest.MANIFEST_FILE).read_text())
+    assert found["fingerprint"] == SPEC.fingerprint
+    assert found["spec"] == SPEC.to_dict()
+    assert found["run"] == {"input": ["/in/*"]}
+    assert found["superseded_parts_removed"] == 1
+    assert found["versions"].keys() >= {"apache-beam", "keras", "tensorflow", "pyarrow"}
+    assert [part["path"] for part in found["parts"]] == sorted(part["path"] for part in found["parts"])
+    for part in found["parts"]:
+        data = (tmp_path / part["path"]).read_bytes()
+        assert part["bytes"] == len(data)
+        assert part_files.read_commit(str(tmp_path / part["path"])).part_sha256 == part["sha256"]
+    assert sum(part["rows"] for part in found["parts"]) == found["totals"]["embedded"] == 7
+    assert sum(part["failed"] for part in found["parts"]) == found["totals"]["failed"] == 2

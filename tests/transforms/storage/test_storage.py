@@ -1,0 +1,456 @@
+"""Three stores, one contract: the same tests run on local files, on gs:// and on a scheme of Beam's."""
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from apache_beam.io.filesystem import FileMetadata
+from apache_beam.io.localfilesystem import LocalFileSystem
+
+from tests.support.gcs_server import gcs  # noqa: F401
+from transforms import storage
+from transforms.core.errors import ImagebeamError
+from transforms.storage import gcs as gcs_store
+from transforms.storage.globs import expand_braces
+
+NAMES = [
+    "a/.hidden/b.jpg",
+    "a/b/c/d.jpg",
+    "a/b/e.png",
+    "a/x.jpg",
+    "a-b/y.jpg",
+    "a.txt",
+    "odd/#1 50%.jpg",
+    "odd/[1].jpg",
+    "odd/a{1,2}.jpg",
+    "odd/naïve 写.jpg",
+    "odd/what?.jpg",
+    ".dot.jpg",
+    "shard-000.tar",
+    "shard-001.tar",
+    "shard-010.tar",
+    "shard-100.tar",
+]
+
+
+class OddFileSystem(LocalFileSystem):
+    """`odd:///path` is the local `/path`: stands for the schemes that only Beam knows."""
+
+    @classmethod
+    def scheme(cls):
+        return "odd"
+
+    def metadata(self, path):
+        info = super().metadata(path.removeprefix("odd://"))
+        return FileMetadata(path, info.size_in_bytes, info.last_updated_in_seconds)
+
+    def _list(self, dir_or_prefix):
+        for info in super()._list(dir_or_prefix.removeprefix("odd://")):
+            yield FileMetadata(f"odd://{info.path}", info.size_in_bytes, info.last_updated_in_seconds)
+
+    def create(self, path, *args, **kwargs):
+        return super().create(path.removeprefix("odd://"), *args, **kwargs)
+
+    def open(self, path, *args, **kwargs):
+        return super().open(path.removeprefix("odd://"), *args, **kwargs)
+
+    def exists(self, path):
+        return super().exists(path.removeprefix("odd://"))
+
+    def delete(self, paths):
+        for path in paths:
+            os.remove(path.removeprefix("odd://"))
+
+
+@pytest.fixture(params=["local", "gs", "beam"])
+def base(request, tmp_path):
+    if request.param == "gs":
+        return f"gs://{request.getfixturevalue('gcs').bucket}/run"
+    return f"odd://{tmp_path}" if request.param == "beam" else str(tmp_path)
+
+
+@pytest.fixture
+def tree(base):
+    for name in NAMES:
+        storage.publish(f"{base}/{name}", name.encode())
+    return base
+
+
+def below(base, found):
+    return [info.uri.removeprefix(base + "/") for info in found]
+
+
+SHOWN = sorted(name for name in NAMES if "/." not in f"/{name}")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("", SHOWN),
+        ("/", SHOWN),
+        ("/**", SHOWN),
+        ("/*", ["a.txt", *sorted(name for name in NAMES if name.startswith("shard"))]),
+        ("/.*", [".dot.jpg"]),
+        ("/a", ["a/b/c/d.jpg", "a/b/e.png", "a/x.jpg"]),
+        ("/a/*.jpg", ["a/x.jpg"]),
+        ("/a/**/*.jpg", ["a/b/c/d.jpg", "a/x.jpg"]),
+        ("/**/b/**/*", ["a/b/c/d.jpg", "a/b/e.png"]),
+        ("/**/**/**", SHOWN),
+        ("/*/*/?.png", ["a/b/e.png"]),
+        ("/a.txt", ["a.txt"]),
+        ("/{a,a-b}", ["a-b/y.jpg", "a/b/c/d.jpg", "a/b/e.png", "a/x.jpg"]),
+        ("/{a,a/b,a/b/e.png,a.txt}", ["a.txt", "a/b/c/d.jpg", "a/b/e.png", "a/x.jpg"]),
+        ("/shard-{000..011}.tar", ["shard-000.tar", "shard-001.tar", "shard-010.tar"]),
+        ("/shard-0[!1]?.tar", ["shard-000.tar", "shard-001.tar"]),
+        ("/odd/[1].jpg", ["odd/[1].jpg"]),
+        ("/odd/a{1,2}.jpg", ["odd/a{1,2}.jpg"]),
+        ("/odd/what?.jpg", ["odd/what?.jpg"]),
+        ("/odd/#1 50%.jpg", ["odd/#1 50%.jpg"]),
+        ("/odd/na*", ["odd/naïve 写.jpg"]),
+        ("/missing", []),
+        ("/missing/*", []),
+        ("/*.nothing", []),
+    ],
+)
+def test_a_pattern_lists_what_a_shell_would(tree, pattern, expected):
+    assert below(tree, storage.list_files(tree + pattern)) == expected
+
+
+def test_listed_sizes_and_versions_are_those_of_stat(tree):
+    for info in storage.list_files(f"{tree}/a"):
+        assert info == storage.stat(info.uri)
+        assert info.size == len(info.uri.removeprefix(tree + "/"))
+
+
+def test_overlapping_patterns_give_each_file_once_in_order(tree):
+    patterns = [f"{tree}/**/*.jpg", f"{tree}/a", f"{tree}/a/x.jpg", tree]
+    assert below(tree, storage.list_all(patterns)) == SHOWN
+
+
+def test_list_folder_stays_at_its_level(tree):
+    assert below(tree, storage.list_folder(f"{tree}/a")) == ["a/x.jpg"]
+    assert list(storage.list_folder(f"{tree}/missing")) == []
+
+
+def test_a_stream_reads_seeks_and_tells(base):
+    data = bytes(range(256)) * 5000
+    storage.publish(f"{base}/x.tfrecord.gz", data)  # A name that Beam would decompress by.
+    with storage.open_read(f"{base}/x.tfrecord.gz") as stream:
+        assert stream.read(10) == data[:10]
+        assert stream.seek(1_000_000) == 1_000_000
+        assert stream.tell() == 1_000_000
+        assert stream.read(300) == data[1_000_000:1_000_300]
+        assert stream.seek(5) == 5
+        assert stream.read() == data[5:]
+        assert stream.read(1) == b""
+    assert storage.read_bytes(f"{base}/x.tfrecord.gz") == data
+
+
+def test_a_file_replaced_since_it_was_listed_is_refused(base):
+    uri = f"{base}/x"
+    storage.publish(uri, b"old")
+    old = storage.stat(uri)
+    assert storage.read_bytes(uri, old.version) == b"old"
+    storage.publish(uri, b"newer")
+    with pytest.raises(storage.ReplacedError, match="x was replaced after it was listed"):
+        storage.read_bytes(uri, old.version)
+    with pytest.raises(storage.ReplacedError, match="replaced"):
+        storage.open_read(uri, old.version)
+    assert storage.read_bytes(uri, storage.stat(uri).version) == b"newer"
+
+
+def test_what_is_missing(base):
+    uri = f"{base}/none"
+    assert storage.stat(uri) is None
+    assert not storage.exists(uri)
+    with pytest.raises(FileNotFoundError, match="none"):
+        storage.open_read(uri)
+    with pytest.raises(FileNotFoundError, match="none"):
+        storage.read_bytes(uri)
+    storage.delete(uri)
+
+
+def test_publish_overwrites_unless_told_not_to(base, tmp_path):
+    uri = f"{base}/deep/er/x"
+    storage.publish(uri, b"1", overwrite=False)
+    with pytest.raises(FileExistsError, match="x"):
+        storage.publish(uri, b"2", overwrite=False)
+    assert storage.read_bytes(uri) == b"1"
+    storage.publish(uri, b"3")
+    assert storage.read_bytes(uri) == b"3"
+    source = tmp_path / "source"
+    source.write_bytes(b"4" * 100_000)
+    storage.publish_file(uri, source)
+    assert storage.read_bytes(uri) == b"4" * 100_000
+    assert below(base, storage.list_folder(f"{base}/deep/er")) == ["deep/er/x"]
+    storage.delete(uri)
+    assert not storage.exists(uri)
+
+
+def test_an_unknown_scheme_is_the_users_mistake():
+    with pytest.raises(ImagebeamError, match=r"No file system is installed for nope://.*nope://x"):
+        storage.stat("nope://x")
+
+
+# Paths.
+
+
+def test_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("x/../y") == f"{tmp_path}/y"
+    assert storage.absolute("file:///data/x") == "/data/x"
+    assert storage.absolute("gs://b/x/../y") == "gs://b/x/../y"
+
+
+@pytest.mark.parametrize(
+    ("folder", "uri", "expected"),
+    [
+        ("/data", "x/y.jpg", "/data/x/y.jpg"),
+        ("/data", "../x.jpg", "/x.jpg"),
+        ("/", "./x.jpg", "/x.jpg"),
+        ("/data", "/x.jpg", "/x.jpg"),
+        ("/data", "gs://b/x.jpg", "gs://b/x.jpg"),
+        ("gs://b/lists", "../x y#.jpg", "gs://b/x y#.jpg"),
+        ("gs://b", "x.jpg", "gs://b/x.jpg"),
+    ],
+)
+def test_resolve(folder, uri, expected):
+    assert storage.resolve(folder, uri) == expected
+
+
+@pytest.mark.parametrize(
+    ("uri", "parent", "name"),
+    [
+        ("/a/b.jpg", "/a", "b.jpg"),
+        ("/b.jpg", "/", "b.jpg"),
+        ("gs://b/a/c.jpg", "gs://b/a", "c.jpg"),
+        ("gs://b/c.jpg", "gs://b", "c.jpg"),
+        ("gs://b/a/", "gs://b", "a"),
+    ],
+)
+def test_parent_and_basename(uri, parent, name):
+    assert (storage.parent(uri), storage.basename(uri)) == (parent, name)
+    assert storage.join(parent, name) == uri.rstrip("/")
+
+
+def test_braces_are_expanded_as_bash_does():
+    pattern = "x{a,b{1..3}}{08..10}y"
+    bash = subprocess.run(["bash", "-c", f"echo {pattern}"], capture_output=True, text=True, check=True)
+    assert expand_braces(pattern) == bash.stdout.split()
+    with pytest.raises(ImagebeamError, match=r"more than 1,000,000 paths.*\{0\.\.9999999\}"):
+        expand_braces("x{0..9999999}")
+
+
+# Local files.
+
+
+def test_listing_equals_find(tmp_path):
+    for i in range(300):
+        path = tmp_path / f"{i % 7}" / f"d{i % 3}.x" / f"f{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "link").symlink_to(tmp_path / "3")
+    found = subprocess.run(["find", "-L", tmp_path, "-type", "f"], capture_output=True, text=True, check=True)
+    assert [info.uri for info in storage.list_files(str(tmp_path))] == sorted(found.stdout.splitlines())
+
+
+def test_links_are_followed_once_and_a_broken_one_is_not_lost(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.jpg").touch()
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    (tmp_path / "broken.jpg").symlink_to("nowhere")
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
+    found = list(storage.list_files(str(tmp_path)))
+    assert below(str(tmp_path), found) == ["a/x.jpg", "broken.jpg", "circle.jpg"]
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(found[1].uri, found[1].version)
+
+
+def test_an_existing_folder_with_glob_characters_is_itself(tmp_path):
+    (tmp_path / "2019 [best]").mkdir()
+    (tmp_path / "2019 [best]" / "x.jpg").touch()
+    assert below(str(tmp_path), storage.list_files(f"{tmp_path}/2019 [best]/*.jpg")) == ["2019 [best]/x.jpg"]
+
+
+def test_a_name_that_is_no_text_is_refused_by_name(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).touch()
+    with pytest.raises(ImagebeamError, match=r"not valid UTF-8.*rename it.*udcff\.jpg"):
+        list(storage.list_files(str(tmp_path)))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert list(storage.list_files(f"{tmp_path}/*")) == []
+    with pytest.raises(OSError, match="Not a regular file"):
+        storage.open_read(f"{tmp_path}/pipe.jpg")
+
+
+def test_a_full_disk_leaves_nothing_and_names_the_file(tmp_path):
+    uri = f"{tmp_path}/part"
+    storage.publish(uri, b"before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # The kernel refuses the write, as a full disk does.
+    try:
+        with pytest.raises(OSError, match="part") as caught:
+            storage.publish(uri, b"x" * 200_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, uri)
+    assert os.listdir(tmp_path) == ["part"]
+    assert storage.read_bytes(uri) == b"before"
+
+
+def test_a_killed_writer_leaves_no_file_and_its_rest_is_removed_later(tmp_path):
+    uri = f"{tmp_path}/part"
+    code = "import os, sys\nfrom transforms import storage\nos.fsync = lambda _: os.kill(os.getpid(), 9)\n"
+    code += "storage.publish(sys.argv[1], b'x')"
+    assert subprocess.run([sys.executable, "-c", code, uri], check=False).returncode == -9
+    assert list(storage.list_files(str(tmp_path))) == []
+    (rest,) = tmp_path.iterdir()
+    storage.remove_leftovers(str(tmp_path))
+    assert rest.exists(), "it may still be being written"
+    os.utime(rest, (time.time() - 7200,) * 2)
+    storage.remove_leftovers(str(tmp_path))
+    assert not rest.exists()
+
+
+def test_readers_never_see_half_a_file(tmp_path):
+    uri = f"{tmp_path}/x"
+    values = [bytes([i]) * 300_000 for i in range(4)]
+    storage.publish(uri, values[0])
+    done = threading.Event()
+
+    def write(data):
+        while not done.is_set():
+            storage.publish(uri, data)
+
+    writers = [threading.Thread(target=write, args=[value]) for value in values]
+    for writer in writers:
+        writer.start()
+    try:
+        assert all(storage.read_bytes(uri) in values for _ in range(200))
+    finally:
+        done.set()
+        for writer in writers:
+            writer.join()
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    storage.publish(f"{tmp_path}/x", b"")
+    (tmp_path / "y").touch()
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "y").stat().st_mode
+
+
+@pytest.mark.slow
+def test_many_files_list_fast_in_little_memory(tmp_path):
+    """A tenth of the promise (10 million in 10 minutes and 2 GB), all in one folder: the worst case."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(1_000_000):
+        os.mknod(folder / f"{i:07}.jpg")
+    code = (
+        "import resource\nfrom transforms import storage\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"print(sum(1 for _ in storage.list_files({str(folder)!r})))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    begin = time.monotonic()
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    shutil.rmtree(folder)
+    assert int(found[0]) == 1_000_000
+    assert int(found[1]) < 150_000, "KiB"
+    assert time.monotonic() - begin < 60
+
+
+# gs://
+
+
+@pytest.fixture
+def uri(gcs):  # noqa: F811
+    return f"gs://{gcs.bucket}/x"
+
+
+def test_an_object_replaced_while_it_is_read_is_refused(uri):
+    storage.publish(uri, b"1" * (gcs_store.READ_CHUNK + 100))
+    with storage.open_read(uri) as stream:
+        stream.read(10)
+        storage.publish(uri, b"2" * (gcs_store.READ_CHUNK + 100))
+        stream.seek(gcs_store.READ_CHUNK + 50)
+        with pytest.raises(storage.ReplacedError, match="x was replaced"):
+            stream.read(50)
+
+
+# The client library leaves the socket of a refused download to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_requests_are_repeated_when_the_service_falters(gcs, uri):  # noqa: F811
+    for act in (
+        lambda: storage.publish(uri, b"1"),
+        lambda: storage.read_bytes(uri),
+        lambda: storage.open_read(uri).read(),
+        lambda: storage.stat(uri),
+        lambda: list(storage.list_files(f"gs://{gcs.bucket}")),
+        lambda: storage.delete(uri),
+    ):
+        gcs.faults.append(503)
+        act()
+        assert not gcs.faults
+
+
+def test_an_upload_whose_answer_was_lost_is_not_an_error(gcs, uri):  # noqa: F811
+    """The first attempt arrives but its answer does not; the second finds the name taken, by its own bytes."""
+    storage.publish(uri, b"same")
+    generation = storage.stat(uri).version
+    storage.publish(uri, b"same", overwrite=False)
+    assert storage.stat(uri).version == generation
+
+
+def test_writers_at_the_same_time_all_end_and_one_of_them_wins_whole(uri):
+    values = [bytes([i]) * 1000 for i in range(4)]
+    writers = [threading.Thread(target=storage.publish, args=[uri, value]) for value in values]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert storage.read_bytes(uri) in values
+
+
+def test_a_missing_bucket_is_named(gcs):  # noqa: F811
+    with pytest.raises(FileNotFoundError, match="gs://no-such-bucket"):
+        list(storage.list_files("gs://no-such-bucket/*"))
+
+
+def test_a_bucket_cannot_be_a_pattern(gcs):  # noqa: F811
+    with pytest.raises(ImagebeamError, match=r"one bucket.*gs://b\*/x"):
+        list(storage.list_files("gs://b*/x"))
+
+
+def test_listing_asks_for_no_more_than_the_prefix(gcs, tree_gs):  # noqa: F811
+    gcs.requests.clear()
+    assert len(list(storage.list_files(f"{tree_gs}/shard-0*.tar"))) == 3
+    listings = [path for _, path in gcs.requests if "prefix=run%2Fshard-0&" in path + "&"]
+    assert len(listings) == 1
+
+
+@pytest.fixture
+def tree_gs(gcs):  # noqa: F811
+    for name in NAMES:
+        storage.publish(f"gs://{gcs.bucket}/run/{name}", b"x")
+    return f"gs://{gcs.bucket}/run"
+
+
+def test_no_credentials_means_anonymous_and_at_once(monkeypatch, tmp_path):
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    begin = time.monotonic()
+    credentials, project = gcs_store._find_credentials()
+    assert isinstance(credentials, gcs_store.AnonymousCredentials)
+    assert project is None
+    assert time.monotonic() - begin < 5

@@ -1,0 +1,136 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.support.embedding_sets import blobs, write_output
+from transforms.core.errors import ImagebeamError
+from transforms.training.embeddings import open_embeddings
+from transforms.training.row_index import LabelRules, SplitRules, index_rows
+from transforms.training.splits import DROPPED, Split
+
+TAGS = pa.list_(pa.string())
+
+
+def index(tmp_path, labels, rules=None, splits=None, **settings):
+    vectors = np.zeros((len(labels), 2), np.float32)
+    write_output(tmp_path, vectors, labels, **settings)
+    return index_rows(open_embeddings([str(tmp_path)]), rules or LabelRules(), splits or SplitRules())
+
+
+def test_classes_are_sorted_and_every_row_has_its_own(tmp_path):
+    labels = [["zebra", "ant", "mole"][number * 7 % 3] for number in range(250)]
+    found = index(tmp_path, labels)
+    assert found.classes == ("ant", "mole", "zebra")
+    assert [found.classes[number] for number in found.labels] == labels
+    assert found.targets(np.array([5, 3])).tolist() == [found.labels[5], found.labels[3]]
+    assert sum(len(found.rows(split)) for split in Split) == 250
+    assert found.counts.sum() == 250
+    assert found.counts[Split.TEST.code, 0] == sum(labels[row] == "ant" for row in found.rows(Split.TEST))
+
+
+def test_whole_numbers_are_labels_in_numeric_order(tmp_path):
+    numbers = [[2, 10, 1][number % 3] for number in range(60)]
+    found = index(tmp_path, ["x"] * 60, LabelRules("digit"), keep={"digit": (pa.int64(), numbers)})
+    assert found.classes == ("1", "2", "10")
+    assert [int(found.classes[number]) for number in found.labels] == numbers
+
+
+def test_rows_without_labels_are_refused_or_dropped(tmp_path):
+    labels = [None if number % 5 == 0 else f"{number % 2}" for number in range(100)]
+    with pytest.raises(ImagebeamError, match=r"20 of 100 rows have no label in column 'label'.*--drop_unlabeled"):
+        index(tmp_path / "a", labels)
+    found = index(tmp_path / "b", labels, LabelRules(drop_unlabeled=True))
+    assert found.dropped == 20
+    assert np.flatnonzero(found.codes == DROPPED).tolist() == list(range(0, 100, 5))
+    assert found.counts.sum() == 80
+
+
+def test_a_set_without_any_label_is_refused(tmp_path):
+    with pytest.raises(ImagebeamError, match="No row has a label"):
+        index(tmp_path, [None] * 30, LabelRules(drop_unlabeled=True))
+
+
+def test_one_class_is_refused(tmp_path):
+    with pytest.raises(ImagebeamError, match=r"at least two classes\. Received: cat in column 'label'"):
+        index(tmp_path, ["cat"] * 30)
+
+
+def test_an_unknown_column_is_refused_naming_the_others(tmp_path):
+    with pytest.raises(ImagebeamError, match="key, uri, label"):
+        index(tmp_path, ["a", "b"] * 20, LabelRules("lable"))
+
+
+def test_a_column_of_fractions_is_no_label(tmp_path):
+    with pytest.raises(ImagebeamError, match="column 'score' of type double"):
+        index(tmp_path, ["a"] * 40, LabelRules("score"), keep={"score": (pa.float64(), [0.5] * 40)})
+
+
+def tag_lists(count):
+    random = np.random.default_rng(0)
+    return [[tag for tag in ("cat", "dog", "eel") if random.random() < 0.4] for _ in range(count)]
+
+
+def test_lists_become_rows_of_zeros_and_ones(tmp_path):
+    tags = tag_lists(150)
+    tags[7] = ["dog", "dog"]
+    found = index(tmp_path, [None] * 150, LabelRules("tags", multi_label=True), keep={"tags": (TAGS, tags)})
+    assert found.classes == ("cat", "dog", "eel")
+    expected = np.array([[float(tag in row) for tag in found.classes] for row in tags], np.float32)
+    assert np.array_equal(found.targets(np.arange(150)), expected)
+    assert found.targets(np.arange(150)).dtype == np.float32
+    assert np.array_equal(found.counts.sum(axis=0), expected.sum(axis=0))
+    assert np.array_equal(found.counts[Split.TEST.code], expected[found.rows(Split.TEST)].sum(axis=0))
+
+
+def test_text_with_a_separator_is_a_list(tmp_path):
+    tags = tag_lists(80)
+    rules = LabelRules(multi_label=True, separator="|")
+    found = index(tmp_path, [" | ".join(row) for row in tags], rules)
+    expected = [[float(tag in row) for tag in found.classes] for row in tags]
+    assert found.targets(np.arange(80)).tolist() == expected
+
+
+def test_a_null_list_is_no_label_and_an_empty_one_is(tmp_path):
+    tags = [["a"], ["b"], [], None] * 20
+    keep = {"tags": (TAGS, tags)}
+    found = index(tmp_path, [None] * 80, LabelRules("tags", True, drop_unlabeled=True), keep=keep)
+    assert found.dropped == 20
+    assert found.targets(np.array([0, 1, 2])).tolist() == [[1, 0], [0, 1], [0, 0]]
+
+
+def test_lists_and_multi_label_go_together(tmp_path):
+    keep = {"tags": (TAGS, [["a"]] * 30)}
+    with pytest.raises(ImagebeamError, match="Train on it with --multi_label"):
+        index(tmp_path / "a", ["x"] * 30, LabelRules("tags"), keep=keep)
+    with pytest.raises(ImagebeamError, match="--label_separator"):
+        index(tmp_path / "b", ["x"] * 30, LabelRules(multi_label=True))
+
+
+def test_a_split_column_is_followed(tmp_path):
+    fold = ["train", "test", "train", "validation", "train"] * 20
+    keep = {"fold": (pa.string(), fold)}
+    found = index(tmp_path, ["a", "b"] * 50, splits=SplitRules(column="fold"), keep=keep)
+    assert [list(Split)[code] for code in found.codes] == fold
+
+
+@pytest.mark.parametrize("value", ["dev", None])
+def test_a_split_column_with_another_word_is_refused(tmp_path, value):
+    keep = {"fold": (pa.string(), ["train"] * 39 + [value])}
+    with pytest.raises(ImagebeamError, match=f"Received: {value!r} in column 'fold'"):
+        index(tmp_path, ["a", "b"] * 20, splits=SplitRules(column="fold"), keep=keep)
+
+
+def test_a_split_that_leaves_nothing_is_refused(tmp_path):
+    keep = {"fold": (pa.string(), ["train"] * 40)}
+    with pytest.raises(ImagebeamError, match=r"nothing to hold out. Received: 40 train, 0 validation and 0 test rows"):
+        index(tmp_path, ["a", "b"] * 20, splits=SplitRules(column="fold"), keep=keep)
+
+
+def test_the_digest_tells_sets_apart(tmp_path):
+    _, labels = blobs(60)
+    same = [index(tmp_path / name, labels).sha256 for name in "ab"]
+    images = [f"other {number}" for number in range(60)]
+    other = index(tmp_path / "c", labels, images=images).sha256
+    relabeled = index(tmp_path / "d", [*labels[:-1], "class-9"]).sha256
+    assert same[0] == same[1]
+    assert len({same[0], other, relabeled}) == 3

@@ -1,0 +1,48 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from transforms.training.splits import DROPPED, Split, assign, describe_gaps, image_numbers, largest_shift, straddling
+
+DIGESTS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20_000)]
+
+
+def test_an_image_has_the_same_number_for_ever():
+    # Worked out with `b2sum -l 64`: printf '0:abc' | b2sum -l 64
+    assert image_numbers(["abc"], seed=0).tolist() == [0x6AEFAD96F5C63487]
+    assert image_numbers(["abc"], seed=1)[0] != image_numbers(["abc"], seed=0)[0]
+
+
+@pytest.mark.parametrize(("validation", "test"), [(0.1, 0.2), (0.0, 0.5), (0.3, 0.0)])
+def test_the_shares_are_kept(validation, test):
+    codes = assign(image_numbers(DIGESTS, 0), validation, test)
+    shares = np.bincount(codes, minlength=3) / len(codes)
+    assert shares == pytest.approx([1 - validation - test, validation, test], abs=0.01)
+
+
+def test_a_larger_set_keeps_its_old_split_and_equal_images_stay_together():
+    small = assign(image_numbers(DIGESTS[:500], 7), 0.1, 0.2)
+    large = assign(image_numbers(DIGESTS[::-1] + DIGESTS, 7), 0.1, 0.2)
+    assert large[20_000:20_500].tolist() == small.tolist()
+    assert large[:20_000][::-1].tolist() == large[20_000:].tolist()
+
+
+def test_the_test_rows_do_not_depend_on_the_validation_share():
+    numbers = image_numbers(DIGESTS, 0)
+    assert np.array_equal(assign(numbers, 0.0, 0.2) == Split.TEST.code, assign(numbers, 0.3, 0.2) == Split.TEST.code)
+
+
+def test_straddling_images_are_counted_once_each():
+    numbers = np.array([1, 1, 2, 2, 3, 3, 3, 4], np.uint64)
+    codes = np.array([0, 0, 0, 2, 0, 1, 2, DROPPED], np.int8)
+    assert straddling(numbers, codes) == 2
+
+
+def test_gaps_and_shifts_of_a_split():
+    counts = np.array([[6, 3, 1], [2, 0, 0], [0, 0, 0]])
+    assert describe_gaps(counts, ["a", "b", "c"]) == ["2 of 3 classes have no validation rows: b, c"]
+    shift = largest_shift(counts)
+    assert shift.keys() == {"train", "validation"}
+    assert shift["validation"] == pytest.approx(1 - 8 / 12)
+    assert shift["train"] == pytest.approx(8 / 12 - 6 / 10)

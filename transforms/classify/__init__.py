@@ -1,0 +1,1 @@
+"""A trained classifier's predictions, and their evaluation."""

@@ -1,0 +1,125 @@
+"""A trained classifier held against the rows it has not seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms.plots import training
+from transforms.runs.part_files import FINGERPRINT_KEY
+from transforms.training import metrics
+from transforms.training.embeddings import RowSet
+from transforms.training.row_index import RowIndex
+from transforms.training.splits import Split
+
+if TYPE_CHECKING:
+    import keras
+
+_BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a classifier did.
+
+    Attributes:
+        split: the rows it was tried on: test, or validation where there are no test rows.
+        metrics: as `transforms.training.metrics` gives them.
+        confusion: the confusion matrix, PNG.
+    """
+
+    split: Split
+    metrics: dict[str, Any]
+    confusion: bytes
+
+
+def evaluate(head: keras.Model, embeddings: RowSet, index: RowIndex, predictions: Path) -> Evaluation:
+    """Try a classifier on the held-out rows, read once, and write what it says of each.
+
+    Args:
+        head: vectors -> probabilities.
+        embeddings: all rows.
+        index: their splits and labels.
+        predictions: local Parquet file to write: key, uri, label, predicted and probabilities of each row, in order of
+            the classes; with one label a row also the probability of what was predicted.
+    """
+    split = Split.TEST if len(index.rows(Split.TEST)) else Split.VALIDATION
+    schema = _predictions_schema(index, embeddings)
+    truths: list[np.ndarray] = []
+    outputs: list[Any] = []
+    with pq.ParquetWriter(predictions, schema, compression="zstd", write_page_checksum=True) as writer:
+        for table, probabilities, truth in _predict(head, embeddings, index, split):
+            if index.multi_label:
+                rows = _multi_label_columns(probabilities, truth, index.classes)
+                outputs.append(probabilities)
+            else:
+                rows = _single_label_columns(probabilities, truth, index.classes)
+                outputs.append(metrics.Ranked.of(probabilities, truth))
+            truths.append(truth)
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel()), len(index.classes))
+            columns = {"key": table.column("key"), "uri": table.column("uri"), **rows, "probabilities": vectors}
+            writer.write_table(pa.table(columns, schema=schema))
+    truth = np.concatenate(truths)
+    train = index.counts[Split.TRAIN.code]
+    if index.multi_label:
+        probabilities = np.concatenate(outputs)
+        shares = train / len(index.rows(Split.TRAIN))
+        measured = metrics.multi_label_metrics(probabilities, truth, index.classes, shares)
+        confusion = training.label_outcomes(truth, probabilities >= 0.5, index.classes, split)
+    else:
+        ranked = metrics.Ranked.concatenate(outputs)
+        measured = metrics.single_label_metrics(ranked, index.classes, train)
+        confusion = training.confusion_matrix(ranked.truth, ranked.predicted, index.classes, split)
+    return Evaluation(split, measured, confusion)
+
+
+def _predict(
+    head: keras.Model, embeddings: RowSet, index: RowIndex, split: Split
+) -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:
+    """(rows with key and uri, probabilities, targets) of a split, in stored order."""
+    groups = [group for group in embeddings.groups if len(index.chosen(group, split))]
+    for group, table in embeddings.read(groups, ["key", "uri", embeddings.column]):
+        chosen = index.chosen(group, split)
+        vectors = embeddings.vectors(group, table)[chosen]
+        pieces = [vectors[start : start + _BATCH_ROWS] for start in range(0, len(vectors), _BATCH_ROWS)]
+        probabilities = np.concatenate([head.predict_on_batch(piece) for piece in pieces])
+        yield table.take(chosen), probabilities, index.targets(group.start + chosen)
+
+
+def _predictions_schema(index: RowIndex, embeddings: RowSet) -> pa.Schema:
+    label = pa.list_(pa.string()) if index.multi_label else pa.string()
+    fields = [("key", pa.string()), ("uri", pa.string()), ("label", label), ("predicted", label)]
+    if not index.multi_label:
+        fields.append(("probability", pa.float32()))
+    fields.append(("probabilities", pa.list_(pa.float32(), len(index.classes))))
+    metadata = {
+        FINGERPRINT_KEY: embeddings.spec.fingerprint.encode(),
+        b"imagebeam.labels": json.dumps(index.classes, ensure_ascii=False).encode(),
+    }
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields], metadata)
+
+
+def _single_label_columns(probabilities: np.ndarray, truth: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
+    names = pa.array(classes, pa.string())
+    best = probabilities.argmax(axis=1)
+    return {
+        "label": names.take(pa.array(truth)),
+        "predicted": names.take(pa.array(best)),
+        "probability": probabilities.max(axis=1),
+    }
+
+
+def _multi_label_columns(probabilities: np.ndarray, truth: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
+    names = np.asarray(classes, object)
+    kind = pa.list_(pa.string())
+    return {
+        "label": pa.array([names[row > 0].tolist() for row in truth], kind),
+        "predicted": pa.array([names[row >= 0.5].tolist() for row in probabilities], kind),
+    }

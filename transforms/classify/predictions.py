@@ -1,0 +1,173 @@
+"""Probabilities as rows: what a part of classify holds, and parts of embeddings labelled without their images."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms import storage
+from transforms.classify.staged import EMBEDDING, PROBABILITIES, Classifier, StagedClassifier
+from transforms.core.types import InputFormat, ReadOptions, Row, WorkUnit
+from transforms.inputs.plan_units import PlanUnits
+from transforms.runs.commit_units import CommitUnits, UnitResult, count_batch
+from transforms.runs.part_files import EMBEDDINGS, PREDICTIONS, PartOptions, rows_to_table
+from transforms.training.embeddings import EmbeddingSet, RowGroup
+
+PREDICTION_COLUMNS = ("probability", "labels", "top_labels", "top_probabilities", "true_label")
+"""Columns of a part beside those that a part of embeddings has."""
+
+THRESHOLD = 0.5
+"""Probability from which on a multi-label classifier says a label is there."""
+
+_BATCH_ROWS = 4096
+
+_STORED = ("key", "uri", "label", "width", "height", "sha256")
+
+
+@dataclass(frozen=True)
+class PredictionLayout:
+    """How predictions are stored: a `units.PartLayout`.
+
+    Columns: key, uri, label (the most probable), probability (of it), with a multi-label classifier labels (list, all
+    at or above `THRESHOLD`, the most probable first), top_labels and top_probabilities (lists, the most probable
+    first), true_label (the input's own; null where unknown), width, height, sha256, kept columns and, where the rows
+    have it, embedding.
+
+    Attributes:
+        labels: names of the classes.
+        multi_label: whether an image has any number of labels.
+        top_k: length of the top lists, or the number of classes if that is less.
+        part: how the rest is stored.
+    """
+
+    labels: tuple[str, ...]
+    multi_label: bool
+    top_k: int
+    part: PartOptions
+
+    @property
+    def folder(self) -> str:
+        """Which folder of a run holds such parts."""
+        return PREDICTIONS
+
+    def to_table(self, rows: Sequence[Row], dimensions: dict[str, int]) -> pa.Table:
+        """Rows, whose vectors are the probabilities and perhaps the embedding, as an Arrow table."""
+        kept = {name: length for name, length in dimensions.items() if name != PROBABILITIES}
+        table = rows_to_table(rows, kept, self.part)
+        probabilities = (
+            np.stack([row.vectors[PROBABILITIES] for row in rows]) if rows else np.empty((0, len(self.labels)))
+        ).astype(np.float32)
+        names = np.asarray(self.labels, object)
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        ranked = np.take_along_axis(probabilities, order, axis=1)
+        strings, floats = pa.list_(pa.string()), pa.list_(pa.float32())
+        columns = {
+            "key": table["key"],
+            "uri": table["uri"],
+            "label": pa.array(names[order[:, 0]], pa.string()),
+            "probability": pa.array(ranked[:, 0], pa.float32()),
+        }
+        if self.multi_label:
+            present = [names[places[values >= THRESHOLD]] for places, values in zip(order, ranked, strict=True)]
+            columns["labels"] = pa.array(present, strings)
+        columns["top_labels"] = pa.array(list(names[order[:, : self.top_k]]), strings)
+        columns["top_probabilities"] = pa.array(list(ranked[:, : self.top_k]), floats)
+        columns["true_label"] = table["label"]
+        columns |= {name: table[name] for name in table.column_names if name not in ("key", "uri", "label")}
+        return pa.table(columns)
+
+
+@dataclass
+class ClassifyEmbeddings(beam.PTransform):  # type: ignore[misc]
+    """Outputs of extract -> parts of predictions under `output`; a row group is a work unit.
+
+    Element in: a tuple with the outputs' folders; element out: `manifest.UnitReport`.
+
+    Attributes:
+        classifier: labels the vectors.
+        output: the run's folder.
+        embeddings: what is read; its row groups are found anew by the workers.
+        layout: how predictions are stored.
+    """
+
+    classifier: StagedClassifier
+    output: str
+    embeddings: EmbeddingSet
+    layout: PredictionLayout
+
+    def expand(self, folders: beam.PCollection) -> beam.PCollection:
+        """Find the row groups, and label each."""
+        work = _LabelVectors(dataclasses.replace(self.embeddings, groups=()), self.layout.part)
+        return (
+            folders
+            | "Name parts" >> beam.Map(lambda folders: tuple(storage.join(folder, EMBEDDINGS) for folder in folders))
+            | "Plan units" >> PlanUnits(InputFormat.PARQUET, sys.maxsize, ReadOptions())
+            | "Label units" >> CommitUnits(self.classifier, self.output, work, self.layout)
+        )
+
+
+@dataclass(frozen=True)
+class _LabelVectors:
+    """The `UnitWork` of `ClassifyEmbeddings`."""
+
+    embeddings: EmbeddingSet
+    part: PartOptions
+
+    def setup(self) -> None:
+        pass
+
+    def read(self, unit: WorkUnit) -> Iterator[Row]:
+        """The rows of a part, with their vectors."""
+        kept = tuple(name for name, _ in self.part.keep_columns)
+        column = self.embeddings.column
+        for group, table in self.embeddings.read([_row_group(unit)], [*_STORED, *kept, column]):
+            vectors = self.embeddings.vectors(group, table)
+            for vector, row in zip(vectors, table.drop_columns([column]).to_pylist(), strict=True):
+                stored = {name: row[name] for name in _STORED}
+                yield Row(**stored, vectors={EMBEDDING: vector}, extras={name: row[name] for name in kept})
+
+    def work(self, items: Iterable[Row], model: Classifier) -> UnitResult:
+        """The same rows, with what the classifier says of their vectors."""
+        rows: list[Row] = []
+        remaining = iter(items)
+        while batch := list(itertools.islice(remaining, _BATCH_ROWS)):
+            started = time.perf_counter()
+            columns = model.label(np.stack([row.vectors[EMBEDDING] for row in batch]))
+            for position, row in enumerate(batch):
+                vectors = {name: matrix[position] for name, matrix in columns.items()}
+                rows.append(dataclasses.replace(row, vectors=vectors))
+            count_batch(len(batch), time.perf_counter() - started)
+        return UnitResult(rows, [])
+
+
+def _row_group(unit: WorkUnit) -> RowGroup:
+    """The row group that a unit is."""
+    assert unit.shard is not None
+    uri = unit.shard.file.uri
+    with storage.open_read(uri, unit.shard.file.version) as source:
+        metadata = pq.ParquetFile(source).metadata
+    start = 0
+    for number in range(metadata.num_row_groups):
+        rows = metadata.row_group(number).num_rows
+        if start == unit.start and rows == unit.count:
+            return RowGroup(uri, number, start, rows)
+        start += rows
+    raise OSError(f"{uri} has no row group of {unit.count} rows from row {unit.start} on")
+
+
+def kept_columns(embeddings: EmbeddingSet) -> tuple[tuple[str, pa.DataType], ...]:
+    """The kept columns of an extract output, which predictions keep too."""
+    return tuple(
+        (field.name, field.type)
+        for field in embeddings.schema
+        if field.name not in _STORED and field.name != EMBEDDING and not field.name.startswith(f"{EMBEDDING}.")
+    )

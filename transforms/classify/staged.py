@@ -1,0 +1,235 @@
+"""A trained classifier as other jobs take it: opened, checked against vectors, staged for workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from transforms import storage
+from transforms.core.errors import ImagebeamError
+from transforms.core.spec import EmbedderSpec
+from transforms.models.embedder import Embedder
+from transforms.models.staged import StagedModel, check_sha256, file_sha256, read_staged, stage
+from transforms.training.output import ResultFile
+
+if TYPE_CHECKING:
+    import keras
+
+PROBABILITIES, EMBEDDING = "probabilities", "embedding"
+"""Columns that a `Classifier` gives."""
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """The output of train or finetune, its models not loaded.
+
+    Attributes:
+        folder: absolute.
+        labels: names of the classes, in order of the probabilities.
+        multi_label: whether the probabilities are each for itself.
+        column: the embedding column it was trained on.
+        spec: of the vectors it takes.
+        sha256: of classifier.keras, which holds the labels and the spec too: the classifier's identity.
+    """
+
+    folder: str
+    labels: tuple[str, ...]
+    multi_label: bool
+    column: str
+    spec: EmbedderSpec
+    sha256: str
+
+    @property
+    def own_spec(self) -> EmbedderSpec:
+        """Of the one vector it takes, where it was trained on one of several layers."""
+        if len(self.spec.layers) <= 1:
+            return self.spec
+        return dataclasses.replace(self.spec, layers=(self.column.removeprefix(f"{EMBEDDING}."),))
+
+    def check(self, spec: EmbedderSpec, folder: str) -> None:
+        """Refuse vectors of another spec.
+
+        Raises:
+            ImagebeamError: naming the fields that differ.
+        """
+        if differences := self.spec.differences(spec):
+            raise ImagebeamError(
+                f"The classifier in {self.folder} was trained on vectors of another spec than those in {folder} "
+                f"({'; '.join(differences)}). Extract the images with the spec of the classifier, or classify them "
+                "with --input."
+            )
+
+
+def open_classifier(folder: str) -> TrainedClassifier:
+    """Look at a trained classifier.
+
+    Raises:
+        ImagebeamError: if there is none, or it is unfinished.
+    """
+    folder = storage.absolute(folder)
+    missing = [
+        name
+        for name in (ResultFile.LABELS, ResultFile.CLASSIFIER, ResultFile.METRICS)
+        if not storage.exists(storage.join(folder, name))
+    ]
+    if missing:
+        raise ImagebeamError(
+            f"There is no finished classifier in {folder}: it has no {', '.join(missing)}. --classifier is what train "
+            "or finetune was given as --output."
+        )
+    uri = storage.join(folder, ResultFile.LABELS)
+    try:
+        about = json.loads(storage.read_bytes(uri))
+        with storage.local_file(storage.join(folder, ResultFile.CLASSIFIER)) as path:
+            return TrainedClassifier(
+                folder,
+                tuple(about["labels"]),
+                about["multi_label"],
+                about["embedding_column"],
+                EmbedderSpec.from_dict(about["spec"]),
+                file_sha256(path),
+            )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ImagebeamError(f"{uri} cannot be understood ({error!r}). Train the classifier again.") from error
+
+
+class Classifier:
+    """Loaded models that label vectors, and images where there is an embedder; safe to call from several threads.
+
+    Args:
+        head: Keras model, vectors -> probabilities.
+        spec: of the vectors.
+        embedder: images -> vectors; None where only vectors are labelled.
+        keep_embedding: give the vectors too.
+
+    Attributes:
+        spec: likewise.
+        dimensions: column name -> length.
+    """
+
+    def __init__(
+        self, head: keras.Model, spec: EmbedderSpec, embedder: Embedder | None = None, *, keep_embedding: bool = False
+    ) -> None:
+        self.spec = spec
+        self.dimensions = _dimensions(head.input_shape[-1], head.output_shape[-1], keep_embedding=keep_embedding)
+        self._head = head
+        self._embedder = embedder
+        self._lock = threading.Lock()  # as in `Embedder`: Keras' compiled call is not re-entrant
+
+    def embed(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Images of one shape, uint8 RGB [n, height, width, 3] -> float32 [n, classes] and, if kept, [n, dimension]."""
+        assert self._embedder is not None
+        (vectors,) = self._embedder.embed(images).values()
+        return self.label(vectors)
+
+    def label(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
+        """Vectors, float32 [n, dimension] -> float32 [n, classes] and, if kept, the vectors themselves."""
+        with self._lock:
+            columns = {PROBABILITIES: self._head.predict_on_batch(vectors), EMBEDDING: vectors}
+        return {name: columns[name] for name in self.dimensions}
+
+
+def _dimensions(dimension: int, classes: int, *, keep_embedding: bool) -> dict[str, int]:
+    return {PROBABILITIES: classes, **({EMBEDDING: dimension} if keep_embedding else {})}
+
+
+@dataclass(frozen=True)
+class StagedClassifier:
+    """What workers load: the head, and the embedder where images are labelled.
+
+    Attributes:
+        head_uri: OUT/model/classifier.keras.
+        head_sha256: of that file.
+        spec: of the vectors.
+        weights: where both came from, for the manifest.
+        dimensions: what a `Classifier` gives.
+        embedder: None where only vectors are labelled.
+    """
+
+    head_uri: str
+    head_sha256: str
+    spec: EmbedderSpec
+    weights: dict[str, str | None]
+    dimensions: dict[str, int]
+    embedder: StagedModel | None
+
+    def load(self) -> Classifier:
+        """Load both, their bytes checked first.
+
+        Raises:
+            ImagebeamError: if a file is missing or is not the one that was staged.
+        """
+        try:
+            with storage.local_file(self.head_uri) as path:
+                check_sha256(path, self.head_sha256, self.head_uri)
+                head = _load(path)
+        except FileNotFoundError as error:
+            raise ImagebeamError(f"The staged classifier is missing: {self.head_uri}. Run with --overwrite.") from error
+        embedder = self.embedder.load() if self.embedder is not None else None
+        return Classifier(head, self.spec, embedder, keep_embedding=EMBEDDING in self.dimensions)
+
+
+def stage_classifier(
+    classifier: TrainedClassifier, folder: str, *, keep_embedding: bool, images: bool
+) -> StagedClassifier:
+    """Copy a classifier's models into `folder`; one that was staged before stays.
+
+    Args:
+        classifier: what to stage.
+        folder: OUT/model of a run of this very classifier.
+        keep_embedding: whether rows hold the embedding too.
+        images: whether images are labelled, for which the embedder is taken out of image_classifier.keras.
+
+    Raises:
+        ImagebeamError: if the classifier was saved without the backbone.
+    """
+    uri = storage.join(folder, ResultFile.CLASSIFIER)
+    with storage.local_file(storage.join(classifier.folder, ResultFile.CLASSIFIER)) as path:
+        check_sha256(path, classifier.sha256, str(path))
+        head = _load(path)
+        if not storage.exists(uri):
+            storage.publish_file(uri, path)
+    (dimension,), (classes,) = head.input_shape[1:], head.output_shape[1:]
+    embedder = (read_staged(folder) or _stage_embedder(classifier, folder, dimension)) if images else None
+    return StagedClassifier(
+        uri,
+        classifier.sha256,
+        classifier.own_spec,
+        {"source": classifier.folder, "file_sha256": classifier.sha256},
+        _dimensions(dimension, classes, keep_embedding=keep_embedding),
+        embedder,
+    )
+
+
+def _stage_embedder(classifier: TrainedClassifier, folder: str, dimension: int) -> StagedModel:
+    import keras
+
+    uri = storage.join(classifier.folder, ResultFile.IMAGE_CLASSIFIER)
+    try:
+        with storage.local_file(uri) as path:
+            sha256 = file_sha256(path)
+            whole = _load(path)
+    except FileNotFoundError as error:
+        raise ImagebeamError(
+            f"{uri} is missing: the classifier was trained with --skip_image_classifier. Classify embeddings with "
+            "--embeddings, or train without it."
+        ) from error
+    vectors = whole.layers[-2].output  # what the last layer, the head, takes: see `classifier.join`
+    if vectors.shape[1:] != (dimension,):
+        raise ImagebeamError(f"{uri} does not end in the classifier beside it. Train the classifier again.")
+    embedder = Embedder(classifier.own_spec, keras.Model(whole.input, vectors, name="embedder"))
+    return stage(embedder, folder, {"source": uri, "file_sha256": sha256})
+
+
+def _load(path: Any) -> keras.Model:
+    import keras
+
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except ValueError as error:
+        raise ImagebeamError(f"{path} is not a Keras model ({str(error).splitlines()[0]}).") from error

@@ -1,0 +1,1 @@
+"""Types, errors and options that every other package uses; no I/O, no Keras, no Beam."""

@@ -1,0 +1,128 @@
+"""What an embedding is a function of: the spec, and its fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from transforms.core.errors import ImagebeamError
+
+COLOR_POLICY = "imagebeam-1"
+"""Version of the image policy (`transforms.images.decode`): a change of pixels raises it, and so the fingerprint."""
+
+
+class Pooling(enum.StrEnum):
+    """How a feature map [height, width, channels] becomes a vector."""
+
+    AVG = "avg"
+    MAX = "max"
+    FLATTEN = "flatten"
+
+
+class Interpolation(enum.StrEnum):
+    """Pillow's resampling filters, under the names Keras gives them."""
+
+    BILINEAR = "bilinear"
+    NEAREST = "nearest"
+    BICUBIC = "bicubic"
+    LANCZOS = "lanczos"
+
+
+class ResizeMode(enum.StrEnum):
+    """How an image of another aspect ratio meets the image size."""
+
+    STRETCH = "stretch"
+    CENTER_CROP = "center_crop"
+    PAD = "pad"
+
+
+class Precision(enum.StrEnum):
+    """The Keras dtype policy the backbone computes in; embeddings always leave as float32."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+@dataclass(frozen=True)
+class EmbedderSpec:
+    """Everything that decides the numbers in an embedding, and nothing else.
+
+    Attributes:
+        model: name in `keras.applications`, such as "VGG16".
+        weights_sha256: SHA-256 of the backbone's weight values (see `transforms.models.weights.digest`).
+        layers: names of the layers whose outputs are pooled; empty for the backbone's last.
+        pooling: how each layer's feature map becomes a vector.
+        image_size: (height, width) in pixels every image is resized to, or None to keep each image's own ("native").
+        interpolation: filter used when resizing.
+        resize_mode: what happens to the aspect ratio when resizing.
+        precision: what the backbone computes in.
+        color_policy: version of the rules that turn bytes into RGB.
+    """
+
+    model: str
+    weights_sha256: str
+    layers: tuple[str, ...] = ()
+    pooling: Pooling = Pooling.AVG
+    image_size: tuple[int, int] | None = (224, 224)
+    interpolation: Interpolation = Interpolation.BILINEAR
+    resize_mode: ResizeMode = ResizeMode.STRETCH
+    precision: Precision = Precision.FLOAT32
+    color_policy: str = COLOR_POLICY
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, field by field."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EmbedderSpec:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ImagebeamError: for a field this version does not know.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ImagebeamError(f"The spec has fields this version does not know: {', '.join(unknown)}.")
+        values = dict(values)
+        values["layers"] = tuple(values["layers"])
+        size = values["image_size"]
+        values["image_size"] = None if size is None else (size[0], size[1])
+        for name, kind in (
+            ("pooling", Pooling),
+            ("interpolation", Interpolation),
+            ("resize_mode", ResizeMode),
+            ("precision", Precision),
+        ):
+            values[name] = kind(values[name])
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """Canonical JSON: what is hashed, and what a part's footer holds."""
+        return canonical_json(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> EmbedderSpec:
+        """The inverse of `to_json`."""
+        return cls.from_dict(json.loads(text))
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits: SHA-256 of the canonical JSON. Equal fingerprints mean comparable embeddings."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def differences(self, other: EmbedderSpec) -> list[str]:
+        """One line for each field in which `other` differs: "pooling: avg != max"."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [f"{name}: {mine[name]} != {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces, so that equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""Work units to committed embeddings, and a model handler for Beam's RunInference."""

@@ -1,0 +1,162 @@
+"""An input, counted: cut into work units as a run would cut it, each let go as soon as it is counted."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms import storage
+from transforms.core.batching import map_ahead
+from transforms.core.errors import ImagebeamError
+from transforms.core.types import InputFormat, ListingPart, ReadOptions, Shard, WorkUnit
+from transforms.inputs.plan import cut_shard, plan_in_parts, plan_part
+from transforms.runs import part_files
+
+_SHARDS_AHEAD = 16
+"""Shards cut at once: hides the latency of an object store."""
+
+_UNREADABLE_SHOWN = 10
+
+
+@dataclass
+class FormatCount:
+    """How much of the input there is in one format.
+
+    Attributes:
+        files: shards, manifests, or image files.
+        units: work units.
+        records: in those units.
+    """
+
+    files: int = 0
+    units: int = 0
+    records: int = 0
+
+
+@dataclass
+class Committed:
+    """What an earlier attempt left that is still of the present input.
+
+    Attributes:
+        units: whose parts are there.
+        records: of those units.
+        failed: of those records.
+    """
+
+    units: int = 0
+    records: int = 0
+    failed: int = 0
+
+
+@dataclass
+class Inventory:
+    """An input, counted.
+
+    Attributes:
+        formats: counts by format.
+        left_out: files of folders that are no known shards or images, by extension.
+        unreadable: shards that cannot be read to their end, and why; the first few.
+        committed: what the output has already.
+    """
+
+    formats: dict[InputFormat, FormatCount] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    committed: Committed = field(default_factory=Committed)
+
+    @property
+    def units(self) -> int:
+        """Work units of all formats."""
+        return sum(count.units for count in self.formats.values())
+
+    @property
+    def records(self) -> int:
+        """Records of all formats."""
+        return sum(count.records for count in self.formats.values())
+
+    def count(self, input_format: InputFormat) -> FormatCount:
+        """The counts of one format, to be added to."""
+        return self.formats.setdefault(input_format, FormatCount())
+
+    def add(self, unit: WorkUnit, failed: int | None) -> None:
+        """Count a unit; `failed` of its records did so in an earlier attempt, None where it is not committed."""
+        count = self.count(unit.format)
+        count.units += 1
+        count.records += unit.count
+        if unit.error is not None and unit.shard is not None and len(self.unreadable) < _UNREADABLE_SHOWN:
+            self.unreadable[unit.shard.file.uri] = unit.error
+        if failed is not None:
+            self.committed.units += 1
+            self.committed.records += unit.count
+            self.committed.failed += failed
+
+
+def take_inventory(
+    patterns: tuple[str, ...],
+    input_format: InputFormat | None,
+    rows_per_unit: int,
+    read: ReadOptions,
+    *,
+    output: str | None,
+    on_unit: Callable[[WorkUnit], None],
+) -> Inventory:
+    """Cut the input as a run would, and count; units are let go as soon as they are counted.
+
+    Args:
+        patterns: see `storage.list_files`.
+        input_format: of all files, or None.
+        rows_per_unit: records in a unit at most.
+        read: which columns hold what.
+        output: of an earlier attempt, whose committed units are counted.
+        on_unit: is given every unit.
+
+    Raises:
+        ImagebeamError: for a pattern that matches nothing, or a file in the output that is not a part.
+    """
+    inventory = Inventory()
+    parts: dict[str, str] = {}
+    if output is not None:
+        parts = dict(part_files.list_parts(storage.join(output, part_files.EMBEDDINGS)))
+
+    def look(item: Shard | WorkUnit) -> Iterable[tuple[WorkUnit, int | None]]:
+        units = cut_shard(item, rows_per_unit, read)
+        looked = ((unit, _committed_failures(parts.get(unit.id), unit)) for unit in units)
+        # A manifest may have millions of rows: it is cut by whoever counts them.
+        return looked if item.format == InputFormat.MANIFEST else list(looked)
+
+    def count(item: Shard | WorkUnit) -> Shard | WorkUnit:
+        inventory.count(item.format).files += 1 if isinstance(item, Shard) else item.count
+        return item
+
+    def items() -> Iterator[Shard | WorkUnit]:
+        for item in plan_in_parts(patterns, input_format, rows_per_unit, inventory.left_out):
+            found = plan_part(item, rows_per_unit, inventory.left_out) if isinstance(item, ListingPart) else [item]
+            yield from map(count, found)
+
+    with ThreadPoolExecutor(_SHARDS_AHEAD, thread_name_prefix="plan") as pool:
+        for unit, failed in itertools.chain.from_iterable(map_ahead(look, items(), pool, 2 * _SHARDS_AHEAD)):
+            inventory.add(unit, failed)
+            on_unit(unit)
+    return inventory
+
+
+def _committed_failures(part: str | None, unit: WorkUnit) -> int | None:
+    """Failed records of a committed unit, from its part's footer; None where it is not, or is of other input."""
+    if part is None:
+        return None
+    try:
+        with storage.open_read(part) as source:
+            about = json.loads(pq.ParquetFile(source).schema_arrow.metadata[part_files.UNIT_KEY])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise ImagebeamError(
+            f"{part} is not a part of a run ({error}). Delete it, or choose another --output."
+        ) from error
+    failed: int = about["failed"]
+    return failed if about["version"] == unit.version else None

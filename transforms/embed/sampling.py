@@ -1,0 +1,144 @@
+"""A sample of an input's records: picked while its work units pass, then read, decoded and described."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import PIL.Image
+
+from transforms.core.batching import available_cores, decode_pool, map_ahead
+from transforms.core.types import Failure, Image, InputFormat, ReadOptions, Record, RecordRef, Stage, WorkUnit
+from transforms.images.decode import FORMATS, ImageError, ImageOptions, decode_image
+from transforms.inputs.read import read_records
+
+READ_THROUGH = 20
+"""Records read of the shards for one that is looked at: a shard can only be read in order."""
+
+
+class Reservoir:
+    """A uniform sample, without repetition, of the records of a stream of units; always the same one.
+
+    Li's algorithm L: it draws a few numbers for each record that it takes, and none for those it passes over.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._random = random.Random(0)
+        self._picks: list[WorkUnit | RecordRef] = []
+        self._seen = 0
+        self._next = 0
+        self._weight = 1.0
+
+    def add(self, unit: WorkUnit) -> None:
+        """Offer a unit's records."""
+        start, self._seen = self._seen, self._seen + unit.count
+        while self._next < self._seen:
+            pick = unit.refs[self._next - start] if unit.refs else unit  # Of a list no more is kept than is needed.
+            if len(self._picks) < self._size:
+                self._picks.append(pick)
+            else:
+                self._picks[self._random.randrange(self._size)] = pick
+            self._next += 1
+            if len(self._picks) == self._size:
+                self._weight *= self._draw() ** (1 / self._size)
+                self._next += math.floor(math.log(self._draw()) / math.log1p(-self._weight))
+
+    def _draw(self) -> float:
+        return 1 - self._random.random()  # Above zero, which has no logarithm.
+
+    def records(self, options: ReadOptions) -> Iterator[Record | Failure]:
+        """Read the records that were picked.
+
+        Of a unit in a shard it is settled how many are taken; which ones, is drawn from as many of its first as can
+        be read without reading more than `READ_THROUGH` records for one.
+        """
+        refs = tuple(pick for pick in self._picks if isinstance(pick, RecordRef))
+        if refs:
+            yield from read_records(WorkUnit(InputFormat.FILES, len(refs), refs=refs), options)
+        units = Counter(pick for pick in self._picks if isinstance(pick, WorkUnit))
+        reach = READ_THROUGH * units.total() // max(1, len(units))
+        for unit, picks in units.items():
+            wanted = set(self._random.sample(range(max(picks, min(reach, unit.count))), picks))
+            for index, record in enumerate(itertools.islice(read_records(unit, options), max(wanted) + 1)):
+                if index in wanted:
+                    yield record
+
+
+@dataclass
+class Sample:
+    """What a sample of the records looks like.
+
+    Attributes:
+        records: looked at.
+        sizes: (width, height) in pixels, as stored, of those that decode.
+        formats: of those that decode, in Pillow's names.
+        failures: of the others, by "stage/error_type".
+        decode_seconds: for one image on one core, on the average; resizing is a part of it.
+        cores: that decode side by side.
+        images: the first few decoded ones, for the model.
+    """
+
+    records: int = 0
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    formats: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    decode_seconds: float = 0.0
+    cores: int = field(default_factory=available_cores)
+    images: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def failure_rate(self) -> float:
+        """Share of the records that failed, 0 to 1."""
+        return self.failures.total() / self.records if self.records else 0.0
+
+
+def look_at(records: Iterable[Record | Failure], options: ImageOptions, *, images: int, pixels: int) -> Sample:
+    """Decode records and say what they are.
+
+    Args:
+        records: what the reader gave.
+        options: the image policy's settings.
+        images: decoded ones kept at most.
+        pixels: in those at most, though one image is kept whatever its size.
+    """
+    sample = Sample()
+    seconds = 0.0
+
+    def look(record: Record | Failure) -> tuple[str, Image | None, float]:
+        return _look(record, options)
+
+    for kind, image, taken in map_ahead(look, records, decode_pool(), 2 * sample.cores):
+        sample.records += 1
+        if image is None:
+            sample.failures[kind] += 1
+            continue
+        seconds += taken
+        sample.sizes.append((image.width, image.height))
+        sample.formats[kind] += 1
+        pixels -= image.pixels.shape[0] * image.pixels.shape[1]
+        if len(sample.images) < images and (pixels >= 0 or not sample.images):
+            sample.images.append(image.pixels)
+    sample.decode_seconds = seconds / max(1, len(sample.sizes))
+    return sample
+
+
+def _look(record: Record | Failure, options: ImageOptions) -> tuple[str, Image | None, float]:
+    """(format, image, seconds that decoding took), or (why not, None, ...)."""
+    if isinstance(record, Failure):
+        return f"{record.stage}/{record.error_type}", None, 0.0
+    started = time.perf_counter()
+    try:
+        image = decode_image(record.data, options)
+    except ImageError as error:
+        return f"{Stage.DECODE}/{error.error_type}", None, 0.0
+    taken = time.perf_counter() - started
+    with PIL.Image.open(io.BytesIO(record.data), formats=FORMATS) as source:
+        return source.format or "unknown", image, taken

@@ -1,0 +1,279 @@
+"""Records to embeddings: the durable unit-to-part transform, and a handler for Beam's own RunInference."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.ml.inference.base import ModelHandler
+
+from transforms.core.batching import batch_by_shape, decode_pool, map_ahead
+from transforms.core.types import Failure, Image, ReadOptions, Record, RecordRef, Row, Stage, WorkUnit
+from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
+from transforms.inputs.read import open_records, read_file
+from transforms.runs.commit_units import METRICS_NAMESPACE, CommitUnits, PartLayout, UnitModel, UnitResult, count_batch
+
+Batch = list["Decoded"]
+
+
+class ImageModel(UnitModel, Protocol):
+    """Whatever turns images into vectors: an `embedder.Embedder`, a `classify.Classifier`, or a fake in tests."""
+
+    def embed(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Images of one shape, uint8 RGB [n, height, width, 3] -> column name -> float32 [n, dimension]."""
+
+
+class ModelSource(Protocol):
+    """Whatever can give the model to a worker: `staging.StagedModel`, or a fake in tests."""
+
+    def load(self) -> ImageModel:
+        """Load it; called once a process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A record on its way to the model. `index` is its place in the unit."""
+
+    index: int
+    record: Record
+    image: Image
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How a unit's records become rows.
+
+    Attributes:
+        images: the image policy's settings.
+        batch_size: images in one call of the model at most.
+        pixel_budget: pixels in one call of the model at most, where images keep their own sizes; it bounds the model's
+            memory. At a fixed size `batch_size` alone does.
+    """
+
+    images: ImageOptions
+    batch_size: int = 32
+    pixel_budget: int = 32 * 224 * 224
+
+    @property
+    def batch_pixels(self) -> int:
+        """Pixels in one call of the model at most."""
+        if self.images.image_size is None:
+            return self.pixel_budget
+        return self.batch_size * self.images.image_size[0] * self.images.image_size[1]
+
+    @property
+    def ahead(self) -> int:
+        """Records between the reader and the model: two batches, or fewer where one image may be very large."""
+        return 2 * self.batch_size if self.images.image_size is not None else 8
+
+
+BatchDone = Callable[[int, float], None]
+
+
+def embed_records(
+    records: Iterable[Record | Failure | RecordRef],
+    embedder: ImageModel,
+    options: EmbedOptions,
+    on_batch: BatchDone | None = None,
+) -> UnitResult:
+    """Decode and embed records; every one ends as one row or one failure.
+
+    Reading and decoding run ahead of the model, in other threads.
+
+    Args:
+        records: what the reader gave; its failures pass through, and files that it left unread are read.
+        embedder: the model.
+        options: see `EmbedOptions`.
+        on_batch: called after each call of the model with the number of images embedded and the seconds it took.
+
+    Raises:
+        Exception: whatever the model raises when it cannot embed a whole batch, not one image of it: then the
+            machine is at fault rather than an image, and nothing should be committed.
+    """
+    rows: dict[int, Row] = {}
+    failures: dict[int, Failure] = {}
+    icc_profiles_ignored = 0
+
+    def decode(item: tuple[int, Record | Failure | RecordRef]) -> tuple[int, Decoded | Failure]:
+        index, record = item
+        return index, _decode(index, read_file(record) if isinstance(record, RecordRef) else record, options.images)
+
+    def decoded() -> Iterator[Decoded]:
+        for index, outcome in map_ahead(decode, enumerate(records), decode_pool(), options.ahead):
+            if isinstance(outcome, Failure):
+                failures[index] = outcome
+            else:
+                yield outcome
+
+    def shape_of(item: Decoded) -> tuple[int, ...]:
+        return item.image.pixels.shape
+
+    for batch in batch_by_shape(decoded(), shape_of, options.batch_size, options.batch_pixels):
+        started, embedded = time.perf_counter(), len(rows)
+        for item, outcome in _embed_batch(batch, embedder):
+            icc_profiles_ignored += item.image.icc_profile_ignored
+            if isinstance(outcome, Failure):
+                failures[item.index] = outcome
+            else:
+                rows[item.index] = outcome
+        if on_batch is not None:
+            on_batch(len(rows) - embedded, time.perf_counter() - started)
+    return UnitResult(_in_order(rows), _in_order(failures), icc_profiles_ignored)
+
+
+def _in_order(items: dict[int, Any]) -> list[Any]:
+    return [items[index] for index in sorted(items)]
+
+
+def _decode(index: int, record: Record | Failure, options: ImageOptions) -> Decoded | Failure:
+    if isinstance(record, Failure):
+        return record
+    sha256 = hashlib.sha256(record.data).hexdigest()
+    try:
+        return Decoded(index, record, decode_image(record.data, options), sha256)
+    except ImageError as error:
+        return Failure(record.key, record.uri, Stage.DECODE, error.error_type, str(error), sha256)
+
+
+def _embed_batch(batch: Batch, embedder: ImageModel) -> list[tuple[Decoded, Row | Failure]]:
+    """Run the model on images of one shape; where it fails, once more, then in halves down to the images at fault.
+
+    Raises:
+        Exception: the model's own, if it fails for every one of several images.
+    """
+    try:
+        return list(_call(batch, embedder))
+    except Exception:
+        outcomes = _halved(batch, embedder)
+        if len(batch) > 1 and all(isinstance(outcome, Failure) for _, outcome in outcomes):
+            raise
+        return outcomes
+
+
+def _halved(batch: Batch, embedder: ImageModel) -> list[tuple[Decoded, Row | Failure]]:
+    try:
+        return list(_call(batch, embedder))
+    except Exception as error:
+        if len(batch) == 1:
+            return [(batch[0], _embed_failure(batch[0], type(error).__name__, str(error)))]
+        middle = len(batch) // 2
+        return _halved(batch[:middle], embedder) + _halved(batch[middle:], embedder)
+
+
+def _call(batch: Batch, embedder: ImageModel) -> Iterator[tuple[Decoded, Row | Failure]]:
+    vectors = embedder.embed(np.stack([item.image.pixels for item in batch]))
+    finite = np.logical_and.reduce([np.isfinite(matrix).all(axis=1) for matrix in vectors.values()])
+    for position, item in enumerate(batch):
+        if finite[position]:
+            yield item, _row(item, {column: matrix[position] for column, matrix in vectors.items()})
+        else:
+            yield item, _embed_failure(item, "not_finite", "the embedding has NaN or infinite values")
+
+
+def _row(item: Decoded, vectors: Mapping[str, np.ndarray]) -> Row:
+    record, image = item.record, item.image
+    return Row(
+        record.key, record.uri, record.label, image.width, image.height, item.sha256, vectors, extras=record.extras
+    )
+
+
+def _embed_failure(item: Decoded, error_type: str, message: str) -> Failure:
+    return Failure(item.record.key, item.record.uri, Stage.EMBED, error_type, message[:500], item.sha256)
+
+
+@dataclass
+class EmbedUnits(beam.PTransform):  # type: ignore[misc]
+    """Work units -> parts under `output`; element in: `WorkUnit`, element out: `UnitReport`.
+
+    A unit is read, decoded, embedded and written inside one DoFn: only units and reports cross stage boundaries,
+    never bytes or pixels. A unit whose part is there already, of the same version, is skipped.
+
+    Attributes:
+        model: gives the embedder to a worker process, once.
+        output: the run's folder.
+        read: which columns hold what.
+        embed: image policy and batches.
+        part: how rows are stored.
+        retry_failed: work the failed records of committed units again.
+    """
+
+    model: ModelSource
+    output: str
+    read: ReadOptions
+    embed: EmbedOptions
+    part: PartLayout
+    retry_failed: bool = False
+
+    def expand(self, units: beam.PCollection) -> beam.PCollection:
+        """Spread the units over the workers, and embed each."""
+        work = _ReadAndEmbed(self.read, self.embed)
+        return units | CommitUnits(self.model, self.output, work, self.part, self.retry_failed)
+
+
+@dataclass(frozen=True)
+class _ReadAndEmbed:
+    """The `UnitWork` of `EmbedUnits`."""
+
+    columns: ReadOptions
+    options: EmbedOptions
+
+    def setup(self) -> None:
+        prepare_pillow(self.options.images.max_image_pixels)
+
+    def read(self, unit: WorkUnit) -> Iterator[Record | Failure | RecordRef]:
+        return open_records(unit, self.columns)
+
+    def work(self, items: Iterable[Record | Failure | RecordRef], model: ImageModel) -> UnitResult:
+        return embed_records(items, model, self.options, count_batch)
+
+
+class EmbeddingModelHandler(ModelHandler[np.ndarray, dict[str, np.ndarray], ImageModel]):  # type: ignore[misc]
+    """For Beam's `RunInference`: uint8 RGB images [height, width, 3] in, {column: float32 [dimension]} out.
+
+    Images of one batch may differ in shape; each shape is one call of the model. What leaves is the vectors alone:
+    wrap it in `KeyedModelHandler` to keep keys. For the durable path use `EmbedUnits`.
+    """
+
+    def __init__(self, model: ModelSource, *, batch_size: int = 32) -> None:
+        super().__init__()
+        self._model = model
+        self._batch_size = batch_size
+
+    def load_model(self) -> ImageModel:
+        """Load the embedder; Beam calls it once a process."""
+        return self._model.load()
+
+    def run_inference(
+        self, batch: Sequence[np.ndarray], model: ImageModel, inference_args: Mapping[str, Any] | None = None
+    ) -> Iterable[dict[str, np.ndarray]]:
+        """Embed one batch, in its order.
+
+        Raises:
+            ValueError: if `inference_args` are given; an embedder takes none.
+        """
+        if inference_args:
+            raise ValueError(f"An embedder takes no inference_args. Received: {sorted(inference_args)}.")
+        results: dict[int, dict[str, np.ndarray]] = {}
+        for group in batch_by_shape(enumerate(batch), lambda item: item[1].shape, len(batch), 1 << 62):
+            vectors = model.embed(np.stack([image for _, image in group]))
+            for position, (index, _) in enumerate(group):
+                results[index] = {column: matrix[position] for column, matrix in vectors.items()}
+        return _in_order(results)
+
+    def get_num_bytes(self, batch: Sequence[np.ndarray]) -> int:
+        """Bytes of the batch's pixels."""
+        return sum(image.nbytes for image in batch)
+
+    def get_metrics_namespace(self) -> str:
+        """Where Beam's inference metrics are counted."""
+        return METRICS_NAMESPACE
+
+    def batch_elements_kwargs(self) -> Mapping[str, Any]:
+        """Batches of up to `batch_size`."""
+        return {"min_batch_size": 1, "max_batch_size": self._batch_size}

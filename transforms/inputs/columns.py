@@ -1,0 +1,135 @@
+"""Labels and kept columns: whatever an input stores, checked before a run and brought to the types of the output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from transforms.core.errors import ImagebeamError
+from transforms.core.types import ReadOptions
+
+PEEKED_RECORDS = 16
+"""Records that are looked at for the columns of a format without a schema."""
+
+Schema = Mapping[str, pa.DataType]
+"""The columns of an input: name -> type, `pa.null()` where only nulls were seen."""
+
+
+def as_label(value: Any) -> str | None:
+    """A label as the output's string: 3 -> "3", b"cat" -> "cat"; None and NaN are no label.
+
+    Raises:
+        ValueError: for a value that is no label, such as a list.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value.encode()  # Raises for half a character; see `_convert`.
+        return value
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, float) and math.isnan(value):  # How pandas writes a missing number.
+        return None
+    if isinstance(value, bool | int | float):
+        return str(value)
+    raise ValueError(f"a label is a text or a number; received {value!r:.80} (keep a list with --keep_columns)")
+
+
+def convert(values: Mapping[str, Any], options: ReadOptions) -> dict[str, Any]:
+    """The kept columns of a record, as their types have them; a missing one is None.
+
+    Raises:
+        ValueError: naming the column and the value that does not fit.
+    """
+    return {name: _convert(name, values.get(name), kind) for name, kind in options.keep_columns}
+
+
+def _convert(name: str, value: Any, kind: pa.DataType) -> Any:
+    if value is None:
+        return None
+    if pa.types.is_list(kind) and not isinstance(value, list):  # A TFRecord does not tell one value from a list of one.
+        value = [value]
+    try:
+        if isinstance(value, str) and pa.types.is_string(kind):
+            value.encode()  # JSON can write half of a character, "\ud83d", which nothing can store.
+            return value
+        if isinstance(value, bytes) and not is_bytes(kind):
+            value = value.decode()
+        return pa.scalar(value).cast(kind).as_py()  # Not `pa.scalar(value, kind)`, which makes 1 of 1.5.
+    except (pa.ArrowException, UnicodeError, OverflowError) as error:
+        raise ValueError(f"the kept column {name!r} is {kind}, which {value!r:.80} is not") from error
+
+
+def infer(rows: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:
+    """The columns of some rows; bytes that are text in every row count as strings."""
+    values: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, value in row.items():
+            values.setdefault(name, []).append(value)
+    return {name: _type_of(found) for name, found in values.items()}
+
+
+def _type_of(values: list[Any]) -> pa.DataType:
+    for guess in (values, [value for value in values if value is not None][:1]):  # The first decides where they differ.
+        try:
+            kind = pa.array(guess).type
+            if is_bytes(kind):
+                pa.array(guess, pa.string())
+                return pa.string()
+        except (pa.ArrowException, OverflowError):
+            continue
+        return kind
+    return pa.binary()
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column's values are bytes."""
+    types = pa.types
+    variable = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return bool(variable or types.is_fixed_size_binary(kind))
+
+
+def check_image_column(name: str, schema: Schema) -> None:
+    """Refuse an image column that is not there or cannot hold images, naming those that can.
+
+    Raises:
+        ImagebeamError: without naming the input, which the caller knows.
+    """
+    fitting = [one for one, kind in schema.items() if _holds_images(kind)]
+    if name in fitting:
+        return
+    found = f"a column of {schema[name]}" if name in schema else "no column of the input"
+    remedy = f"Pass --image_column {' or '.join(fitting)}." if fitting else "No column holds bytes."
+    raise ImagebeamError(f"{describe(schema)}. Received: --image_column {name!r}, {found}. {remedy}")
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):  # Hugging Face's struct<bytes, path>.
+        return any(field.name == "bytes" and is_bytes(field.type) for field in kind)
+    return is_bytes(kind)
+
+
+def check_other_columns(options: ReadOptions, schema: Schema) -> None:
+    """Refuse a label column or kept columns that are not there; a label column that nobody named may be missing.
+
+    Raises:
+        ImagebeamError: without naming the input, which the caller knows.
+    """
+    if options.label_column not in (*schema, ReadOptions().label_column):
+        raise ImagebeamError(f"{describe(schema)}. Received: --label_column {options.label_column!r}.")
+    for name, _ in options.keep_columns:
+        if name not in schema:
+            raise ImagebeamError(f"{describe(schema)}. Received: --keep_columns {name!r}.")
+
+
+def describe(schema: Schema) -> str:
+    """Name the columns: "The columns are image (binary), label (int64)"."""
+    return f"The columns are {', '.join(f'{name} ({kind})' for name, kind in schema.items()) or 'none'}"
+
+
+def resolve_types(kept: tuple[tuple[str, pa.DataType], ...], schema: Schema) -> tuple[tuple[str, pa.DataType], ...]:
+    """The kept columns, those whose type was left open (`pa.null()`) with the type that the schema tells."""
+    return tuple((name, schema.get(name, kind) if pa.types.is_null(kind) else kind) for name, kind in kept)

@@ -1,0 +1,118 @@
+"""Patterns -> input files, each with its format."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from transforms import storage
+from transforms.core.errors import ImagebeamError
+from transforms.core.types import EVERYWHERE, FileInfo, InputFormat, Shard, UriRange
+from transforms.images.decode import IMAGE_EXTENSIONS
+
+_EXTENSIONS = {
+    InputFormat.TFRECORD: r"\.(tfrecords?|tfrec)(\.(gz|gzip|zlib))?(-\d+-of-\d+)?(\.(gz|gzip|zlib))?",
+    InputFormat.WEBDATASET: r"\.(tar(\.(gz|gzip))?|tgz)",
+    InputFormat.PARQUET: r"\.parquet",
+    InputFormat.MANIFEST: r"\.(csv|jsonl|ndjson)(\.gz)?",
+    InputFormat.FILES: "|".join(map(re.escape, sorted(IMAGE_EXTENSIONS))),
+}
+_NAMES = {
+    input_format: re.compile(rf".*({extensions})", re.IGNORECASE | re.DOTALL)
+    for input_format, extensions in _EXTENSIONS.items()
+}
+_NUMBERED_NAME = re.compile(r"[^.]*-\d{5}-of-\d{5}")
+"""TensorFlow's habit for TFRecords without an extension: train-00000-of-00010."""
+
+
+def detect_format(uri: str) -> InputFormat | None:
+    """The format that a file's name tells; None where it tells none."""
+    name = storage.basename(uri)
+    for input_format, pattern in _NAMES.items():
+        if pattern.fullmatch(name):
+            return input_format
+    return InputFormat.TFRECORD if _NUMBERED_NAME.fullmatch(name) else None
+
+
+def list_inputs(
+    patterns: Sequence[str],
+    input_format: InputFormat | None,
+    left_out: Counter[str] | None = None,
+    within: UriRange = EVERYWHERE,
+) -> Iterator[Shard]:
+    """Every input file with its format, in order of the uri, each once; streamed.
+
+    With `input_format` None each file's name decides. A file that was named, or matched by a glob, is an image where
+    its name tells nothing. Of a folder's files only shards and images are taken; with `input_format`, those whose
+    names tell that format or have no extension.
+
+    Args:
+        patterns: see `storage.list_files`.
+        input_format: of all files, or None.
+        left_out: counts a folder's other files by extension.
+        within: files of other uris are left out.
+
+    Raises:
+        ImagebeamError: for a pattern that matches nothing anywhere, naming it.
+    """
+    left_out = Counter() if left_out is None else left_out
+    streams = [_list_pattern(pattern, input_format, left_out, within) for pattern in patterns]
+    return _each_once(streams)
+
+
+def _list_pattern(
+    pattern: str, input_format: InputFormat | None, left_out: Counter[str], within: UriRange
+) -> Iterator[Shard]:
+    def choose(in_folder: bool, files: Iterator[FileInfo]) -> Iterator[Shard]:
+        for file in files:
+            found = detect_format(file.uri)
+            if in_folder and not _is_wanted(file.uri, found, input_format):
+                extension = _extension(file.uri)
+                passed_over[extension] += 1
+                left_out[extension] += 1
+            else:
+                yield Shard(file, input_format or found or InputFormat.FILES)
+
+    passed_over: Counter[str] = Counter()
+    is_empty = True
+    try:
+        for shard in _each_once([choose(*part) for part in storage.matches(pattern, within)]):
+            yield shard
+            is_empty = False
+    except OSError as error:
+        raise ImagebeamError(f"The input cannot be listed ({error}). Received: --input {pattern!r}.") from error
+    if is_empty and within == EVERYWHERE:
+        raise ImagebeamError(_no_match(pattern, passed_over))
+
+
+def _each_once(streams: Sequence[Iterator[Shard]]) -> Iterator[Shard]:
+    merged = heapq.merge(*streams, key=lambda shard: shard.file.uri)
+    return (next(same) for _, same in itertools.groupby(merged, key=lambda shard: shard.file.uri))
+
+
+def _is_wanted(uri: str, found: InputFormat | None, input_format: InputFormat | None) -> bool:
+    """Whether a folder's file is input; tables of paths and other data lie in folders of images and shards too."""
+    if input_format is None:
+        return found not in (None, InputFormat.MANIFEST)
+    if (input_format, found) == (InputFormat.MANIFEST, InputFormat.PARQUET):
+        return True
+    return found == input_format or (found is None and "." not in storage.basename(uri))
+
+
+def _no_match(pattern: str, left_out: Mapping[str, int]) -> str:
+    message = f"No input matches. Received: --input {pattern!r}."
+    if left_out:
+        names = ", ".join(f"{extension} {count:,}" for extension, count in sorted(left_out.items()))
+        return f"{message} The folder has other files ({names}); name them with a glob, and give --input_format."
+    return (
+        f"{message} Check the path, and quote wildcards so that the shell leaves them alone; ** goes into folders, * "
+        "does not, and [[] stands for a plain bracket."
+    )
+
+
+def _extension(uri: str) -> str:
+    stem, dot, extension = storage.basename(uri).rpartition(".")
+    return f".{extension.lower()}" if stem and dot else "(no extension)"

@@ -1,0 +1,81 @@
+"""Planning as a part of the pipeline: units reach the workers without passing through the job's graph."""
+
+from __future__ import annotations
+
+import pickle
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+
+from transforms.core.progress import PROGRESS
+from transforms.core.types import InputFormat, ListingPart, PlanItem, ReadOptions, Shard, WorkUnit
+from transforms.inputs.plan import cut_shard, plan_in_parts
+from transforms.inputs.shard_index import CutMemory
+
+
+class PlanCoder(beam.coders.Coder):  # type: ignore[misc]
+    """What planning passes on, as compressed pickles.
+
+    A unit of 2,048 image files is mostly their paths, which zlib brings to about a tenth: a local runner holds the
+    units of a whole run in memory, and others write them to their shuffle.
+    """
+
+    def encode(self, value: PlanItem) -> bytes:
+        """Pickle and compress, fast."""
+        return zlib.compress(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), level=1)
+
+    def decode(self, encoded: bytes) -> PlanItem:
+        """The inverse of `encode`."""
+        item: PlanItem = pickle.loads(zlib.decompress(encoded))
+        return item
+
+    def is_deterministic(self) -> bool:
+        """Never used for keys."""
+        return False
+
+
+beam.coders.registry.register_coder(PlanItem, PlanCoder)
+beam.coders.registry.register_coder(WorkUnit, PlanCoder)
+
+
+@dataclass
+class PlanUnits(beam.PTransform):  # type: ignore[misc]
+    """Patterns -> work units; element in: a tuple of patterns, element out: `WorkUnit`.
+
+    One worker begins to list. What it finds is spread over all, which cut the shards and list the parts of what is left
+    of a long listing.
+
+    Attributes:
+        input_format: of every file, or None to go by the names.
+        rows_per_unit: records in a unit at most.
+        read: which columns hold what.
+        cuts: folder in which the cuts of large shards are remembered; None not to.
+    """
+
+    input_format: InputFormat | None
+    rows_per_unit: int
+    read: ReadOptions
+    cuts: str | None = None
+
+    def expand(self, patterns: beam.PCollection) -> beam.PCollection:
+        """List, spread, cut."""
+        memory = None if self.cuts is None else CutMemory(self.cuts, self.rows_per_unit)
+        return (
+            patterns
+            | "List input"
+            >> beam.FlatMap(plan_in_parts, self.input_format, self.rows_per_unit).with_output_types(PlanItem)
+            | "Spread shards" >> beam.Reshuffle()
+            | "Cut shards" >> beam.FlatMap(_cut, self.rows_per_unit, self.read, memory).with_output_types(WorkUnit)
+        )
+
+
+def _cut(
+    item: Shard | WorkUnit | ListingPart, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None
+) -> Iterator[WorkUnit]:
+    for unit in cut_shard(item, rows_per_unit, options, memory):
+        PROGRESS.planned_more(unit.count)
+        Metrics.counter("imagebeam", "records_planned").inc(unit.count)
+        yield unit

@@ -1,0 +1,192 @@
+"""TFRecord shards of `tf.train.Example`: plain, gzip or zlib, told apart by their first bytes.
+
+Format (tensorflow/core/lib/io/record_writer.h): uint64 length, uint32 masked CRC-32C of the length, the payload,
+uint32 masked CRC-32C of the payload; all little-endian.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import google_crc32c
+import pyarrow as pa
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from transforms.core.types import Failure, ReadOptions, Record, WorkUnit
+from transforms.inputs.base import Cut, Place, RecordError, cut_at, failure, make_record
+from transforms.inputs.columns import PEEKED_RECORDS, infer
+from transforms.inputs.compression import inflate, is_compressed
+
+_HEADER = struct.Struct("<QI")
+_FOOTER = struct.Struct("<I")
+_MASK_DELTA = 0xA282EAD8
+
+Features = dict[str, list[Any]]
+"""A `tf.train.Example`: feature name -> its values, bytes, floats or ints."""
+
+
+def cut(stream: BinaryIO, rows_per_unit: int) -> Iterator[Cut]:
+    """Walk the headers, payloads skipped; see `readers.ShardReader`."""
+    return cut_at(_places(stream), rows_per_unit)
+
+
+def read(stream: BinaryIO, unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Failure]:
+    """The unit's records, both CRCs of each checked; see `readers.ShardReader`."""
+    assert unit.shard is not None
+    uri = unit.shard.file.uri
+    source = _open(stream)
+    source.seek(unit.offset)
+    for index in range(unit.start, unit.start + unit.count):
+        key = f"{uri}#{index}"
+        payload = _read_payload(source)
+        try:
+            if payload is None:
+                raise RecordError("corrupt", "the CRC of the record does not match its content")
+            features = parse_example(payload)
+            image = _image(features, options.image_column)
+            wanted = (options.label_column, *(name for name, _ in options.keep_columns))
+            values = {name: _value(features[name]) for name in wanted if name in features}
+        except RecordError as error:
+            yield failure(key, uri, error)
+        else:
+            yield make_record(key, uri, image, values.get(options.label_column), values, options)
+
+
+def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
+    """The features of the first few records; see `readers.ShardReader`."""
+    source = _open(stream)
+    rows = []
+    for _ in range(PEEKED_RECORDS):
+        try:
+            payload = _read_payload(source)
+        except EOFError:
+            break
+        if payload is not None:
+            rows.append({name: _value(values) for name, values in parse_example(payload).items()})
+    return infer(rows)
+
+
+def parse_example(payload: bytes) -> Features:
+    """A serialised `tf.train.Example`.
+
+    Raises:
+        RecordError: if it is not one.
+    """
+    try:
+        example = _example_class().FromString(payload)
+        return {
+            name: list(getattr(feature, kind).value) if (kind := feature.WhichOneof("kind")) else []
+            for name, feature in example.features.feature.items()
+        }
+    except DecodeError as error:
+        raise RecordError("corrupt", f"the record is no tf.train.Example ({error})") from error
+
+
+def _image(features: Features, name: str) -> bytes:
+    values = features.get(name)
+    if values is None:
+        raise RecordError("no_image", f"the record has no feature {name!r}; its features are {', '.join(features)}")
+    if len(values) != 1 or not isinstance(values[0], bytes):
+        what = f"{len(values)} values" if len(values) != 1 else type(values[0]).__name__
+        raise RecordError("no_image", f"the feature {name!r} holds {what}, not the bytes of one image")
+    return values[0]
+
+
+def _value(values: list[Any]) -> Any:
+    """The one value of a feature, the list of several, or None."""
+    return values[0] if len(values) == 1 else values or None
+
+
+def _open(stream: BinaryIO) -> BinaryIO:
+    """The records. A header whose CRC matches proves a plain shard: a length may look like gzip's signature."""
+    head = stream.read(_HEADER.size)
+    stream.seek(0)
+    plain = len(head) == _HEADER.size and _masked_crc(head[:8]) == _HEADER.unpack(head)[1]
+    return stream if plain or not is_compressed(head) else inflate(stream)
+
+
+def _places(stream: BinaryIO) -> Iterator[Place]:
+    """Where each whole record starts.
+
+    Raises:
+        EOFError: if the shard ends inside a record, or holds no byte at all.
+        RecordError: if the next record cannot be found because its length is damaged.
+    """
+    source = _open(stream)
+    offset = 0
+    while (length := _read_length(source)) is not None:
+        end = offset + _HEADER.size + length + _FOOTER.size
+        source.seek(end - 1)
+        if not source.read(1):
+            raise EOFError("the shard ends inside a record")
+        yield Place(offset)
+        offset = end
+    if offset == 0 and source is stream:
+        raise EOFError("the shard is empty")
+
+
+def _read_length(source: BinaryIO) -> int | None:
+    """The length of the payload that follows; None at the end of the shard."""
+    header = source.read(_HEADER.size)
+    if not header:
+        return None
+    if len(header) < _HEADER.size:
+        raise EOFError("the shard ends inside the header of a record")
+    length: int
+    length, crc = _HEADER.unpack(header)
+    if _masked_crc(header[:8]) != crc:
+        raise RecordError("corrupt", "the CRC of a record's length does not match: nothing that follows can be found")
+    return length
+
+
+def _read_payload(source: BinaryIO) -> bytes | None:
+    """The next record's content; None where its CRC does not match."""
+    length = _read_length(source)
+    if length is None:
+        raise EOFError("the shard has fewer records than before")
+    payload, footer = source.read(length), source.read(_FOOTER.size)
+    if len(footer) < _FOOTER.size:
+        raise EOFError("the shard ends inside a record")
+    return payload if _FOOTER.unpack(footer)[0] == _masked_crc(payload) else None
+
+
+def _masked_crc(data: bytes) -> int:
+    crc: int = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+@functools.cache
+def _example_class() -> Any:
+    """`tf.train.Example` from its schema (tensorflow/core/example/feature.proto), without importing TensorFlow.
+
+    It lives in a pool of its own, or it would clash with TensorFlow's.
+    """
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="imagebeam", syntax="proto3")
+    kinds = descriptor_pb2.FieldDescriptorProto
+    value_types = {"bytes_list": kinds.TYPE_BYTES, "float_list": kinds.TYPE_FLOAT, "int64_list": kinds.TYPE_INT64}
+    feature = file.message_type.add(name="Feature")
+    feature.oneof_decl.add(name="kind")
+    for number, (name, value_type) in enumerate(value_types.items(), start=1):
+        values = file.message_type.add(name=name)
+        values.field.add(name="value", number=1, label=kinds.LABEL_REPEATED, type=value_type)
+        _add_message(feature, name, number, f".imagebeam.{name}").oneof_index = 0
+    features = file.message_type.add(name="Features")
+    entry = features.nested_type.add(name="FeatureEntry", options=descriptor_pb2.MessageOptions(map_entry=True))
+    entry.field.add(name="key", number=1, label=kinds.LABEL_OPTIONAL, type=kinds.TYPE_STRING)
+    _add_message(entry, "value", 2, ".imagebeam.Feature")
+    _add_message(features, "feature", 1, ".imagebeam.Features.FeatureEntry").label = kinds.LABEL_REPEATED
+    _add_message(file.message_type.add(name="Example"), "features", 1, ".imagebeam.Features")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("imagebeam.Example"))
+
+
+def _add_message(parent: Any, name: str, number: int, type_name: str) -> Any:
+    kinds = descriptor_pb2.FieldDescriptorProto
+    return parent.field.add(
+        name=name, number=number, label=kinds.LABEL_OPTIONAL, type=kinds.TYPE_MESSAGE, type_name=type_name
+    )

@@ -1,0 +1,263 @@
+"""One `Embedder` for every path: a spec becomes one Keras model, uint8 RGB image in, float32 vector out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from transforms.core.errors import ImagebeamError
+from transforms.core.spec import EmbedderSpec, Pooling, Precision
+from transforms.models import weights as weights_module
+from transforms.models.architectures import Architecture, get_architecture, nearest
+from transforms.models.keras_import import import_keras
+
+if TYPE_CHECKING:
+    import keras
+
+
+class Embedder:
+    """A loaded model and the spec it was built from; safe to call from several threads.
+
+    Attributes:
+        spec: what the numbers are a function of.
+        model: Keras model, uint8 RGB [n, height, width, 3] in 0..255 -> float32 vectors [n, dimension]; a dict of
+            them by column name where the spec has several layers.
+        dimensions: embedding column name -> vector length.
+    """
+
+    def __init__(self, spec: EmbedderSpec, model: keras.Model) -> None:
+        self.spec = spec
+        self.model = model
+        names = columns(spec.layers)
+        shapes = {name: output.shape for name, output in zip(sorted(names), model.outputs, strict=True)}
+        self.dimensions: dict[str, int] = {name: shapes[name][-1] for name in names}  # Keras sorts a dict's outputs
+        self._lock = threading.Lock()
+
+    def embed(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Embed one batch.
+
+        Args:
+            images: uint8 [n, height, width, 3], RGB.
+
+        Returns:
+            Column name -> float32 [n, dimension].
+        """
+        with self._lock:  # Beam's harness threads share one embedder; Keras' compiled call is not re-entrant
+            vectors = self.model.predict_on_batch(images)
+        return vectors if isinstance(vectors, dict) else {"embedding": vectors}
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights in memory, in bytes."""
+        return sum(
+            math.prod(variable.shape) * np.dtype(_numpy_name(variable.dtype)).itemsize
+            for variable in self.model.weights
+        )
+
+
+def columns(layers: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the embedding columns: one is "embedding", several are "embedding.<layer>"."""
+    return ("embedding",) if len(layers) <= 1 else tuple(f"embedding.{layer}" for layer in layers)
+
+
+def resolve(spec: EmbedderSpec, weights: str) -> Embedder:
+    """Load the weights and build the embedder; its spec carries their digest.
+
+    Args:
+        spec: with `weights_sha256` empty, or the digest the weights must have.
+        weights: as `--weights`: "imagenet", "none", "random:SEED" or a file.
+
+    Raises:
+        ImagebeamError: for an unknown model or layer, a size too small, weights that cannot be had or do not fit.
+    """
+    backbone = load_backbone(spec, weights)
+    spec = dataclasses.replace(spec, weights_sha256=_check_digest(spec, backbone, weights))
+    return Embedder(spec, assemble(spec, backbone))
+
+
+def build_embedder(spec: EmbedderSpec, weights: str = "imagenet", *, input_tensor: Any = None) -> keras.Model:
+    """The embedder as a plain Keras model, to save, serve or compose.
+
+    Args:
+        spec: what to build; `weights_sha256` may be empty, else the weights are checked against it.
+        weights: as `--weights`.
+        input_tensor: Keras tensor of RGB values in 0..255, [n, height, width, 3], uint8 or float, to read images
+            from instead of an own uint8 input, for instance the output of augmentation layers.
+
+    Returns:
+        Keras model from images to float32 vectors [n, dimension], a dict of them where the spec has several layers.
+        Preprocessing and pooling are inside it.
+
+    Raises:
+        ImagebeamError: as `resolve`.
+    """
+    backbone = load_backbone(spec, weights)
+    _check_digest(spec, backbone, weights)
+    return assemble(spec, backbone, input_tensor)
+
+
+def check_spec(spec: EmbedderSpec) -> None:
+    """Refuse what can be refused before any framework is imported.
+
+    Raises:
+        ImagebeamError: for an unknown model, a size too small, or flattened images of varying size.
+    """
+    architecture = get_architecture(spec.model)
+    if spec.image_size is not None:
+        architecture.check_size(spec.image_size)
+    elif spec.pooling == Pooling.FLATTEN:
+        raise ImagebeamError(
+            "Flattening images of their own sizes gives vectors of varying length. Received: pooling=flatten, "
+            "image_size=native. Use --pooling avg or max, or a fixed --image_size."
+        )
+
+
+def needs_top(architecture: Architecture, layers: tuple[str, ...], image_size: tuple[int, int] | None) -> bool:
+    """Whether a wanted layer belongs to the ImageNet classifier above the backbone (such as VGG16's fc1).
+
+    Raises:
+        ImagebeamError: for a layer that neither has, with the nearest names.
+    """
+    if not layers:
+        return False
+    names = _layer_names(architecture, image_size)
+    unknown = [layer for layer in layers if layer not in names]
+    if not unknown:
+        return False
+    full_size = (architecture.default_size, architecture.default_size)
+    full_names = _layer_names(architecture, full_size, include_top=True)
+    for layer in unknown:
+        if layer not in full_names:
+            raise ImagebeamError(
+                f"{architecture.name} has no such layer. Received: layer={layer!r}. {nearest(layer, full_names)} "
+                f"'imagebeam layers --model {architecture.name}' lists them all."
+            )
+    return True
+
+
+def _layer_names(
+    architecture: Architecture, image_size: tuple[int, int] | None, *, include_top: bool = False
+) -> list[str]:
+    import_keras()
+    import keras
+
+    with keras.StatelessScope(initialize_variables=False):  # names need no weights
+        return [layer.name for layer in architecture.build(image_size, include_top=include_top).layers]
+
+
+@contextlib.contextmanager
+def _dtype_policy(precision: Precision) -> Iterator[None]:
+    """Layers made inside compute in `precision`; keras.applications takes no dtype argument."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(str(precision))
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def load_backbone(spec: EmbedderSpec, weights: str) -> keras.Model:
+    """The float32 backbone with its weights: what `assemble` takes.
+
+    Raises:
+        ImagebeamError: as `resolve`.
+    """
+    check_spec(spec)
+    architecture = get_architecture(spec.model)
+    include_top = needs_top(architecture, spec.layers, spec.image_size)
+    return weights_module.load_backbone(architecture, weights, spec.image_size, include_top=include_top)
+
+
+def _check_digest(spec: EmbedderSpec, backbone: keras.Model, weights: str) -> str:
+    digest = weights_module.digest(backbone)
+    if spec.weights_sha256 not in ("", digest):
+        raise ImagebeamError(
+            f"The weights are not those of the spec: sha256 {digest[:16]}..., not {spec.weights_sha256[:16]}... "
+            f"Received: weights={weights!r}."
+        )
+    return digest
+
+
+def _in_precision(backbone: keras.Model, precision: Precision) -> keras.Model:
+    """The same layers and weights, computing in `precision`."""
+    import keras
+
+    if precision == Precision.FLOAT32:
+        return backbone
+    with _dtype_policy(precision):
+        # The serialised layers name their policy; without it they take the one in force.
+        clone = keras.models.clone_model(backbone, clone_function=_without_dtype)
+    for layer in backbone.layers:  # by name: a clone may hold its layers in another order
+        if layer.weights:
+            clone.get_layer(layer.name).set_weights(layer.get_weights())
+    return clone
+
+
+def _without_dtype(layer: keras.layers.Layer) -> keras.layers.Layer:
+    config = layer.get_config()
+    config.pop("dtype", None)
+    return layer.__class__.from_config(config)
+
+
+def assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any = None) -> keras.Model:
+    """Input, preprocessing, the backbone up to the wanted layers, pooling: one functional model.
+
+    At float32 it shares the backbone's layers, so that training the one trains the other.
+
+    Args:
+        spec: of the embedder.
+        backbone: as `load_backbone` gives it.
+        input_tensor: see `build_embedder`.
+    """
+    import keras
+
+    architecture = get_architecture(spec.model)
+    backbone = _in_precision(backbone, spec.precision)
+    wanted = [backbone.get_layer(name).output for name in spec.layers] or [backbone.output]
+    features = keras.Model(backbone.input, wanted, name=backbone.name)
+
+    height, width = spec.image_size or (None, None)
+    images = keras.Input((height, width, 3), dtype="uint8", name="image") if input_tensor is None else input_tensor
+    inputs = images if input_tensor is None else keras.utils.get_source_inputs(input_tensor)
+    maps = features(architecture.preprocess(keras.ops.cast(images, "float32")))
+    vectors = {
+        column: _pool(feature_map, spec.pooling)
+        for column, feature_map in zip(columns(spec.layers), keras.tree.flatten(maps), strict=True)
+    }
+    return keras.Model(inputs, vectors if len(vectors) > 1 else vectors["embedding"], name="embedder")
+
+
+def _pool(feature_map: Any, pooling: Pooling) -> Any:
+    """Feature map [n, height, width, channels] -> float32 [n, dimension]; vectors pass as they are.
+
+    Pooling computes in float32 whatever the backbone computes in: a mean over thousands of bfloat16 values in
+    bfloat16 would lose most of its digits.
+    """
+    import keras
+
+    rank = len(feature_map.shape)
+    if rank == 2:
+        return keras.layers.Activation("linear", dtype="float32")(feature_map)
+    if rank != 4:
+        raise ImagebeamError(
+            f"Only layers with a feature map or a vector can be pooled. Received: output shape {feature_map.shape}."
+        )
+    layer = {
+        Pooling.AVG: keras.layers.GlobalAveragePooling2D,
+        Pooling.MAX: keras.layers.GlobalMaxPooling2D,
+        Pooling.FLATTEN: keras.layers.Flatten,
+    }[pooling]
+    return layer(dtype="float32")(feature_map)
+
+
+def _numpy_name(dtype: str) -> str:
+    """NumPy has no bfloat16; float16 is as wide."""
+    return "float16" if dtype == "bfloat16" else dtype

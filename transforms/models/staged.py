@@ -1,0 +1,121 @@
+"""The staged model: what workers load, verified, instead of downloading anything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transforms import storage
+from transforms.core.errors import ImagebeamError
+from transforms.core.spec import EmbedderSpec
+from transforms.models.embedder import Embedder
+from transforms.models.keras_import import import_keras
+
+MODEL_FILE = "embedder.keras"
+SPEC_FILE = "spec.json"
+
+
+@dataclass(frozen=True)
+class StagedModel:
+    """A model folder as described by its spec.json.
+
+    Attributes:
+        folder: OUT/model.
+        spec: of the embedder.
+        sha256: of the model file.
+        weights: where the weights came from: {"source": as --weights said, "file_sha256": of a file, else null}.
+        dimensions: embedding column name -> vector length.
+    """
+
+    folder: str
+    spec: EmbedderSpec
+    sha256: str
+    weights: dict[str, str | None]
+    dimensions: dict[str, int]
+
+    @property
+    def model_uri(self) -> str:
+        """The Keras model file: image in, vector out."""
+        return storage.join(self.folder, MODEL_FILE)
+
+    def load(self) -> Embedder:
+        """Load the embedder, its bytes checked first.
+
+        Raises:
+            ImagebeamError: if the file is missing or is not the one that was staged.
+        """
+        import_keras()
+        import keras
+
+        try:
+            with storage.local_file(self.model_uri) as path:
+                check_sha256(path, self.sha256, self.model_uri)
+                return Embedder(self.spec, keras.saving.load_model(path, compile=False, safe_mode=True))
+        except FileNotFoundError as error:
+            raise ImagebeamError(f"The staged model is missing: {self.model_uri}. Run with --overwrite.") from error
+
+
+def stage(embedder: Embedder, folder: str, weights: dict[str, str | None]) -> StagedModel:
+    """Save an embedder into `folder`: the model file first, spec.json, which names its digest, last."""
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / MODEL_FILE
+        embedder.model.save(path)
+        sha256 = file_sha256(path)
+        storage.publish_file(storage.join(folder, MODEL_FILE), path)
+    staged = StagedModel(folder, embedder.spec, sha256, weights, embedder.dimensions)
+    about: dict[str, Any] = {
+        "fingerprint": embedder.spec.fingerprint,
+        "spec": embedder.spec.to_dict(),
+        "weights": weights,
+        "dimensions": embedder.dimensions,
+        "model_file": MODEL_FILE,
+        "model_sha256": sha256,
+    }
+    storage.publish(storage.join(folder, SPEC_FILE), json.dumps(about, indent=2).encode())
+    return staged
+
+
+def read_staged(folder: str) -> StagedModel | None:
+    """The model staged in `folder`, not loaded; None where there is none.
+
+    Raises:
+        ImagebeamError: if spec.json cannot be understood.
+    """
+    uri = storage.join(folder, SPEC_FILE)
+    try:
+        about = json.loads(storage.read_bytes(uri))
+        return StagedModel(
+            folder,
+            EmbedderSpec.from_dict(about["spec"]),
+            about["model_sha256"],
+            about["weights"],
+            about["dimensions"],
+        )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ImagebeamError(f"{uri} cannot be understood ({error!r}). Run with --overwrite to start anew.") from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a local file, 64 hex digits."""
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, expected: str, uri: str) -> None:
+    """Refuse a file that changed since its digest was taken.
+
+    Raises:
+        ImagebeamError: naming both digests.
+    """
+    actual = file_sha256(path)
+    if actual != expected:
+        raise ImagebeamError(
+            f"{uri} is not the file that was staged: sha256 {actual[:16]}..., not {expected[:16]}... "
+            f"Run with --overwrite to stage it anew."
+        )

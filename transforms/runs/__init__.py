@@ -1,0 +1,1 @@
+"""What a run stores: parts, failures, unit reports and the manifest."""

@@ -1,0 +1,204 @@
+"""Work units -> parts, whatever their rows are: what is committed is skipped, what failed can be worked again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.metrics import Metrics
+from apache_beam.utils.shared import Shared
+
+from transforms.core.progress import PROGRESS
+from transforms.core.spec import EmbedderSpec
+from transforms.core.types import Failure, Row, WorkUnit
+from transforms.runs import part_files
+from transforms.runs.manifest import UnitReport
+from transforms.runs.part_files import Commit
+
+METRICS_NAMESPACE = "imagebeam"
+
+
+class UnitModel(Protocol):
+    """What the vectors of rows come from.
+
+    Attributes:
+        spec: goes into the footer of every part.
+        dimensions: column name -> vector length.
+    """
+
+    spec: EmbedderSpec
+    dimensions: dict[str, int]
+
+
+class UnitModelSource(Protocol):
+    """Whatever can give the model to a worker."""
+
+    def load(self) -> UnitModel:
+        """Load it; called once a process."""
+
+
+@dataclass
+class UnitResult:
+    """What became of the records: rows and failures, each in the order of the input."""
+
+    rows: list[Row]
+    failures: list[Failure]
+    icc_profiles_ignored: int = 0
+
+
+class UnitWork(Protocol):
+    """How a unit's records become rows."""
+
+    def setup(self) -> None:
+        """Prepare a worker; called before anything else there."""
+
+    def read(self, unit: WorkUnit) -> Iterable[Any]:
+        """`unit.count` items, each with a `key`."""
+
+    def work(self, items: Iterable[Any], model: Any) -> UnitResult:
+        """Each item ends as one row or one failure.
+
+        Raises:
+            Exception: where the machine is at fault rather than an item; nothing is committed then.
+        """
+
+
+class PartLayout(Protocol):
+    """What a part's rows look like."""
+
+    @property
+    def folder(self) -> str:
+        """Which folder of the run holds the parts."""
+
+    def to_table(self, rows: Sequence[Row], dimensions: dict[str, int]) -> pa.Table:
+        """The rows of a part."""
+
+
+@dataclass
+class CommitUnits(beam.PTransform):  # type: ignore[misc]
+    """Work units -> parts under `output`; element in: `WorkUnit`, element out: `UnitReport`.
+
+    A unit is read, worked and written inside one DoFn: only units and reports cross stage boundaries. A unit whose
+    part is there already, of the same version, is skipped.
+
+    Attributes:
+        model: gives the model to a worker process, once.
+        output: the run's folder.
+        work: how records become rows.
+        layout: how rows are stored.
+        retry_failed: work the failed records of committed units again.
+    """
+
+    model: UnitModelSource
+    output: str
+    work: UnitWork
+    layout: PartLayout
+    retry_failed: bool = False
+
+    def expand(self, units: beam.PCollection) -> beam.PCollection:
+        """Spread the units over the workers, and work each."""
+        return units | "Spread units" >> beam.Reshuffle() | "Commit unit" >> beam.ParDo(_CommitUnit(self))
+
+
+class _CommitUnit(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, job: CommitUnits) -> None:
+        self._job = job
+        self._shared = Shared()
+
+    def setup(self) -> None:
+        self._job.work.setup()
+
+    def process(self, unit: WorkUnit) -> Iterator[UnitReport]:
+        job = self._job
+        done = part_files.read_commit(part_files.part_uri(job.output, job.layout.folder, unit.id))
+        if done is not None and done.version != unit.version:
+            done = None
+        if done is not None and not (job.retry_failed and done.failed) and self._has_its_failures(done):
+            PROGRESS.skipped(unit.count)
+            Metrics.counter(METRICS_NAMESPACE, "units_skipped").inc()
+            yield UnitReport(unit.count, done, skipped=True)
+            return
+        yield UnitReport(unit.count, self._work(unit, done), skipped=False)
+
+    def _has_its_failures(self, done: Commit) -> bool:
+        """Whether the failures beside a part are those it speaks of: a retry killed at its end leaves later ones."""
+        if not done.failed:
+            return True
+        failures = part_files.read_commit(part_files.failures_uri(self._job.output, done.unit_id))
+        return failures is not None and (failures.version, failures.failures) == (done.version, done.failures)
+
+    def _work(self, unit: WorkUnit, retried: Commit | None) -> Commit:
+        job = self._job
+        model = self._model()
+        items = job.work.read(unit)
+        keys: list[str] = []
+        if retried is not None:
+            old = part_files.read_table(part_files.part_uri(job.output, job.layout.folder, unit.id))
+            items = _except(set(old["key"].to_pylist()), items, keys)
+        result = job.work.work(items, model)
+        table = job.layout.to_table(result.rows, model.dimensions)
+        if retried is not None:
+            table = _merge(old, table, keys)
+            result.icc_profiles_ignored += retried.icc_profiles_ignored
+            PROGRESS.skipped(unit.count - len(result.rows) - len(result.failures))
+        started = time.perf_counter()
+        commit = part_files.write_unit(
+            job.output,
+            unit,
+            table,
+            result.failures,
+            model.spec,
+            icc_profiles_ignored=result.icc_profiles_ignored,
+            folder=job.layout.folder,
+        )
+        self._count_unit(result, time.perf_counter() - started)
+        return commit
+
+    def _model(self) -> UnitModel:
+        def load() -> UnitModel:
+            started = time.perf_counter()
+            model = self._job.model.load()
+            milliseconds = round((time.perf_counter() - started) * 1000)
+            Metrics.distribution(METRICS_NAMESPACE, "load_model_latency_milli_secs").update(milliseconds)
+            return model
+
+        model: UnitModel = self._shared.acquire(load)
+        self._loaded = model  # Beam holds shared objects by weak reference
+        return model
+
+    @staticmethod
+    def _count_unit(result: UnitResult, write_seconds: float) -> None:
+        PROGRESS.failed(len(result.failures))
+        for failure in result.failures:
+            Metrics.counter(METRICS_NAMESPACE, f"failures_{failure.stage}").inc()
+        Metrics.counter(METRICS_NAMESPACE, "icc_profiles_ignored").inc(result.icc_profiles_ignored)
+        Metrics.counter(METRICS_NAMESPACE, "units_committed").inc()
+        Metrics.distribution(METRICS_NAMESPACE, "part_write_milli_secs").update(round(write_seconds * 1000))
+
+
+def count_batch(rows: int, seconds: float) -> None:
+    """Count one call of the model: progress, and the counters Beam's RunInference has under the same names."""
+    PROGRESS.embedded(rows, seconds)
+    Metrics.counter(METRICS_NAMESPACE, "num_inferences").inc(rows)
+    Metrics.distribution(METRICS_NAMESPACE, "inference_request_batch_size").update(rows)
+    Metrics.distribution(METRICS_NAMESPACE, "inference_batch_latency_micro_secs").update(round(seconds * 1e6))
+
+
+def _except(done: set[str], items: Iterable[Any], keys: list[str]) -> Iterator[Any]:
+    """The items that are not done; the keys of all of them, in order, go to `keys`."""
+    for item in items:
+        keys.append(item.key)
+        if item.key not in done:
+            yield item
+
+
+def _merge(old: pa.Table, new: pa.Table, keys: Sequence[str]) -> pa.Table:
+    """Rows of both tables in the order of `keys`."""
+    table = pa.concat_tables([old.cast(new.schema), new])  # Parquet gives the items of lists another name
+    positions = pc.index_in(table["key"], value_set=pa.array(keys, pa.string()))
+    return table.take(pc.sort_indices(positions)).combine_chunks()

@@ -1,0 +1,268 @@
+"""Rows to a part, published in one step; and parts back."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms import storage
+from transforms.core.formats import EmbeddingDtype, EmbeddingType
+from transforms.core.spec import EmbedderSpec
+from transforms.core.types import FAILURES_SCHEMA, Failure, Row, WorkUnit, embeddings_schema
+
+ROW_GROUP_BYTES = 64 << 20
+"""Embedding bytes in a row group at most: small enough to read on a laptop, large enough to scan well."""
+
+FINGERPRINT_KEY = b"imagebeam.fingerprint"
+SPEC_KEY = b"imagebeam.spec"
+UNIT_KEY = b"imagebeam.unit"
+
+
+@dataclass(frozen=True)
+class PartOptions:
+    """How embeddings are stored, and the input columns kept beside them, with their Arrow types."""
+
+    embedding_type: EmbeddingType = EmbeddingType.FIXED_SIZE_LIST
+    embedding_dtype: EmbeddingDtype = EmbeddingDtype.FLOAT32
+    keep_columns: tuple[tuple[str, pa.DataType], ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """Which folder of a run holds such parts."""
+        return EMBEDDINGS
+
+    def to_table(self, rows: Sequence[Row], dimensions: dict[str, int]) -> pa.Table:
+        """Rows as an Arrow table; see `rows_to_table`."""
+        return rows_to_table(rows, dimensions, self)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a part says of itself: the unit it holds, as written when it was committed.
+
+    Attributes:
+        unit_id: of the unit.
+        version: of the unit's inputs when they were read.
+        inputs: what the unit covers.
+        embedded: rows in the part.
+        failures: records of the unit that failed, counted by "stage/error_type".
+        icc_profiles_ignored: images that carried an ICC profile, which was not applied.
+        fingerprint: of the spec the rows were made with.
+        part_bytes: size of the part.
+        part_sha256: of the part's bytes.
+    """
+
+    unit_id: str
+    version: str
+    inputs: dict[str, Any]
+    embedded: int
+    failures: dict[str, int]
+    icc_profiles_ignored: int
+    fingerprint: str
+    part_bytes: int
+    part_sha256: str
+
+    @property
+    def failed(self) -> int:
+        """Records of the unit that failed."""
+        return sum(self.failures.values())
+
+
+_PART_NAME = re.compile(r"part-([0-9a-f]{16})\.parquet")
+
+EMBEDDINGS, PREDICTIONS, FAILURES = "embeddings", "predictions", "failures"
+"""Folders of a run; the parts lie in the first or the second."""
+
+
+def part_name(unit_id: str) -> str:
+    """File name of a unit's part: the same in every run."""
+    return f"part-{unit_id}.parquet"
+
+
+def part_uri(output: str, folder: str, unit_id: str) -> str:
+    """Where a unit's rows go: the presence of this file is the commit."""
+    return storage.join(output, folder, part_name(unit_id))
+
+
+def embeddings_uri(output: str, unit_id: str) -> str:
+    """Where a unit's embeddings go."""
+    return part_uri(output, EMBEDDINGS, unit_id)
+
+
+def failures_uri(output: str, unit_id: str) -> str:
+    """Where a unit's failures go."""
+    return storage.join(output, FAILURES, part_name(unit_id))
+
+
+def rows_to_table(rows: Sequence[Row], dimensions: dict[str, int], options: PartOptions) -> pa.Table:
+    """Rows as an Arrow table with the columns of `types.embeddings_schema`."""
+    schema = embeddings_schema(
+        dimensions,
+        embedding_type=options.embedding_type,
+        embedding_dtype=options.embedding_dtype,
+        keep_columns=options.keep_columns,
+    )
+    arrays: dict[str, Any] = {
+        "key": [row.key for row in rows],
+        "uri": [row.uri for row in rows],
+        "label": [row.label for row in rows],
+        "width": [row.width for row in rows],
+        "height": [row.height for row in rows],
+        "sha256": [row.sha256 for row in rows],
+    }
+    for name, _ in options.keep_columns:
+        arrays[name] = [row.extras.get(name) for row in rows]
+    for name, dimension in dimensions.items():
+        arrays[name] = _vectors([row.vectors[name] for row in rows], dimension, schema.field(name).type)
+    columns = [
+        value if isinstance(value, pa.Array) else pa.array(value, schema.field(name).type)
+        for name, value in arrays.items()
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _vectors(vectors: list[np.ndarray], dimension: int, kind: pa.DataType) -> pa.Array:
+    matrix = np.stack(vectors) if vectors else np.empty((0, dimension), np.float32)
+    flat = pa.array(
+        np.ascontiguousarray(matrix, np.float16 if pa.types.is_float16(kind.value_type) else np.float32).reshape(-1)
+    )
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * dimension)
+    return pa.ListArray.from_arrays(offsets, flat, type=kind)
+
+
+def failures_to_table(failures: Sequence[Failure]) -> pa.Table:
+    """Failures as an Arrow table of `types.FAILURES_SCHEMA`."""
+    return pa.Table.from_pylist(
+        [{name: getattr(failure, name) for name in FAILURES_SCHEMA.names} for failure in failures], FAILURES_SCHEMA
+    )
+
+
+def write_unit(
+    output: str,
+    unit: WorkUnit,
+    table: pa.Table,
+    failures: Sequence[Failure],
+    spec: EmbedderSpec,
+    *,
+    icc_profiles_ignored: int = 0,
+    folder: str = EMBEDDINGS,
+) -> Commit:
+    """Publish a unit's failures, then its rows into `folder`: the second is the commit.
+
+    Equal tables give equal bytes on one machine. Zero rows still write a part, or the unit would run for ever.
+
+    Raises:
+        OSError: if the storage refuses; nothing is committed then.
+    """
+    kinds = Counter(f"{failure.stage}/{failure.error_type}" for failure in failures)
+    about = {
+        "id": unit.id,
+        "version": unit.version,
+        "inputs": unit.inputs,
+        "embedded": table.num_rows,
+        "failed": len(failures),
+        "failures": dict(kinds),
+        "icc_profiles_ignored": icc_profiles_ignored,
+    }
+    metadata = {
+        FINGERPRINT_KEY: spec.fingerprint.encode(),
+        SPEC_KEY: spec.to_json().encode(),
+        UNIT_KEY: json.dumps(about, sort_keys=True).encode(),
+    }
+    if failures:
+        storage.publish(failures_uri(output, unit.id), _to_bytes(failures_to_table(failures), metadata))
+    else:
+        storage.delete(failures_uri(output, unit.id))
+    data = _to_bytes(table, metadata)
+    storage.publish(part_uri(output, folder, unit.id), data)
+    return _commit(about, spec.fingerprint, data)
+
+
+def _to_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
+    row_bytes = max(1, table.nbytes // max(1, table.num_rows))
+    buffer = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata(metadata),
+        buffer,
+        compression="zstd",
+        row_group_size=max(1, ROW_GROUP_BYTES // row_bytes),
+        write_page_checksum=True,
+        use_dictionary=[name for name in ("label", "uri", "stage", "error_type") if name in table.column_names],
+    )
+    return buffer.getvalue()
+
+
+def _commit(about: dict[str, Any], fingerprint: str, data: bytes) -> Commit:
+    return Commit(
+        unit_id=about["id"],
+        version=about["version"],
+        inputs=about["inputs"],
+        embedded=about["embedded"],
+        failures=about["failures"],
+        icc_profiles_ignored=about["icc_profiles_ignored"],
+        fingerprint=fingerprint,
+        part_bytes=len(data),
+        part_sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def read_commit(uri: str) -> Commit | None:
+    """What the part at `uri`, of rows or of failures, says of itself in its footer; None where there is no part.
+
+    Raises:
+        OSError: for a file that is no part of this project, or has changed since it was written.
+    """
+    try:
+        data = storage.read_bytes(uri)
+    except FileNotFoundError:
+        return None
+    try:
+        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
+        metadata = table.schema.metadata or {}
+        commit = _commit(json.loads(metadata[UNIT_KEY]), metadata[FINGERPRINT_KEY].decode(), data)
+        rows = commit.failed if table.column_names == FAILURES_SCHEMA.names else commit.embedded
+        if table.num_rows != rows:
+            raise ValueError(f"it has {table.num_rows} rows, not {rows}")
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise OSError(f"{uri} is not a part of an Imagebeam run ({reason}); delete it and run again") from error
+    return commit
+
+
+def read_spec(uri: str) -> EmbedderSpec:
+    """The spec in the footer of a part."""
+    with storage.open_read(uri) as source:
+        return EmbedderSpec.from_json(pq.read_schema(source).metadata[SPEC_KEY])
+
+
+def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A part, page checksums verified: all of it, or those of `columns` that it has."""
+    with storage.open_read(uri) as source:
+        return pq.ParquetFile(source, page_checksum_verification=True).read(columns)
+
+
+def list_parts(folder: str) -> Iterator[tuple[str, str]]:
+    """(unit id, uri) of the parts in a folder of a run, in order of the id."""
+    for info in storage.list_folder(folder):
+        if match := _PART_NAME.fullmatch(storage.basename(info.uri)):
+            yield match[1], info.uri
+
+
+def list_foreign(folder: str) -> Iterator[str]:
+    """Parquet files in an `embeddings` folder that no run wrote: whoever reads the folder would read them too."""
+    for info in storage.list_folder(folder):
+        name = storage.basename(info.uri)
+        if name.endswith(".parquet") and not _PART_NAME.fullmatch(name):
+            yield info.uri

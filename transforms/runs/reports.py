@@ -1,0 +1,77 @@
+"""Unit reports on their way from workers to whoever reconciles the run: files of JSON lines."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import apache_beam as beam
+
+from transforms import storage
+from transforms.runs.manifest import UnitReport
+
+FILES = 16
+"""Always so many, empty or not: one that is missing would pass for units that were never planned."""
+
+_FOLDER = re.compile(r"/reports-([0-9a-f]{8})[0-9a-f]{8}/[^/]*$")
+_FILES_OF_RUN = f"units-*-of-{FILES:05d}.jsonl"
+
+
+def new_reports_folder(output: str) -> str:
+    """A folder of a run's own, so that two runs over one output at once do not take each other's reports away."""
+    return storage.join(output, f"reports-{int(time.time()):08x}{secrets.token_hex(4)}")
+
+
+def delete_reports(output: str, older_than: float = 0.0) -> None:
+    """Delete the reports of runs that began so many seconds ago: those that were killed at their end left theirs."""
+    for info in list(storage.list_below(output, f"reports-*/{_FILES_OF_RUN}")):
+        if (match := _FOLDER.search(info.uri)) and time.time() - int(match[1], 16) >= older_than:
+            storage.delete(info.uri)
+            storage.remove_empty_folder(storage.parent(info.uri))
+
+
+@dataclass
+class WriteReports(beam.PTransform):  # type: ignore[misc]
+    """`UnitReport`s -> the uris of `FILES` files below `prefix`, each written once, whole.
+
+    Through `transforms.storage`: Beam's own sink spends half a minute of every process on looking for credentials
+    where there are none, and is not held to the same behaviour when the network fails.
+    """
+
+    prefix: str
+
+    def expand(self, reports: beam.PCollection) -> beam.PCollection:
+        """Group by file, so that a bundle that is tried again writes the same, and write."""
+        empty = reports.pipeline | "Files" >> beam.Create([(number, "") for number in range(FILES)])
+        lines = reports | "To JSON" >> beam.Map(_line)
+        return (empty, lines) | beam.Flatten() | beam.GroupByKey() | "Publish" >> beam.Map(_publish, prefix=self.prefix)
+
+
+def read_reports(prefix: str) -> list[UnitReport]:
+    """What `WriteReports` wrote below `prefix`.
+
+    Raises:
+        FileNotFoundError: if a file of them is missing.
+        OSError: if one cannot be read.
+    """
+    lines = (line for number in range(FILES) for line in storage.read_bytes(_uri(prefix, number)).splitlines())
+    return [UnitReport.from_json(line) for line in lines]
+
+
+def _line(report: UnitReport) -> tuple[int, str]:
+    return zlib.crc32(report.commit.unit_id.encode()) % FILES, report.to_json()
+
+
+def _publish(group: tuple[int, Iterable[str]], prefix: str) -> str:
+    number, lines = group
+    uri = _uri(prefix, number)
+    storage.publish(uri, "".join(f"{line}\n" for line in sorted(lines) if line).encode())
+    return uri
+
+
+def _uri(prefix: str, number: int) -> str:
+    return storage.join(prefix, f"units-{number:05d}-of-{FILES:05d}.jsonl")

@@ -1,0 +1,306 @@
+"""Objects on Google Cloud Storage, for `transforms.storage`.
+
+Reads and uploads carry a condition on the object's generation, which makes every request safe to repeat: all of them
+are, with back-off, on 408, 429, 5xx and broken connections.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn, cast
+
+import google.auth
+import google.auth.exceptions
+import google.auth.transport.requests
+import google_crc32c
+import requests
+from google.api_core import exceptions
+from google.api_core.retry import Retry
+from google.auth.credentials import AnonymousCredentials, Credentials
+from google.cloud import storage
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from google.cloud.storage.fileio import BlobReader
+from google.cloud.storage.retry import DEFAULT_RETRY
+
+from transforms.core.errors import ImagebeamError
+from transforms.core.types import FileInfo, UriRange
+from transforms.storage.base import replaced
+from transforms.storage.globs import Glob, States, has_magic
+
+READ_CHUNK = 8 << 20
+"""Bytes asked for at a time when an object is read as a stream."""
+
+_UPLOAD_ATTEMPTS = 5
+_FOLDER_PAGES = 20
+_CONNECTIONS = 64
+_METADATA_TIMEOUT = 2.0
+_OTHER_ERRORS = (
+    exceptions.GoogleAPIError,
+    google.auth.exceptions.GoogleAuthError,
+    requests.RequestException,
+    DataCorruption,
+    InvalidResponse,
+)
+_FIELDS = "items(name,size,generation),prefixes,nextPageToken"
+
+
+def stat(uri: str) -> FileInfo | None:
+    """The object as it is now; None where there is none."""
+    bucket, name = _split(uri)
+    if not name:
+        return None
+    with _errors_named(uri):
+        blob = _client().bucket(bucket).get_blob(name, retry=DEFAULT_RETRY)
+    return None if blob is None else FileInfo(uri, blob.size, str(blob.generation))
+
+
+def is_folder(uri: str) -> bool:
+    """Whether there are objects below `uri`; a bucket is a folder."""
+    bucket, name = _split(uri)
+    if not name:
+        return True
+    with _errors_named(uri):
+        below = _client().list_blobs(bucket, prefix=name.rstrip("/") + "/", max_results=1, retry=DEFAULT_RETRY)
+        return any(True for _ in below)
+
+
+def list_glob(glob: Glob, within: UriRange) -> Iterator[FileInfo]:
+    """The objects that match, in order of their uri, a page at a time."""
+    bucket, name = _split(glob.folder)
+    base = f"{name}/" if name else ""
+    if not within.overlaps(f"gs://{bucket}/{base}"):
+        return
+    # A pattern of one component asks for that level only; deeper ones list all that share the literal prefix.
+    delimiter = "/" if glob.depth == 1 else None
+    with _errors_named(glob.folder):
+        blobs = _client().list_blobs(
+            bucket,
+            prefix=base + glob.prefix,
+            delimiter=delimiter,
+            start_offset=_name_in(bucket, within.start),
+            end_offset=_name_in(bucket, within.end or ""),
+            fields=_FIELDS,
+            retry=DEFAULT_RETRY,
+        )
+        folder, states = "", glob.start
+        for blob in blobs:
+            above, _, last = blob.name.removeprefix(base).rpartition("/")
+            if above != folder:  # Neighbours mostly share their folder.
+                folder, states = above, _descend(glob, above)
+            if last and glob.end in glob.step(states, last):
+                yield FileInfo(f"gs://{bucket}/{blob.name}", blob.size, str(blob.generation))
+
+
+def list_folders(folder: str) -> Iterator[str]:
+    """Folders right below `folder`, with their slash, in order; those of the first `_FOLDER_PAGES` pages."""
+    bucket, name = _split(folder)
+    with _errors_named(folder):
+        listing = _client().list_blobs(
+            bucket,
+            prefix=f"{name.rstrip('/')}/" if name else "",
+            delimiter="/",
+            fields=_FIELDS,
+            retry=DEFAULT_RETRY,
+        )
+        for page in itertools.islice(listing.pages, _FOLDER_PAGES):
+            for found in sorted(page.prefixes):
+                yield f"gs://{bucket}/{found}"
+
+
+def open_read(uri: str, version: str | None) -> BinaryIO:
+    """A stream of the stored bytes that fetches `READ_CHUNK` at a time."""
+    bucket, name = _split(uri)
+    with _errors_named(uri, version):
+        # One small request: a missing or replaced object is told here, and its size is needed for seeking.
+        blob = _Blob(name, _client().bucket(bucket))
+        blob.reload(if_generation_match=_generation(version), retry=DEFAULT_RETRY)
+    return cast(BinaryIO, _Reader(uri, version, blob))
+
+
+def read_bytes(uri: str, version: str | None) -> bytes:
+    """The whole object in one request, its CRC32C checked."""
+    bucket, name = _split(uri)
+    with _errors_named(uri, version):
+        blob = _Blob(name, _client().bucket(bucket))
+        return blob.download_as_bytes(
+            if_generation_match=_generation(version), checksum="crc32c", single_shot_download=True
+        )
+
+
+def publish(uri: str, source: bytes | Path, overwrite: bool) -> None:
+    """Upload on the condition that nobody else changed the object meanwhile; the server checks the CRC32C.
+
+    An upload whose answer got lost finds its own bytes there when it is repeated, and is done.
+    """
+    bucket, name = _split(uri)
+    checksum = _crc32c(source)
+    generation = 0
+    with _errors_named(uri):
+        target = _client().bucket(bucket)
+        for _ in range(_UPLOAD_ATTEMPTS):
+            options = {"if_generation_match": generation, "checksum": "crc32c", "retry": DEFAULT_RETRY}
+            try:
+                if isinstance(source, Path):
+                    target.blob(name).upload_from_filename(str(source), **options)
+                else:
+                    target.blob(name).upload_from_string(source, "application/octet-stream", **options)
+            except exceptions.PreconditionFailed:
+                found = target.get_blob(name, retry=DEFAULT_RETRY)
+                if found is not None and found.crc32c == checksum:
+                    return
+                if found is not None and not overwrite:
+                    raise FileExistsError(f"{uri} exists already") from None
+                generation = 0 if found is None else found.generation
+            else:
+                return
+    raise OSError(f"{uri} is being written by others at the same time: gave up after {_UPLOAD_ATTEMPTS} attempts")
+
+
+def delete(uri: str) -> None:
+    """Remove the object; a missing one is fine."""
+    bucket, name = _split(uri)
+    with _errors_named(uri), contextlib.suppress(exceptions.NotFound):
+        _client().bucket(bucket).blob(name).delete(retry=DEFAULT_RETRY)
+
+
+def make_dirs(uri: str) -> None:
+    """Nothing: objects need no folders."""
+
+
+def remove_leftovers(uri: str) -> None:
+    """Nothing: an upload that was broken off shows no object."""
+
+
+class _Blob(storage.Blob):  # type: ignore[misc]
+    """A `Blob` whose downloads are repeated whatever part of the answer breaks off.
+
+    The library's own retries end before it reads the body of an error's answer, so a broken "not found" would be an
+    unknown error.
+    """
+
+    def download_as_bytes(self, *args: Any, retry: Retry = DEFAULT_RETRY, **kwargs: Any) -> bytes:
+        return cast(bytes, retry(super().download_as_bytes)(*args, retry=None, **kwargs))
+
+
+class _Reader(BlobReader):  # type: ignore[misc]
+    """A `BlobReader` pinned to one generation, whose errors name the object."""
+
+    def __init__(self, uri: str, version: str | None, blob: storage.Blob) -> None:
+        # Raw, or an object with `Content-Encoding: gzip` would ignore byte ranges.
+        super().__init__(
+            blob, chunk_size=READ_CHUNK, if_generation_match=blob.generation, raw_download=True, retry=DEFAULT_RETRY
+        )
+        self._uri = uri
+        self._version = version or str(blob.generation)
+
+    def read(self, size: int | None = -1) -> bytes:
+        try:
+            with _errors_named(self._uri, self._version):
+                return cast(bytes, super().read(-1 if size is None else size))
+        except FileNotFoundError as error:  # It was there when it was opened.
+            raise replaced(self._uri, self._version, "gone") from error
+
+
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, name = uri.removeprefix("gs://").partition("/")
+    if not bucket or has_magic(bucket):
+        raise ImagebeamError(f"A gs:// path starts with the name of one bucket. Received: {uri!r}.")
+    return bucket, name
+
+
+def _name_in(bucket: str, uri: str) -> str | None:
+    """What follows the bucket in a uri of it; None of any other."""
+    return uri.removeprefix(f"gs://{bucket}/") if uri.startswith(f"gs://{bucket}/") else None
+
+
+def _generation(version: str | None) -> int | None:
+    return None if version is None else int(version)
+
+
+def _descend(glob: Glob, folder: str) -> States:
+    states = glob.start
+    for name in folder.split("/") if folder else ():
+        states = glob.step(states, name)
+    return states
+
+
+def _crc32c(source: bytes | Path) -> str:
+    """As the service writes it: base64 of the big-endian value."""
+    if isinstance(source, Path):
+        checksum = google_crc32c.Checksum()
+        with source.open("rb") as stream:
+            while chunk := stream.read(READ_CHUNK):
+                checksum.update(chunk)
+    else:
+        checksum = google_crc32c.Checksum(source)
+    return base64.b64encode(checksum.digest()).decode()
+
+
+@contextlib.contextmanager
+def _errors_named(uri: str, version: str | None = None) -> Iterator[None]:
+    """Turns the library's errors into OSErrors that name the object."""
+    try:
+        yield
+    except exceptions.PreconditionFailed as error:
+        raise replaced(uri, version or "unknown", "another generation") from error
+    except exceptions.NotFound as error:
+        raise FileNotFoundError(f"{uri} does not exist") from error
+    except (exceptions.Unauthorized, exceptions.Forbidden) as error:
+        _deny(uri, error)
+    except _OTHER_ERRORS as error:
+        raise OSError(f"{uri}: {error}") from error
+
+
+def _deny(uri: str, error: Exception) -> NoReturn:
+    anonymous = isinstance(_client()._credentials, AnonymousCredentials)
+    remedy = "no credentials were found; run `gcloud auth application-default login`" if anonymous else str(error)
+    raise PermissionError(f"{uri} may not be accessed: {remedy}") from error
+
+
+def _client() -> storage.Client:
+    """One client a process (its sockets must not cross a fork) and emulator."""
+    return _make_client(os.getpid(), os.environ.get("STORAGE_EMULATOR_HOST"))
+
+
+@functools.lru_cache(maxsize=4)
+def _make_client(pid: int, emulator: str | None) -> storage.Client:
+    del pid
+    credentials, project = (AnonymousCredentials(), None) if emulator else _find_credentials()
+    client = storage.Client(project=project or "<none>", credentials=credentials)
+    # The default pool drops connections beyond ten, which every further thread would then open anew.
+    adapter = requests.adapters.HTTPAdapter(pool_connections=_CONNECTIONS, pool_maxsize=_CONNECTIONS)
+    for scheme in ("https://", "http://"):
+        client._http.mount(scheme, adapter)
+    return client
+
+
+def _find_credentials() -> tuple[Credentials, str | None]:
+    """The application's default credentials; anonymous ones, which read public buckets, where there are none."""
+    try:
+        credentials, project = google.auth.default(
+            scopes=["https://www.googleapis.com/auth/devstorage.read_write"], request=_ask_metadata_server_once
+        )
+    except google.auth.exceptions.DefaultCredentialsError:
+        return AnonymousCredentials(), None
+    return credentials, project
+
+
+class _NoMetadataServer:
+    status = 404
+    headers: dict[str, str] = {}  # noqa: RUF012
+    data = b""
+
+
+def _ask_metadata_server_once(*args: Any, timeout: float = 0.0, **kwargs: Any) -> Any:
+    """Probe for the metadata server of Google's machines without the half minute that google-auth spends elsewhere."""
+    del timeout
+    try:
+        return google.auth.transport.requests.Request()(*args, timeout=_METADATA_TIMEOUT, **kwargs)
+    except google.auth.exceptions.TransportError:
+        return _NoMetadataServer()

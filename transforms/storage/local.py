@@ -1,0 +1,189 @@
+"""Local files, for `transforms.storage`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat as stat_module
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from transforms.core.errors import ImagebeamError
+from transforms.core.types import FileInfo, UriRange
+from transforms.storage.base import replaced
+from transforms.storage.globs import Glob, States
+
+TEMPORARY_PREFIX = ".imagebeam-tmp-"
+"""How the names of half-written files begin: hidden, so that no listing ever shows one."""
+
+_READ_BUFFER = 1 << 20
+_LEFTOVER_SECONDS = 3600
+
+
+def stat(uri: str) -> FileInfo | None:
+    """The file as it is now; None where there is none."""
+    try:
+        status = os.stat(uri)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return None if stat_module.S_ISDIR(status.st_mode) else FileInfo(uri, status.st_size, _version(status))
+
+
+def is_folder(uri: str) -> bool:
+    """Whether `uri` is a folder."""
+    return os.path.isdir(uri)
+
+
+def list_glob(glob: Glob, within: UriRange) -> Iterator[FileInfo]:
+    """The files that match, in order of their uri, holding the entries of one folder (and its parents) at a time.
+
+    A broken link matches too, so that it ends as a failure and not as a silent gap.
+    """
+    return _walk(glob.folder or "/", glob, glob.start, (), within)
+
+
+def list_folders(folder: str) -> Iterator[str]:
+    """Folders right below `folder`, with their slash, in order."""
+    try:
+        with os.scandir(folder or "/") as entries:
+            names = sorted(f"{entry.name}/" for entry in entries if _is_folder(entry))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in names:
+        yield os.path.join(folder or "/", name)
+
+
+def open_read(uri: str, version: str | None) -> BinaryIO:
+    """A buffered stream of a regular file."""
+    if not stat_module.S_ISREG(os.stat(uri).st_mode):  # Opening a pipe would wait for its writer.
+        raise OSError(errno.EINVAL, "Not a regular file", uri)
+    stream = open(uri, "rb", buffering=_READ_BUFFER)  # noqa: SIM115 - the caller closes it.
+    if version is not None and (found := _version(os.fstat(stream.fileno()))) != version:
+        stream.close()
+        raise replaced(uri, version, found)
+    return stream
+
+
+def read_bytes(uri: str, version: str | None) -> bytes:
+    """The whole file."""
+    with open_read(uri, version) as stream:
+        return stream.read()
+
+
+def publish(uri: str, source: bytes | Path, overwrite: bool) -> None:
+    """Write a hidden file beside `uri`, sync it, and give it its name."""
+    folder = os.path.dirname(os.path.abspath(uri))
+    temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(temporary, "xb") as target:
+            if isinstance(source, Path):
+                with source.open("rb") as original:
+                    shutil.copyfileobj(original, target, _READ_BUFFER)
+            else:
+                target.write(source)
+            target.flush()
+            os.fsync(target.fileno())
+        if overwrite:
+            os.replace(temporary, uri)
+        else:
+            os.link(temporary, uri)  # Fails where the name is taken, which a rename does not.
+            os.unlink(temporary)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise type(error)(error.errno, error.strerror, uri) from error
+        raise
+    _sync_folder(folder)
+
+
+def delete(uri: str) -> None:
+    """Remove the file; a missing one is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(uri)
+
+
+def make_dirs(uri: str) -> None:
+    """Make the folder and those above it."""
+    os.makedirs(uri, exist_ok=True)
+
+
+def remove_leftovers(uri: str) -> None:
+    """Remove the half-written files of the folder that nobody has touched for an hour: their writers were killed."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(uri) as entries:
+        for entry in entries:
+            if entry.name.startswith(TEMPORARY_PREFIX):
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - entry.stat().st_mtime > _LEFTOVER_SECONDS:
+                        os.unlink(entry.path)
+
+
+def _walk(
+    folder: str, glob: Glob, states: States, above: tuple[tuple[int, int], ...], within: UriRange
+) -> Iterator[FileInfo]:
+    try:
+        status = os.stat(folder)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:  # A link to a folder that we are in.
+            return
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    names = []  # Plain strings, a folder's with its slash: millions fit, and they sort as the uris do.
+    with entries:
+        for entry in entries:
+            if following := glob.step(states, entry.name):
+                if _is_folder(entry):
+                    if following != {glob.end}:
+                        names.append(entry.name + "/")
+                elif glob.end in following and (entry.is_symlink() or entry.is_file()):
+                    names.append(entry.name)
+    names.sort()
+    for name in names:
+        path = os.path.join(folder, name)
+        if not name.endswith("/"):
+            if path in within:
+                yield _file_info(path)
+        elif within.overlaps(path):
+            yield from _walk(path[:-1], glob, glob.step(states, name[:-1]), (*above, identity), within)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link in a circle.
+        return False
+
+
+def _file_info(path: str) -> FileInfo:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ImagebeamError(
+            f"A file name is not valid UTF-8, so no key can be made of it; rename it. Received: {path!r}."
+        ) from error
+    try:
+        status = os.stat(path)
+    except OSError:
+        return FileInfo(path, 0, "missing")
+    return FileInfo(path, status.st_size, _version(status))
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the new name itself survive a power cut, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

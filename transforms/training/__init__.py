@@ -1,0 +1,1 @@
+"""Embeddings to a trained classifier: rows, splits, the head, fine-tuning, metrics and checkpoints."""

@@ -1,0 +1,73 @@
+"""The output of a training job: which files it holds, when it may be written, in which order it is."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transforms import storage
+from transforms.core.errors import ImagebeamError
+from transforms.training.checkpoint import Checkpoint
+from transforms.training.head import LABELS_FILE
+
+
+class ResultFile(enum.StrEnum):
+    """Names of what a finished job leaves."""
+
+    CLASSIFIER = "classifier.keras"
+    IMAGE_CLASSIFIER = "image_classifier.keras"
+    BACKBONE = "backbone.weights.h5"
+    LABELS = LABELS_FILE
+    PREDICTIONS = "predictions.parquet"
+    CURVES = "training_curves.png"
+    CONFUSION = "confusion_matrix.png"
+    METRICS = "metrics.json"
+    """Published last: without it the other files are not those of a finished run."""
+
+
+class ClassifierFolder:
+    """A job's output folder.
+
+    Args:
+        uri: local or gs://.
+        overwrite: whether what is there may be replaced.
+
+    Attributes:
+        uri: absolute.
+        checkpoint: the state of an unfinished run.
+
+    Raises:
+        ImagebeamError: if the folder holds results, and neither belongs to an unfinished run nor may be replaced.
+    """
+
+    def __init__(self, uri: str, *, overwrite: bool) -> None:
+        self.uri = storage.absolute(uri)
+        self.checkpoint = Checkpoint(self.uri)
+        self._overwrite = overwrite
+        there = [name for name in ResultFile if storage.exists(storage.join(self.uri, name))]
+        if there and not overwrite and not self.checkpoint.exists():
+            raise ImagebeamError(
+                f"{self.uri} already holds {', '.join(there)}. Choose another --output, or replace what is there with "
+                "--overwrite."
+            )
+
+    def claim(self, run: Mapping[str, Any]) -> bool:
+        """Begin or resume a run; raises and returns as `Checkpoint.claim`."""
+        return self.checkpoint.claim(run, overwrite=self._overwrite)
+
+    def publish(self, files: Mapping[ResultFile, bytes | Path], metrics: Mapping[str, Any]) -> None:
+        """Put a run's results into the folder in place of earlier ones, and forget its checkpoint."""
+        for name in (ResultFile.METRICS, *(name for name in ResultFile if name not in files)):
+            storage.delete(storage.join(self.uri, name))
+        for name, content in files.items():
+            uri = storage.join(self.uri, name)
+            if isinstance(content, Path):
+                storage.publish_file(uri, content)
+            else:
+                storage.publish(uri, content)
+        text = json.dumps(metrics, indent=1, ensure_ascii=False)
+        storage.publish(storage.join(self.uri, ResultFile.METRICS), text.encode())
+        self.checkpoint.remove()

@@ -1,0 +1,253 @@
+"""What training must know of every row before it reads a vector: its split and its label, some bytes a row."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from transforms.core.errors import ImagebeamError
+from transforms.training.embeddings import RowGroup, RowSet
+from transforms.training.splits import DROPPED, Split, assign, image_numbers
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """How labels are read.
+
+    Attributes:
+        column: name of the label column.
+        multi_label: whether a row has any number of labels instead of one.
+        separator: what stands between the labels of one row where the column is text; multi-label only.
+        drop_unlabeled: leave rows without a label out instead of refusing them.
+    """
+
+    column: str = "label"
+    multi_label: bool = False
+    separator: str | None = None
+    drop_unlabeled: bool = False
+
+
+@dataclass(frozen=True)
+class SplitRules:
+    """How rows are split.
+
+    Attributes:
+        validation: share of the images that validate.
+        test: share of the images that test.
+        seed: another one gives another split.
+        column: a column that says train, validation or test, and overrides the above.
+    """
+
+    validation: float = 0.1
+    test: float = 0.2
+    seed: int = 0
+    column: str | None = None
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """Split and labels of every row, by row number.
+
+    Attributes:
+        codes: int8 [rows], code of each row's split, or `splits.DROPPED`.
+        labels: int32 [rows], number of each row's class; with multi-label a SciPy CSR matrix [rows, classes] of ones.
+        classes: names of the classes, in order of their numbers.
+        images: uint64 [rows], `splits.image_numbers`: equal for equal images.
+    """
+
+    codes: np.ndarray
+    labels: Any
+    classes: tuple[str, ...]
+    images: np.ndarray
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a row has any number of labels."""
+        return not isinstance(self.labels, np.ndarray)
+
+    @property
+    def dropped(self) -> int:
+        """Rows left out because they have no label."""
+        return int((self.codes == DROPPED).sum())
+
+    def rows(self, split: Split) -> np.ndarray:
+        """Numbers of a split's rows, int64, rising."""
+        return np.flatnonzero(self.codes == split.code)
+
+    def chosen(self, group: RowGroup, split: Split) -> np.ndarray:
+        """Positions within a row group of the rows that are in a split."""
+        return np.flatnonzero(self.codes[group.start : group.start + group.rows] == split.code)
+
+    def targets(self, rows: np.ndarray) -> np.ndarray:
+        """What a model should say of rows: int32 [n] classes, or with multi-label float32 [n, classes] of 0 and 1."""
+        if self.multi_label:
+            return np.asarray(self.labels[rows].toarray(), np.float32)
+        return np.asarray(self.labels[rows])
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """Labels by split and class, int64 [3, classes]."""
+        counts = np.zeros((len(Split), len(self.classes)), np.int64)
+        for split in Split:
+            labels = self.labels[self.rows(split)]
+            counts[split.code] = (
+                np.asarray(labels.sum(axis=0)).ravel()
+                if self.multi_label
+                else np.bincount(labels, minlength=len(self.classes))
+            )
+        return counts
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of everything here: equal digests mean the same rows in the same order."""
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        arrays = (self.labels.indptr, self.labels.indices) if self.multi_label else (self.labels,)
+        for array in (self.codes, self.images, *arrays):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def index_rows(embeddings: RowSet, labels: LabelRules, splits: SplitRules) -> RowIndex:
+    """Read labels and digests of all rows, and decide their splits.
+
+    Raises:
+        ImagebeamError: for a column that is missing or of the wrong type, rows without labels, fewer than two
+            classes, an unknown split, or a split that leaves nothing to train on or nothing to hold out.
+    """
+    encoder = _LabelEncoder(embeddings.schema, labels)
+    columns = ["sha256", labels.column] + ([splits.column] if splits.column else [])
+    if splits.column:
+        _check_column(embeddings.schema, splits.column, "--split_column")
+    codes, numbers = [], []
+    for _, table in embeddings.read(embeddings.groups, columns):
+        images = image_numbers(table.column("sha256").to_pylist(), splits.seed)
+        numbers.append(images)
+        codes.append(
+            _codes_of(table.column(splits.column), splits.column)
+            if splits.column
+            else assign(images, splits.validation, splits.test)
+        )
+        encoder.add(table.column(labels.column).combine_chunks())
+    all_codes = np.concatenate(codes)
+    unlabeled = encoder.unlabeled()
+    if unlabeled.any() and not labels.drop_unlabeled:
+        raise ImagebeamError(
+            f"{int(unlabeled.sum()):,} of {len(unlabeled):,} rows have no label in column {labels.column!r}. Leave "
+            "them out with --drop_unlabeled, or name another --label_column."
+        )
+    all_codes[unlabeled] = DROPPED
+    classes, encoded = encoder.finish()
+    index = RowIndex(all_codes, encoded, classes, np.concatenate(numbers))
+    _refuse_useless(index, labels.column)
+    return index
+
+
+def _refuse_useless(index: RowIndex, column: str) -> None:
+    if not (index.codes != DROPPED).any():
+        raise ImagebeamError(f"No row has a label in column {column!r}. Name another --label_column.")
+    if len(index.classes) < (1 if index.multi_label else 2):
+        raise ImagebeamError(
+            f"A classifier needs at least two classes. Received: {', '.join(index.classes) or 'none'} in column "
+            f"{column!r}."
+        )
+    train, validation, test = (len(index.rows(split)) for split in Split)
+    if not train or not validation + test:
+        raise ImagebeamError(
+            f"The split leaves nothing to {'hold out' if train else 'train on'}. Received: {train:,} train, "
+            f"{validation:,} validation and {test:,} test rows. Bring more images, or other shares."
+        )
+
+
+def _check_column(schema: pa.Schema, name: str, flag: str) -> pa.DataType:
+    if name not in schema.names:
+        names = ", ".join(field.name for field in schema if not field.name.startswith("embedding"))
+        raise ImagebeamError(f"There is no such column. Received: {flag} {name!r}. The embeddings have {names}.")
+    return schema.field(name).type
+
+
+def _codes_of(values: pa.ChunkedArray, column: str) -> np.ndarray:
+    found = pc.index_in(values.cast(pa.string()), pa.array([str(split) for split in Split]))
+    if found.null_count:
+        wrong = values.filter(pc.is_null(found))[0].as_py()
+        raise ImagebeamError(
+            f"--split_column holds {', '.join(Split)}, nothing else. Received: {wrong!r} in column {column!r}."
+        )
+    return np.asarray(found.to_numpy(), np.int8)
+
+
+class _LabelEncoder:
+    """Labels as they come -> numbers of classes, in order of the sorted names."""
+
+    def __init__(self, schema: pa.Schema, rules: LabelRules) -> None:
+        kind = _check_column(schema, rules.column, "--label_column")
+        self._rules = rules
+        self._is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        value = kind.value_type if self._is_list else kind
+        if not (pa.types.is_string(value) or pa.types.is_integer(value) or pa.types.is_boolean(value)):
+            raise ImagebeamError(
+                f"Labels are text, whole numbers or booleans. Received: column {rules.column!r} of type {kind}."
+            )
+        if self._is_list and not rules.multi_label:
+            raise ImagebeamError(
+                f"Column {rules.column!r} holds lists of labels ({kind}). Train on it with --multi_label."
+            )
+        if rules.multi_label and not self._is_list and (rules.separator is None or not pa.types.is_string(value)):
+            raise ImagebeamError(
+                f"--multi_label needs a column of lists, or text with a --label_separator. Received: column "
+                f"{rules.column!r} of type {kind}."
+            )
+        self._numbers: dict[Any, int] = {}
+        self._encoded: list[np.ndarray] = []
+        self._lengths: list[np.ndarray] = []
+        self._unlabeled: list[np.ndarray] = []
+
+    def add(self, values: pa.Array) -> None:
+        """Take the labels of more rows."""
+        self._unlabeled.append(values.is_null().to_numpy(zero_copy_only=False))
+        if self._rules.multi_label:
+            values = values if self._is_list else self._split(values)
+            lengths = pc.fill_null(pc.list_value_length(values), 0)
+            self._lengths.append(lengths.to_numpy().astype(np.int64))
+            values = pc.list_flatten(values)
+            if values.null_count:
+                raise ImagebeamError(
+                    f"Column {self._rules.column!r} has a list with a null in it; leave such labels out."
+                )
+        encoded = values.dictionary_encode()
+        known = [self._numbers.setdefault(name, len(self._numbers)) for name in encoded.dictionary.to_pylist()]
+        positions = pc.fill_null(encoded.indices, 0).to_numpy()
+        self._encoded.append(np.asarray(known or [0], np.int32)[positions])
+
+    def _split(self, values: pa.Array) -> pa.Array:
+        """Text -> lists of text; "" and what is between two separators without text is no label."""
+        texts = [None if text is None else text.split(self._rules.separator) for text in values.to_pylist()]
+        lists = [parts and [part.strip() for part in parts if part.strip()] for parts in texts]
+        return pa.array(lists, pa.list_(pa.string()))
+
+    def unlabeled(self) -> np.ndarray:
+        """Which rows have no label (null; an empty list is one), bool [rows]."""
+        return np.concatenate(self._unlabeled)
+
+    def finish(self) -> tuple[tuple[str, ...], Any]:
+        """The classes' names, and the labels as `RowIndex` holds them."""
+        order = sorted(self._numbers)
+        ranks = np.empty(max(1, len(order)), np.int32)
+        for rank, name in enumerate(order):
+            ranks[self._numbers[name]] = rank
+        labels = ranks[np.concatenate(self._encoded)]
+        classes = tuple(str(name) for name in order)
+        if not self._rules.multi_label:
+            return classes, labels
+        from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
+
+        starts = np.concatenate([[0], np.cumsum(np.concatenate(self._lengths))])
+        matrix = csr_matrix((np.ones(len(labels), np.float32), labels, starts), shape=(len(starts) - 1, len(classes)))
+        matrix.sum_duplicates()
+        matrix.data[:] = 1.0  # a label that a row has twice counts once
+        return classes, matrix
