@@ -40,13 +40,15 @@ test-long: $(INSTALLED) ## the slow tests and those on a Flink cluster
 	@echo "==> slow tests in $(WORKERS) processes"
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "slow or flink" $(ARGS)
 
-lint: $(INSTALLED) ## ruff (rules, format), mypy (types), hadolint (Dockerfile)
+lint: $(INSTALLED) ## ruff (rules, format), mypy (types), import-linter (order of the packages), hadolint (Dockerfile)
 	@echo "==> ruff check"
 	$(BIN)/ruff check .
 	@echo "==> ruff format --check"
 	$(BIN)/ruff format --check .
 	@echo "==> mypy"
 	$(BIN)/mypy
+	@echo "==> lint-imports"
+	$(BIN)/lint-imports --no-cache
 	@echo "==> hadolint"
 	$(BIN)/hadolint Dockerfile
 

@@ -22,11 +22,11 @@ from benchmarks.common import publish, write_jpegs
 from transforms import storage
 from transforms.core.batching import available_cores
 from transforms.core.spec import EmbedderSpec
-from transforms.core.types import ReadOptions, WorkUnit
 from transforms.embed.units import EmbedOptions, embed_records
 from transforms.images.decode import ImageOptions, decode_image
 from transforms.inputs.plan import plan
 from transforms.inputs.read import open_records
+from transforms.inputs.types import ReadOptions, WorkUnit
 from transforms.runs import part_files
 from transforms.runs.part_files import PartOptions
 

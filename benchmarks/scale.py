@@ -32,15 +32,17 @@ from benchmarks.common import publish
 from pipelines.runtime.launch import Run, finish
 from pipelines.runtime.prepare import RunFolder
 from transforms import storage
+from transforms.core.formats import InputFormat
 from transforms.core.spec import EmbedderSpec
-from transforms.core.types import FileInfo, InputFormat, ReadOptions, UriRange, WorkUnit
 from transforms.embed.units import EmbedOptions, EmbedUnits
 from transforms.images.decode import ImageOptions
 from transforms.inputs.plan_units import PlanUnits
+from transforms.inputs.types import ReadOptions, WorkUnit
 from transforms.runs.manifest import MANIFEST_FILE, UnitReport
 from transforms.runs.part_files import EMBEDDINGS, Commit, PartOptions, part_name
 from transforms.runs.reports import WriteReports, new_reports_folder
 from transforms.storage import local
+from transforms.storage.files import FileInfo, UriRange
 
 ROWS_PER_UNIT = 2_048
 FILES_A_FOLDER = 10_000

@@ -40,8 +40,10 @@ def write_set(folder: Path, rows: int, dimension: int) -> None:
 
     from transforms.core.formats import InputFormat
     from transforms.core.spec import EmbedderSpec
-    from transforms.core.types import FileInfo, Shard, WorkUnit, embeddings_schema
+    from transforms.inputs.types import Shard, WorkUnit
     from transforms.runs import part_files
+    from transforms.runs.schemas import embeddings_schema
+    from transforms.storage.files import FileInfo
 
     spec = EmbedderSpec("Random", "0" * 64)
     schema = embeddings_schema({"embedding": dimension})

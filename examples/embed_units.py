@@ -10,10 +10,10 @@ import sys
 import apache_beam as beam
 
 from transforms.core.spec import EmbedderSpec
-from transforms.core.types import ReadOptions
 from transforms.embed.units import EmbedOptions, EmbedUnits
 from transforms.images.decode import ImageOptions
 from transforms.inputs.plan_units import PlanUnits
+from transforms.inputs.types import ReadOptions
 from transforms.models.embedder import resolve
 from transforms.models.staged import read_staged, stage
 from transforms.runs.part_files import PartOptions

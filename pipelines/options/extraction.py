@@ -15,8 +15,8 @@ from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision
 from transforms.models.architectures import Architecture, get_architecture
 
 if TYPE_CHECKING:
-    from transforms.core.types import ReadOptions
     from transforms.images.decode import ImageOptions
+    from transforms.inputs.types import ReadOptions
 
 ImageSize = tuple[int, int] | Literal["default", "native"]
 """(height, width) in pixels, the size the model was trained at, or each image's own."""
@@ -125,7 +125,7 @@ class InputOptions(Options):
         """What readers need of this, with Arrow types."""
         import pyarrow as pa
 
-        from transforms.core.types import ReadOptions
+        from transforms.inputs.types import ReadOptions
 
         def arrow_type(kind: str) -> pa.DataType:
             item = pa.type_for_alias(_item_type(kind))

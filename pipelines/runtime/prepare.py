@@ -12,9 +12,9 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.formats import InputFormat
 from transforms.core.spec import EmbedderSpec
-from transforms.core.types import ReadOptions
 from transforms.inputs import plan
 from transforms.inputs.shard_index import forget_cuts
+from transforms.inputs.types import ReadOptions
 from transforms.models.embedder import Embedder, resolve
 from transforms.models.staged import MODEL_FILE, SPEC_FILE, StagedModel, file_sha256, read_staged, stage
 from transforms.models.weights import is_file

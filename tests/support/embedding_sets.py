@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.core.spec import EmbedderSpec
-from transforms.core.types import embeddings_schema
+from transforms.runs.schemas import embeddings_schema
 
 SPEC = EmbedderSpec("ByHand", "0" * 64, image_size=(8, 8))
 

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.classify.staged import EMBEDDING, PROBABILITIES, Classifier, StagedClassifier
-from transforms.core.types import InputFormat, ReadOptions, Row, WorkUnit
+from transforms.core.formats import InputFormat
+from transforms.core.types import Row
 from transforms.inputs.plan_units import PlanUnits
+from transforms.inputs.types import ReadOptions, WorkUnit
 from transforms.runs.commit_units import CommitUnits, UnitResult, count_batch
 from transforms.runs.part_files import EMBEDDINGS, PREDICTIONS, PartOptions, rows_to_table
 from transforms.training.embeddings import EmbeddingSet, RowGroup

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.core.batching import map_ahead
 from transforms.core.errors import ImagebeamError
-from transforms.core.types import InputFormat, ListingPart, ReadOptions, Shard, WorkUnit
+from transforms.core.formats import InputFormat
 from transforms.inputs.plan import cut_shard, plan_in_parts, plan_part
+from transforms.inputs.types import ListingPart, ReadOptions, Shard, WorkUnit
 from transforms.runs import part_files
 
 _SHARDS_AHEAD = 16

@@ -15,9 +15,11 @@ import numpy as np
 import PIL.Image
 
 from transforms.core.batching import available_cores, decode_pool, map_ahead
-from transforms.core.types import Failure, Image, InputFormat, ReadOptions, Record, RecordRef, Stage, WorkUnit
+from transforms.core.formats import InputFormat
+from transforms.core.types import Failure, Image, Record, Stage
 from transforms.images.decode import FORMATS, ImageError, ImageOptions, decode_image
 from transforms.inputs.read import read_records
+from transforms.inputs.types import ReadOptions, RecordRef, WorkUnit
 
 READ_THROUGH = 20
 """Records read of the shards for one that is looked at: a shard can only be read in order."""

@@ -10,8 +10,9 @@ from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
-from transforms.core.types import Failure, ReadOptions, Record, Stage, WorkUnit
+from transforms.core.types import Failure, Record, Stage
 from transforms.inputs.columns import as_label, convert
+from transforms.inputs.types import ReadOptions, WorkUnit
 from transforms.storage import ReplacedError
 
 

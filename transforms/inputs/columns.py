@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.types import ReadOptions
+from transforms.inputs.types import ReadOptions
 
 PEEKED_RECORDS = 16
 """Records that are looked at for the columns of a format without a schema."""

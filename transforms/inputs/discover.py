@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.core.types import EVERYWHERE, FileInfo, InputFormat, Shard, UriRange
+from transforms.core.formats import InputFormat
 from transforms.images.decode import IMAGE_EXTENSIONS
+from transforms.inputs.types import Shard
+from transforms.storage.files import EVERYWHERE, FileInfo, UriRange
 
 _EXTENSIONS = {
     InputFormat.TFRECORD: r"\.(tfrecords?|tfrec)(\.(gz|gzip|zlib))?(-\d+-of-\d+)?(\.(gz|gzip|zlib))?",

@@ -17,11 +17,13 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.core.types import FileInfo, InputFormat, ReadOptions, RecordRef, Shard, WorkUnit
+from transforms.core.formats import InputFormat
 from transforms.inputs.base import RecordError, explain
 from transforms.inputs.columns import PEEKED_RECORDS, as_label, convert, describe, infer
 from transforms.inputs.compression import inflate, is_gzip
+from transforms.inputs.types import ReadOptions, RecordRef, Shard, WorkUnit
 from transforms.inputs.unique_keys import SeenKeys
+from transforms.storage.files import FileInfo
 
 URI_COLUMN = "uri"
 KEY_COLUMN = "key"

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
-from transforms.core.types import Failure, ReadOptions, Record, WorkUnit
+from transforms.core.types import Failure, Record
 from transforms.inputs.base import Cut, RecordError, failure, make_record
 from transforms.inputs.columns import describe
+from transforms.inputs.types import ReadOptions, WorkUnit
 
 _BATCH_ROWS = 16
 """Rows decoded at once: their images are in memory together."""

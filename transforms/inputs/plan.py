@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.core.types import FileInfo, InputFormat, ListingPart, ReadOptions, Shard, WorkUnit
+from transforms.core.formats import InputFormat
 from transforms.inputs import webdataset
 from transforms.inputs.base import explain
 from transforms.inputs.columns import check_image_column, check_other_columns, describe, resolve_types
@@ -19,6 +19,8 @@ from transforms.inputs.discover import list_inputs
 from transforms.inputs.manifests import cut_manifest, files_unit, manifest_columns, unit_end
 from transforms.inputs.read import reader
 from transforms.inputs.shard_index import CutMemory
+from transforms.inputs.types import ListingPart, ReadOptions, Shard, WorkUnit
+from transforms.storage.files import FileInfo
 
 LISTED_ALONE = 200_000
 """Images that one worker lists before it shares the rest out: seconds of work, and few inputs are larger."""

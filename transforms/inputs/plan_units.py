@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
+from transforms.core.formats import InputFormat
 from transforms.core.progress import PROGRESS
-from transforms.core.types import InputFormat, ListingPart, PlanItem, ReadOptions, Shard, WorkUnit
 from transforms.inputs.plan import cut_shard, plan_in_parts
 from transforms.inputs.shard_index import CutMemory
+from transforms.inputs.types import ListingPart, PlanItem, ReadOptions, Shard, WorkUnit
 
 
 class PlanCoder(beam.coders.Coder):  # type: ignore[misc]

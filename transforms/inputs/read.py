@@ -10,8 +10,10 @@ from typing import cast
 
 from transforms import storage
 from transforms.core.batching import map_ahead
-from transforms.core.types import Failure, InputFormat, ReadOptions, Record, RecordRef, WorkUnit
+from transforms.core.formats import InputFormat
+from transforms.core.types import Failure, Record
 from transforms.inputs.base import ShardReader, explain, failure
+from transforms.inputs.types import ReadOptions, RecordRef, WorkUnit
 
 FILES_AHEAD = 16
 """Image files opened at once where each is a file of its own: hides the latency of an object store."""

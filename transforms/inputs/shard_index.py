@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from transforms import storage
-from transforms.core.types import InputFormat, Shard, WorkUnit, canonical_json
+from transforms.core.formats import InputFormat
+from transforms.core.spec import canonical_json
+from transforms.inputs.types import Shard, WorkUnit
 
 LEAST_BYTES = 8 << 20
 """Smaller shards are walked faster than a file beside them is kept."""

@@ -16,10 +16,11 @@ import pyarrow as pa
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from transforms.core.types import Failure, ReadOptions, Record, WorkUnit
+from transforms.core.types import Failure, Record
 from transforms.inputs.base import Cut, Place, RecordError, cut_at, failure, make_record
 from transforms.inputs.columns import PEEKED_RECORDS, infer
 from transforms.inputs.compression import inflate, is_compressed
+from transforms.inputs.types import ReadOptions, WorkUnit
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")

@@ -15,11 +15,12 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from transforms.core.types import Failure, ReadOptions, Record, WorkUnit
+from transforms.core.types import Failure, Record
 from transforms.images.decode import IMAGE_EXTENSIONS
 from transforms.inputs.base import Cut, Place, RecordError, cut_at, failure, make_record
 from transforms.inputs.columns import PEEKED_RECORDS, infer
 from transforms.inputs.compression import inflate, is_gzip
+from transforms.inputs.types import ReadOptions, WorkUnit
 
 _REPEATED = "repeated_key: a sample of that name stands earlier in the shard; members of a sample must be neighbours"
 

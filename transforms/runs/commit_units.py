@@ -15,7 +15,8 @@ from apache_beam.utils.shared import Shared
 
 from transforms.core.progress import PROGRESS
 from transforms.core.spec import EmbedderSpec
-from transforms.core.types import Failure, Row, WorkUnit
+from transforms.core.types import Failure, Row
+from transforms.inputs.types import WorkUnit
 from transforms.runs import part_files
 from transforms.runs.manifest import UnitReport
 from transforms.runs.part_files import Commit

@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.core.formats import EmbeddingDtype, EmbeddingType
 from transforms.core.spec import EmbedderSpec
-from transforms.core.types import FAILURES_SCHEMA, Failure, Row, WorkUnit, embeddings_schema
+from transforms.core.types import Failure, Row
+from transforms.inputs.types import WorkUnit
+from transforms.runs.schemas import FAILURES_SCHEMA, embeddings_schema
 
 ROW_GROUP_BYTES = 64 << 20
 """Embedding bytes in a row group at most: small enough to read on a laptop, large enough to scan well."""

@@ -22,10 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from transforms.core.types import EVERYWHERE, FileInfo, UriRange
 from transforms.storage import local
 from transforms.storage.base import FileStore
 from transforms.storage.base import ReplacedError as ReplacedError
+from transforms.storage.files import EVERYWHERE, FileInfo, UriRange
 from transforms.storage.globs import Glob, expand_braces, has_magic
 
 _LOOKUPS = 16

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from transforms.core.types import FileInfo, UriRange
+from transforms.storage.files import FileInfo, UriRange
 from transforms.storage.globs import Glob
 
 

@@ -13,8 +13,8 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadat
 from apache_beam.io.filesystems import FileSystems
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.types import FileInfo, UriRange
 from transforms.storage.base import replaced
+from transforms.storage.files import FileInfo, UriRange
 from transforms.storage.globs import Glob
 
 

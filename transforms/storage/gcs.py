@@ -29,8 +29,8 @@ from google.cloud.storage.fileio import BlobReader
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.types import FileInfo, UriRange
 from transforms.storage.base import replaced
+from transforms.storage.files import FileInfo, UriRange
 from transforms.storage.globs import Glob, States, has_magic
 
 READ_CHUNK = 8 << 20

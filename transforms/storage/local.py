@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.types import FileInfo, UriRange
 from transforms.storage.base import replaced
+from transforms.storage.files import FileInfo, UriRange
 from transforms.storage.globs import Glob, States
 
 TEMPORARY_PREFIX = ".imagebeam-tmp-"

@@ -12,11 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from transforms.core.batching import decode_pool, map_ahead
+from transforms.core.formats import InputFormat
 from transforms.core.spec import EmbedderSpec
-from transforms.core.types import Failure, InputFormat, ReadOptions, Record, Stage
+from transforms.core.types import Failure, Record, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
 from transforms.inputs.plan import cut_shard, plan
 from transforms.inputs.read import read_records
+from transforms.inputs.types import ReadOptions
 from transforms.training.embeddings import RowGroup
 from transforms.training.tf_data import EpochOrder
 

@@ -5,9 +5,12 @@ from collections import Counter
 import pytest
 
 from tests.support.image_samples import encode, picture
-from transforms.core.types import Failure, FileInfo, InputFormat, ReadOptions, Record, RecordRef, Shard, Stage, WorkUnit
+from transforms.core.formats import InputFormat
+from transforms.core.types import Failure, Record, Stage
 from transforms.embed.sampling import READ_THROUGH, Reservoir, look_at
 from transforms.images.decode import ImageOptions
+from transforms.inputs.types import ReadOptions, RecordRef, Shard, WorkUnit
+from transforms.storage.files import FileInfo
 
 OPTIONS = ImageOptions(image_size=(8, 8))
 

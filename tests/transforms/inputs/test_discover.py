@@ -10,8 +10,9 @@ import pytest
 from tests.support.gcs_server import gcs  # noqa: F401
 from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.core.types import InputFormat, UriRange
+from transforms.core.formats import InputFormat
 from transforms.inputs.discover import detect_format, list_inputs
+from transforms.storage.files import UriRange
 
 # Formats by name.
 

@@ -26,8 +26,9 @@ from tests.support.shard_files import (
 )
 from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.core.types import InputFormat, ListingPart, ReadOptions, Shard, WorkUnit
+from transforms.core.formats import InputFormat
 from transforms.inputs.plan import cut_shard, inspect_input, plan, plan_in_parts
+from transforms.inputs.types import ListingPart, ReadOptions, Shard, WorkUnit
 
 OPTIONS = ReadOptions()
 

@@ -28,10 +28,12 @@ from tests.support.shard_files import (
     write_tfrecord,
 )
 from transforms import storage
-from transforms.core.types import Failure, InputFormat, ReadOptions, Record, RecordRef, Shard, Stage, WorkUnit
+from transforms.core.formats import InputFormat
+from transforms.core.types import Failure, Record, Stage
 from transforms.inputs import tfrecord
 from transforms.inputs.plan import cut_shard, inspect_input, plan
 from transforms.inputs.read import FILES_AHEAD, open_records, read_file, read_records
+from transforms.inputs.types import ReadOptions, RecordRef, Shard, WorkUnit
 
 COUNT = 37
 OPTIONS = ReadOptions()

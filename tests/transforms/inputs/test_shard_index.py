@@ -9,10 +9,11 @@ from tests.support.extracting import embeddings, extract, files_of
 from tests.support.image_samples import encode, picture
 from tests.support.shard_files import example, write_tar, write_tfrecord
 from transforms import storage
-from transforms.core.types import InputFormat, ReadOptions, Shard
+from transforms.core.formats import InputFormat
 from transforms.inputs import shard_index, tfrecord, webdataset
 from transforms.inputs.plan import cut_shard
 from transforms.inputs.shard_index import CutMemory
+from transforms.inputs.types import ReadOptions, Shard
 
 COUNT = 12
 

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from tests.support.fakes import ChannelMeans
-from transforms.core.types import Failure, FileInfo, InputFormat, Row, Shard, Stage, WorkUnit
+from transforms.core.formats import InputFormat
+from transforms.core.types import Failure, Row, Stage
+from transforms.inputs.types import Shard, WorkUnit
 from transforms.models.staged import StagedModel
 from transforms.runs import manifest, part_files
 from transforms.runs.manifest import UnitReport, reconcile, remove_superseded, sum_up, write_manifest
+from transforms.storage.files import FileInfo
 
 SPEC = ChannelMeans().spec
 

@@ -9,11 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from transforms.core.formats import EmbeddingDtype, EmbeddingType
+from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat
 from transforms.core.spec import EmbedderSpec
-from transforms.core.types import Failure, FileInfo, InputFormat, Row, Shard, Stage, WorkUnit
+from transforms.core.types import Failure, Row, Stage
+from transforms.inputs.types import Shard, WorkUnit
 from transforms.runs import part_files
 from transforms.runs.part_files import PartOptions, read_commit, rows_to_table, write_unit
+from transforms.storage.files import FileInfo
 
 SPEC = EmbedderSpec("VGG16", "ab" * 32)
 UNIT = WorkUnit(InputFormat.TFRECORD, 5, Shard(FileInfo("/in/a.tfrecord", 99, "v1"), InputFormat.TFRECORD), start=10)
