@@ -26,7 +26,7 @@ from transforms.embed.units import EmbedOptions, embed_records
 from transforms.images.decode import ImageOptions, decode_image
 from transforms.inputs.plan import plan
 from transforms.inputs.read import open_records
-from transforms.inputs.types import ReadOptions, WorkUnit
+from transforms.inputs.types import ListUnit, ReadOptions, RecordRef
 from transforms.runs import part_files
 from transforms.runs.part_files import PartOptions
 
@@ -45,15 +45,16 @@ class Nothing:
         return {"embedding": np.zeros((len(images), DIMENSION), np.float32)}
 
 
-def ceiling(unit: WorkUnit, options: ImageOptions, pool: ThreadPoolExecutor) -> float:
+def ceiling(unit: ListUnit, options: ImageOptions, pool: ThreadPoolExecutor) -> float:
     """Images/s of reading and decoding alone."""
+    refs = [ref for ref in unit.refs if isinstance(ref, RecordRef)]
     started = time.perf_counter()
-    for _ in pool.map(lambda ref: decode_image(storage.read_bytes(ref.uri), options).width, unit.refs):
+    for _ in pool.map(lambda ref: decode_image(storage.read_bytes(ref.uri), options).width, refs):
         pass
     return len(unit.refs) / (time.perf_counter() - started)
 
 
-def whole_unit(unit: WorkUnit, options: ImageOptions, output: str) -> float:
+def whole_unit(unit: ListUnit, options: ImageOptions, output: str) -> float:
     """Images/s of the unit, from its files to its part."""
     started = time.perf_counter()
     model = Nothing()
@@ -73,7 +74,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(available_cores()) as pool:
         write_jpegs(Path(folder, "jpegs"), args.images)
         (unit,) = plan([f"{folder}/jpegs"], None, args.images)
-        assert isinstance(unit, WorkUnit)
+        assert isinstance(unit, ListUnit)
         whole_unit(unit, options, f"{folder}/out")  # warms the page cache and the imports
         for _ in range(args.rounds):
             bare.append(ceiling(unit, options, pool))

@@ -37,7 +37,7 @@ from transforms.core.spec import EmbedderSpec
 from transforms.embed.units import EmbedOptions, EmbedUnits
 from transforms.images.decode import ImageOptions
 from transforms.inputs.plan_units import PlanUnits
-from transforms.inputs.types import ReadOptions, WorkUnit
+from transforms.inputs.types import Note, ReadOptions, WorkUnit
 from transforms.runs.manifest import MANIFEST_FILE, UnitReport
 from transforms.runs.part_files import EMBEDDINGS, Commit, PartOptions, part_name
 from transforms.runs.reports import WriteReports, new_reports_folder
@@ -58,7 +58,9 @@ class Seen:
     records = 0
 
 
-def _see(unit: WorkUnit) -> None:
+def _see(unit: WorkUnit | Note) -> None:
+    if isinstance(unit, Note):
+        return
     Seen.units += 1
     Seen.records += unit.count
 

@@ -40,7 +40,7 @@ def write_set(folder: Path, rows: int, dimension: int) -> None:
 
     from transforms.core.formats import InputFormat
     from transforms.core.spec import EmbedderSpec
-    from transforms.inputs.types import Shard, WorkUnit
+    from transforms.inputs.types import Shard, ShardSlice, ShardUnit
     from transforms.runs import part_files
     from transforms.runs.schemas import embeddings_schema
     from transforms.storage.files import FileInfo
@@ -64,7 +64,7 @@ def write_set(folder: Path, rows: int, dimension: int) -> None:
             "sha256": [random.bytes(32).hex() for _ in range(count)],
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dimension),
         }
-        unit = WorkUnit(InputFormat.TFRECORD, count, shard, start)
+        unit = ShardUnit((ShardSlice(shard, start, count),))
         part_files.write_unit(str(folder), unit, pa.table(columns, schema=schema), [], spec)
         parts.append({"path": f"{part_files.EMBEDDINGS}/{part_files.part_name(unit.id)}", "rows": count})
     (folder / "manifest.json").write_text(json.dumps({"parts": parts}))

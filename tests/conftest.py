@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from tests.support import extracting
+from transforms.inputs import faults
 
 
 def _is_loopback(address):
@@ -30,6 +31,13 @@ def _no_network(request, monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    """Faults of the machine are tried again at once, and each test counts its own."""
+    monkeypatch.setattr(faults, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(faults, "PATIENCE", faults.Patience())
 
 
 @pytest.fixture

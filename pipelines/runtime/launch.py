@@ -19,11 +19,15 @@ from pipelines.runtime.prepare import RunFolder
 from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.progress import PROGRESS
+from transforms.inputs.types import Note
 from transforms.runs import manifest
 from transforms.runs.manifest import ModelFacts, Totals, UnitReport
 from transforms.runs.reports import WriteReports, delete_reports, new_reports_folder, read_reports
 
 _JAVA_FRAME = re.compile(r"\s*(at \S+\(|\.\.\. \d+ more)")
+
+_LINES_SHOWN = 20
+_NAMES_SHOWN = 3
 
 _FORGOTTEN_SECONDS = 7 * 24 * 3600
 
@@ -178,10 +182,16 @@ def finish(run: Run) -> Result:
 
 def _reconcile(run: Run) -> Result:
     output, parts = run.folder.output, run.folder.parts
-    reports = _read_reports(run)
+    reports, notes = _read_reports(run)
     problems = manifest.reconcile(reports, output, parts)
     superseded = manifest.remove_superseded(reports, output, parts) if reports and not problems else 0
     totals = manifest.sum_up(reports)
+    problems += _shown(manifest.describe_unread(reports))
+    if totals.retryable:
+        problems.append(
+            f"{totals.retryable:,} records could not be read, and not for what they hold; the same command tries them "
+            "again"
+        )
     if not totals.embedded:
         problems.append(f"no {parts}: not one record became one")
     if totals.failure_rate > run.max_failure_rate:
@@ -198,6 +208,7 @@ def _reconcile(run: Run) -> Result:
         reports,
         folder=parts,
         superseded=superseded,
+        notes=notes,
         timings={
             "started": _iso(run.started),
             "finished": _iso(finished),
@@ -206,12 +217,18 @@ def _reconcile(run: Run) -> Result:
             "model_seconds": round(progress.model_seconds, 3),
         },
     )
-    _print_summary(totals, problems, run.folder, superseded, finished - run.started)
+    _print_summary(totals, problems, run.folder, superseded, finished - run.started, notes)
     return Result(totals, tuple(problems))
 
 
-def _read_reports(run: Run) -> list[UnitReport]:
-    """All of the run's reports.
+def _shown(lines: list[str]) -> list[str]:
+    """The first of many lines."""
+    more = len(lines) - _LINES_SHOWN
+    return [*lines[:_LINES_SHOWN], *([f"{more:,} more like that: see manifest.json"] if more > 0 else [])]
+
+
+def _read_reports(run: Run) -> tuple[list[UnitReport], list[Note]]:
+    """All of the run's reports, and the notes on its input.
 
     Raises:
         JobError: if a file of them is missing; parts that no report names would be taken for superseded.
@@ -226,7 +243,9 @@ def _iso(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
-def _print_summary(totals: Totals, problems: list[str], folder: RunFolder, superseded: int, seconds: float) -> None:
+def _print_summary(
+    totals: Totals, problems: list[str], folder: RunFolder, superseded: int, seconds: float, notes: list[Note]
+) -> None:
     fresh = totals.units - totals.units_skipped
     if totals.units and not fresh:
         say(f"Nothing to do: all {totals.units:,} units were committed before; no model was loaded.")
@@ -236,6 +255,11 @@ def _print_summary(totals: Totals, problems: list[str], folder: RunFolder, super
     )
     for kind, count in list(totals.failures.items())[:10]:
         say(f"  failed at {kind.replace('/', ': ')}: {count:,}")
+    if totals.worked_again:
+        say(f"  tried again because the machine had been at fault: {totals.worked_again:,}")
+    for left_out in manifest.sum_up_notes(notes):
+        names = ", ".join(left_out["names"][:_NAMES_SHOWN])
+        say(f"  left out, {left_out['kind']}: {left_out['count']:,}{f' ({names})' if names else ''}")
     if totals.icc_profiles_ignored:
         say(f"  ICC colour profiles ignored: {totals.icc_profiles_ignored:,}")
     if superseded:

@@ -19,7 +19,7 @@ from transforms.classify.staged import EMBEDDING, PROBABILITIES, Classifier, Sta
 from transforms.core.formats import InputFormat
 from transforms.core.types import Row
 from transforms.inputs.plan_units import PlanUnits
-from transforms.inputs.types import ReadOptions, WorkUnit
+from transforms.inputs.types import ReadOptions, ShardSlice, ShardUnit, WorkUnit
 from transforms.runs.commit_units import CommitUnits, UnitResult, count_batch
 from transforms.runs.part_files import EMBEDDINGS, PREDICTIONS, PartOptions, rows_to_table
 from transforms.training.embeddings import EmbeddingSet, RowGroup
@@ -131,7 +131,7 @@ class _LabelVectors:
         """The rows of a part, with their vectors."""
         kept = tuple(name for name, _ in self.part.keep_columns)
         column = self.embeddings.column
-        for group, table in self.embeddings.read([_row_group(unit)], [*_STORED, *kept, column]):
+        for group, table in self.embeddings.read(list(_row_groups(unit)), [*_STORED, *kept, column]):
             vectors = self.embeddings.vectors(group, table)
             for vector, row in zip(vectors, table.drop_columns([column]).to_pylist(), strict=True):
                 stored = {name: row[name] for name in _STORED}
@@ -151,19 +151,23 @@ class _LabelVectors:
         return UnitResult(rows, [])
 
 
-def _row_group(unit: WorkUnit) -> RowGroup:
-    """The row group that a unit is."""
-    assert unit.shard is not None
-    uri = unit.shard.file.uri
-    with storage.open_read(uri, unit.shard.file.version) as source:
+def _row_groups(unit: WorkUnit) -> Iterator[RowGroup]:
+    """The row groups that a unit is; parts are small shards, several of which may share a unit."""
+    if isinstance(unit, ShardUnit):
+        yield from map(_row_group, unit.slices)
+
+
+def _row_group(part: ShardSlice) -> RowGroup:
+    uri = part.shard.file.uri
+    with storage.open_read(uri, part.shard.file.version) as source:
         metadata = pq.ParquetFile(source).metadata
     start = 0
     for number in range(metadata.num_row_groups):
         rows = metadata.row_group(number).num_rows
-        if start == unit.start and rows == unit.count:
+        if start == part.start and rows == part.count:
             return RowGroup(uri, number, start, rows)
         start += rows
-    raise OSError(f"{uri} has no row group of {unit.count} rows from row {unit.start} on")
+    raise OSError(f"{uri} has no row group of {part.count} rows from row {part.start} on")
 
 
 def kept_columns(embeddings: EmbeddingSet) -> tuple[tuple[str, pa.DataType], ...]:

@@ -34,8 +34,31 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Unread:
+    """What of a shard or manifest could not be read.
+
+    Attributes:
+        uri: of the file.
+        reason: why.
+        bytes: not read; None where unknown.
+        records: in those bytes, as an index or the records before them tell; None where unknown.
+    """
+
+    uri: str
+    reason: str
+    bytes: int | None = None
+    records: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
-    """One record that could not become an embedding, and why. `sha256` is of the encoded bytes where they were read."""
+    """One record that could not become an embedding, and why.
+
+    Attributes:
+        sha256: of the encoded bytes where they were read.
+        retryable: whether the machine is at fault: the next run works the record again.
+        unread: set on the first failure of a file's rest that could not be read.
+    """
 
     key: str
     uri: str
@@ -43,6 +66,8 @@ class Failure:
     error_type: str
     message: str
     sha256: str | None = None
+    retryable: bool = False
+    unread: Unread | None = None
 
 
 @dataclass(frozen=True, slots=True)

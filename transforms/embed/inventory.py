@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -16,14 +16,17 @@ from transforms import storage
 from transforms.core.batching import map_ahead
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
+from transforms.core.types import Failure, Unread
 from transforms.inputs.plan import cut_shard, plan_in_parts, plan_part
-from transforms.inputs.types import ListingPart, ReadOptions, Shard, WorkUnit
+from transforms.inputs.types import ListingPart, ListUnit, Note, ReadOptions, Shard, ShardGroup, ShardUnit, WorkUnit
 from transforms.runs import part_files
 
 _SHARDS_AHEAD = 16
 """Shards cut at once: hides the latency of an object store."""
 
 _UNREADABLE_SHOWN = 10
+
+Planned = Shard | ShardGroup | WorkUnit
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Inventory:
 
     Attributes:
         formats: counts by format.
-        left_out: files of folders that are no known shards or images, by extension.
+        left_out: files of folders that are no known shards or images, by extension; members of tars, by kind.
         unreadable: shards that cannot be read to their end, and why; the first few.
         committed: what the output has already.
     """
@@ -91,8 +94,9 @@ class Inventory:
         count = self.count(unit.format)
         count.units += 1
         count.records += unit.count
-        if unit.error is not None and unit.shard is not None and len(self.unreadable) < _UNREADABLE_SHOWN:
-            self.unreadable[unit.shard.file.uri] = unit.error
+        for unread in _unread(unit):
+            if len(self.unreadable) < _UNREADABLE_SHOWN:
+                self.unreadable[unread.uri] = unread.reason
         if failed is not None:
             self.committed.units += 1
             self.committed.records += unit.count
@@ -126,31 +130,43 @@ def take_inventory(
     if output is not None:
         parts = dict(part_files.list_parts(storage.join(output, part_files.EMBEDDINGS)))
 
-    def look(item: Shard | WorkUnit) -> Iterable[tuple[WorkUnit, int | None]]:
+    def look(item: Planned) -> Iterable[tuple[WorkUnit | Note, int | None]]:
         units = cut_shard(item, rows_per_unit, read)
-        looked = ((unit, _committed_failures(parts.get(unit.id), unit)) for unit in units)
+        looked = ((unit, _committed_failures(parts, unit)) for unit in units)
         # A manifest may have millions of rows: it is cut by whoever counts them.
         return looked if item.format == InputFormat.MANIFEST else list(looked)
 
-    def count(item: Shard | WorkUnit) -> Shard | WorkUnit:
-        inventory.count(item.format).files += 1 if isinstance(item, Shard) else item.count
+    def count(item: Planned) -> Planned:
+        shards = len(item.shards) if isinstance(item, ShardGroup) else 1
+        inventory.count(item.format).files += item.count if isinstance(item, WorkUnit) else shards
         return item
 
-    def items() -> Iterator[Shard | WorkUnit]:
+    def items() -> Iterator[Planned]:
         for item in plan_in_parts(patterns, input_format, rows_per_unit, inventory.left_out):
             found = plan_part(item, rows_per_unit, inventory.left_out) if isinstance(item, ListingPart) else [item]
             yield from map(count, found)
 
     with ThreadPoolExecutor(_SHARDS_AHEAD, thread_name_prefix="plan") as pool:
         for unit, failed in itertools.chain.from_iterable(map_ahead(look, items(), pool, 2 * _SHARDS_AHEAD)):
-            inventory.add(unit, failed)
-            on_unit(unit)
+            if isinstance(unit, Note):
+                inventory.left_out[unit.kind] += unit.count
+            else:
+                inventory.add(unit, failed)
+                on_unit(unit)
     return inventory
 
 
-def _committed_failures(part: str | None, unit: WorkUnit) -> int | None:
+def _unread(unit: WorkUnit) -> Iterator[Unread]:
+    if isinstance(unit, ShardUnit):
+        yield from (part.unread for part in unit.slices if part.unread is not None)
+    elif isinstance(unit, ListUnit):
+        yield from (ref.unread for ref in unit.refs if isinstance(ref, Failure) and ref.unread is not None)
+
+
+def _committed_failures(parts: Mapping[str, str], unit: WorkUnit | Note) -> int | None:
     """Failed records of a committed unit, from its part's footer; None where it is not, or is of other input."""
-    if part is None:
+    part = None if isinstance(unit, Note) else parts.get(unit.id)
+    if part is None or isinstance(unit, Note):
         return None
     try:
         with storage.open_read(part) as source:

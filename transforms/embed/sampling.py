@@ -19,7 +19,7 @@ from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Image, Record, Stage
 from transforms.images.decode import FORMATS, ImageError, ImageOptions, decode_image
 from transforms.inputs.read import read_records
-from transforms.inputs.types import ReadOptions, RecordRef, WorkUnit
+from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, WorkUnit
 
 READ_THROUGH = 20
 """Records read of the shards for one that is looked at: a shard can only be read in order."""
@@ -34,7 +34,7 @@ class Reservoir:
     def __init__(self, size: int) -> None:
         self._size = size
         self._random = random.Random(0)
-        self._picks: list[WorkUnit | RecordRef] = []
+        self._picks: list[WorkUnit | RecordRef | Failure] = []
         self._seen = 0
         self._next = 0
         self._weight = 1.0
@@ -43,7 +43,8 @@ class Reservoir:
         """Offer a unit's records."""
         start, self._seen = self._seen, self._seen + unit.count
         while self._next < self._seen:
-            pick = unit.refs[self._next - start] if unit.refs else unit  # Of a list no more is kept than is needed.
+            # Of a list no more is kept than is needed.
+            pick = unit.refs[self._next - start] if isinstance(unit, ListUnit) else unit
             if len(self._picks) < self._size:
                 self._picks.append(pick)
             else:
@@ -62,9 +63,9 @@ class Reservoir:
         Of a unit in a shard it is settled how many are taken; which ones, is drawn from as many of its first as can
         be read without reading more than `READ_THROUGH` records for one.
         """
-        refs = tuple(pick for pick in self._picks if isinstance(pick, RecordRef))
+        refs = tuple(pick for pick in self._picks if not isinstance(pick, WorkUnit))
         if refs:
-            yield from read_records(WorkUnit(InputFormat.FILES, len(refs), refs=refs), options)
+            yield from read_records(ListUnit(InputFormat.FILES, refs), options)
         units = Counter(pick for pick in self._picks if isinstance(pick, WorkUnit))
         reach = READ_THROUGH * units.total() // max(1, len(units))
         for unit, picks in units.items():

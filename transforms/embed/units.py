@@ -15,7 +15,8 @@ from apache_beam.ml.inference.base import ModelHandler
 from transforms.core.batching import batch_by_shape, decode_pool, map_ahead
 from transforms.core.types import Failure, Image, Record, Row, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
-from transforms.inputs.read import open_records, read_file
+from transforms.inputs.image_files import read_file
+from transforms.inputs.read import open_records
 from transforms.inputs.types import ReadOptions, RecordRef, WorkUnit
 from transforms.runs.commit_units import METRICS_NAMESPACE, CommitUnits, PartLayout, UnitModel, UnitResult, count_batch
 

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import pyarrow as pa
 
+from transforms.core.text import printable
 from transforms.core.types import Failure, Record, Stage
 from transforms.inputs.columns import as_label, convert
-from transforms.inputs.types import ReadOptions, WorkUnit
+from transforms.inputs.faults import MachineError
+from transforms.inputs.types import ReadOptions, ShardSlice
 from transforms.storage import ReplacedError
+
+T = TypeVar("T")
+
+NAMES_KEPT = 5
+"""Names of what is left out, for each kind."""
+
+
+@dataclass
+class LeftOut:
+    """What is passed over without being a record: how much of each kind, and the first few names."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, name: str) -> None:
+        """Count one."""
+        self.counts[kind] += 1
+        known = self.names.setdefault(kind, [])
+        if len(known) < NAMES_KEPT:
+            known.append(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +48,24 @@ class Cut:
         start: index of its first record.
         count: records.
         offset: byte offset of the first record in the decompressed shard; 0 where the format needs none.
-        error: why none of these records can be read.
+        errors: (index in the shard, "error_type: message") of records that are of no use.
+        failed: why the rest of the shard cannot be read; the range is then one record that stands for it, and `offset`
+            is where the rest begins.
     """
 
     start: int
     count: int
     offset: int = 0
-    error: str | None = None
+    errors: tuple[tuple[int, str], ...] = ()
+    failed: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a record starts, and why it cannot be read if it cannot."""
+    """Where a record starts and ends in the decompressed shard, and why it is of no use if it is not."""
 
     offset: int
+    end: int
     error: str | None = None
 
 
@@ -60,39 +88,46 @@ class RecordError(Exception):
 class ShardReader(Protocol):
     """A module for one shard format."""
 
-    def cut(self, stream: BinaryIO, rows_per_unit: int) -> Iterator[Cut]:
+    def cut(self, stream: BinaryIO, rows_per_unit: int, options: ReadOptions, left_out: LeftOut) -> Iterator[Cut]:
         """Ranges of at most `rows_per_unit` records, in order, that cover the shard.
 
-        What follows the last record that can be found is one record with an error.
+        What is no record is counted in `left_out`. What follows the last record that can be found is a range of one
+        record with `failed` set.
         """
 
-    def read(self, stream: BinaryIO, unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Failure]:
-        """The unit's records in order; raises anything if the rest of the unit cannot be read."""
+    def read(self, stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[Record | Failure]:
+        """The slice's records in order; raises anything if the rest of it cannot be read."""
 
     def columns(self, stream: BinaryIO) -> dict[str, pa.DataType]:
         """The columns, of the first few records where the format has no schema; none of an empty shard."""
 
 
 def cut_at(places: Iterable[Place], rows_per_unit: int) -> Iterator[Cut]:
-    """Group the places of consecutive records; if finding them fails, the next record has the error."""
-    start = index = 0
-    first: Place | None = None
-    failed: str | None = None
+    """Group the places of consecutive records; where finding them fails, the last range stands for the rest."""
+    index = end = 0
+    waiting: list[Place] = []
+
+    def gather() -> Cut:
+        start = index - len(waiting)
+        errors = tuple((start + at, place.error) for at, place in enumerate(waiting) if place.error is not None)
+        return Cut(start, len(waiting), waiting[0].offset, errors)
+
+    failed: Exception | None = None
     rest = iter(places)
     while failed is None:
         try:
             place = next(rest, None)
         except Exception as error:
-            failed, place = explain(error), None
-        if first is not None and (place is None or index - start == rows_per_unit or place.error != first.error):
-            yield Cut(start, index - start, first.offset, first.error)
-            start, first = index, None
+            failed, place = error, None
+        if waiting and (place is None or len(waiting) == rows_per_unit):
+            yield gather()
+            waiting.clear()
         if place is None:
             break
-        first = first or place
-        index += 1
+        waiting.append(place)
+        index, end = index + 1, place.end
     if failed is not None:
-        yield Cut(index, 1, error=failed)
+        yield Cut(index, 1, end, failed=failed)
 
 
 def make_record(
@@ -105,10 +140,36 @@ def make_record(
         return failure(key, uri, RecordError("bad_value", str(error)))
 
 
+def caught(make: Callable[..., T], key: str, uri: str, *args: Any) -> T | Failure:
+    """What ``make(key, uri, *args)`` gives; a failure of this one record, whatever its content makes a library raise.
+
+    Raises:
+        MachineError: as `make` does.
+    """
+    try:
+        return make(key, uri, *args)
+    except MachineError:
+        raise
+    except MemoryError as error:
+        return machine_failure(key, uri, error)
+    except Exception as error:
+        return failure(key, uri, error)
+
+
+def too_large(size: int, limit: int) -> RecordError:
+    """The error of a record that would take too much memory."""
+    return RecordError("too_large", f"it has {size:,} bytes, more than --max_record_bytes {limit:,}")
+
+
 def failure(key: str, uri: str, error: Exception | str) -> Failure:
     """The failure of one record, from an exception or from what `explain` made of one."""
     error_type, _, message = (error if isinstance(error, str) else explain(error)).partition(": ")
-    return Failure(key, uri, Stage.READ, error_type, message)
+    return Failure(key, uri, Stage.READ, error_type, printable(message))
+
+
+def machine_failure(key: str, uri: str, error: Exception) -> Failure:
+    """The failure of a record that the machine could not read."""
+    return dataclasses.replace(failure(key, uri, error), retryable=True)
 
 
 def explain(error: Exception) -> str:
@@ -124,6 +185,6 @@ def explain(error: Exception) -> str:
         return f"truncated: {message}"
     if isinstance(error, pa.ArrowException | tarfile.TarError | zlib.error | UnicodeError):
         return f"corrupt: {message}"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError | MemoryError):
         return f"unreadable: {message}"
     return f"corrupt: {type(error).__name__}: {message}"

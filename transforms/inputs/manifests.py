@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import hashlib
 import io
 import itertools
 import json
 import re
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,10 +20,14 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
-from transforms.inputs.base import RecordError, explain
+from transforms.core.types import Failure, Unread
+from transforms.inputs.base import RecordError, caught, failure
 from transforms.inputs.columns import PEEKED_RECORDS, as_label, convert, describe, infer
 from transforms.inputs.compression import inflate, is_gzip
-from transforms.inputs.types import ReadOptions, RecordRef, Shard, WorkUnit
+from transforms.inputs.faults import MachineError
+from transforms.inputs.read import judge
+from transforms.inputs.source import Source
+from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, Shard
 from transforms.inputs.unique_keys import SeenKeys
 from transforms.storage.files import FileInfo
 
@@ -30,14 +36,21 @@ KEY_COLUMN = "key"
 
 _JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
 
+_READ_BYTES = 1 << 20
+
+_RECORD_LINES = 1_000
+"""Lines of one CSV record at most: a quoted field may hold line ends."""
+
+_RECORD_CHARACTERS = 4 << 20
+
 Row = Mapping[str, Any] | RecordError
 """A manifest's row by column name, or why it cannot be read."""
 
 
-def files_unit(files: Iterable[FileInfo], start: int) -> WorkUnit:
+def files_unit(files: Iterable[FileInfo], start: int) -> ListUnit:
     """Image files as one work unit; the key is the uri, the label the parent folder's name."""
     refs = tuple(map(_file_ref, files))
-    return WorkUnit(InputFormat.FILES, len(refs), start=start, refs=refs)
+    return ListUnit(InputFormat.FILES, refs, start)
 
 
 def unit_end(files: Sequence[FileInfo], rows_per_unit: int) -> int:
@@ -58,28 +71,21 @@ def _digest(uri: str) -> bytes:
     return hashlib.blake2b(name.encode(), digest_size=8).digest()
 
 
-def cut_manifest(manifest: Shard, rows_per_unit: int, options: ReadOptions) -> Iterator[WorkUnit]:
+def cut_manifest(manifest: Shard, rows_per_unit: int, options: ReadOptions) -> Iterator[ListUnit]:
     """A manifest's rows as work units, streamed.
 
     Relative uris are relative to the manifest's folder. The key is the column `key` where there is one and it is
     filled, else the manifest's uri and the row's number. Rows that cannot be understood, or whose key an earlier row
-    has, are units with an error.
+    has, are failures in the units' lists.
+
+    Raises:
+        MachineError: if too many reads in a row failed, and not for what the files hold.
     """
+    refs = _refs(manifest.file, options)
     start = 0
-    # Consecutive good rows share a unit, and so do consecutive rows with the same error.
-    for _, group in itertools.groupby(_refs(manifest.file, options), key=_error_of):
-        while chunk := tuple(itertools.islice(group, rows_per_unit)):
-            refs = tuple(item for item in chunk if isinstance(item, RecordRef))
-            if refs:
-                yield WorkUnit(InputFormat.MANIFEST, len(refs), start=start, refs=refs)
-            else:
-                error = _error_of(chunk[0])
-                yield WorkUnit(InputFormat.MANIFEST, len(chunk), manifest, start=start, error=error)
-            start += len(chunk)
-
-
-def _error_of(item: RecordRef | str) -> str | None:
-    return item if isinstance(item, str) else None
+    while chunk := tuple(itertools.islice(refs, rows_per_unit)):
+        yield ListUnit(InputFormat.MANIFEST, chunk, start)
+        start += len(chunk)
 
 
 def manifest_columns(manifest: FileInfo) -> dict[str, pa.DataType]:
@@ -88,7 +94,8 @@ def manifest_columns(manifest: FileInfo) -> dict[str, pa.DataType]:
     Raises:
         ImagebeamError: if there is no column `uri`.
     """
-    with storage.open_read(manifest.uri, manifest.version) as stream:
+    with Source(manifest.uri, manifest.version) as source:
+        stream = cast(BinaryIO, source)
         if _is_parquet(manifest.uri):
             schema = pq.ParquetFile(stream).schema_arrow
             columns = dict(zip(schema.names, schema.types, strict=True))
@@ -108,25 +115,34 @@ def _file_ref(file: FileInfo) -> RecordRef:
     return RecordRef(key=file.uri, uri=file.uri, version=file.version, label=label)
 
 
-def _refs(manifest: FileInfo, options: ReadOptions) -> Iterator[RecordRef | str]:
-    """A manifest's rows as records, or as what to report of them."""
+def _refs(manifest: FileInfo, options: ReadOptions) -> Iterator[RecordRef | Failure]:
+    """A manifest's rows as records, or as the failures they are."""
     folder = storage.parent(manifest.uri)
     seen = SeenKeys()
+    index = -1
+    source: Source | None = None
     try:
-        for index, row in enumerate(_rows(manifest, options)):
-            try:
-                ref = _ref(row, f"{manifest.uri}#{index}", folder, options)
-                if not seen.add(ref.key):
-                    raise RecordError("repeated_key", "an earlier row of the manifest has the same key")
-            except RecordError as error:
-                yield explain(error)
-            else:
+        with Source(manifest.uri, manifest.version) as source:
+            for index, row in enumerate(_rows(cast(BinaryIO, source), manifest.uri, options)):
+                key = f"{manifest.uri}#{index}"
+                ref = caught(_ref, key, manifest.uri, row, folder, options)
+                if isinstance(ref, RecordRef) and not seen.add(ref.key):
+                    ref = failure(key, manifest.uri, "repeated_key: an earlier row of the manifest has the same key")
                 yield ref
+    except MachineError:
+        raise
     except Exception as error:  # The rest cannot be read.
-        yield explain(error)
+        reason, retryable = judge(source, error)
+        rest = failure(f"{manifest.uri}#{index + 1}", manifest.uri, reason)
+        read = 0 if source is None else min(source.tell(), manifest.size)
+        left = manifest.size - read
+        records = round(left * (index + 1) / read) if read else None
+        unread = Unread(manifest.uri, reason, left, records)
+        yield dataclasses.replace(rest, retryable=retryable, unread=unread)
 
 
-def _ref(row: Row, key: str, folder: str, options: ReadOptions) -> RecordRef:
+def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions) -> RecordRef:
+    del manifest
     if isinstance(row, RecordError):
         raise row
     if not row.get(URI_COLUMN):
@@ -150,21 +166,22 @@ def _is_parquet(uri: str) -> bool:
     return uri.lower().endswith(".parquet")
 
 
-def _rows(manifest: FileInfo, options: ReadOptions) -> Iterator[Row]:
-    with storage.open_read(manifest.uri, manifest.version) as stream:
-        if _is_parquet(manifest.uri):
-            file = pq.ParquetFile(stream)
-            wanted = {URI_COLUMN, KEY_COLUMN, options.label_column, *(name for name, _ in options.keep_columns)}
-            for batch in file.iter_batches(columns=[name for name in file.schema_arrow.names if name in wanted]):
-                yield from batch.to_pylist()
-        else:
-            yield from _text_rows(stream, manifest.uri)
+def _rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Iterator[Row]:
+    if not _is_parquet(uri):
+        yield from _text_rows(stream, uri)
+        return
+    file = pq.ParquetFile(stream)
+    wanted = {URI_COLUMN, KEY_COLUMN, options.label_column, *(name for name, _ in options.keep_columns)}
+    for batch in file.iter_batches(columns=[name for name in file.schema_arrow.names if name in wanted]):
+        yield from batch.to_pylist()
 
 
 def _text_rows(stream: BinaryIO, uri: str) -> Generator[Row, None, None]:
+    """Rows of CSV or JSON lines; bytes that are not UTF-8 become half characters, which fail the row that uses them."""
     head = stream.read(2)
     stream.seek(0)
-    with io.TextIOWrapper(inflate(stream) if is_gzip(head) else stream, encoding="utf-8-sig", newline="") as text:
+    data = inflate(stream) if is_gzip(head) else io.BufferedReader(cast(io.RawIOBase, stream), _READ_BYTES)
+    with io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         yield from _json_rows(text) if _JSON_LINES.search(uri) else _csv_rows(text)
 
 
@@ -174,13 +191,43 @@ def _json_rows(lines: Iterable[str]) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield RecordError("corrupt", f"the line is not JSON ({error})")
         else:
             yield row if isinstance(row, dict) else RecordError("corrupt", "the line is not a JSON object")
 
 
-def _csv_rows(lines: Iterable[str]) -> Iterator[Row]:
+class _Lines(Iterator[str]):
+    """Lines that can be given back: those that the CSV record in hand has taken so far."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self._given_back: deque[str] = deque()
+        self.taken: list[str] = []
+        self._characters = 0
+
+    def __next__(self) -> str:
+        line = self._given_back.popleft() if self._given_back else next(self._lines)
+        self.taken.append(line)
+        self._characters += len(line)
+        if len(self.taken) > _RECORD_LINES or (self._characters > _RECORD_CHARACTERS and len(self.taken) > 1):
+            raise csv.Error("a quote is not closed")
+        return line
+
+    def next_record(self) -> None:
+        """The record in hand is complete."""
+        self.taken.clear()
+        self._characters = 0
+
+    def give_back(self) -> None:
+        """The record in hand ends with its first line, whatever its quotes say: the other lines come again."""
+        self._given_back.extendleft(reversed(self.taken[1:]))
+        self.next_record()
+
+
+def _csv_rows(text: Iterable[str]) -> Iterator[Row]:
+    """Rows of CSV. A line that is not CSV, such as one whose quote is not closed, is one bad row and no more."""
+    lines = _Lines(text)
     reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
     while True:
@@ -188,14 +235,17 @@ def _csv_rows(lines: Iterable[str]) -> Iterator[Row]:
             fields = next(reader, None)
         except csv.Error as error:
             yield RecordError("corrupt", f"the line is not CSV ({error})")
+            lines.give_back()
+            reader = csv.reader(lines, strict=True)
             continue
         if fields is None:
             return
-        if not fields:
-            continue
-        if header is None:
+        if header is None and fields:
             header = [name.strip() for name in fields]
-        elif len(fields) != len(header):
+        elif header is not None and fields and len(fields) != len(header):
             yield RecordError("corrupt", f"the line has {len(fields)} fields, the first line {len(header)}")
-        else:
+            lines.give_back()
+            continue
+        elif header is not None and fields:
             yield {name: field or None for name, field in zip(header, fields, strict=True)}
+        lines.next_record()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -10,9 +11,10 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.types import Failure, Record
-from transforms.inputs.base import Cut, RecordError, failure, make_record
+from transforms.inputs.base import Cut, LeftOut, RecordError, caught, make_record
 from transforms.inputs.columns import describe
-from transforms.inputs.types import ReadOptions, WorkUnit
+from transforms.inputs.image_files import read_file
+from transforms.inputs.types import ReadOptions, RecordRef, ShardSlice
 
 _BATCH_ROWS = 16
 """Rows decoded at once: their images are in memory together."""
@@ -21,8 +23,9 @@ _READ_BYTES = 8 << 20
 """Bytes of a column that are read at once: a row group may hold gigabytes of images."""
 
 
-def cut(stream: BinaryIO, rows_per_unit: int) -> Iterator[Cut]:
-    """Row ranges that never cross a row group; see `readers.ShardReader`."""
+def cut(stream: BinaryIO, rows_per_unit: int, options: ReadOptions, left_out: LeftOut) -> Iterator[Cut]:
+    """Row ranges that never cross a row group; see `base.ShardReader`."""
+    del options, left_out
     metadata = _open(stream).metadata
     start = 0
     for group in range(metadata.num_row_groups):
@@ -32,29 +35,33 @@ def cut(stream: BinaryIO, rows_per_unit: int) -> Iterator[Cut]:
         start = end
 
 
-def read(stream: BinaryIO, unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Failure]:
-    """The unit's rows; see `readers.ShardReader`."""
-    assert unit.shard is not None
-    uri = unit.shard.file.uri
+def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[Record | Failure]:
+    """The slice's rows; see `base.ShardReader`."""
+    uri = part.shard.file.uri
     file = _open(stream)
     schema = file.schema_arrow
     wanted = dict.fromkeys((options.image_column, options.label_column, *(name for name, _ in options.keep_columns)))
     if options.image_column not in schema.names:
         known = dict(zip(schema.names, schema.types, strict=True))
         raise RecordError("no_image", f"the shard has no column {options.image_column!r}. {describe(known)}")
-    rows = _rows(file, unit, [name for name in wanted if name in schema.names])
-    for index, row in enumerate(rows, start=unit.start):
-        key = f"{uri}#{index}"
-        try:
-            image = _image(row[options.image_column], storage.parent(uri))
-        except (RecordError, OSError) as error:
-            yield failure(key, uri, error)
-        else:
-            yield make_record(key, uri, image, row.get(options.label_column), row, options)
+    rows = _rows(file, part, [name for name in wanted if name in schema.names])
+    for index, row in enumerate(rows, start=part.start):
+        yield caught(_record, f"{uri}#{index}", uri, row, options)
+
+
+def _record(key: str, uri: str, row: dict[str, Any], options: ReadOptions) -> Record | Failure:
+    value = row[options.image_column]
+    label = row.get(options.label_column)
+    if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
+        found = read_file(RecordRef(key, storage.resolve(storage.parent(uri), value["path"])))
+        if isinstance(found, Failure):
+            return dataclasses.replace(found, uri=uri)
+        return make_record(key, uri, found.data, label, row, options)
+    return make_record(key, uri, _image(value), label, row, options)
 
 
 def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
-    """The schema; see `readers.ShardReader`."""
+    """The schema; see `base.ShardReader`."""
     schema = _open(stream).schema_arrow
     return dict(zip(schema.names, schema.types, strict=True))
 
@@ -63,13 +70,13 @@ def _open(stream: BinaryIO) -> pq.ParquetFile:
     return pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True)
 
 
-def _rows(file: pq.ParquetFile, unit: WorkUnit, names: list[str]) -> Iterator[dict[str, Any]]:
-    """The unit's rows as Python values."""
+def _rows(file: pq.ParquetFile, part: ShardSlice, names: list[str]) -> Iterator[dict[str, Any]]:
+    """The slice's rows as Python values."""
     group = before = 0
-    while before + file.metadata.row_group(group).num_rows <= unit.start:
+    while before + file.metadata.row_group(group).num_rows <= part.start:
         before += file.metadata.row_group(group).num_rows
         group += 1
-    skip, left = unit.start - before, unit.count
+    skip, left = part.start - before, part.count
     for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names):
         rows = batch.slice(skip, left)
         skip = max(0, skip - batch.num_rows)
@@ -79,16 +86,13 @@ def _rows(file: pq.ParquetFile, unit: WorkUnit, names: list[str]) -> Iterator[di
             return
 
 
-def _image(value: Any, folder: str) -> bytes:
-    """An image column's value: bytes, or {"bytes": ..., "path": ...}, either of which may be null.
+def _image(value: Any) -> bytes:
+    """An image column's value: bytes, or {"bytes": ...}, either of which may be null.
 
     Raises:
-        RecordError: if there is neither.
-        OSError: if the file at the path cannot be read.
+        RecordError: if there are none.
     """
     if isinstance(value, dict):
-        if value.get("bytes") is None and value.get("path"):
-            return storage.read_bytes(storage.resolve(folder, value["path"]))
         value = value.get("bytes")
     if value is None:
         raise RecordError("no_image", "the image is null")

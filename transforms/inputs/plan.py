@@ -6,20 +6,34 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
+from transforms.core.types import Unread
 from transforms.inputs import webdataset
-from transforms.inputs.base import explain
+from transforms.inputs.base import Cut, LeftOut
 from transforms.inputs.columns import check_image_column, check_other_columns, describe, resolve_types
 from transforms.inputs.discover import list_inputs
+from transforms.inputs.faults import MachineError
 from transforms.inputs.manifests import cut_manifest, files_unit, manifest_columns, unit_end
-from transforms.inputs.read import reader
+from transforms.inputs.read import judge, reader
 from transforms.inputs.shard_index import CutMemory
-from transforms.inputs.types import ListingPart, ReadOptions, Shard, WorkUnit
+from transforms.inputs.source import Source
+from transforms.inputs.types import (
+    ListingPart,
+    Note,
+    PlanItem,
+    ReadOptions,
+    Shard,
+    ShardGroup,
+    ShardSlice,
+    ShardUnit,
+    WorkUnit,
+)
 from transforms.storage.files import FileInfo
 
 LISTED_ALONE = 200_000
@@ -27,6 +41,12 @@ LISTED_ALONE = 200_000
 
 LISTING_PARTS = 256
 """Parts of the rest at most."""
+
+SMALL_SHARD = 4 << 20
+"""Bytes of a shard that shares work units with others: opening it costs more than reading it."""
+
+SHARDS_TOGETHER = 256
+"""Small shards that one worker cuts, and that may share units, at most."""
 
 _LOOKED_AT = 20
 """Inputs that are looked at, at most, for the columns of their formats before a run."""
@@ -37,7 +57,7 @@ def plan(
     input_format: InputFormat | None,
     rows_per_unit: int,
     left_out: Counter[str] | None = None,
-) -> Iterator[Shard | WorkUnit]:
+) -> Iterator[Shard | ShardGroup | WorkUnit]:
     """What is to be done, streamed: work units of image files, and shards and manifests still to be cut.
 
     Raises:
@@ -51,7 +71,7 @@ def plan_in_parts(
     input_format: InputFormat | None,
     rows_per_unit: int,
     left_out: Counter[str] | None = None,
-) -> Iterator[Shard | WorkUnit | ListingPart]:
+) -> Iterator[Shard | ShardGroup | WorkUnit | ListingPart]:
     """`plan`, of a long listing of images its beginning alone: the rest is left to others, a `ListingPart` each.
 
     Shards do not count: a million of them are listed in seconds, and each is to be cut by whoever has time.
@@ -77,17 +97,18 @@ def plan_in_parts(
 
 def plan_part(
     part: ListingPart, rows_per_unit: int, left_out: Counter[str] | None = None
-) -> Iterator[Shard | WorkUnit]:
+) -> Iterator[Shard | ShardGroup | WorkUnit]:
     """`plan` of a part of the listing."""
     return _gather_files(list_inputs(part.patterns, part.input_format, left_out, part.within), rows_per_unit)
 
 
-def _gather_files(inputs: Iterable[Shard], rows_per_unit: int) -> Iterator[Shard | WorkUnit]:
+def _gather_files(inputs: Iterable[Shard], rows_per_unit: int) -> Iterator[Shard | ShardGroup | WorkUnit]:
     images: list[FileInfo] = []
+    small: list[Shard] = []
     start = 0
     for shard in inputs:
         if shard.format != InputFormat.FILES:
-            yield shard
+            yield from _gather_shard(shard, small)
             continue
         images.append(shard.file)
         if len(images) > rows_per_unit:
@@ -97,15 +118,38 @@ def _gather_files(inputs: Iterable[Shard], rows_per_unit: int) -> Iterator[Shard
             del images[:end]
     if images:
         yield files_unit(images, start)
+    yield from _group(small)
+
+
+def _gather_shard(shard: Shard, small: list[Shard]) -> Iterator[Shard | ShardGroup]:
+    """Pass a large shard on; keep small ones of one format in `small` until they fill a group."""
+    if shard.format == InputFormat.MANIFEST or shard.file.size > SMALL_SHARD:
+        yield shard
+        return
+    if small and small[0].format != shard.format:
+        yield from _group(small)
+        small.clear()
+    small.append(shard)
+    if len(small) > SHARDS_TOGETHER:
+        end = unit_end([one.file for one in small], SHARDS_TOGETHER)
+        yield from _group(small[:end])
+        del small[:end]
+
+
+def _group(small: Sequence[Shard]) -> Iterator[Shard | ShardGroup]:
+    if len(small) > 1:
+        yield ShardGroup(tuple(small))
+    else:
+        yield from small
 
 
 def cut_shard(
-    item: Shard | WorkUnit | ListingPart, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None = None
-) -> Iterator[WorkUnit]:
-    """A shard, a manifest or what is in a part of a listing -> its work units; a unit passes as it is.
+    item: PlanItem, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None = None
+) -> Iterator[WorkUnit | Note]:
+    """A shard, several small ones, a manifest or a part of a listing -> its work units; a unit passes as it is.
 
-    What cannot be found in a shard is one unit of one record, with `error` set. The counts of the units add up to the
-    records of the shard.
+    What cannot be found in a shard is a slice of one record, with `unread` set. The counts of the units add up to the
+    records of the shard. What was passed over is told by notes.
 
     Args:
         item: what `plan` or `plan_in_parts` gives.
@@ -115,29 +159,91 @@ def cut_shard(
 
     Raises:
         OSError: if `memory` cannot be used.
+        MachineError: if too many reads in a row failed, and not for what the files hold.
     """
-    if isinstance(item, WorkUnit):
+    if isinstance(item, WorkUnit | Note):
         yield item
     elif isinstance(item, ListingPart):
-        for found in plan_part(item, rows_per_unit):
+        left_out: Counter[str] = Counter()
+        for found in plan_part(item, rows_per_unit, left_out):
             yield from cut_shard(found, rows_per_unit, options, memory)
-    elif item.format == InputFormat.MANIFEST:
+        yield from listing_notes(left_out)
+    elif isinstance(item, ShardGroup):
+        yield from _share_units(item, rows_per_unit, options)
+    elif isinstance(item, Shard) and item.format == InputFormat.MANIFEST:
         yield from cut_manifest(item, rows_per_unit, options)
-    elif memory is None or not memory.is_worthwhile(item):
-        yield from _walk_shard(item, rows_per_unit)
-    elif (units := memory.recall(item)) is not None:
-        yield from units
-    else:
-        yield from memory.keep(item, _walk_shard(item, rows_per_unit))
+    elif isinstance(item, Shard):
+        for part in _recall_or_walk(item, rows_per_unit, options, memory):
+            yield ShardUnit((part,)) if isinstance(part, ShardSlice) else part
 
 
-def _walk_shard(shard: Shard, rows_per_unit: int) -> Iterator[WorkUnit]:
+def listing_notes(left_out: Mapping[str, int]) -> Iterator[Note]:
+    """What a listing left out of folders, by extension."""
+    for extension, count in sorted(left_out.items()):
+        yield Note(f"files of folders: {extension}", "", count)
+
+
+def _share_units(group: ShardGroup, rows_per_unit: int, options: ReadOptions) -> Iterator[WorkUnit | Note]:
+    """Small shards as few units, each filled before the next one begins."""
+    slices: list[ShardSlice] = []
+    rows = 0
+    for shard in group.shards:
+        for part in _walk_shard(shard, rows_per_unit, options):
+            if isinstance(part, Note):
+                yield part
+                continue
+            if slices and rows + part.count > rows_per_unit:
+                yield ShardUnit(tuple(slices))
+                slices, rows = [], 0
+            slices.append(part)
+            rows += part.count
+    if slices:
+        yield ShardUnit(tuple(slices))
+
+
+def _recall_or_walk(
+    shard: Shard, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None
+) -> Iterable[ShardSlice | Note]:
+    if memory is None or not memory.is_worthwhile(shard):
+        return _walk_shard(shard, rows_per_unit, options)
+    known = memory.recall(shard)
+    return memory.keep(shard, _walk_shard(shard, rows_per_unit, options)) if known is None else known
+
+
+def _walk_shard(shard: Shard, rows_per_unit: int, options: ReadOptions) -> Iterator[ShardSlice | Note]:
+    left_out = LeftOut()
+    source: Source | None = None
+    records = 0
     try:
-        with storage.open_read(shard.file.uri, shard.file.version) as stream:
-            for cut in reader(shard.format).cut(stream, rows_per_unit):
-                yield WorkUnit(shard.format, cut.count, shard, start=cut.start, offset=cut.offset, error=cut.error)
+        with Source(shard.file.uri, shard.file.version) as source:
+            for cut in reader(shard.format).cut(cast(BinaryIO, source), rows_per_unit, options, left_out):
+                if cut.failed is not None:
+                    yield _rest(shard, source, cut)
+                    records += 1
+                    break
+                yield ShardSlice(shard, cut.start, cut.count, cut.offset, cut.errors)
+                records += cut.count
+    except MachineError:
+        raise
     except Exception as error:  # It did not even open.
-        yield WorkUnit(shard.format, 1, shard, error=explain(error))
+        yield _rest(shard, source, Cut(records, 1, failed=error))
+        records += 1
+    if not records:
+        yield Note("shards without records", shard.file.uri, 1, (shard.file.uri,))
+    for kind, count in left_out.counts.items():
+        yield Note(kind, shard.file.uri, count, tuple(left_out.names[kind]))
+
+
+def _rest(shard: Shard, source: Source | None, cut: Cut) -> ShardSlice:
+    """The slice that stands for what could not be found in a shard."""
+    reason, retryable = judge(source, cut.failed or EOFError())
+    read = cut.offset
+    if source is not None and cut.offset and source.tell() < cut.offset:  # Compressed: count what is stored.
+        read = source.tell()
+    missing = max(0, shard.file.size - read)
+    records = round(missing * cut.start / read) if cut.start and read else None
+    unread = Unread(shard.file.uri, reason, missing, records)
+    return ShardSlice(shard, cut.start, 1, unread=unread, retryable=retryable)
 
 
 def inspect_input(patterns: Sequence[str], input_format: InputFormat | None, options: ReadOptions) -> ReadOptions:
@@ -177,8 +283,8 @@ def _look_at(shard: Shard, options: ReadOptions) -> Mapping[str, pa.DataType]:
         if shard.format == InputFormat.MANIFEST:
             schema = manifest_columns(shard.file)
         else:
-            with storage.open_read(shard.file.uri, shard.file.version) as stream:
-                schema = reader(shard.format).columns(stream)
+            with Source(shard.file.uri, shard.file.version) as source:
+                schema = reader(shard.format).columns(cast(BinaryIO, source))
         if not schema:
             return {}
         if shard.format == InputFormat.WEBDATASET:

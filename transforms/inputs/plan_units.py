@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,9 +13,9 @@ from apache_beam.metrics import Metrics
 
 from transforms.core.formats import InputFormat
 from transforms.core.progress import PROGRESS
-from transforms.inputs.plan import cut_shard, plan_in_parts
+from transforms.inputs.plan import cut_shard, listing_notes, plan_in_parts
 from transforms.inputs.shard_index import CutMemory
-from transforms.inputs.types import ListingPart, PlanItem, ReadOptions, Shard, WorkUnit
+from transforms.inputs.types import ListUnit, Note, PlanItem, ReadOptions, ShardUnit, WorkUnit
 
 
 class PlanCoder(beam.coders.Coder):  # type: ignore[misc]
@@ -39,12 +40,13 @@ class PlanCoder(beam.coders.Coder):  # type: ignore[misc]
 
 
 beam.coders.registry.register_coder(PlanItem, PlanCoder)
-beam.coders.registry.register_coder(WorkUnit, PlanCoder)
+for _kind in (WorkUnit, ShardUnit, ListUnit, Note):
+    beam.coders.registry.register_coder(_kind, PlanCoder)
 
 
 @dataclass
 class PlanUnits(beam.PTransform):  # type: ignore[misc]
-    """Patterns -> work units; element in: a tuple of patterns, element out: `WorkUnit`.
+    """Patterns -> work units; element in: a tuple of patterns, element out: `WorkUnit`, or a `Note` on the input.
 
     One worker begins to list. What it finds is spread over all, which cut the shards and list the parts of what is left
     of a long listing.
@@ -63,20 +65,26 @@ class PlanUnits(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, patterns: beam.PCollection) -> beam.PCollection:
         """List, spread, cut."""
-        memory = None if self.cuts is None else CutMemory(self.cuts, self.rows_per_unit)
+        memory = None if self.cuts is None else CutMemory(self.cuts, self.rows_per_unit, self.read.image_column)
         return (
             patterns
-            | "List input"
-            >> beam.FlatMap(plan_in_parts, self.input_format, self.rows_per_unit).with_output_types(PlanItem)
+            | "List input" >> beam.FlatMap(_list, self.input_format, self.rows_per_unit).with_output_types(PlanItem)
             | "Spread shards" >> beam.Reshuffle()
-            | "Cut shards" >> beam.FlatMap(_cut, self.rows_per_unit, self.read, memory).with_output_types(WorkUnit)
+            | "Cut shards" >> beam.FlatMap(_cut, self.rows_per_unit, self.read, memory).with_output_types(PlanItem)
         )
 
 
+def _list(patterns: tuple[str, ...], input_format: InputFormat | None, rows_per_unit: int) -> Iterator[PlanItem]:
+    left_out: Counter[str] = Counter()
+    yield from plan_in_parts(patterns, input_format, rows_per_unit, left_out)
+    yield from listing_notes(left_out)
+
+
 def _cut(
-    item: Shard | WorkUnit | ListingPart, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None
-) -> Iterator[WorkUnit]:
-    for unit in cut_shard(item, rows_per_unit, options, memory):
-        PROGRESS.planned_more(unit.count)
-        Metrics.counter("imagebeam", "records_planned").inc(unit.count)
-        yield unit
+    item: PlanItem, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None
+) -> Iterator[WorkUnit | Note]:
+    for found in cut_shard(item, rows_per_unit, options, memory):
+        if isinstance(found, WorkUnit):
+            PROGRESS.planned_more(found.count)
+            Metrics.counter("imagebeam", "records_planned").inc(found.count)
+        yield found

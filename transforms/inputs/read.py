@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from typing import BinaryIO, cast
 
 from transforms import storage
 from transforms.core.batching import map_ahead
 from transforms.core.formats import InputFormat
-from transforms.core.types import Failure, Record
-from transforms.inputs.base import ShardReader, explain, failure
-from transforms.inputs.types import ReadOptions, RecordRef, WorkUnit
+from transforms.core.types import Failure, Record, Unread
+from transforms.inputs.base import RecordError, ShardReader, explain, failure
+from transforms.inputs.faults import MachineError, is_retryable
+from transforms.inputs.image_files import read_file
+from transforms.inputs.source import Source
+from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, ShardSlice, ShardUnit, WorkUnit
 
 FILES_AHEAD = 16
 """Image files opened at once where each is a file of its own: hides the latency of an object store."""
@@ -35,33 +39,73 @@ def read_records(unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Fail
 
     Where the rest of a shard cannot be read, each remaining record is one failure. The keys are an image file's uri,
     a manifest's keys, ``<shard>#<index>``, and ``<shard>#<sample>`` in a WebDataset shard.
+
+    Raises:
+        MachineError: if too many reads in a row fail, and not for what the files hold.
     """
-    if unit.shard is None:
+    if isinstance(unit, ListUnit):
         yield from _read_files(unit)
+    elif isinstance(unit, ShardUnit):
+        for part in unit.slices:
+            yield from _read_slice(part, options)
+
+
+def _read_slice(part: ShardSlice, options: ReadOptions) -> Iterator[Record | Failure]:
+    if part.unread is not None:
+        yield from _unread(part, 0, part.unread, part.retryable)
         return
     done = 0
-    error = unit.error
-    if error is None:
-        error = "truncated: the shard has fewer records than when it was planned"
-        try:
-            with storage.open_read(unit.shard.file.uri, unit.shard.file.version) as stream:
-                records = reader(unit.format).read(stream, unit, options)
-                for item in itertools.islice(records, unit.count):
-                    done += 1
-                    yield item
-        except Exception as caught:  # Whatever a damaged shard makes a library raise.
-            error = explain(caught)
-    for index in range(unit.start + done, unit.start + unit.count):
-        yield failure(_unread_key(unit, index), unit.shard.file.uri, error)
+    errors = dict(part.errors)
+    source: Source | None = None
+    caught: Exception
+    try:
+        with Source(part.shard.file.uri, part.shard.file.version) as source:
+            records = reader(part.shard.format).read(cast(BinaryIO, source), part, options)
+            for index, item in enumerate(itertools.islice(records, part.count), start=part.start):
+                done += 1
+                error = errors.get(index)
+                yield item if error is None else failure(_unread_key(part, index), part.shard.file.uri, error)
+            caught = RecordError("truncated", "the shard has fewer records than when it was planned")
+    except MachineError:
+        raise
+    except Exception as error:  # Whatever a damaged shard makes a library raise.
+        caught = error
+    if done < part.count:
+        reason, retryable = judge(source, caught)
+        yield from _unread(part, done, Unread(part.shard.file.uri, reason, records=part.count - done), retryable)
 
 
-def _unread_key(unit: WorkUnit, index: int) -> str:
+def judge(source: Source | None, error: Exception) -> tuple[str, bool]:
+    """Why a shard cannot be read on ("error_type: message"), and whether that is the machine's fault.
+
+    Args:
+        source: the shard; None where it did not even open.
+        error: what reading it raised, of the storage's errors or of a library that was given its content.
+
+    Raises:
+        MachineError: if the storage failed too often in a row.
+    """
+    cause = error if source is None else source.fault or error
+    if isinstance(cause, MachineError):
+        raise cause
+    from_storage = source is None or source.fault is not None or isinstance(error, MemoryError)
+    return explain(cause), from_storage and is_retryable(cause)
+
+
+def _unread(part: ShardSlice, done: int, unread: Unread, retryable: bool) -> Iterator[Failure]:
+    """One failure for each record that was not reached; the first says how much that is."""
+    for index in range(part.start + done, part.start + part.count):
+        found = failure(_unread_key(part, index), part.shard.file.uri, unread.reason)
+        first = unread if index == part.start + done else None
+        yield dataclasses.replace(found, retryable=retryable, unread=first)
+
+
+def _unread_key(part: ShardSlice, index: int) -> str:
     """The key of a record that was not reached.
 
     A WebDataset sample's own key is unknown then; no sample's key starts with a dot.
     """
-    assert unit.shard is not None
-    return f"{unit.shard.file.uri}#{'.' if unit.format == InputFormat.WEBDATASET else ''}{index}"
+    return f"{part.shard.file.uri}#{'.' if part.shard.format == InputFormat.WEBDATASET else ''}{index}"
 
 
 def open_records(unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Failure | RecordRef]:
@@ -70,20 +114,14 @@ def open_records(unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Fail
     Whoever decodes such a file may as well read it: handing every one from thread to thread costs a tenth of what
     decoding does.
     """
-    if unit.shard is None and all(storage.is_local(ref.uri) for ref in unit.refs):
+    if isinstance(unit, ListUnit) and all(storage.is_local(ref.uri) for ref in unit.refs):
         return iter(unit.refs)
     return read_records(unit, options)
 
 
-def _read_files(unit: WorkUnit) -> Iterator[Record | Failure]:
+def _read_files(unit: ListUnit) -> Iterator[Record | Failure]:
+    def read(ref: RecordRef | Failure) -> Record | Failure:
+        return ref if isinstance(ref, Failure) else read_file(ref)
+
     with ThreadPoolExecutor(FILES_AHEAD, thread_name_prefix="read") as pool:
-        yield from map_ahead(read_file, unit.refs, pool, FILES_AHEAD)
-
-
-def read_file(ref: RecordRef) -> Record | Failure:
-    """The image file of a record; a failure of stage read where it cannot be read."""
-    try:
-        data = storage.read_bytes(ref.uri, ref.version)
-    except Exception as error:
-        return failure(ref.key, ref.uri, error)
-    return Record(ref.key, ref.uri, data, ref.label, dict(ref.extras))
+        yield from map_ahead(read, unit.refs, pool, FILES_AHEAD)

@@ -15,7 +15,7 @@ from typing import Any
 from transforms import storage
 from transforms.core.formats import InputFormat
 from transforms.core.spec import canonical_json
-from transforms.inputs.types import Shard, WorkUnit
+from transforms.inputs.types import Note, ReadOptions, Shard, ShardSlice
 
 LEAST_BYTES = 8 << 20
 """Smaller shards are walked faster than a file beside them is kept."""
@@ -23,13 +23,10 @@ LEAST_BYTES = 8 << 20
 _WALKED = (InputFormat.TFRECORD, InputFormat.WEBDATASET)
 """Formats without an index of their records."""
 
-_RULES = 1
+_RULES = 2
 """Changes with the way shards are cut, so that older files are not used."""
 
-_FIELDS = ("count", "start", "offset", "error")
-
-_OF_THE_CONTENT = "repeated_key: "
-"""How the errors begin that a shard will always have; others may be the network's."""
+_FIELDS = ("start", "count", "offset", "errors")
 
 
 def forget_cuts(folder: str) -> None:
@@ -46,17 +43,19 @@ class CutMemory:
     Attributes:
         folder: uri of the folder that holds them.
         rows_per_unit: records in a unit at most.
+        image_column: what decides which members of a tar are samples.
     """
 
     folder: str
     rows_per_unit: int
+    image_column: str = ReadOptions().image_column
 
     def is_worthwhile(self, shard: Shard) -> bool:
         """Whether cutting the shard takes longer than looking here."""
         return shard.format in _WALKED and shard.file.size >= LEAST_BYTES
 
-    def recall(self, shard: Shard) -> list[WorkUnit] | None:
-        """The shard's units, as they were cut before; None where it was not cut, or is not what it was.
+    def recall(self, shard: Shard) -> list[ShardSlice | Note] | None:
+        """What cutting the shard gave before; None where it was not cut, or is not what it was.
 
         Raises:
             OSError: if the storage cannot be read.
@@ -65,26 +64,32 @@ class CutMemory:
             found = json.loads(storage.read_bytes(self._uri(shard)))
             if found["of"] != self._identity(shard):
                 return None
+            slices = [_slice(shard, *cut) for cut in found["cuts"]]
             return [
-                WorkUnit(shard.format, shard=shard, **dict(zip(_FIELDS, cut, strict=True))) for cut in found["cuts"]
+                *slices,
+                *(Note(kind, shard.file.uri, count, tuple(names)) for kind, count, names in found["notes"]),
             ]
-        except (FileNotFoundError, ValueError, LookupError, TypeError):  # None there, or none of ours: it is made anew.
+        except (FileNotFoundError, ValueError, LookupError, TypeError):  # Missing or of another version: made anew.
             return None
 
-    def keep(self, shard: Shard, units: Iterable[WorkUnit]) -> Iterator[WorkUnit]:
-        """Pass the units on, and remember them once all have come, if all of the shard could be read.
+    def keep(self, shard: Shard, slices: Iterable[ShardSlice | Note]) -> Iterator[ShardSlice | Note]:
+        """Pass on what cutting the shard gives, and remember it once all has come, if all of the shard could be read.
 
         Raises:
             OSError: if the storage refuses.
         """
         cuts: list[list[Any]] = []
+        notes: list[list[Any]] = []
         readable = True
-        for unit in units:
-            readable &= unit.error is None or unit.error.startswith(_OF_THE_CONTENT)
-            cuts.append([getattr(unit, name) for name in _FIELDS])
-            yield unit
+        for part in slices:
+            if isinstance(part, Note):
+                notes.append([part.kind, part.count, part.names])
+            else:
+                readable &= part.unread is None
+                cuts.append([getattr(part, name) for name in _FIELDS])
+            yield part
         if readable:
-            content = {"of": self._identity(shard), "cuts": cuts}
+            content = {"of": self._identity(shard), "cuts": cuts, "notes": notes}
             storage.publish(self._uri(shard), json.dumps(content).encode())
 
     def _uri(self, shard: Shard) -> str:
@@ -93,7 +98,16 @@ class CutMemory:
         return storage.join(self.folder, f"{name}.json")
 
     def _name(self, shard: Shard) -> dict[str, Any]:
-        return {"uri": shard.file.uri, "format": shard.format, "rows_per_unit": self.rows_per_unit}
+        return {
+            "uri": shard.file.uri,
+            "format": shard.format,
+            "rows_per_unit": self.rows_per_unit,
+            "image_column": self.image_column,
+        }
 
     def _identity(self, shard: Shard) -> dict[str, Any]:
         return {**self._name(shard), "version": shard.file.version, "rules": _RULES}
+
+
+def _slice(shard: Shard, start: int, count: int, offset: int, errors: list[list[Any]]) -> ShardSlice:
+    return ShardSlice(shard, start, count, offset, tuple((int(index), str(error)) for index, error in errors))

@@ -17,10 +17,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from transforms.core.types import Failure, Record
-from transforms.inputs.base import Cut, Place, RecordError, cut_at, failure, make_record
+from transforms.inputs.base import Cut, LeftOut, Place, RecordError, caught, cut_at, make_record
 from transforms.inputs.columns import PEEKED_RECORDS, infer
 from transforms.inputs.compression import inflate, is_compressed
-from transforms.inputs.types import ReadOptions, WorkUnit
+from transforms.inputs.types import ReadOptions, ShardSlice
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
@@ -30,35 +30,35 @@ Features = dict[str, list[Any]]
 """A `tf.train.Example`: feature name -> its values, bytes, floats or ints."""
 
 
-def cut(stream: BinaryIO, rows_per_unit: int) -> Iterator[Cut]:
-    """Walk the headers, payloads skipped; see `readers.ShardReader`."""
+def cut(stream: BinaryIO, rows_per_unit: int, options: ReadOptions, left_out: LeftOut) -> Iterator[Cut]:
+    """Walk the headers, payloads skipped; see `base.ShardReader`."""
+    del options, left_out
     return cut_at(_places(stream), rows_per_unit)
 
 
-def read(stream: BinaryIO, unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Failure]:
-    """The unit's records, both CRCs of each checked; see `readers.ShardReader`."""
-    assert unit.shard is not None
-    uri = unit.shard.file.uri
+def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[Record | Failure]:
+    """The slice's records, both CRCs of each checked; see `base.ShardReader`."""
+    uri = part.shard.file.uri
     source = _open(stream)
-    source.seek(unit.offset)
-    for index in range(unit.start, unit.start + unit.count):
-        key = f"{uri}#{index}"
+    source.seek(part.offset)
+    for index in range(part.start, part.start + part.count):
         payload = _read_payload(source)
-        try:
-            if payload is None:
-                raise RecordError("corrupt", "the CRC of the record does not match its content")
-            features = parse_example(payload)
-            image = _image(features, options.image_column)
-            wanted = (options.label_column, *(name for name, _ in options.keep_columns))
-            values = {name: _value(features[name]) for name in wanted if name in features}
-        except RecordError as error:
-            yield failure(key, uri, error)
-        else:
-            yield make_record(key, uri, image, values.get(options.label_column), values, options)
+        yield caught(_record, f"{uri}#{index}", uri, payload, options)
+
+
+def _record(key: str, uri: str, payload: bytes | None, options: ReadOptions) -> Record | Failure:
+    """A record of its payload; None stands for one whose CRC does not match."""
+    if payload is None:
+        raise RecordError("corrupt", "the CRC of the record does not match its content")
+    features = parse_example(payload)
+    image = _image(features, options.image_column)
+    wanted = (options.label_column, *(name for name, _ in options.keep_columns))
+    values = {name: _value(features[name]) for name in wanted if name in features}
+    return make_record(key, uri, image, values.get(options.label_column), values, options)
 
 
 def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
-    """The features of the first few records; see `readers.ShardReader`."""
+    """The features of the first few records; see `base.ShardReader`."""
     source = _open(stream)
     rows = []
     for _ in range(PEEKED_RECORDS):
@@ -114,7 +114,7 @@ def _places(stream: BinaryIO) -> Iterator[Place]:
     """Where each whole record starts.
 
     Raises:
-        EOFError: if the shard ends inside a record, or holds no byte at all.
+        EOFError: if the shard ends inside a record.
         RecordError: if the next record cannot be found because its length is damaged.
     """
     source = _open(stream)
@@ -124,10 +124,8 @@ def _places(stream: BinaryIO) -> Iterator[Place]:
         source.seek(end - 1)
         if not source.read(1):
             raise EOFError("the shard ends inside a record")
-        yield Place(offset)
+        yield Place(offset, end)
         offset = end
-    if offset == 0 and source is stream:
-        raise EOFError("the shard is empty")
 
 
 def _read_length(source: BinaryIO) -> int | None:

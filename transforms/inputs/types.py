@@ -6,6 +6,7 @@ Nothing here does I/O, and nothing here knows of Keras or Beam.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,11 @@ import pyarrow as pa
 
 from transforms.core.formats import InputFormat
 from transforms.core.spec import canonical_json
+from transforms.core.types import Failure, Unread
 from transforms.storage.files import FileInfo, UriRange
+
+MAX_RECORD_BYTES = 512 << 20
+"""Of one record, unless told otherwise."""
 
 
 class PlanItem:
@@ -59,55 +64,185 @@ class RecordRef:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkUnit(PlanItem):
-    """A bounded slice of the input, read, embedded and committed as one part.
+class ShardGroup(PlanItem):
+    """Small shards of one format that share work units; still to be cut."""
 
-    Either a record range of one shard (`shard` is set) or a slice of a file list (`refs` is set).
+    shards: tuple[Shard, ...]
+
+    @property
+    def format(self) -> InputFormat:
+        """Of all of them."""
+        return self.shards[0].format
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSlice:
+    """Consecutive records of one shard.
 
     Attributes:
-        format: of the shard, or FILES / MANIFEST for a slice of a list.
-        count: records in the unit; each ends as one row or one failure.
-        shard: the shard, or None for a slice of a list.
-        start: index of the unit's first record in its shard or list.
-        offset: byte offset of that record in the (decompressed) shard; 0 where the format needs none.
-        refs: the records of a slice of a list.
-        error: set where the rest of a shard could not be read when planning; the unit is then that one failure.
+        shard: the shard.
+        start: index of the first record in the shard.
+        count: records; each ends as one row or one failure.
+        offset: byte offset of the first record in the (decompressed) shard; 0 where the format needs none.
+        errors: (index in the shard, "error_type: message") of records that planning found to be of no use.
+        unread: set where the rest of the shard could not be read; the slice is then one record that stands for it.
+        retryable: whether `unread` is the machine's fault.
     """
 
-    format: InputFormat
+    shard: Shard
+    start: int
     count: int
-    shard: Shard | None = None
-    start: int = 0
     offset: int = 0
-    refs: tuple[RecordRef, ...] = ()
-    error: str | None = None
+    errors: tuple[tuple[int, str], ...] = ()
+    unread: Unread | None = None
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Note(PlanItem):
+    """What a run says of its input beside its records: what was left out, and where.
+
+    Attributes:
+        kind: what was left out, in the plural.
+        uri: of the shard or folder; empty where several were listed.
+        count: how many.
+        names: the first few.
+    """
+
+    kind: str
+    uri: str
+    count: int
+    names: tuple[str, ...] = ()
+
+
+class WorkUnit(PlanItem, ABC):
+    """A bounded slice of the input, read, embedded and committed as one part: a `ShardUnit` or a `ListUnit`."""
+
+    __slots__ = ()
 
     @property
+    @abstractmethod
+    def count(self) -> int:
+        """Records in the unit; each ends as one row or one failure."""
+
+    @property
+    @abstractmethod
     def inputs(self) -> dict[str, Any]:
         """What the unit covers, in canonical JSON terms, versions left out: its identity."""
-        if self.shard is not None:
-            return {"uri": self.shard.file.uri, "start": self.start, "count": self.count}
-        keys = hashlib.sha256("\0".join(ref.key for ref in self.refs).encode()).hexdigest()
-        return {"first": self.refs[0].key, "last": self.refs[-1].key, "count": self.count, "keys_sha256": keys}
 
     @property
+    @abstractmethod
     def version(self) -> str:
         """Changes whenever any input of the unit may have changed: a committed part of another version is stale."""
-        if self.shard is not None:
-            return self.shard.file.version
-        versions = "\0".join(f"{ref.uri}\0{ref.version}\0{ref.label}\0{ref.extras!r}" for ref in self.refs)
-        return hashlib.sha256(versions.encode()).hexdigest()[:16]
+
+    @property
+    @abstractmethod
+    def format(self) -> InputFormat:
+        """How the input is stored."""
 
     @property
     def id(self) -> str:
         """16 hex digits of the SHA-256 of `inputs`: the same slice has the same part name in every run."""
-        return hashlib.sha256(canonical_json({"format": self.format, **self.inputs}).encode()).hexdigest()[:16]
+        return _digest(canonical_json({"format": self.format, **self.inputs}))[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardUnit(WorkUnit):
+    """Slices of shards of one format: one of a large shard, or those of several small ones."""
+
+    slices: tuple[ShardSlice, ...]
+
+    @property
+    def format(self) -> InputFormat:
+        """Of the shards."""
+        return self.slices[0].shard.format
+
+    @property
+    def count(self) -> int:
+        """Records of all slices."""
+        return sum(one.count for one in self.slices)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The slice, or a digest of all of them."""
+        first, last = self.slices[0], self.slices[-1]
+        if len(self.slices) == 1:
+            return {"uri": first.shard.file.uri, "start": first.start, "count": first.count}
+        ranges = "\0".join(f"{one.shard.file.uri}\0{one.start}\0{one.count}" for one in self.slices)
+        return {
+            "first": first.shard.file.uri,
+            "last": last.shard.file.uri,
+            "count": self.count,
+            "slices_sha256": _digest(ranges),
+        }
+
+    @property
+    def version(self) -> str:
+        """Of the shard, or of all of them."""
+        if len(self.slices) == 1:
+            return self.slices[0].shard.file.version
+        return _digest("\0".join(one.shard.file.version for one in self.slices))[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class ListUnit(WorkUnit):
+    """A slice of a file list or of a manifest.
+
+    Attributes:
+        source: FILES or MANIFEST.
+        refs: the records, and the failures of a manifest's rows that cannot be used.
+        start: index of the first in its list.
+    """
+
+    source: InputFormat
+    refs: tuple[RecordRef | Failure, ...]
+    start: int = 0
+
+    @property
+    def format(self) -> InputFormat:
+        """FILES or MANIFEST."""
+        return self.source
+
+    @property
+    def count(self) -> int:
+        """How many records."""
+        return len(self.refs)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """A digest of the keys."""
+        keys = _digest("\0".join(ref.key for ref in self.refs))
+        return {"first": self.refs[0].key, "last": self.refs[-1].key, "count": self.count, "keys_sha256": keys}
+
+    @property
+    def version(self) -> str:
+        """A digest of all that the list says of the records."""
+        return _digest("\0".join(map(_version, self.refs)))[:16]
+
+
+def _version(ref: RecordRef | Failure) -> str:
+    if isinstance(ref, Failure):
+        return f"{ref.error_type}\0{ref.message}"
+    return f"{ref.uri}\0{ref.version}\0{ref.label}\0{ref.extras!r}"
+
+
+def _digest(text: str) -> str:
+    """SHA-256 of text that may hold anything, 64 hex digits."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How records are read from shards: the names of the columns (TFRecord features, tar extensions)."""
+    """How records are read from shards.
+
+    Attributes:
+        image_column: TFRecord feature, tar extension or Parquet column.
+        label_column: likewise.
+        keep_columns: likewise, with the types they are kept as.
+        max_record_bytes: a record of more bytes is a failure, before it is read.
+    """
 
     image_column: str = "image"
     label_column: str = "label"
     keep_columns: tuple[tuple[str, pa.DataType], ...] = ()
+    max_record_bytes: int = MAX_RECORD_BYTES

@@ -1,63 +1,127 @@
-"""WebDataset shards: tar archives, plain or gzip, in which neighbours of one name stem are a sample.
+"""WebDataset shards: tar archives, plain or gzip, in which neighbours of one name are a sample.
 
-A member's stem is its path up to the first dot of its name; members without a dot, or whose name starts with one,
-belong to no sample. Members of one sample stand next to each other: where a stem comes back later in the shard, that
-later sample is a failure, so that keys stay unique.
+A member's stem is its path up to the first dot of its name, as in the webdataset library; members without a dot, or
+whose name starts with one, belong to no sample. A name that has further dots, as in ``photo.0001.jpg, photo.0002.jpg``,
+is a sample of its own where that library would see one sample of many images: see `_starts_sample`. Where a name comes
+back later in the shard, that later sample is a failure, so that keys stay unique.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Record
 from transforms.images.decode import IMAGE_EXTENSIONS
-from transforms.inputs.base import Cut, Place, RecordError, cut_at, failure, make_record
+from transforms.inputs.base import Cut, LeftOut, Place, RecordError, caught, cut_at, make_record, too_large
 from transforms.inputs.columns import PEEKED_RECORDS, infer
 from transforms.inputs.compression import inflate, is_gzip
-from transforms.inputs.types import ReadOptions, WorkUnit
+from transforms.inputs.types import ReadOptions, ShardSlice
 
 _REPEATED = "repeated_key: a sample of that name stands earlier in the shard; members of a sample must be neighbours"
 
+_HEADER_BYTES = 1 << 20
+"""Bytes of a long name or of a member's extended header at most."""
+
+_NAMES_SHOWN = 10
+
+_PEEKED_BYTES = 16 << 20
+"""Bytes of a member that is looked at for its type."""
+
 Sample = dict[str, bytes]
-"""Extension (what follows the stem and its dot, in lower case) -> content, in order of the members."""
+"""Extension (what follows the sample's name and a dot, in lower case) -> content, in order of the members."""
 
 
-def cut(stream: BinaryIO, rows_per_unit: int) -> Iterator[Cut]:
-    """Walk the members, contents skipped; see `readers.ShardReader`."""
-    return cut_at(_places(stream), rows_per_unit)
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A file of a sample.
+
+    Attributes:
+        info: its header.
+        stem: its path up to the first dot of its name.
+        base: its path up to the last dot of its name.
+        extension: what follows `stem` and its dot, in lower case.
+        data: its content, if it was wanted.
+        error: why it was not read although it was wanted.
+    """
+
+    info: tarfile.TarInfo
+    stem: str
+    base: str
+    extension: str
+    data: bytes = b""
+    error: RecordError | None = None
+
+    @property
+    def is_image(self) -> bool:
+        return _is_image(self.extension)
+
+    @property
+    def is_dotted(self) -> bool:
+        """Whether the name has more than one dot."""
+        return self.base != self.stem
+
+    @property
+    def end(self) -> int:
+        """Where its content and padding end in the archive."""
+        size = 0 if self.info.islnk() or self.info.issym() else self.info.size
+        return self.info.offset_data + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def read(stream: BinaryIO, unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Failure]:
-    """The unit's samples; see `readers.ShardReader`."""
-    assert unit.shard is not None
-    uri = unit.shard.file.uri
+def cut(stream: BinaryIO, rows_per_unit: int, options: ReadOptions, left_out: LeftOut) -> Iterator[Cut]:
+    """Walk the members, contents skipped; see `base.ShardReader`."""
+    return cut_at(_places(stream, options, left_out), rows_per_unit)
+
+
+def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[Record | Failure]:
+    """The slice's samples; see `base.ShardReader`."""
+    uri = part.shard.file.uri
     wanted = {"json", "cls", "txt", options.image_column, options.label_column}
     wanted.update(name for name, _ in options.keep_columns)
-    with _open(stream, unit.offset) as tar:
-        for name, members in itertools.islice(_samples(tar), unit.count):
-            key = f"{uri}#{name}"
-            sample = _contents(tar, members, wanted)
-            try:
-                image, fields = _image(sample, options.image_column), _fields(sample)
-            except RecordError as error:
-                yield failure(key, uri, error)
-            else:
-                label = _label(sample, fields, options.label_column)
-                yield make_record(key, uri, image, label, fields | sample, options)
+    contents = _Contents(options.max_record_bytes, frozenset(wanted))
+    with _open(stream, part.offset) as tar:
+        for members in itertools.islice(_samples(tar, options, LeftOut(), contents), part.count):
+            yield caught(_record, f"{uri}#{_name(members)}", uri, members, options)
+
+
+def _record(key: str, uri: str, members: list[_Member], options: ReadOptions) -> Record | Failure:
+    named = _by_extension(members)
+    extension = _image_extension(list(named), options.image_column)
+    if extension is None:
+        names = ", ".join([*named][:_NAMES_SHOWN])
+        raise RecordError("no_image", f"the sample has no image member; its members are {names}")
+    info = named[extension].info
+    if not info.isreg():
+        kind = "hard" if info.islnk() else "symbolic"
+        raise RecordError(
+            "link",
+            f"the image is a {kind} link to {printable(info.linkname)}, which holds no bytes; archive the files "
+            "themselves (tar --dereference --hard-dereference)",
+        )
+    for member in named.values():
+        if member.error is not None:
+            raise member.error
+    sample = {name: member.data for name, member in named.items()}
+    fields = _fields(sample)
+    label = _label(sample, fields, options.label_column)
+    return make_record(key, uri, sample[extension], label, fields | sample, options)
 
 
 def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
-    """The extensions and JSON fields of the first few samples; see `readers.ShardReader`."""
+    """The extensions and JSON fields of the first few samples; see `base.ShardReader`."""
     rows: list[dict[str, Any]] = []
+    contents = _Contents(_PEEKED_BYTES, None)
     with _open(stream, 0) as tar:
-        for _, members in itertools.islice(_samples(tar), PEEKED_RECORDS):
-            sample = _contents(tar, members, None)
+        for members in itertools.islice(_samples(tar, ReadOptions(), LeftOut(), contents), PEEKED_RECORDS):
+            sample = {name: member.data for name, member in _by_extension(members).items()}
             rows.append(_fields(sample) | sample)
     return infer(rows)
 
@@ -68,70 +132,163 @@ def check_image(names: Iterable[str], image_column: str) -> bool:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Says so where a header is damaged, which `tarfile` takes for the end of the archive."""
+    """Says so where a header is damaged, which `tarfile` takes for the end of the archive, and bounds its size."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictTarInfo:
+        source: Any = tarfile_.fileobj
+        block = source.read(tarfile.BLOCKSIZE)
+        if block and not block.strip(b"\0") and tarfile_.offset + len(block) > tarfile.BLOCKSIZE - 1:
+            tarfile_.is_ended = True  # type: ignore[attr-defined]
+            raise tarfile.EOFHeaderError("end of file header")  # type: ignore[attr-defined]
         try:
-            return super().fromtarfile(tarfile_)
+            info = cls.frombuf(block, tarfile_.encoding or "utf-8", tarfile_.errors or "surrogateescape")
+            info.offset = source.tell() - tarfile.BLOCKSIZE
+            if info.type in _EXTENSION_TYPES and info.size > _HEADER_BYTES:
+                raise tarfile.ReadError(f"a member has an extended header of {info.size:,} bytes")
+            tarfile_.is_ended = False  # type: ignore[attr-defined]
+            return info._proc_member(tarfile_)  # type: ignore[attr-defined, no-any-return]
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(f"the header of a member is damaged: {error}") from error
 
 
-def _open(stream: BinaryIO, offset: int) -> tarfile.TarFile:
+_EXTENSION_TYPES = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class _Archive(tarfile.TarFile):
+    """Reads on behind end marks, as archives that were put one behind the other have them."""
+
+    tarinfo = _StrictTarInfo
+    ignore_zeros = True
+    is_ended = False
+    """Whether the last block was of an end mark."""
+
+
+def _open(stream: BinaryIO, offset: int) -> _Archive:
     head = stream.read(2)
     stream.seek(0)
     if not head:
         raise EOFError("the shard is empty")
     source = inflate(stream) if is_gzip(head) else stream
     source.seek(offset)
-    return tarfile.open(fileobj=source, mode="r:", tarinfo=_StrictTarInfo)
+    return _Archive(fileobj=source, mode="r")
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """(stem, member) of the members that belong to a sample."""
-    while (member := tar.next()) is not None:
+def _members(tar: _Archive, left_out: LeftOut) -> Iterator[_Member]:
+    """The members that belong to a sample; the others are counted in `left_out`.
+
+    Raises:
+        EOFError: if the archive ends without an end mark.
+    """
+    while (info := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined] # Else the archive's whole index stays in memory.
-        folder, slash, name = _text(member.name).rpartition("/")
-        stem, dot, _ = name.partition(".")
-        if member.isreg() and stem and dot:
-            yield folder + slash + stem, member
+        path = storable(info.name)
+        folder, slash, name = path.rpartition("/")
+        stem, dot, extension = name.partition(".")
+        member = _Member(info, folder + slash + stem, path.rpartition(".")[0], extension.lower())
+        if info.isdir():
+            continue
+        if not stem:
+            left_out.add("hidden members of tars", path)
+        elif not dot:
+            left_out.add("members of tars without an extension", path)
+        elif info.isreg() or ((info.islnk() or info.issym()) and member.is_image):
+            yield member
+        else:
+            left_out.add("links and special files in tars", path)
+    if not tar.is_ended:
+        raise EOFError("the archive has no end mark: it may have been cut off between two members")
 
 
-def _text(name: str) -> str:
-    """A member's name; bytes of it that are not UTF-8, as in old archives, are written out as Python does it."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """Which members' contents are read.
+
+    Attributes:
+        limit: bytes of one at most.
+        wanted: extensions beside those of images; None for all.
+    """
+
+    limit: int
+    wanted: frozenset[str] | None
+
+    def read(self, tar: _Archive, member: _Member) -> _Member:
+        """The member with its content, where it is wanted and holds any."""
+        names = (member.extension, member.extension.rpartition(".")[2])
+        is_wanted = self.wanted is None or member.is_image or not self.wanted.isdisjoint(names)
+        if not is_wanted or not member.info.isreg():
+            return member
+        if member.info.size > self.limit:
+            return dataclasses.replace(member, error=too_large(member.info.size, self.limit))
+        source = tar.extractfile(member.info)
+        return dataclasses.replace(member, data=source.read() if source else b"")
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, Iterator[tarfile.TarInfo]]]:
-    """(stem, members) of each sample; the members are to be read before the next sample is asked for."""
-    for stem, group in itertools.groupby(_members(tar), key=lambda found: found[0]):
-        yield stem, (member for _, member in group)
+def _samples(
+    tar: _Archive, options: ReadOptions, left_out: LeftOut, contents: _Contents | None = None
+) -> Iterator[list[_Member]]:
+    """The members of each sample, with their contents if these are asked for."""
+    sample: list[_Member] = []
+    for member in _members(tar, left_out):
+        if sample and _starts_sample(sample, member, options):
+            yield sample
+            sample = []
+        sample.append(member if contents is None else contents.read(tar, member))
+    if sample:
+        yield sample
 
 
-def _places(stream: BinaryIO) -> Iterator[Place]:
+def _starts_sample(sample: list[_Member], member: _Member, options: ReadOptions) -> bool:
+    """Whether `member` begins the next sample rather than belonging to `sample`.
+
+    Names with several dots are ambiguous: ``a.left.png, a.right.png`` may be two views in one sample. They are one
+    where the sample has a member ``a.EXT`` as well, or where --image_column says which view is meant; else each image
+    is a sample, so that none is passed over.
+    """
+    if member.stem != sample[0].stem or any(member.extension == one.extension for one in sample):
+        return True
+    if options.image_column != ReadOptions().image_column or not member.is_dotted:
+        return False
+    if any(not one.is_dotted or one.base == member.base for one in sample):
+        return False
+    is_series = len(sample) > 1 and len({one.base for one in sample}) == 1
+    return any(one.is_image for one in sample) and (member.is_image or is_series)
+
+
+def _name(members: list[_Member]) -> str:
+    """A sample's name: what its members have in common."""
+    bases = {member.base for member in members}
+    return bases.pop() if len(bases) == 1 else members[0].stem
+
+
+def _by_extension(members: list[_Member]) -> dict[str, _Member]:
+    """The members by what follows the sample's name, in lower case, in order."""
+    start = len(_name(members)) + 1
+    return {f"{member.base}.{member.info.name.rpartition('.')[2]}"[start:].lower(): member for member in members}
+
+
+def _places(stream: BinaryIO, options: ReadOptions, left_out: LeftOut) -> Iterator[Place]:
     """Where each sample starts. The one before a damaged header is lost too: what is damaged may be a part of it."""
+    if not stream.read(1):
+        return
+    stream.seek(0)
     seen: set[str] = set()
     with _open(stream, 0) as tar:
-        for stem, members in _samples(tar):
-            offset = next(members).offset
-            for _ in members:
-                pass
-            yield Place(offset, _REPEATED if stem in seen else None)
-            seen.add(stem)
-
-
-def _contents(tar: tarfile.TarFile, members: Iterable[tarfile.TarInfo], wanted: set[str] | None) -> Sample:
-    """The contents of the images and the wanted members; None wants all."""
-    sample: Sample = {}
-    for member in members:
-        extension = member.name.rpartition("/")[2].partition(".")[2].lower()
-        if extension not in sample and (wanted is None or extension in wanted or _is_image(extension)):
-            source = tar.extractfile(member)
-            sample[extension] = source.read() if source else b""
-        else:
-            sample.setdefault(extension, b"")
-    return sample
+        for members in _samples(tar, options, left_out):
+            name = _name(members)
+            named = _by_extension(members)
+            chosen = _image_extension(list(named), options.image_column)
+            for extension, member in named.items():
+                if member.is_image and extension != chosen:
+                    left_out.add("further images of samples", storable(member.info.name))
+            yield Place(members[0].info.offset, members[-1].end, _REPEATED if name in seen else None)
+            seen.add(name)
 
 
 def _is_image(extension: str) -> bool:
@@ -145,13 +302,6 @@ def _image_extension(names: list[str], image_column: str) -> str | None:
         return image_column if image_column in names else None
     whole = (name for name in names if f".{name}" in IMAGE_EXTENSIONS)
     return next(itertools.chain(whole, filter(_is_image, names)), None)
-
-
-def _image(sample: Sample, image_column: str) -> bytes:
-    extension = _image_extension(list(sample), image_column)
-    if extension is None:
-        raise RecordError("no_image", f"the sample has no image member; its members are {', '.join(sample)}")
-    return sample[extension]
 
 
 def _fields(sample: Sample) -> dict[str, Any]:

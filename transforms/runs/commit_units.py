@@ -16,7 +16,7 @@ from apache_beam.utils.shared import Shared
 from transforms.core.progress import PROGRESS
 from transforms.core.spec import EmbedderSpec
 from transforms.core.types import Failure, Row
-from transforms.inputs.types import WorkUnit
+from transforms.inputs.types import Note, WorkUnit
 from transforms.runs import part_files
 from transforms.runs.manifest import UnitReport
 from transforms.runs.part_files import Commit
@@ -82,7 +82,7 @@ class PartLayout(Protocol):
 
 @dataclass
 class CommitUnits(beam.PTransform):  # type: ignore[misc]
-    """Work units -> parts under `output`; element in: `WorkUnit`, element out: `UnitReport`.
+    """Work units -> parts under `output`; element in: `WorkUnit`, element out: `UnitReport`. A `Note` passes.
 
     A unit is read, worked and written inside one DoFn: only units and reports cross stage boundaries. A unit whose
     part is there already, of the same version, is skipped.
@@ -92,7 +92,8 @@ class CommitUnits(beam.PTransform):  # type: ignore[misc]
         output: the run's folder.
         work: how records become rows.
         layout: how rows are stored.
-        retry_failed: work the failed records of committed units again.
+        retry_failed: work the failed records of committed units again; those that failed through the machine's fault
+            are worked again always.
     """
 
     model: UnitModelSource
@@ -114,17 +115,22 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
     def setup(self) -> None:
         self._job.work.setup()
 
-    def process(self, unit: WorkUnit) -> Iterator[UnitReport]:
+    def process(self, unit: WorkUnit | Note) -> Iterator[UnitReport | Note]:
+        if isinstance(unit, Note):
+            yield unit
+            return
         job = self._job
         done = part_files.read_commit(part_files.part_uri(job.output, job.layout.folder, unit.id))
         if done is not None and done.version != unit.version:
             done = None
-        if done is not None and not (job.retry_failed and done.failed) and self._has_its_failures(done):
+        retried = done is not None and (done.retryable or (job.retry_failed and done.failed))
+        if done is not None and not retried and self._has_its_failures(done):
             PROGRESS.skipped(unit.count)
             Metrics.counter(METRICS_NAMESPACE, "units_skipped").inc()
             yield UnitReport(unit.count, done, skipped=True)
             return
-        yield UnitReport(unit.count, self._work(unit, done), skipped=False)
+        again = 0 if done is None else done.retryable
+        yield UnitReport(unit.count, self._work(unit, done), skipped=False, worked_again=again)
 
     def _has_its_failures(self, done: Commit) -> bool:
         """Whether the failures beside a part are those it speaks of: a retry killed at its end leaves later ones."""

@@ -12,10 +12,17 @@ from typing import Any, Protocol
 
 from transforms import storage
 from transforms.core.spec import EmbedderSpec
+from transforms.core.text import printable
+from transforms.inputs.types import Note
 from transforms.runs import part_files
 from transforms.runs.part_files import Commit
 
 MANIFEST_FILE = "manifest.json"
+
+_NAMES = 20
+"""Names of what was left out, for each kind."""
+
+_NAME_CHARACTERS = 300
 
 _PACKAGES = ("imagebeam", "apache-beam", "keras", "numpy", "pillow", "pyarrow", "tensorflow")
 
@@ -44,11 +51,13 @@ class UnitReport:
         records: planned in the unit.
         commit: what its part says.
         skipped: whether an earlier run had committed it.
+        worked_again: records that failed through the machine's fault in an earlier run.
     """
 
     records: int
     commit: Commit
     skipped: bool
+    worked_again: int = 0
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -58,7 +67,7 @@ class UnitReport:
     def from_json(cls, line: str | bytes) -> UnitReport:
         """The inverse of `to_json`."""
         values = json.loads(line)
-        return cls(values["records"], Commit(**values["commit"]), values["skipped"])
+        return cls(**{**values, "commit": Commit(**values["commit"])})
 
 
 @dataclass
@@ -74,6 +83,8 @@ class Totals:
         bytes: of the parts.
         icc_profiles_ignored: images whose ICC colour profile was not applied.
         failures: failed records by "stage/error_type".
+        retryable: failed records that the next run works again, since the machine is at fault.
+        worked_again: records of which this was so in an earlier run.
     """
 
     records: int = 0
@@ -84,6 +95,8 @@ class Totals:
     bytes: int = 0
     icc_profiles_ignored: int = 0
     failures: dict[str, int] = field(default_factory=dict)
+    retryable: int = 0
+    worked_again: int = 0
 
     @property
     def failure_rate(self) -> float:
@@ -103,6 +116,8 @@ def sum_up(reports: Iterable[UnitReport]) -> Totals:
         totals.units_skipped += report.skipped
         totals.bytes += report.commit.part_bytes
         totals.icc_profiles_ignored += report.commit.icc_profiles_ignored
+        totals.retryable += report.commit.retryable
+        totals.worked_again += report.worked_again
         failures.update(report.commit.failures)
     totals.failures = dict(failures.most_common())
     return totals
@@ -120,6 +135,33 @@ def reconcile(reports: list[UnitReport], output: str, folder: str = part_files.E
     stored = {unit_id for unit_id, _ in part_files.list_parts(storage.join(output, folder))}
     problems += [f"the part of unit {unit_id} is gone" for unit_id in ids if unit_id not in stored]
     return problems
+
+
+def describe_unread(reports: Iterable[UnitReport]) -> list[str]:
+    """One line for each file that was not read to its end, saying how much was not."""
+    return [_describe(unread) for report in reports for unread in report.commit.unread]
+
+
+def _describe(unread: dict[str, Any]) -> str:
+    size, records = unread["bytes"], unread["records"]
+    amounts = [f"{size:,} bytes"] if size is not None else []
+    if records is not None:
+        amounts.append(f"{'' if size is None else 'about '}{records:,} records")
+    amount = " or ".join(amounts) or "an unknown number of records"
+    return f"{unread['uri']} was not read to its end, {amount} of it: {unread['reason']}"
+
+
+def sum_up_notes(notes: Iterable[Note]) -> list[dict[str, Any]]:
+    """What was left out of the input, by kind: how many, and the first few names."""
+    found: dict[str, dict[str, Any]] = {}
+    for note in sorted(notes, key=lambda note: (note.kind, note.uri)):
+        kind = found.setdefault(note.kind, {"kind": note.kind, "count": 0, "names": []})
+        kind["count"] += note.count
+        kind["names"] += [
+            printable(f"{note.uri}#{name}" if note.uri not in ("", name) else name, _NAME_CHARACTERS)
+            for name in note.names[: _NAMES - len(kind["names"])]
+        ]
+    return list(found.values())
 
 
 def remove_superseded(reports: list[UnitReport], output: str, parts: str = part_files.EMBEDDINGS) -> int:
@@ -143,6 +185,7 @@ def write_manifest(
     *,
     folder: str = part_files.EMBEDDINGS,
     superseded: int,
+    notes: Iterable[Note] = (),
     timings: dict[str, Any],
 ) -> dict[str, Any]:
     """Write OUT/manifest.json, and return what it holds."""
@@ -150,6 +193,8 @@ def write_manifest(
     manifest: dict[str, Any] = {
         "totals": dataclasses.asdict(totals),
         "superseded_parts_removed": superseded,
+        "unread": [unread for report in reports for unread in report.commit.unread],
+        "left_out": sum_up_notes(notes),
         "run": run,
         "fingerprint": staged.spec.fingerprint,
         "spec": staged.spec.to_dict(),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.core.formats import EmbeddingDtype, EmbeddingType
 from transforms.core.spec import EmbedderSpec
+from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Row
 from transforms.inputs.types import WorkUnit
 from transforms.runs.schemas import FAILURES_SCHEMA, embeddings_schema
@@ -62,6 +64,8 @@ class Commit:
         fingerprint: of the spec the rows were made with.
         part_bytes: size of the part.
         part_sha256: of the part's bytes.
+        retryable: records that failed through the machine's fault, a part of `failures`.
+        unread: what could not be read to its end, as `types.Unread` in JSON terms.
     """
 
     unit_id: str
@@ -73,6 +77,8 @@ class Commit:
     fingerprint: str
     part_bytes: int
     part_sha256: str
+    retryable: int = 0
+    unread: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def failed(self) -> int:
@@ -146,9 +152,14 @@ def _vectors(vectors: list[np.ndarray], dimension: int, kind: pa.DataType) -> pa
 
 def failures_to_table(failures: Sequence[Failure]) -> pa.Table:
     """Failures as an Arrow table of `types.FAILURES_SCHEMA`."""
-    return pa.Table.from_pylist(
-        [{name: getattr(failure, name) for name in FAILURES_SCHEMA.names} for failure in failures], FAILURES_SCHEMA
-    )
+    return pa.Table.from_pylist([_failure_row(failure) for failure in failures], FAILURES_SCHEMA)
+
+
+def _failure_row(failure: Failure) -> dict[str, Any]:
+    """A failure as a row, whatever text an input put into it."""
+    values = {name: getattr(failure, name) for name in FAILURES_SCHEMA.names}
+    values |= {name: storable(values[name]) for name in ("key", "uri", "error_type")}
+    return {**values, "message": printable(failure.message)}
 
 
 def write_unit(
@@ -177,6 +188,8 @@ def write_unit(
         "failed": len(failures),
         "failures": dict(kinds),
         "icc_profiles_ignored": icc_profiles_ignored,
+        "retryable": sum(failure.retryable for failure in failures),
+        "unread": [dataclasses.asdict(failure.unread) for failure in failures if failure.unread is not None],
     }
     metadata = {
         FINGERPRINT_KEY: spec.fingerprint.encode(),
@@ -217,6 +230,8 @@ def _commit(about: dict[str, Any], fingerprint: str, data: bytes) -> Commit:
         fingerprint=fingerprint,
         part_bytes=len(data),
         part_sha256=hashlib.sha256(data).hexdigest(),
+        retryable=about.get("retryable", 0),
+        unread=about.get("unread", []),
     )
 
 

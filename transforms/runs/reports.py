@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 import secrets
 import time
@@ -12,7 +14,10 @@ from dataclasses import dataclass
 import apache_beam as beam
 
 from transforms import storage
+from transforms.inputs.types import Note
 from transforms.runs.manifest import UnitReport
+
+_NOTE = b'{"note": '
 
 FILES = 16
 """Always so many, empty or not: one that is missing would pass for units that were never planned."""
@@ -36,7 +41,7 @@ def delete_reports(output: str, older_than: float = 0.0) -> None:
 
 @dataclass
 class WriteReports(beam.PTransform):  # type: ignore[misc]
-    """`UnitReport`s -> the uris of `FILES` files below `prefix`, each written once, whole.
+    """`UnitReport`s and `Note`s -> the uris of `FILES` files below `prefix`, each written once, whole.
 
     Through `transforms.storage`: Beam's own sink spends half a minute of every process on looking for credentials
     where there are none, and is not held to the same behaviour when the network fails.
@@ -51,18 +56,30 @@ class WriteReports(beam.PTransform):  # type: ignore[misc]
         return (empty, lines) | beam.Flatten() | beam.GroupByKey() | "Publish" >> beam.Map(_publish, prefix=self.prefix)
 
 
-def read_reports(prefix: str) -> list[UnitReport]:
-    """What `WriteReports` wrote below `prefix`.
+def read_reports(prefix: str) -> tuple[list[UnitReport], list[Note]]:
+    """What `WriteReports` wrote below `prefix`: of the units, and on the input.
 
     Raises:
         FileNotFoundError: if a file of them is missing.
         OSError: if one cannot be read.
     """
     lines = (line for number in range(FILES) for line in storage.read_bytes(_uri(prefix, number)).splitlines())
-    return [UnitReport.from_json(line) for line in lines]
+    reports: list[UnitReport] = []
+    notes: list[Note] = []
+    for line in lines:
+        if line.startswith(_NOTE):
+            values = json.loads(line)["note"]
+            notes.append(Note(values["kind"], values["uri"], values["count"], tuple(values["names"])))
+        else:
+            reports.append(UnitReport.from_json(line))
+    return reports, notes
 
 
-def _line(report: UnitReport) -> tuple[int, str]:
+def _line(report: UnitReport | Note) -> tuple[int, str]:
+    if isinstance(report, Note):
+        return zlib.crc32(report.uri.encode("utf-8", "surrogatepass")) % FILES, json.dumps(
+            {"note": dataclasses.asdict(report)}
+        )
     return zlib.crc32(report.commit.unit_id.encode()) % FILES, report.to_json()
 
 

@@ -16,6 +16,7 @@ FAILURES_SCHEMA = pa.schema(
         pa.field("error_type", pa.string(), nullable=False),
         pa.field("message", pa.string(), nullable=False),
         pa.field("sha256", pa.string()),
+        pa.field("retryable", pa.bool_(), nullable=False),
     ]
 )
 

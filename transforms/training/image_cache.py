@@ -18,7 +18,7 @@ from transforms.core.types import Failure, Record, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
 from transforms.inputs.plan import cut_shard, plan
 from transforms.inputs.read import read_records
-from transforms.inputs.types import ReadOptions
+from transforms.inputs.types import ReadOptions, WorkUnit
 from transforms.training.embeddings import RowGroup
 from transforms.training.tf_data import EpochOrder
 
@@ -126,7 +126,8 @@ def _records(
 ) -> Iterator[Record | Failure]:
     for item in plan(patterns, input_format, _ROWS_PER_UNIT):
         for unit in cut_shard(item, _ROWS_PER_UNIT, read):
-            yield from read_records(unit, read)
+            if isinstance(unit, WorkUnit):
+                yield from read_records(unit, read)
 
 
 def _schema(read: ReadOptions) -> pa.Schema:

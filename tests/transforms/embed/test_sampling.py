@@ -9,7 +9,7 @@ from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Record, Stage
 from transforms.embed.sampling import READ_THROUGH, Reservoir, look_at
 from transforms.images.decode import ImageOptions
-from transforms.inputs.types import ReadOptions, RecordRef, Shard, WorkUnit
+from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, Shard, ShardSlice, ShardUnit
 from transforms.storage.files import FileInfo
 
 OPTIONS = ImageOptions(image_size=(8, 8))
@@ -22,23 +22,25 @@ def reads(monkeypatch):
 
     def read(unit, options):
         found.append([unit, 0])
+        start = unit.start if isinstance(unit, ListUnit) else unit.slices[0].start
         place = len(found) - 1
         for index in range(unit.count):
             found[place][1] += 1
-            uri = unit.refs[index].uri if unit.refs else unit.shard.file.uri
-            yield Record(f"{uri}#{unit.start + index}", uri, b"")
+            uri = unit.refs[index].uri if isinstance(unit, ListUnit) else unit.slices[0].shard.file.uri
+            yield Record(f"{uri}#{start + index}", uri, b"")
 
     monkeypatch.setattr("transforms.embed.sampling.read_records", read)
     return found
 
 
 def shard_unit(name, count, start=0):
-    return WorkUnit(InputFormat.TFRECORD, count, Shard(FileInfo(name, 1, "1"), InputFormat.TFRECORD), start=start)
+    shard = Shard(FileInfo(name, 1, "1"), InputFormat.TFRECORD)
+    return ShardUnit((ShardSlice(shard, start, count),))
 
 
 def list_unit(start, count):
     refs = tuple(RecordRef(f"k{index}", f"f{index}") for index in range(start, start + count))
-    return WorkUnit(InputFormat.FILES, count, start=start, refs=refs)
+    return ListUnit(InputFormat.FILES, refs, start)
 
 
 def picked(units, size):

@@ -27,8 +27,9 @@ from tests.support.shard_files import (
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
+from transforms.core.types import Failure
 from transforms.inputs.plan import cut_shard, inspect_input, plan, plan_in_parts
-from transforms.inputs.types import ListingPart, ReadOptions, Shard, WorkUnit
+from transforms.inputs.types import ListingPart, Note, ReadOptions, RecordRef, Shard, ShardUnit, WorkUnit
 
 OPTIONS = ReadOptions()
 
@@ -38,11 +39,30 @@ def shard(path, input_format):
 
 
 def cut(path, input_format, rows_per_unit=5, options=OPTIONS):
-    return list(cut_shard(shard(path, input_format), rows_per_unit, options))
+    """A shard's slices, one of each unit; a manifest's units."""
+    return pieces(cut_shard(shard(path, input_format), rows_per_unit, options))
+
+
+def pieces(found):
+    """The slices of shards, and the units of lists."""
+    units = [item for item in found if isinstance(item, WorkUnit)]
+    return [piece for unit in units for piece in (unit.slices if isinstance(unit, ShardUnit) else [unit])]
+
+
+def notes(path, input_format, options=OPTIONS):
+    """What was passed over: kind -> how many."""
+    found = cut_shard(shard(path, input_format), 5, options)
+    return {item.kind: item.count for item in found if isinstance(item, Note)}
 
 
 def ranges(units):
     return [(unit.start, unit.count) for unit in units]
+
+
+def failed(unit):
+    """What is known to be wrong with a unit of a list: {index: error type}."""
+    failures = ((unit.start + at, ref) for at, ref in enumerate(unit.refs))
+    return {index: ref.error_type for index, ref in failures if isinstance(ref, Failure)}
 
 
 def kept(*columns):
@@ -88,7 +108,7 @@ def test_planning_streams(monkeypatch):
         monkeypatch.setattr(storage, "matches", lambda pattern, within, files=endless: iter([(False, files)]))
         items = plan(["/x/*"], None, 100)
         assert len(list(itertools.islice(items, 3))) == 3
-        assert next(endless).uri < "/x/000000500"
+        assert next(endless).uri < "/x/000001000"
 
 
 @pytest.mark.parametrize("alone", [1, 7, 40, 41])
@@ -100,8 +120,10 @@ def test_a_long_listing_planned_in_parts_covers_every_file_once(tmp_path, monkey
     items = list(plan_in_parts([str(tmp_path)], None, 4))
     assert (alone < 40) == any(isinstance(item, ListingPart) for item in items)
     units = [unit for item in items for unit in cut_shard(item, 4, OPTIONS)]
+    notes = [unit for unit in units if isinstance(unit, Note)]
+    units = [unit for unit in units if isinstance(unit, WorkUnit)]
     assert sorted(ref.uri for unit in units for ref in unit.refs) == sorted(map(str, tmp_path.glob("*/*.jpg")))
-    assert [unit.shard.file.uri for unit in units if unit.shard] == [str(tmp_path / "class3" / "x.tar")]
+    assert [note.uri for note in notes] == [str(tmp_path / "class3" / "x.tar")]
     assert len({unit.id for unit in units}) == len(units)
 
 
@@ -184,8 +206,7 @@ def test_units_cover_a_shard_without_gap_or_overlap(shards, kind, rows_per_unit)
     assert sum(unit.count for unit in units) == COUNT
     assert [unit.start for unit in units] == [0, *itertools.accumulate(unit.count for unit in units)][:-1]
     assert all(1 <= unit.count <= rows_per_unit for unit in units)
-    assert not any(unit.error for unit in units)
-    assert len({unit.id for unit in units}) == len(units)
+    assert not any(unit.errors or unit.unread for unit in units)
 
 
 def test_offsets_are_where_the_records_start(shards):
@@ -213,21 +234,23 @@ def test_an_empty_shard_has_no_units(tmp_path):
 
 @pytest.mark.parametrize("input_format", ["tfrecord", "webdataset", "parquet"])
 @pytest.mark.parametrize(
-    "content", [b"", b"\0", b"no shard at all" * 100, b"\x1f\x8b\x08broken gzip", b"\x78\x9cbroken zlib"]
+    "content", [b"\0", b"no shard at all" * 100, b"\x1f\x8b\x08broken gzip", b"\x78\x9cbroken zlib"]
 )
 def test_what_is_no_shard_is_one_failure(tmp_path, input_format, content):
     (tmp_path / "x").write_bytes(content)
     (unit,) = cut(tmp_path / "x", input_format)
     assert (unit.start, unit.count, unit.shard.file.uri) == (0, 1, str(tmp_path / "x"))
-    assert unit.error.partition(": ")[0] in ("truncated", "corrupt")
+    assert unit.unread.reason.partition(": ")[0] in ("truncated", "corrupt")
+    assert (unit.unread.uri, unit.unread.bytes) == (str(tmp_path / "x"), len(content))
+    assert not unit.retryable
 
 
 def test_a_shard_that_is_gone_is_one_failure(tmp_path):
     (tmp_path / "x.tar").touch()
     gone = shard(tmp_path / "x.tar", "webdataset")
     os.remove(tmp_path / "x.tar")
-    (unit,) = cut_shard(gone, 5, OPTIONS)
-    assert (unit.count, unit.error.partition(": ")[0]) == (1, "missing")
+    (unit,) = pieces(cut_shard(gone, 5, OPTIONS))
+    assert (unit.count, unit.unread.reason.partition(": ")[0]) == (1, "missing")
 
 
 @pytest.mark.parametrize("kind", ["tfrecord", "tfrecord gzip", "webdataset", "webdataset gzip"])
@@ -243,8 +266,8 @@ def test_a_shard_cut_off_anywhere_gives_its_whole_records_and_one_failure(shards
     for length in lengths:
         (tmp_path / "x").write_bytes(data[:length])
         units = cut(tmp_path / "x", kind.split()[0], 4)
-        good, bad = [unit for unit in units if not unit.error], [unit for unit in units if unit.error]
-        assert [unit.error is None for unit in units] == [True] * len(good) + [False] * len(bad)
+        good, bad = [unit for unit in units if not unit.unread], [unit for unit in units if unit.unread]
+        assert units == good + bad
         covered = sum(unit.count for unit in good)
         if kind == "tfrecord":
             assert covered == sum(end <= length for end in [*starts[1:], len(data)])
@@ -253,7 +276,8 @@ def test_a_shard_cut_off_anywhere_gives_its_whole_records_and_one_failure(shards
             assert covered <= COUNT
         for unit in bad:
             assert (unit.start, unit.count) == (covered, 1)
-            assert unit.error.startswith(("truncated: ", "corrupt: "))
+            assert unit.unread.reason.startswith(("truncated: ", "corrupt: "))
+            assert 0 <= unit.unread.bytes <= length
         if "gzip" in kind:
             assert bad, "a cut gzip stream always shows"
 
@@ -264,8 +288,8 @@ def test_a_damaged_length_ends_a_tfrecord_there(shards, tmp_path):
     (tmp_path / "x").write_bytes(data)
     units = cut(tmp_path / "x", "tfrecord", 5)
     assert ranges(units) == [(0, 5), (5, 2), (7, 1)]
-    assert [bool(unit.error) for unit in units] == [False, False, True]
-    assert units[-1].error.startswith("corrupt: the CRC of a record's length does not match")
+    assert [bool(unit.unread) for unit in units] == [False, False, True]
+    assert units[-1].unread.reason.startswith("corrupt: the CRC of a record's length does not match")
 
 
 def test_a_length_that_looks_like_a_signature_is_a_length(tmp_path):
@@ -284,7 +308,7 @@ def test_gzip_members_one_after_the_other_are_one_shard(shards, tmp_path):
     (tmp_path / "x").write_bytes(gzip.compress(data) + b"something else")
     units = cut(tmp_path / "x", "tfrecord", 2048)
     assert ranges(units) == [(0, COUNT), (COUNT, 1)]
-    assert "something else follows" in units[-1].error
+    assert "something else follows" in units[-1].unread.reason
 
 
 def test_a_damaged_tar_header_is_not_taken_for_the_end(tmp_path):
@@ -294,7 +318,7 @@ def test_a_damaged_tar_header_is_not_taken_for_the_end(tmp_path):
     (tmp_path / "x").write_bytes(data)
     units = cut(path, "webdataset", 4)
     assert ranges(units) == [(0, 4), (4, 1), (5, 1)], "the damaged member may have been a part of 005"
-    assert units[-1].error.startswith("corrupt: the header of a member is damaged")
+    assert units[-1].unread.reason.startswith("corrupt: the header of a member is damaged")
 
 
 def test_samples_are_neighbours_of_one_stem(tmp_path):
@@ -325,9 +349,9 @@ def test_a_sample_that_comes_back_is_a_failure_and_the_others_are_not(tmp_path):
     names = ["a.jpg", "b.jpg", "c.jpg", "a.cls", "b.cls", "d.jpg", "e.jpg", "a.txt"]
     path = write_tar(tmp_path / "x", [(name, b"1") for name in names])
     units = cut(path, "webdataset", 2)
-    assert ranges(units) == [(0, 2), (2, 1), (3, 2), (5, 2), (7, 1)]
-    assert [bool(unit.error) for unit in units] == [False, False, True, False, True]
-    assert units[2].error.startswith("repeated_key: ")
+    assert ranges(units) == [(0, 2), (2, 2), (4, 2), (6, 2)]
+    assert [index for unit in units for index, _ in unit.errors] == [3, 4, 7]
+    assert all(error.startswith("repeated_key: ") for unit in units for _, error in unit.errors)
 
 
 def test_gs_shards_are_cut_as_local_ones_are(gcs, shards):  # noqa: F811
@@ -376,10 +400,12 @@ def test_a_key_that_a_manifest_gives_twice_is_a_failure_the_second_time(tmp_path
     else:
         path.write_text("uri,key\n" + "".join(f"{row['uri']},{row['key'] or ''}\n" for row in rows))
     units = cut(path, "manifest", rows_per_unit)
-    assert [ref.key for unit in units for ref in unit.refs] == ["a", "b", f"{path}#3", f"{path}#4", "c"]
-    failed = [unit for unit in units if unit.error]
-    assert [(unit.start, unit.count) for unit in failed] == [(2, 1), (6, 1)]
-    assert {unit.error for unit in failed} == {"repeated_key: an earlier row of the manifest has the same key"}
+    keys = [ref.key for unit in units for ref in unit.refs]
+    assert keys == ["a", "b", f"{path}#2", f"{path}#3", f"{path}#4", "c", f"{path}#6"]
+    assert {index: error for unit in units for index, error in failed(unit).items()} == {
+        2: "repeated_key",
+        6: "repeated_key",
+    }
 
 
 def test_rows_that_repeat_a_manifest_are_few_units(tmp_path):
@@ -392,8 +418,9 @@ def test_rows_that_repeat_a_manifest_are_few_units(tmp_path):
 def test_a_key_may_not_be_the_one_that_a_row_has_by_itself(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps({"uri": "x.jpg", "key": key}) + "\n" for key in (None, f"{path}#0", None)))
-    units = cut(path, "manifest", 50)
-    assert [ref.key for unit in units for ref in unit.refs] == [f"{path}#0", f"{path}#2"]
+    (unit,) = cut(path, "manifest", 50)
+    assert [ref.key for ref in unit.refs] == [f"{path}#0", f"{path}#1", f"{path}#2"]
+    assert failed(unit) == {1: "repeated_key"}
 
 
 @pytest.mark.parametrize("column", ["key", "uri", "label", "kept"])
@@ -402,13 +429,11 @@ def test_half_a_character_is_one_failure(tmp_path, column):
     rows = [{"uri": f"{number}.jpg", "kept": "x"} for number in range(3)]
     rows[1][column] = "\ud83d"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    units = cut(path, "manifest", 50, kept(("kept", "string")))
-    assert [(unit.start, unit.count, bool(unit.error)) for unit in units] == [
-        (0, 1, False),
-        (1, 1, True),
-        (2, 1, False),
-    ]
-    assert all(unit.id and unit.version for unit in units)
+    (unit,) = cut(path, "manifest", 50, kept(("kept", "string")))
+    assert failed(unit) == {1: "bad_value"}
+    assert unit.count == 3
+    assert unit.id
+    assert unit.version
 
 
 @pytest.mark.parametrize("rows_per_unit", [1, 3, 2048])
@@ -439,7 +464,10 @@ def test_manifests(tmp_path, name, rows_per_unit):
             [None, "has 1 fields", None, "has 3", "no uri"],
         ),
         ("m.csv", 'uri\n1.jpg\n"a"b.jpg\n3.jpg\n', [None, "not CSV", None]),
-        ("m.csv", 'uri\n1.jpg\n"never closed\n3.jpg\n', [None, "not CSV"]),
+        ("m.csv", 'uri\n1.jpg\n"never closed\n3.jpg\n', [None, "not CSV", None]),
+        ("m.csv", 'uri\n1.jpg\n"never closed\n3.jpg\n"4.jpg"\n5.jpg\n', [None, "not CSV", None, None, None]),
+        ("m.csv", 'uri,label\n1.jpg,"two\nlines"\n2.jpg,"open\n3.jpg,"a\nb"\n', [None, "not CSV", None]),
+        ("m.jsonl", '{"uri": "1.jpg"}\n' + "[" * 100_000 + '\n{"uri": "3.jpg"}\n', [None, "not JSON", None]),
         (
             "m.jsonl",
             '{"uri": "1.jpg"}\n{oops\n[1]\n{"uri": "4.jpg"}\n{}\n',
@@ -453,25 +481,44 @@ def test_rows_that_make_no_sense_are_failures_of_their_own(tmp_path, name, text,
     units = cut(tmp_path / name, "manifest", 1)
     assert ranges(units) == [(index, 1) for index in range(len(expected))]
     for unit, part in zip(units, expected, strict=True):
-        assert (unit.error is None) if part is None else (part in unit.error)
+        (ref,) = unit.refs
+        assert isinstance(ref, RecordRef) if part is None else (part in ref.message)
 
 
 def test_a_kept_value_of_another_type_fails_its_row_alone(tmp_path):
     (tmp_path / "m.csv").write_text("uri,year\n1.jpg,2001\n2.jpg,MMII\n3.jpg,\n")
-    units = cut(tmp_path / "m.csv", "manifest", 5, kept(("year", "int16")))
-    assert [(unit.start, unit.count, bool(unit.error)) for unit in units] == [
-        (0, 1, False),
-        (1, 1, True),
-        (2, 1, False),
-    ]
-    assert units[1].error == "bad_value: the kept column 'year' is int16, which 'MMII' is not"
+    (unit,) = cut(tmp_path / "m.csv", "manifest", 5, kept(("year", "int16")))
+    assert failed(unit) == {1: "bad_value"}
+    assert unit.refs[1].message == "the kept column 'year' is int16, which 'MMII' is not"
 
 
-def test_text_that_is_no_text_ends_a_manifest_there(tmp_path):
-    (tmp_path / "m.csv").write_bytes(b"uri\n" + b"1.jpg\n" * 100_000 + b"\xff\xfe.jpg\n")
-    units = cut(tmp_path / "m.csv", "manifest", 2048)
-    assert units[-1].error.startswith("corrupt: ")
-    assert 90_000 < sum(unit.count for unit in units[:-1]) <= 100_000
+@pytest.mark.parametrize("at", [0, 1, 1_499, 2_000])
+def test_bytes_that_are_no_text_cost_one_row(tmp_path, at):
+    rows = [b"1.jpg,a label of some length"] * 2_000
+    rows.insert(at, b"1.jpg,K\xe4se")
+    (tmp_path / "m.csv").write_bytes(b"uri,label\n" + b"\n".join(rows))
+    (unit,) = cut(tmp_path / "m.csv", "manifest", 2048)
+    assert unit.count == 2_001
+    assert failed(unit) == {at: "bad_value"}
+
+
+def test_a_quote_that_is_never_closed_costs_one_row_of_many(tmp_path):
+    rows = [f"{number}.jpg,x" for number in range(5_000)]
+    rows[1_500] = '1500.jpg,"never closed'
+    (tmp_path / "m.csv").write_text("uri,label\n" + "\n".join(rows) + "\n")
+    (unit,) = cut(tmp_path / "m.csv", "manifest", 10_000)
+    assert unit.count == 5_000
+    assert failed(unit) == {1_500: "corrupt"}
+
+
+def test_a_manifest_that_breaks_off_says_how_much_is_missing(tmp_path):
+    data = gzip.compress("".join(f"{Random(number).random()}.jpg\n" for number in range(200_000)).encode())
+    (tmp_path / "m.csv.gz").write_bytes(gzip.compress(b"uri\n") + data[: len(data) // 2])
+    units = cut(tmp_path / "m.csv.gz", "manifest", 1 << 30)
+    rest = units[-1].refs[-1]
+    assert rest.unread.uri == f"{tmp_path}/m.csv.gz"
+    assert rest.unread.bytes is not None
+    assert 90_000 < units[-1].count < 110_000
 
 
 def test_a_manifest_streams(tmp_path):

@@ -31,9 +31,10 @@ from transforms import storage
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Record, Stage
 from transforms.inputs import tfrecord
+from transforms.inputs.image_files import read_file
 from transforms.inputs.plan import cut_shard, inspect_input, plan
-from transforms.inputs.read import FILES_AHEAD, open_records, read_file, read_records
-from transforms.inputs.types import ReadOptions, RecordRef, Shard, WorkUnit
+from transforms.inputs.read import FILES_AHEAD, open_records, read_records
+from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, Shard, WorkUnit
 
 COUNT = 37
 OPTIONS = ReadOptions()
@@ -41,7 +42,8 @@ UNIT_SIZES = (1, 5, 2048)
 
 
 def units_of(path, input_format, rows_per_unit=5, options=OPTIONS):
-    return list(cut_shard(Shard(storage.stat(str(path)), InputFormat(input_format)), rows_per_unit, options))
+    found = cut_shard(Shard(storage.stat(str(path)), InputFormat(input_format)), rows_per_unit, options)
+    return [item for item in found if isinstance(item, WorkUnit)]
 
 
 def read(path, input_format, options=OPTIONS, rows_per_unit=5):
@@ -253,7 +255,7 @@ def test_samples_equal_those_of_tarfile(tmp_path, mode):
         ({"jpg": b"1", "json": b"{}"}, {}, b"1", None),
         ({"JPG": b"1", "CLS": b"2"}, {}, b"1", "2"),
         ({"mask.png": b"no", "webp": b"1", "png": b"no"}, {}, b"1", None),
-        ({"left.png": b"1", "right.png": b"no"}, {}, b"1", None),
+        ({"left.png": b"1", "right.png": b"no", "cls": b"7"}, {"image_column": "left.png"}, b"1", "7"),
         ({"png": b"no", "jpg": b"1"}, {"image_column": "jpg"}, b"1", None),
         ({"jpg": b"no", "raw": b"1"}, {"image_column": "raw"}, b"1", None),
     ],
@@ -440,7 +442,8 @@ def test_the_error_of_planning_is_the_failure(tmp_path):
     (item,) = read_records(unit, OPTIONS)
     assert (item.key, item.uri, item.stage) == (f"{tmp_path}/x#0", f"{tmp_path}/x", Stage.READ)
     assert item.error_type == "corrupt"
-    assert f"{item.error_type}: {item.message}" == unit.error
+    assert f"{item.error_type}: {item.message}" == unit.slices[0].unread.reason
+    assert item.unread == unit.slices[0].unread
 
 
 def test_bad_rows_of_a_manifest_are_failures(tmp_path):
@@ -456,7 +459,7 @@ def test_bad_rows_of_a_manifest_are_failures(tmp_path):
 
 
 def refs_unit(refs):
-    return WorkUnit(InputFormat.FILES, len(refs), refs=tuple(refs))
+    return ListUnit(InputFormat.FILES, tuple(refs))
 
 
 def test_files_are_read_in_order_and_failures_stand_in_their_places(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from tests.support.fakes import ChannelMeans
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Row, Stage
-from transforms.inputs.types import Shard, WorkUnit
+from transforms.inputs.types import Shard, ShardSlice, ShardUnit
 from transforms.models.staged import StagedModel
 from transforms.runs import manifest, part_files
 from transforms.runs.manifest import UnitReport, reconcile, remove_superseded, sum_up, write_manifest
@@ -20,12 +20,12 @@ SPEC = ChannelMeans().spec
 
 def unit(start, count=3):
     shard = Shard(FileInfo("/in/a.tfrecord", 99, "v1"), InputFormat.TFRECORD)
-    return WorkUnit(InputFormat.TFRECORD, count, shard, start=start)
+    return ShardUnit((ShardSlice(shard, start, count),))
 
 
 def commit(output, work_unit, failed=0):
     rows = [
-        Row(f"k{work_unit.start + index}", "u", None, 4, 4, "0" * 64, {"embedding": np.zeros(3, np.float32)})
+        Row(f"k{work_unit.slices[0].start + index}", "u", None, 4, 4, "0" * 64, {"embedding": np.zeros(3, np.float32)})
         for index in range(work_unit.count - failed)
     ]
     failures = [Failure(f"f{index}", "u", Stage.DECODE, "empty", "no bytes") for index in range(failed)]

@@ -12,13 +12,14 @@ import pytest
 from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat
 from transforms.core.spec import EmbedderSpec
 from transforms.core.types import Failure, Row, Stage
-from transforms.inputs.types import Shard, WorkUnit
+from transforms.inputs.types import Shard, ShardSlice, ShardUnit
 from transforms.runs import part_files
 from transforms.runs.part_files import PartOptions, read_commit, rows_to_table, write_unit
 from transforms.storage.files import FileInfo
 
 SPEC = EmbedderSpec("VGG16", "ab" * 32)
-UNIT = WorkUnit(InputFormat.TFRECORD, 5, Shard(FileInfo("/in/a.tfrecord", 99, "v1"), InputFormat.TFRECORD), start=10)
+SHARD = Shard(FileInfo("/in/a.tfrecord", 99, "v1"), InputFormat.TFRECORD)
+UNIT = ShardUnit((ShardSlice(SHARD, 10, 5),))
 KEEP = (("camera", pa.string()), ("tags", pa.list_(pa.string())))
 
 
@@ -88,6 +89,7 @@ def test_failures_lie_beside_and_go_when_there_are_none(tmp_path):
         "error_type": "corrupt",
         "message": "bad CRC",
         "sha256": None,
+        "retryable": False,
     }
     write(tmp_path, make_rows(5))
     assert not path.exists()
@@ -172,7 +174,7 @@ def test_a_foreign_file_at_a_parts_place_is_named(tmp_path):
 def test_unit_identity_and_version():
     def unit(version="v1", start=10, count=5):
         shard = Shard(FileInfo("/in/a.tfrecord", 99, version), InputFormat.TFRECORD)
-        return WorkUnit(InputFormat.TFRECORD, count, shard, start=start)
+        return ShardUnit((ShardSlice(shard, start, count),))
 
     assert unit() == UNIT
     assert unit("v2").id == UNIT.id
