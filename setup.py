@@ -26,8 +26,8 @@ setup(
         "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
-    packages=find_packages(include=["pipelines*", "transforms*"]),
-    package_data={"pipelines": ["py.typed"], "transforms": ["py.typed"]},
+    packages=find_packages(include=["imagebeam*", "pipelines*", "transforms*"]),
+    package_data={"imagebeam": ["py.typed", "*.yaml"], "pipelines": ["py.typed"], "transforms": ["py.typed"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "apache-beam[gcp]>=2.77,<2.78",

@@ -6,15 +6,16 @@ python examples/keras_model.py
 import keras
 import numpy as np
 
-from transforms.core.spec import EmbedderSpec, Pooling
-from transforms.models.embedder import build_embedder
+import imagebeam
 
 
 def main() -> None:
     image = keras.Input((64, 64, 3), name="photo")
     augmented = keras.layers.RandomFlip("horizontal")(image)
-    spec = EmbedderSpec("VGG16", "", layers=("block4_pool",), pooling=Pooling.FLATTEN, image_size=(64, 64))
-    embedder = build_embedder(spec, "random:0", input_tensor=augmented)
+    config = imagebeam.EmbedderConfig(
+        "VGG16", "random:0", layers=("block4_pool",), pooling="flatten", image_size=(64, 64)
+    )
+    embedder = imagebeam.build_embedder(config, input_tensor=augmented)
 
     backbone = embedder.get_layer("vgg16")
     for layer in backbone.layers[:10]:

@@ -12,25 +12,21 @@ import apache_beam as beam
 from apache_beam.io import fileio
 from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
 
-from transforms.core.spec import EmbedderSpec
-from transforms.embed.units import EmbeddingModelHandler
-from transforms.images.decode import ImageOptions, decode_image
-from transforms.models.embedder import resolve
-from transforms.models.staged import stage
+import imagebeam
 
 
 def main(pattern: str) -> None:
-    spec = EmbedderSpec("MobileNetV3Small", "", image_size=(96, 96))
+    config = imagebeam.EmbedderConfig("MobileNetV3Small", "random:0", image_size=(96, 96))
     with tempfile.TemporaryDirectory() as folder:
-        model = stage(resolve(spec, "random:0"), folder, {"source": "random:0", "file_sha256": None})
-        options = ImageOptions.from_spec(model.spec)
+        model = imagebeam.stage_model(config, folder)
+        options = imagebeam.ImageOptions.from_spec(model.spec)
         with beam.Pipeline("FnApiRunner") as pipeline:
             (
                 pipeline
                 | fileio.MatchFiles(pattern)
                 | fileio.ReadMatches()
-                | beam.Map(lambda file: (file.metadata.path, decode_image(file.read(), options).pixels))
-                | RunInference(KeyedModelHandler(EmbeddingModelHandler(model)))
+                | beam.Map(lambda file: (file.metadata.path, imagebeam.decode_image(file.read(), options).pixels))
+                | RunInference(KeyedModelHandler(imagebeam.EmbeddingModelHandler(model)))
                 | beam.MapTuple(lambda path, vectors: f"{path}: {len(vectors['embedding'])} floats")
                 | beam.Map(print)
             )

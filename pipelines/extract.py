@@ -64,9 +64,9 @@ def run(options: ExtractOptions) -> Result:
     )
     source = prepare.open_input(options.input)
     # A model that cannot be had must not cost the embeddings that --overwrite is about to delete.
-    loaded = prepare.load_model(options.model) if options.output.overwrite else None
+    loaded = prepare.load_model(options.model.config()) if options.output.overwrite else None
     folder = prepare.prepare_output(options.output, source)
-    staged = prepare.stage_model(options.model, folder, loaded)
+    staged = prepare.stage_model(options.model.config(), folder, loaded)
     embed_units = EmbedUnits(
         model=staged,
         output=folder.output,

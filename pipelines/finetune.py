@@ -63,14 +63,15 @@ def run(options: FinetuneOptions) -> TrainResult:
     began = time.monotonic()
     use_deterministic_ops()
     output = ClassifierFolder(options.classifier.output, overwrite=options.classifier.overwrite)
-    spec = options.model.spec()
+    config = options.model.config()
+    say(f"Loading {config.model} with weights {config.weights}")
+    backbone = load_backbone(config)
+    spec = config.spec(weights.digest(backbone))
     with tempfile.TemporaryFile() as pixels, tempfile.TemporaryDirectory() as folder:
         images = hold_images(options, spec, pixels)
         labels = dataclasses.replace(options.rows.label_rules(), column="label")
         index = index_rows(images, labels, options.rows.split_rules())
         rows = describe_rows(index)
-        say(f"Loading {spec.model} with weights {options.model.weights}")
-        backbone = load_backbone(spec, options.model.weights)
         if options.model.weights == "imagenet" and spec.model.startswith("EfficientNetB"):
             say(
                 f"WARNING: Keras' {spec.model} has a layer more with weights imagenet than with a file. Use "
@@ -79,8 +80,7 @@ def run(options: FinetuneOptions) -> TrainResult:
         first = len(backbone.layers) if options.tune.freeze_all else options.tune.freeze_layers or 0
         layers = freeze(backbone, spec, first=first, until=options.tune.freeze_until)
         print_layers(layers)
-        base = dataclasses.replace(spec, weights_sha256=weights.digest(backbone))
-        if output.claim(_identity(options, base, index)):
+        if output.claim(_identity(options, spec, index)):
             say(f"Going on with the run in {output.uri}")
         lesson = embed_images(assemble(spec, backbone), images, index)
         head, state = train_head(lesson, options.head, options.fit, watched=True)
@@ -107,7 +107,7 @@ def run(options: FinetuneOptions) -> TrainResult:
             "embedding_column": "embedding",
             "fingerprint": tuned.fingerprint,
             "spec": tuned.to_dict(),
-            "base": {"weights": options.model.weights, "weights_sha256": base.weights_sha256},
+            "base": {"weights": options.model.weights, "weights_sha256": spec.weights_sha256},
             "options": dataclasses.asdict(options),
             "versions": installed_versions(),
         }

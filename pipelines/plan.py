@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import sys
@@ -140,13 +141,13 @@ def _load(options: PlanOptions, folder: RunFolder | None) -> Embedder:
     from transforms.models.embedder import resolve
     from transforms.models.staged import read_staged
 
-    weights = options.model.weights
-    embedder = resolve(options.model.spec(), "none" if weights == "imagenet" else weights)
+    config, weights = options.model.config(), options.model.weights
+    embedder = resolve(dataclasses.replace(config, weights="none") if weights == "imagenet" else config)
     staged = None if folder is None or options.output.overwrite else read_staged(folder.model)
     if folder is not None and staged is not None:
         drawn = weights in ("imagenet", "none")
         sha256 = staged.spec.weights_sha256 if drawn else embedder.spec.weights_sha256
-        prepare.check_spec(folder, staged.spec, options.model.spec(sha256))
+        prepare.check_spec(folder, staged.spec, config.spec(sha256))
     return embedder
 
 

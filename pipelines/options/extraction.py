@@ -17,6 +17,7 @@ from transforms.models.architectures import Architecture, get_architecture
 if TYPE_CHECKING:
     from transforms.images.decode import ImageOptions
     from transforms.inputs.types import ReadOptions
+    from transforms.models.config import EmbedderConfig
 
 ImageSize = tuple[int, int] | Literal["default", "native"]
 """(height, width) in pixels, the size the model was trained at, or each image's own."""
@@ -175,11 +176,7 @@ class ModelOptions(Options):
     )
 
     def __post_init__(self) -> None:
-        from transforms.models.embedder import check_spec
-        from transforms.models.weights import is_file
-
-        is_file(self.weights)  # raises for what is neither a keyword nor a known kind of file
-        check_spec(self.spec())
+        self.config()  # refuses what can be refused before any framework is imported
         _refuse_repeated("--layer", self.layers)
         _refuse_below_one("--batch_size", self.batch_size)
         _refuse_below_one("--max_image_pixels", self.max_image_pixels)
@@ -188,14 +185,16 @@ class ModelOptions(Options):
         """How images are decoded for an embedder of `spec`."""
         return image_options(spec, self.max_image_pixels)
 
-    def spec(self, weights_sha256: str = "") -> EmbedderSpec:
-        """The spec these options ask for; without a digest until the weights are resolved."""
-        return EmbedderSpec(
+    def config(self) -> EmbedderConfig:
+        """The embedder these options ask for."""
+        from transforms.models.config import EmbedderConfig
+
+        return EmbedderConfig(
             model=self.model,
-            weights_sha256=weights_sha256,
+            weights=self.weights,
             layers=self.layers,
             pooling=self.pooling,
-            image_size=resolve_image_size(self.image_size, get_architecture(self.model)),
+            image_size=self.image_size,
             interpolation=self.interpolation,
             resize_mode=self.resize_mode,
             precision=self.precision,

@@ -77,13 +77,13 @@ class FinetuneOptions:
     tune: TuneOptions = field(default_factory=TuneOptions)
 
     def __post_init__(self) -> None:
-        spec = self.model.spec()
-        if spec.image_size is None:
+        config = self.model.config()
+        if config.size is None:
             raise ImagebeamError("Images are trained on in batches of one size. Give --image_size HEIGHTxWIDTH.")
-        if spec.precision != Precision.FLOAT32:
+        if config.precision != Precision.FLOAT32:
             raise ImagebeamError(
-                f"A model learns in float32. Received: precision={spec.precision}. Give it to extract, whose "
+                f"A model learns in float32. Received: precision={config.precision}. Give it to extract, whose "
                 "--weights takes what comes out of this."
             )
-        if len(spec.layers) > 1:
-            raise ImagebeamError(f"A classifier takes one --layer. Received: {', '.join(spec.layers)}.")
+        if len(config.layers) > 1:
+            raise ImagebeamError(f"A classifier takes one --layer. Received: {', '.join(config.layers)}.")

@@ -15,7 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
 from pipelines.common.console import ProgressBar, say
-from pipelines.runtime.prepare import RunFolder
+from pipelines.runtime.prepare import RunFolder, read_run
 from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.progress import PROGRESS
@@ -155,6 +155,7 @@ def _finish_in_job(files: list[str], run: Run) -> Run:
         JobError: naming the problems.
     """
     del files
+    run = replace(run, folder=read_run(run.folder))
     if problems := _reconcile(run).problems:
         raise JobError("; ".join(problems))  # the reports stay: a runner tries again what failed
     return run

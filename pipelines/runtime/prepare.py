@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipelines.common.console import say
-from pipelines.options.extraction import InputOptions, ModelOptions, OutputOptions
+from pipelines.options.extraction import InputOptions, OutputOptions
 from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.formats import InputFormat
@@ -15,9 +16,10 @@ from transforms.core.spec import EmbedderSpec
 from transforms.inputs import plan
 from transforms.inputs.shard_index import forget_cuts
 from transforms.inputs.types import ReadOptions
+from transforms.models import staged
+from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import Embedder, resolve
-from transforms.models.staged import MODEL_FILE, SPEC_FILE, StagedModel, file_sha256, read_staged, stage
-from transforms.models.weights import is_file
+from transforms.models.staged import MODEL_FILE, SPEC_FILE, StagedModel
 from transforms.runs import manifest, part_files, reports
 from transforms.training.output import ResultFile
 
@@ -166,6 +168,11 @@ def check_output(options: OutputOptions, source: Described, parts: str = part_fi
     return RunFolder(output, run, parts)
 
 
+def read_run(folder: RunFolder) -> RunFolder:
+    """The folder with what its run.json says of the run; of a job that describes itself only where it runs."""
+    return dataclasses.replace(folder, run=_read_json(storage.join(folder.output, RUN_FILE)) or folder.run)
+
+
 def _read_json(uri: str) -> dict[str, Any] | None:
     try:
         content = json.loads(storage.read_bytes(uri))
@@ -189,21 +196,21 @@ def _empty(output: str) -> None:
     storage.delete(storage.join(output, RUN_FILE))
 
 
-def load_model(options: ModelOptions) -> Embedder:
+def load_model(config: EmbedderConfig) -> Embedder:
     """Resolve the weights and build the embedder.
 
     Raises:
         ImagebeamError: if it cannot be built.
     """
-    say(f"Loading {options.model} with weights {options.weights}")
-    return resolve(options.spec(), options.weights)
+    say(f"Loading {config.model} with weights {config.weights}")
+    return resolve(config)
 
 
-def stage_model(options: ModelOptions, folder: RunFolder, loaded: Embedder | None = None) -> StagedModel:
+def stage_model(config: EmbedderConfig, folder: RunFolder, loaded: Embedder | None = None) -> StagedModel:
     """The staged model this run wants: the one that is there if it is the same, else resolved, built and staged.
 
     Args:
-        options: which model.
+        config: which model.
         folder: of the run.
         loaded: what `load_model` gave, where it was called before.
 
@@ -212,27 +219,19 @@ def stage_model(options: ModelOptions, folder: RunFolder, loaded: Embedder | Non
             be built.
         JobError: if it cannot be stored.
     """
-    source: dict[str, str | None] = {"source": options.weights, "file_sha256": None}
-    if is_file(options.weights):
-        try:
-            with storage.local_file(storage.absolute(options.weights)) as path:
-                source["file_sha256"] = file_sha256(path)
-        except OSError as error:
-            raise ImagebeamError(f"The weights file cannot be read: {error}") from error
-    staged = read_staged(folder.model)
-    if staged is not None:
-        check_spec(folder, staged.spec, options.spec(staged.spec.weights_sha256))
-        same_file = source["file_sha256"] is not None and source["file_sha256"] == staged.weights["file_sha256"]
-        if same_file or source == staged.weights:
-            return staged
-    embedder = loaded or load_model(options)
-    if staged is not None:
-        check_spec(folder, staged.spec, embedder.spec)
-        return staged
-    if part := next(part_files.list_parts(storage.join(folder.output, folder.parts)), None):  # someone deleted model/
-        check_spec(folder, part_files.read_spec(part[1]), embedder.spec)
+    held = None
+    if staged.read_staged(folder.model) is None:  # Someone may have deleted model/ beside parts.
+        part = next(part_files.list_parts(storage.join(folder.output, folder.parts)), None)
+        held = None if part is None else part_files.read_spec(part[1])
+
+    def check(held: EmbedderSpec, wanted: EmbedderSpec) -> None:
+        check_spec(folder, held, wanted)
+
+    def load(config: EmbedderConfig) -> Embedder:
+        return loaded or load_model(config)
+
     try:
-        return stage(embedder, folder.model, source)
+        return staged.stage_model(config, folder.model, held=held, load=load, check=check)
     except OSError as error:
         raise JobError(f"The model cannot be staged: {error}. {folder.how_to_go_on()}") from error
 

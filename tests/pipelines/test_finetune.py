@@ -14,6 +14,7 @@ from pipelines.cli import run_job
 from tests.support.extracting import extract, manifest, small_images
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec, Pooling
+from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import assemble, load_backbone
 from transforms.training.backbone import (
     Augmentation,
@@ -41,7 +42,8 @@ FLAGS = [
     "0.3",
 ]
 TUNING = ["--freeze_layers", "10", "--tune_learning_rate", "1e-4", "--tune_epochs", "3", "--augment", "flip,contrast"]
-SPEC = EmbedderSpec("VGG16", "", layers=("block4_pool",), image_size=(32, 32))
+CONFIG = EmbedderConfig("VGG16", "random:0", layers=("block4_pool",), image_size=(32, 32))
+SPEC = CONFIG.spec("0" * 64)
 
 
 def finetune(source, output, *flags, model=MODEL):
@@ -63,8 +65,10 @@ def weights_of(model):
 
 
 def test_frozen_layers_stay_as_they_are_byte_for_byte_and_the_others_change(folder):
-    before = weights_of(load_backbone(SPEC, "random:0"))
-    after = weights_of(load_backbone(SPEC, str(folder / "tuned" / "backbone.weights.h5")))
+    before = weights_of(load_backbone(CONFIG))
+    after = weights_of(
+        load_backbone(dataclasses.replace(CONFIG, weights=str(folder / "tuned" / "backbone.weights.h5")))
+    )
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"block4_conv1", "block4_conv2", "block4_conv3"}
     assert all(b != a for name in changed for b, a in zip(before[name], after[name], strict=True))
@@ -153,8 +157,8 @@ def test_flattened_feature_maps_and_a_frozen_model(folder, tmp_path):
     """Nothing but the head learns: the same vectors as extract's, of every place in the map."""
     flags = ["--freeze_all", "--pooling", "flatten", "--max_failure_rate", "0.1"]
     assert finetune(folder / "images" / "**/*.jpg", tmp_path / "out", *flags) == 0
-    assert weights_of(load_backbone(SPEC, "random:0")) == weights_of(
-        load_backbone(SPEC, str(tmp_path / "out" / "backbone.weights.h5"))
+    assert weights_of(load_backbone(CONFIG)) == weights_of(
+        load_backbone(dataclasses.replace(CONFIG, weights=str(tmp_path / "out" / "backbone.weights.h5")))
     )
     model = keras.saving.load_model(tmp_path / "out" / "classifier.keras")
     assert model.input_shape == (None, 2 * 2 * 512)
@@ -162,13 +166,14 @@ def test_flattened_feature_maps_and_a_frozen_model(folder, tmp_path):
     assert list(metrics["training"]["phases"]) == ["head"]
 
 
-NORMALISED = EmbedderSpec("MobileNetV3Small", "", image_size=(32, 32), pooling=Pooling.MAX)
+NORMALISED_CONFIG = EmbedderConfig("MobileNetV3Small", "random:3", image_size=(32, 32), pooling=Pooling.MAX)
+NORMALISED = NORMALISED_CONFIG.spec("0" * 64)
 
 
 @pytest.fixture(scope="module")
 def normalised():
     """A backbone with batch normalisation, nothing else of it frozen."""
-    backbone = load_backbone(NORMALISED, "random:3")
+    backbone = load_backbone(NORMALISED_CONFIG)
     freeze(backbone, NORMALISED)
     return backbone
 
@@ -211,7 +216,7 @@ class TestTrainingModel:
         assert changed.max() <= 255.01
 
     def test_layers_above_the_one_that_is_taken_are_not_in_the_table(self):
-        backbone = load_backbone(SPEC, "random:0")
+        backbone = load_backbone(CONFIG)
         layers = freeze(backbone, SPEC, until="block2_pool")
         assert layers[-1].name == "block4_pool"
         assert next(layer.name for layer in layers if layer.trainable) == "block3_conv1"
@@ -225,7 +230,7 @@ class TestTrainingModel:
     )
     def test_layers_that_are_not_there(self, how, message):
         with pytest.raises(ImagebeamError, match=message):
-            freeze(load_backbone(SPEC, "random:0"), SPEC, **how)
+            freeze(load_backbone(CONFIG), SPEC, **how)
 
 
 def steep_head(backbone, pixels):
@@ -281,6 +286,6 @@ class TestErrors:
 def test_the_spec_of_the_results_names_the_tuned_weights(folder):
     labels = json.loads((folder / "tuned" / "labels.json").read_text())
     spec = EmbedderSpec.from_dict(labels["spec"])
-    assert dataclasses.replace(spec, weights_sha256="") == SPEC
+    assert dataclasses.replace(spec, weights_sha256=SPEC.weights_sha256) == SPEC
     base = json.loads((folder / "tuned" / "metrics.json").read_text())["base"]
     assert base["weights_sha256"] != spec.weights_sha256

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import threading
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec, Pooling, Precision
 from transforms.models import weights as weights_module
 from transforms.models.architectures import Architecture, get_architecture, nearest
+from transforms.models.config import EmbedderConfig
 from transforms.models.keras_import import import_keras
 
 if TYPE_CHECKING:
@@ -66,27 +66,22 @@ def columns(layers: tuple[str, ...]) -> tuple[str, ...]:
     return ("embedding",) if len(layers) <= 1 else tuple(f"embedding.{layer}" for layer in layers)
 
 
-def resolve(spec: EmbedderSpec, weights: str) -> Embedder:
+def resolve(config: EmbedderConfig) -> Embedder:
     """Load the weights and build the embedder; its spec carries their digest.
 
-    Args:
-        spec: with `weights_sha256` empty, or the digest the weights must have.
-        weights: as `--weights`: "imagenet", "none", "random:SEED" or a file.
-
     Raises:
-        ImagebeamError: for an unknown model or layer, a size too small, weights that cannot be had or do not fit.
+        ImagebeamError: for an unknown layer, or weights that cannot be had or do not fit.
     """
-    backbone = load_backbone(spec, weights)
-    spec = dataclasses.replace(spec, weights_sha256=_check_digest(spec, backbone, weights))
+    backbone = load_backbone(config)
+    spec = config.spec(weights_module.digest(backbone))
     return Embedder(spec, assemble(spec, backbone))
 
 
-def build_embedder(spec: EmbedderSpec, weights: str = "imagenet", *, input_tensor: Any = None) -> keras.Model:
+def build_embedder(config: EmbedderConfig, *, input_tensor: Any = None) -> keras.Model:
     """The embedder as a plain Keras model, to save, serve or compose.
 
     Args:
-        spec: what to build; `weights_sha256` may be empty, else the weights are checked against it.
-        weights: as `--weights`.
+        config: what to build.
         input_tensor: Keras tensor of RGB values in 0..255, [n, height, width, 3], uint8 or float, to read images
             from instead of an own uint8 input, for instance the output of augmentation layers.
 
@@ -97,25 +92,8 @@ def build_embedder(spec: EmbedderSpec, weights: str = "imagenet", *, input_tenso
     Raises:
         ImagebeamError: as `resolve`.
     """
-    backbone = load_backbone(spec, weights)
-    _check_digest(spec, backbone, weights)
-    return assemble(spec, backbone, input_tensor)
-
-
-def check_spec(spec: EmbedderSpec) -> None:
-    """Refuse what can be refused before any framework is imported.
-
-    Raises:
-        ImagebeamError: for an unknown model, a size too small, or flattened images of varying size.
-    """
-    architecture = get_architecture(spec.model)
-    if spec.image_size is not None:
-        architecture.check_size(spec.image_size)
-    elif spec.pooling == Pooling.FLATTEN:
-        raise ImagebeamError(
-            "Flattening images of their own sizes gives vectors of varying length. Received: pooling=flatten, "
-            "image_size=native. Use --pooling avg or max, or a fixed --image_size."
-        )
+    backbone = load_backbone(config)
+    return assemble(config.spec(weights_module.digest(backbone)), backbone, input_tensor)
 
 
 def needs_top(architecture: Architecture, layers: tuple[str, ...], image_size: tuple[int, int] | None) -> bool:
@@ -164,26 +142,15 @@ def _dtype_policy(precision: Precision) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def load_backbone(spec: EmbedderSpec, weights: str) -> keras.Model:
+def load_backbone(config: EmbedderConfig) -> keras.Model:
     """The float32 backbone with its weights: what `assemble` takes.
 
     Raises:
         ImagebeamError: as `resolve`.
     """
-    check_spec(spec)
-    architecture = get_architecture(spec.model)
-    include_top = needs_top(architecture, spec.layers, spec.image_size)
-    return weights_module.load_backbone(architecture, weights, spec.image_size, include_top=include_top)
-
-
-def _check_digest(spec: EmbedderSpec, backbone: keras.Model, weights: str) -> str:
-    digest = weights_module.digest(backbone)
-    if spec.weights_sha256 not in ("", digest):
-        raise ImagebeamError(
-            f"The weights are not those of the spec: sha256 {digest[:16]}..., not {spec.weights_sha256[:16]}... "
-            f"Received: weights={weights!r}."
-        )
-    return digest
+    architecture, size = get_architecture(config.model), config.size
+    include_top = needs_top(architecture, config.layers, size)
+    return weights_module.load_backbone(architecture, config.weights, size, include_top=include_top)
 
 
 def _in_precision(backbone: keras.Model, precision: Precision) -> keras.Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
-from transforms.models.embedder import Embedder
+from transforms.models.config import EmbedderConfig
+from transforms.models.embedder import Embedder, resolve
 from transforms.models.keras_import import import_keras
+from transforms.models.weights import is_file
 
 MODEL_FILE = "embedder.keras"
 SPEC_FILE = "spec.json"
@@ -57,6 +60,65 @@ class StagedModel:
                 return Embedder(self.spec, keras.saving.load_model(path, compile=False, safe_mode=True))
         except FileNotFoundError as error:
             raise ImagebeamError(f"The staged model is missing: {self.model_uri}. Run with --overwrite.") from error
+
+
+def stage_model(
+    config: EmbedderConfig,
+    folder: str,
+    *,
+    held: EmbedderSpec | None = None,
+    load: Callable[[EmbedderConfig], Embedder] | None = None,
+    check: Callable[[EmbedderSpec, EmbedderSpec], None] | None = None,
+) -> StagedModel:
+    """Put a model where workers can load it from: resolve the weights, build the embedder, save it into a folder.
+
+    A folder that holds the same model already is taken as it is; nothing is loaded then.
+
+    Args:
+        config: which model.
+        folder: local, gs:// or another file system that Beam knows; workers must see it.
+        held: the spec of embeddings made earlier, which the model must have; None to go by the folder alone.
+        load: gives the embedder; None to resolve it.
+        check: raises ImagebeamError where the held spec is not the wanted one; None for a message that names the
+            folder.
+
+    Raises:
+        ImagebeamError: if the folder holds a model of another spec, or the model cannot be built.
+        OSError: if it cannot be stored.
+    """
+    folder = storage.absolute(folder)
+    source = _weights_source(config.weights)
+    staged = read_staged(folder)
+
+    def refuse(spec: EmbedderSpec, wanted: EmbedderSpec) -> None:
+        if differences := spec.differences(wanted):
+            raise ImagebeamError(
+                f"{folder} holds a model of another spec ({'; '.join(differences)}). Choose another folder."
+            )
+
+    check = check or refuse
+    if staged is not None:
+        check(staged.spec, config.spec(staged.spec.weights_sha256))
+        same_file = source["file_sha256"] is not None and source["file_sha256"] == staged.weights["file_sha256"]
+        if same_file or source == staged.weights:
+            return staged
+        held = staged.spec
+    embedder = (load or resolve)(config)
+    if held is not None:
+        check(held, embedder.spec)
+    return staged or stage(embedder, folder, source)
+
+
+def _weights_source(weights: str) -> dict[str, str | None]:
+    """What spec.json says of where the weights came from."""
+    source: dict[str, str | None] = {"source": weights, "file_sha256": None}
+    if is_file(weights):
+        try:
+            with storage.local_file(storage.absolute(weights)) as path:
+                source["file_sha256"] = file_sha256(path)
+        except OSError as error:
+            raise ImagebeamError(f"The weights file cannot be read: {error}") from error
+    return source
 
 
 def stage(embedder: Embedder, folder: str, weights: dict[str, str | None]) -> StagedModel:

@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.spec import EmbedderSpec, Pooling
+from transforms.core.spec import Pooling
+from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import resolve
 from transforms.models.staged import MODEL_FILE, SPEC_FILE, check_sha256, file_sha256, read_staged, stage
 
-SPEC = EmbedderSpec("VGG16", "", layers=("block2_pool", "block1_pool"), pooling=Pooling.MAX, image_size=(32, 32))
+CONFIG = EmbedderConfig(
+    "VGG16", "random:0", layers=("block2_pool", "block1_pool"), pooling=Pooling.MAX, image_size=(32, 32)
+)
 WEIGHTS = {"source": "random:0", "file_sha256": None}
 
 
 @pytest.fixture(scope="module")
 def embedder():
-    return resolve(SPEC, "random:0")
+    return resolve(CONFIG)
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.spec import EmbedderSpec
 from transforms.models import weights
 from transforms.models.architectures import get_architecture
+from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import resolve
 
 VGG16 = get_architecture("VGG16")
@@ -104,8 +104,7 @@ WRITERS = {"a.weights.h5": write_keras, "a.h5": write_legacy, "a.npz": write_npz
 @pytest.mark.parametrize("name", list(WRITERS))
 def test_the_same_values_in_any_file_are_the_same_weights(tmp_path, model, name):
     WRITERS[name](model, tmp_path / name)
-    spec = EmbedderSpec("VGG16", "", image_size=(32, 32))
-    embedder = resolve(spec, str(tmp_path / name))
+    embedder = resolve(EmbedderConfig("VGG16", str(tmp_path / name), image_size=(32, 32)))
     assert embedder.spec.weights_sha256 == weights.digest(model)
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
     maps = model(keras.applications.vgg16.preprocess_input(image.astype("float32")))

@@ -1,0 +1,50 @@
+"""The public package: complete, documented and cheap to import."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import imagebeam
+from pipelines.common.flags import JobParser
+from pipelines.options import extraction
+
+
+@pytest.mark.parametrize("name", imagebeam.__all__)
+def test_every_name_is_there_and_documented(name):
+    thing = getattr(imagebeam, name)
+    assert len(inspect.getdoc(thing)) > 40
+    assert f"{name}" in imagebeam.__doc__
+    assert name in dir(imagebeam)
+
+
+def test_the_type_checkers_see_the_same_names():
+    block = Path(imagebeam.__file__).read_text().split("if TYPE_CHECKING:")[1].split("_MODULES")[0]
+    assert sorted(line.split()[-1] for line in block.splitlines() if " as " in line) == sorted(imagebeam.__all__)
+    assert Path(imagebeam.__file__).with_name("py.typed").exists()
+
+
+def test_a_wrong_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="EmbedImage'"):
+        _ = imagebeam.EmbedImage
+
+
+def test_importing_it_imports_no_framework():
+    code = "import sys, imagebeam; print([m for m in ('apache_beam', 'keras', 'numpy', 'pyarrow') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_help_is_a_page():
+    text = subprocess.check_output([sys.executable, "-c", "import imagebeam; help(imagebeam)"], text=True)
+    assert "patterns | imagebeam.EmbedImages(" in text
+    assert "Stability" in text
+
+
+def test_the_keywords_of_embed_images_are_the_flags_of_extract():
+    parser = JobParser("extract", beam=True)
+    for add in (extraction.add_input_arguments, extraction.add_model_arguments, extraction.add_output_arguments):
+        add(parser)
+    flags = {name.removeprefix("--") for name in parser.flags} - {"help", "config", "debug"}
+    assert set(inspect.signature(imagebeam.EmbedImages).parameters) == flags - {"input", "overwrite"}

@@ -1,0 +1,136 @@
+"""`imagebeam.EmbedImages` in a pipeline of the user's own does what `imagebeam extract` does."""
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+
+import imagebeam
+from pipelines.cli import run_job
+from pipelines.runtime.embed_images import EmbedImages
+from tests.support.extracting import COUNT, WRITERS, embeddings, extract, failures, files_of, manifest, photographs
+from transforms.core.formats import InputFormat
+from transforms.core.spec import Pooling
+
+SMALL = {
+    "model": "VGG16",
+    "weights": "random:0",
+    "layer": ["block1_pool"],
+    "image_size": (32, 32),
+    "rows_per_unit": 5,
+    "max_failure_rate": 0.5,
+}
+
+
+def embed(output, *patterns, **flags):
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        manifests = pipeline | beam.Create([*map(str, patterns)]) | EmbedImages(str(output), **{**SMALL, **flags})
+        assert_that(manifests, equal_to([f"{output}/manifest.json"]))
+
+
+@pytest.mark.parametrize("form", ["files", "parquet"])
+def test_the_folder_is_what_extract_writes(tmp_path, form):
+    images = dict(list(photographs().items())[:14]) | {"broken.jpg": b"no image"}
+    (tmp_path / "in").mkdir()
+    source = WRITERS[form](tmp_path / "in", images, shards=2)
+    embed(tmp_path / "ours", source)
+    assert extract(source, tmp_path / "theirs", "--max_failure_rate", "0.5") == 0
+    assert files_of(tmp_path / "ours") == files_of(tmp_path / "theirs")
+    ours, theirs = manifest(tmp_path / "ours"), manifest(tmp_path / "theirs")
+    assert len(failures(tmp_path / "ours")) == 1
+    for key in ("totals", "run", "fingerprint", "spec", "weights", "dimensions", "parts"):
+        assert ours[key] == theirs[key]
+
+
+def test_either_goes_on_where_the_other_stopped(source, output):
+    patterns = [source / "b", source / "a"]
+    assert extract(patterns, output, "--max_failure_rate", "0.5") == 0
+    next(output.glob("embeddings/*")).unlink()
+    embed(output, *reversed(patterns))
+    assert manifest(output)["totals"]["units_skipped"] == 3
+    assert extract(patterns, output, "--max_failure_rate", "0.5") == 0
+    assert manifest(output)["totals"]["units_skipped"] == 4
+    assert len(embeddings(output)) == COUNT
+
+
+def test_training_takes_the_folder(source, output, tmp_path):
+    rows = "".join(f"{path},{path.parent.name}\n" for path in sorted(source.rglob("*.jpg")))
+    (source / "list.csv").write_text(f"uri,label\n{rows}")
+    embed(output, source / "list.csv")
+    flags = ("--embeddings", str(output), "--output", str(tmp_path / "trained"), "--epochs", "1")
+    assert run_job("train", [*flags, "--skip_image_classifier", "--validation_split", "0.2"]) == 0
+
+
+def test_kept_columns_need_their_types_and_are_kept(tmp_path):
+    with pytest.raises(imagebeam.ImagebeamError, match="camera"):
+        EmbedImages(str(tmp_path / "out"), keep_columns=["camera"])
+    picture = next(iter(photographs().values()))
+    pq.write_table(pa.table({"image": [picture] * 3, "camera": ["a", "b", "c"]}), tmp_path / "in.parquet")
+    embed(tmp_path / "out", tmp_path / "in.parquet", keep_columns={"camera": "string"}, embedding_dtype="float16")
+    (part,) = (tmp_path / "out" / "embeddings").glob("*.parquet")
+    table = pq.read_table(part)
+    assert table["camera"].to_pylist() == ["a", "b", "c"]
+    assert str(table.schema.field("embedding").type.value_type) == "halffloat"
+
+
+def test_values_reach_the_options():
+    transform = EmbedImages(
+        "/out", pooling="max", layers=("block1_pool",), image_size=None, input_format="tfrecord", batch_size=7
+    )
+    assert transform.model_options.pooling is Pooling.MAX
+    assert transform.model_options.layers == ("block1_pool",)
+    assert transform.model_options.config().size is None
+    assert transform.model_options.batch_size == 7
+    assert transform.input_options.input_format is InputFormat.TFRECORD
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"pooling": "mean"}, "avg, max, flatten"),
+        ({"image_sise": (32, 32)}, "image_size"),
+        ({"model": "VGG61"}, "VGG16"),
+        ({"image_size": (8, 8)}, "32x32"),
+        ({"rows_per_unit": 0}, "rows_per_unit"),
+        ({"weights": "imagenett"}, "imagenett"),
+        ({"input": "x"}, "elements of the input"),
+        ({"overwrite": True}, "delete the folder"),
+    ],
+)
+def test_a_bad_keyword_is_refused_when_constructed(flags, named):
+    with pytest.raises(imagebeam.ImagebeamError, match=named):
+        EmbedImages("/out", **flags)
+
+
+def test_an_output_of_another_spec_is_refused_when_applied(source, output):
+    embed(output, source)
+    before = files_of(output)
+    with pytest.raises(imagebeam.ImagebeamError, match="layers"):
+        embed(output, source, layer="block2_pool")
+    assert files_of(output) == before
+
+
+@pytest.mark.parametrize("flags", [{"rows_per_unit": 4}, {"label_column": "kind"}])
+def test_an_output_of_another_run_fails_the_pipeline(source, output, flags):
+    embed(output, source)
+    before = files_of(output)
+    with pytest.raises(Exception, match=next(iter(flags))):
+        embed(output, source, **flags)
+    assert files_of(output) == before
+
+
+def test_patterns_without_matches_and_no_patterns_fail_the_pipeline(tmp_path, output):
+    with pytest.raises(Exception, match="nothing-here"):
+        embed(output, tmp_path / "nothing-here")
+    with pytest.raises(Exception, match="no patterns"):
+        embed(output)
+    assert not list(output.glob("embeddings/*"))
+
+
+def test_too_many_failures_fail_the_pipeline(source, output):
+    (source / "a" / "broken.jpg").write_bytes(b"")
+    with pytest.raises(Exception, match="max_failure_rate"):
+        embed(output, source, max_failure_rate=0.0)
+    embed(output, source)
+    assert manifest(output)["totals"]["failed"] == 1
