@@ -75,6 +75,13 @@ def _item_type(kind: str) -> str:
     return kind[5:-1] if kind.startswith("list<") and kind.endswith(">") else kind
 
 
+def _prefix(text: str) -> str:
+    """A prefix as absolute uris have it, its last slash kept."""
+    from transforms import storage
+
+    return storage.absolute(text) + ("/" if text.endswith("/") and storage.is_local(text) else "")
+
+
 @dataclass(frozen=True)
 class InputOptions(Options):
     """Which records a job reads; `input_format` None goes by each file's extension."""
@@ -103,12 +110,24 @@ class InputOptions(Options):
         metavar="NAME[:TYPE],...",
     )
 
+    max_record_bytes: int = flag(
+        "a record of more bytes is a failure, before it is read", 512 << 20, type=int, metavar="N"
+    )
+    allow_uri_prefix: tuple[str, ...] = flag(
+        "what manifests' rows, and paths in shards, may name beside files below their own folder; several may be given",
+        (),
+        nargs="+",
+        action="extend",
+        metavar="PREFIX",
+    )
+
     def __post_init__(self) -> None:
         if not self.input or not all(self.input):
             raise ImagebeamError(f"--input names at least one file, folder or pattern. Received: {list(self.input)}.")
         for name, value in (("--image_column", self.image_column), ("--label_column", self.label_column)):
             if not value:
                 raise ImagebeamError(f"{name} is the name of a column. Received: {value!r}.")
+        _refuse_below_one("--max_record_bytes", self.max_record_bytes)
         _refuse_repeated("--keep_columns", (name for name, _ in self.keep_columns))
         for name, kind in self.keep_columns:
             if name in OUTPUT_COLUMNS or name.startswith("embedding."):
@@ -133,7 +152,8 @@ class InputOptions(Options):
             return pa.list_(item) if kind != _item_type(kind) else item
 
         kept = tuple((name, arrow_type(kind)) for name, kind in self.keep_columns)
-        return ReadOptions(self.image_column, self.label_column, kept)
+        prefixes = tuple(_prefix(prefix) for prefix in self.allow_uri_prefix)
+        return ReadOptions(self.image_column, self.label_column, kept, self.max_record_bytes, prefixes)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ FLAGS = {
     "--input_format": (InputOptions, ["webdataset"], "input_format", InputFormat.WEBDATASET),
     "--image_column": (InputOptions, ["jpeg"], "image_column", "jpeg"),
     "--label_column": (InputOptions, ["class"], "label_column", "class"),
+    "--max_record_bytes": (InputOptions, ["1000"], "max_record_bytes", 1000),
+    "--allow_uri_prefix": (InputOptions, ["/data/", "gs://b/"], "allow_uri_prefix", ("/data/", "gs://b/")),
     "--keep_columns": (InputOptions, ["a,b:int64"], "keep_columns", (("a", "null"), ("b", "int64"))),
     "--model": (ModelOptions, ["ResNet50"], "model", "ResNet50"),
     "--weights": (ModelOptions, ["random:3"], "weights", "random:3"),

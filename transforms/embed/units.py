@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,10 +18,16 @@ from transforms.core.types import Failure, Image, Record, Row, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
 from transforms.inputs.image_files import read_file
 from transforms.inputs.read import open_records
-from transforms.inputs.types import ReadOptions, RecordRef, WorkUnit
+from transforms.inputs.types import MAX_RECORD_BYTES, ReadOptions, RecordRef, WorkUnit
 from transforms.runs.commit_units import METRICS_NAMESPACE, CommitUnits, PartLayout, UnitModel, UnitResult, count_batch
 
 Batch = list["Decoded"]
+
+_NO_IMAGE = ("not_an_image",)
+"""Errors of decoding that say that a file holds something else."""
+
+_PROBE_SIZE = (224, 224)
+"""Height and width of the image that shows whether a model works, where images keep their own sizes."""
 
 
 class ImageModel(UnitModel, Protocol):
@@ -56,11 +63,13 @@ class EmbedOptions:
         batch_size: images in one call of the model at most.
         pixel_budget: pixels in one call of the model at most, where images keep their own sizes; it bounds the model's
             memory. At a fixed size `batch_size` alone does.
+        max_record_bytes: an image file of more bytes is a failure, before it is read.
     """
 
     images: ImageOptions
     batch_size: int = 32
     pixel_budget: int = 32 * 224 * 224
+    max_record_bytes: int = MAX_RECORD_BYTES
 
     @property
     def batch_pixels(self) -> int:
@@ -104,7 +113,9 @@ def embed_records(
 
     def decode(item: tuple[int, Record | Failure | RecordRef]) -> tuple[int, Decoded | Failure]:
         index, record = item
-        return index, _decode(index, read_file(record) if isinstance(record, RecordRef) else record, options.images)
+        if isinstance(record, RecordRef):
+            record = read_file(record, options.max_record_bytes)
+        return index, _decode(index, record, options.images)
 
     def decoded() -> Iterator[Decoded]:
         for index, outcome in map_ahead(decode, enumerate(records), decode_pool(), options.ahead):
@@ -140,22 +151,40 @@ def _decode(index: int, record: Record | Failure, options: ImageOptions) -> Deco
     try:
         return Decoded(index, record, decode_image(record.data, options), sha256)
     except ImageError as error:
-        return Failure(record.key, record.uri, Stage.DECODE, error.error_type, str(error), sha256)
+        known = None if error.error_type in _NO_IMAGE else sha256  # Of what is no image nothing is told, nor a digest.
+        return Failure(record.key, record.uri, Stage.DECODE, error.error_type, str(error), known)
 
 
 def _embed_batch(batch: Batch, embedder: ImageModel) -> list[tuple[Decoded, Row | Failure]]:
     """Run the model on images of one shape; where it fails, once more, then in halves down to the images at fault.
 
     Raises:
-        Exception: the model's own, if it fails for every one of several images.
+        Exception: the model's own, if it fails for every one of several images, or for a black image too.
     """
     try:
         return list(_call(batch, embedder))
-    except Exception:
+    except Exception as error:
         outcomes = _halved(batch, embedder)
-        if len(batch) > 1 and all(isinstance(outcome, Failure) for _, outcome in outcomes):
+        failed = sum(isinstance(outcome, Failure) for _, outcome in outcomes)
+        if failed and (failed == len(batch) > 1 or not _is_working(embedder)):
             raise
+        if isinstance(error, MemoryError):
+            return [(item, _retryable(outcome)) for item, outcome in outcomes]
         return outcomes
+
+
+def _is_working(embedder: ImageModel) -> bool:
+    """Whether the model still embeds a plain image: the device may be gone."""
+    height, width = embedder.spec.image_size or _PROBE_SIZE
+    try:
+        embedder.embed(np.zeros((1, height, width, 3), np.uint8))
+    except Exception:
+        return False
+    return True
+
+
+def _retryable(outcome: Row | Failure) -> Row | Failure:
+    return dataclasses.replace(outcome, retryable=True) if isinstance(outcome, Failure) else outcome
 
 
 def _halved(batch: Batch, embedder: ImageModel) -> list[tuple[Decoded, Row | Failure]]:
@@ -232,7 +261,8 @@ class _ReadAndEmbed:
         return open_records(unit, self.columns)
 
     def work(self, items: Iterable[Record | Failure | RecordRef], model: ImageModel) -> UnitResult:
-        return embed_records(items, model, self.options, count_batch)
+        options = dataclasses.replace(self.options, max_record_bytes=self.columns.max_record_bytes)
+        return embed_records(items, model, options, count_batch)
 
 
 class EmbeddingModelHandler(ModelHandler[np.ndarray, dict[str, np.ndarray], ImageModel]):  # type: ignore[misc]

@@ -71,7 +71,8 @@ def _explain_unidentified(data: bytes, formats: tuple[str, ...]) -> ImageError:
             return ImageError(f"unsupported_{name.lower()}", f"This build of Pillow can't decode {name}: {verdict}.")
         if verdict:
             return ImageError("undecodable", f"The file begins as {name} does, but its header is damaged or cut short.")
-    return ImageError("not_an_image", f"The file is of no image format that is decoded; it begins with {start!r}.")
+    # What it begins with is not told: it may be a file that the job can read and that others should not see.
+    return ImageError("not_an_image", "The file is of no image format that is decoded.")
 
 
 def _unsupported_format(data: bytes) -> str | None:

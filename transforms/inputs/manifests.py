@@ -25,6 +25,7 @@ from transforms.inputs.base import RecordError, caught, failure
 from transforms.inputs.columns import PEEKED_RECORDS, as_label, convert, describe, infer
 from transforms.inputs.compression import inflate, is_gzip
 from transforms.inputs.faults import MachineError
+from transforms.inputs.reach import reach
 from transforms.inputs.read import judge
 from transforms.inputs.source import Source
 from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, Shard
@@ -112,7 +113,7 @@ def _file_ref(file: FileInfo) -> RecordRef:
     folder = storage.parent(file.uri)
     # A folder that is its own parent is a root, and a bucket's name says nothing of what is in it.
     label = None if storage.parent(folder) == folder else storage.basename(folder)
-    return RecordRef(key=file.uri, uri=file.uri, version=file.version, label=label)
+    return RecordRef(key=file.uri, uri=file.uri, version=file.version, label=label, size=file.size)
 
 
 def _refs(manifest: FileInfo, options: ReadOptions) -> Iterator[RecordRef | Failure]:
@@ -152,7 +153,7 @@ def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions) -
         label = as_label(row.get(options.label_column)) or None
     except ValueError as error:
         raise RecordError("bad_value", str(error)) from error
-    uri = storage.resolve(folder, str(row[URI_COLUMN]))
+    uri = reach(str(row[URI_COLUMN]), folder, options)
     own_key = row.get(KEY_COLUMN)
     ref = RecordRef(key if own_key in (None, "") else str(own_key), uri, None, label, extras)
     try:

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.types import Failure, Record
-from transforms.inputs.base import Cut, LeftOut, RecordError, caught, make_record
+from transforms.inputs.base import Cut, LeftOut, RecordError, caught, make_record, too_large
 from transforms.inputs.columns import describe
 from transforms.inputs.image_files import read_file
+from transforms.inputs.reach import reach
 from transforms.inputs.types import ReadOptions, RecordRef, ShardSlice
 
 _BATCH_ROWS = 16
@@ -53,11 +54,15 @@ def _record(key: str, uri: str, row: dict[str, Any], options: ReadOptions) -> Re
     value = row[options.image_column]
     label = row.get(options.label_column)
     if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
-        found = read_file(RecordRef(key, storage.resolve(storage.parent(uri), value["path"])))
+        path = reach(str(value["path"]), storage.parent(uri), options)
+        found = read_file(RecordRef(key, path), options.max_record_bytes)
         if isinstance(found, Failure):
             return dataclasses.replace(found, uri=uri)
         return make_record(key, uri, found.data, label, row, options)
-    return make_record(key, uri, _image(value), label, row, options)
+    image = _image(value)
+    if len(image) > options.max_record_bytes:
+        raise too_large(len(image), options.max_record_bytes)
+    return make_record(key, uri, image, label, row, options)
 
 
 def columns(stream: BinaryIO) -> dict[str, pa.DataType]:

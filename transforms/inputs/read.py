@@ -44,7 +44,7 @@ def read_records(unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Fail
         MachineError: if too many reads in a row fail, and not for what the files hold.
     """
     if isinstance(unit, ListUnit):
-        yield from _read_files(unit)
+        yield from _read_files(unit, options.max_record_bytes)
     elif isinstance(unit, ShardUnit):
         for part in unit.slices:
             yield from _read_slice(part, options)
@@ -119,9 +119,9 @@ def open_records(unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Fail
     return read_records(unit, options)
 
 
-def _read_files(unit: ListUnit) -> Iterator[Record | Failure]:
+def _read_files(unit: ListUnit, limit: int) -> Iterator[Record | Failure]:
     def read(ref: RecordRef | Failure) -> Record | Failure:
-        return ref if isinstance(ref, Failure) else read_file(ref)
+        return ref if isinstance(ref, Failure) else read_file(ref, limit)
 
     with ThreadPoolExecutor(FILES_AHEAD, thread_name_prefix="read") as pool:
         yield from map_ahead(read, unit.refs, pool, FILES_AHEAD)

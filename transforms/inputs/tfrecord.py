@@ -7,6 +7,7 @@ uint32 masked CRC-32C of the payload; all little-endian.
 from __future__ import annotations
 
 import functools
+import io
 import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -17,10 +18,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from transforms.core.types import Failure, Record
-from transforms.inputs.base import Cut, LeftOut, Place, RecordError, caught, cut_at, make_record
+from transforms.inputs.base import Cut, LeftOut, Place, RecordError, caught, cut_at, make_record, too_large
 from transforms.inputs.columns import PEEKED_RECORDS, infer
 from transforms.inputs.compression import inflate, is_compressed
-from transforms.inputs.types import ReadOptions, ShardSlice
+from transforms.inputs.types import MAX_RECORD_BYTES, ReadOptions, ShardSlice
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
@@ -42,12 +43,14 @@ def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[R
     source = _open(stream)
     source.seek(part.offset)
     for index in range(part.start, part.start + part.count):
-        payload = _read_payload(source)
+        payload = _read_payload(source, options.max_record_bytes)
         yield caught(_record, f"{uri}#{index}", uri, payload, options)
 
 
-def _record(key: str, uri: str, payload: bytes | None, options: ReadOptions) -> Record | Failure:
+def _record(key: str, uri: str, payload: bytes | RecordError | None, options: ReadOptions) -> Record | Failure:
     """A record of its payload; None stands for one whose CRC does not match."""
+    if isinstance(payload, RecordError):
+        raise payload
     if payload is None:
         raise RecordError("corrupt", "the CRC of the record does not match its content")
     features = parse_example(payload)
@@ -63,10 +66,10 @@ def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
     rows = []
     for _ in range(PEEKED_RECORDS):
         try:
-            payload = _read_payload(source)
+            payload = _read_payload(source, MAX_RECORD_BYTES)
         except EOFError:
             break
-        if payload is not None:
+        if isinstance(payload, bytes):
             rows.append({name: _value(values) for name, values in parse_example(payload).items()})
     return infer(rows)
 
@@ -142,11 +145,14 @@ def _read_length(source: BinaryIO) -> int | None:
     return length
 
 
-def _read_payload(source: BinaryIO) -> bytes | None:
-    """The next record's content; None where its CRC does not match."""
+def _read_payload(source: BinaryIO, limit: int) -> bytes | RecordError | None:
+    """The next record's content; None where its CRC does not match; an error where it is passed over as too large."""
     length = _read_length(source)
     if length is None:
         raise EOFError("the shard has fewer records than before")
+    if length > limit:
+        source.seek(length + _FOOTER.size, io.SEEK_CUR)
+        return too_large(length, limit)
     payload, footer = source.read(length), source.read(_FOOTER.size)
     if len(footer) < _FOOTER.size:
         raise EOFError("the shard ends inside a record")

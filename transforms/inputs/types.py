@@ -52,6 +52,7 @@ class RecordRef:
         key: unique in the run.
         uri: where the encoded image lies.
         version: as `FileInfo.version`, None where the list did not say (manifests).
+        size: bytes, likewise.
         label: None where unknown.
         extras: the kept columns that the list gives, as (name, value) pairs.
     """
@@ -61,6 +62,7 @@ class RecordRef:
     version: str | None = None
     label: str | None = None
     extras: tuple[tuple[str, Any], ...] = ()
+    size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +242,11 @@ class ReadOptions:
         label_column: likewise.
         keep_columns: likewise, with the types they are kept as.
         max_record_bytes: a record of more bytes is a failure, before it is read.
+        allow_uri_prefix: what manifests' rows and paths in shards may name, beside files below their own folder.
     """
 
     image_column: str = "image"
     label_column: str = "label"
     keep_columns: tuple[tuple[str, pa.DataType], ...] = ()
     max_record_bytes: int = MAX_RECORD_BYTES
+    allow_uri_prefix: tuple[str, ...] = ()

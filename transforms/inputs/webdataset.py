@@ -167,7 +167,7 @@ class _Archive(tarfile.TarFile):
     tarinfo = _StrictTarInfo
     ignore_zeros = True
     is_ended = False
-    """Whether the last block was of an end mark."""
+    """Whether the last member was whole: an end mark, or the end of the file, followed it."""
 
 
 def _open(stream: BinaryIO, offset: int) -> _Archive:
@@ -203,6 +203,7 @@ def _members(tar: _Archive, left_out: LeftOut) -> Iterator[_Member]:
         else:
             left_out.add("links and special files in tars", path)
     if not tar.is_ended:
+        tar.is_ended = True
         raise EOFError("the archive has no end mark: it may have been cut off between two members")
 
 
@@ -235,11 +236,16 @@ def _samples(
 ) -> Iterator[list[_Member]]:
     """The members of each sample, with their contents if these are asked for."""
     sample: list[_Member] = []
-    for member in _members(tar, left_out):
-        if sample and _starts_sample(sample, member, options):
+    try:
+        for member in _members(tar, left_out):
+            if sample and _starts_sample(sample, member, options):
+                yield sample
+                sample = []
+            sample.append(member if contents is None else contents.read(tar, member))
+    except (EOFError, tarfile.TarError):
+        if sample and tar.is_ended:  # Else what is damaged may be a part of it.
             yield sample
-            sample = []
-        sample.append(member if contents is None else contents.read(tar, member))
+        raise
     if sample:
         yield sample
 

@@ -144,11 +144,11 @@ def describe_unread(reports: Iterable[UnitReport]) -> list[str]:
 
 def _describe(unread: dict[str, Any]) -> str:
     size, records = unread["bytes"], unread["records"]
-    amounts = [f"{size:,} bytes"] if size is not None else []
+    amounts = [f"{size:,} bytes"] if size else []
     if records is not None:
-        amounts.append(f"{'' if size is None else 'about '}{records:,} records")
-    amount = " or ".join(amounts) or "an unknown number of records"
-    return f"{unread['uri']} was not read to its end, {amount} of it: {unread['reason']}"
+        amounts.append(f"{'about ' if size else ''}{records:,} records")
+    amount = f", {' or '.join(amounts)} of it" if amounts else ""
+    return printable(f"{unread['uri']} was not read to its end{amount}: {unread['reason']}")
 
 
 def sum_up_notes(notes: Iterable[Note]) -> list[dict[str, Any]]:

@@ -30,6 +30,8 @@ from transforms.storage.globs import Glob, expand_braces, has_magic
 
 _LOOKUPS = 16
 
+_NAMES_SHOWN = 5
+
 _FOLDERS_ASKED = 256
 """Folders that are looked into, at most, for where a listing may be split."""
 
@@ -99,6 +101,9 @@ def matches(pattern: str, within: UriRange = EVERYWHERE) -> Iterator[tuple[bool,
         within: files of other uris are left out; a range is listed without listing what is before or behind it.
     """
     named = _look_at(pattern)
+    if absent := [found.uri for found in named if len(named) > 1 and not (found.info or found.glob())]:
+        more = f" and {len(absent) - _NAMES_SHOWN} more" if len(absent) > _NAMES_SHOWN else ""
+        raise FileNotFoundError(f"braces name what is not there: {', '.join(absent[:_NAMES_SHOWN])}{more}")
     for found in named:
         if glob := found.glob():
             listed = _store(found.uri).list_glob(glob, within)

@@ -116,6 +116,34 @@ def test_a_model_that_embeds_nothing_of_a_batch_stops_the_unit():
         embed(records(8), embedder=Broken())
 
 
+def test_a_device_that_is_gone_stops_the_unit_whatever_the_batch():
+    """The last image of a unit, batches of one, and images of their own sizes are batches of one image."""
+    for settings in ({"batch_size": 1}, {"batch_size": 4}, {"image_size": None}):
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            embed(records(1), embedder=Broken(), **settings)
+
+
+class Leaving(ChannelMeans):
+    """Works for a while."""
+
+    def embed(self, images):
+        if len(self.batches) >= 3:
+            raise RuntimeError("the device is gone")
+        return super().embed(images)
+
+
+def test_a_device_that_goes_while_a_batch_is_halved_fails_no_image():
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        embed(records(16), batch_size=2, embedder=Leaving())
+
+
+def test_of_what_is_no_image_no_content_and_no_digest_is_told():
+    result = embed([Record("k", "u", b"root:x:0:0:root:/root:/bin/bash")])
+    (failure,) = result.failures
+    assert (failure.error_type, failure.sha256) == ("not_an_image", None)
+    assert "root" not in failure.message
+
+
 class Overflowing(ChannelMeans):
     def embed(self, images):
         vectors = super().embed(images)["embedding"]

@@ -1,0 +1,169 @@
+"""Tars of every shape: each image is a row, a failure, or is counted, and tarfile itself says how many there are."""
+
+import io
+import tarfile
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from transforms import storage
+from transforms.core.formats import InputFormat
+from transforms.core.types import Record
+from transforms.images.decode import IMAGE_EXTENSIONS
+from transforms.inputs.plan import cut_shard
+from transforms.inputs.read import read_records
+from transforms.inputs.types import Note, ReadOptions, Shard, WorkUnit
+
+OPTIONS = ReadOptions()
+
+
+def tar_of(members, mode="w"):
+    """Bytes of a tar; a member is (name, bytes), or (name, ("hard" or "symbolic", target))."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode, errors="surrogateescape") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(data, tuple):
+                info.type = tarfile.LNKTYPE if data[0] == "hard" else tarfile.SYMTYPE
+                info.linkname = data[1]
+                tar.addfile(info)
+            else:
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def read(path, rows_per_unit=5, options=OPTIONS):
+    """(items, notes by kind, what was not read) of one tar."""
+    items, notes = [], {}
+    for found in cut_shard(Shard(storage.stat(str(path)), InputFormat.WEBDATASET), rows_per_unit, options):
+        if isinstance(found, Note):
+            notes[found.kind] = found.count
+        elif isinstance(found, WorkUnit):
+            read_now = list(read_records(found, options))
+            assert len(read_now) == found.count
+            items += read_now
+    assert len({item.key for item in items}) == len(items)
+    return items, notes, [item.unread for item in items if not isinstance(item, Record) and item.unread]
+
+
+def outcome(items):
+    return [item.data if isinstance(item, Record) else item.error_type for item in items]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ([(f"photo.{n:04d}.png", b"%d" % n) for n in range(20)], [b"%d" % n for n in range(20)]),
+        ([(f"IMG 2.{n} (Clean).png", b"%d" % n) for n in range(20)], [b"%d" % n for n in range(20)]),
+        ([("a.png", b"1")] * 20, [b"1"] + ["repeated_key"] * 19),
+        ([("a.png", b"1"), ("b.png", b"2"), ("b.png", b"3"), ("c.png", b"4")], [b"1", b"2", "repeated_key", b"4"]),
+        ([("a.png", b"1"), ("b.png", ("hard", "a.png")), ("c.png", ("symbolic", "a.png"))], [b"1", "link", "link"]),
+        ([("v.1.jpg", b"1"), ("v.1.cls", b"7"), ("v.2.jpg", b"2"), ("v.2.cls", b"8")], [b"1", b"2"]),
+        ([("v.1.cls", b"7"), ("v.1.jpg", b"1"), ("v.2.cls", b"8"), ("v.2.jpg", b"2")], [b"1", b"2"]),
+        ([("a.left.png", b"1"), ("a.right.png", b"2")], [b"1", b"2"]),
+    ],
+)
+def test_names_lose_no_image(tmp_path, members, expected, mode):
+    (tmp_path / "x").write_bytes(tar_of(members, mode))
+    for rows_per_unit in (1, 3, 100):
+        items, _, unread = read(tmp_path / "x", rows_per_unit)
+        assert outcome(items) == expected
+        assert not unread
+    if "cls" in str(members):
+        assert [item.label for item in items] == ["7", "8"]
+
+
+def test_what_is_no_sample_is_counted(tmp_path):
+    members = [
+        ("README", b"x"),
+        ("a.jpg", b"1"),
+        ("a.mask.png", b"2"),
+        ("./._a.jpg", b"AppleDouble"),
+        ("link.txt", ("symbolic", "a.txt")),
+        ("photo", b"3"),
+    ]
+    (tmp_path / "x").write_bytes(tar_of(members))
+    items, notes, _ = read(tmp_path / "x")
+    assert outcome(items) == [b"1"]
+    assert notes == {
+        "members of tars without an extension": 2,
+        "further images of samples": 1,
+        "hidden members of tars": 1,
+        "links and special files in tars": 1,
+    }
+
+
+def test_archives_one_behind_the_other_are_read_to_the_end(tmp_path):
+    one, other = tar_of([("a.jpg", b"1")]), tar_of([("b.jpg", b"2")])
+    (tmp_path / "x").write_bytes(one + other)
+    items, _, unread = read(tmp_path / "x")
+    assert (outcome(items), unread) == ([b"1", b"2"], [])
+    (tmp_path / "x").write_bytes(one + b"something else" * 100)
+    items, _, (unread,) = read(tmp_path / "x")
+    assert outcome(items) == [b"1", "corrupt"]
+    assert 0 < unread.bytes <= len(one) + 1400
+
+
+def test_a_missing_end_mark_is_a_problem(tmp_path):
+    data = tar_of([("a.jpg", b"1"), ("b.jpg", b"2")])
+    (tmp_path / "x").write_bytes(data[:2048])
+    items, _, (unread,) = read(tmp_path / "x")
+    assert outcome(items) == [b"1", b"2", "truncated"]
+    assert (unread.uri, unread.bytes) == (str(tmp_path / "x"), 0)
+
+
+@pytest.mark.parametrize("data", [b"", tar_of([])])
+def test_an_empty_shard_is_no_failure(tmp_path, data):
+    (tmp_path / "x").write_bytes(data)
+    assert read(tmp_path / "x") == ([], {"shards without records": 1}, [])
+
+
+def test_a_member_that_is_too_large_is_one_failure(tmp_path):
+    members = [("a.jpg", b"1"), ("b.jpg", bytes(5_000)), ("c.jpg", b"3")]
+    for mode in ("w", "w:gz"):
+        (tmp_path / "x").write_bytes(tar_of(members, mode))
+        items, _, _ = read(tmp_path / "x", options=ReadOptions(max_record_bytes=1_000))
+        assert outcome(items) == [b"1", "too_large", b"3"]
+
+
+names = st.sampled_from(["a", "b", "c", "b.1", "b.2", "dir/a", "", ".hidden", "\udce9"])
+extensions = st.sampled_from(["jpg", "png", "left.png", "cls", "json", "doc", "JPG", "txt"])
+contents = st.one_of(
+    st.binary(max_size=40), st.tuples(st.sampled_from(["hard", "symbolic"]), st.sampled_from(["a.jpg", "x"]))
+)
+plain = st.sampled_from(["README", "photo"])
+members = st.lists(st.tuples(st.one_of(plain, st.builds("{}.{}".format, names, extensions)), contents), max_size=25)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(members=members, compressed=st.booleans(), rows_per_unit=st.integers(1, 6))
+def test_every_image_of_any_tar_is_accounted_for(tmp_path, members, compressed, rows_per_unit):
+    data = tar_of(members, "w:gz" if compressed else "w")
+    (tmp_path / "x").write_bytes(data)
+    items, notes, unread = read(tmp_path / "x", rows_per_unit)
+    assert not unread
+    with tarfile.open(fileobj=io.BytesIO(data), errors="surrogateescape") as tar:
+        present = [member.name.rpartition("/")[2] for member in tar]
+    shown = [name for name in present if name.partition(".")[0] and "." in name]
+    are_images = [f".{name.rpartition('.')[2].lower()}" in IMAGE_EXTENSIONS for name in shown]
+    without = sum(not isinstance(item, Record) and item.error_type == "no_image" for item in items)
+    assert len(items) - without + notes.get("further images of samples", 0) >= sum(are_images)
+    left_out = sum(count for kind, count in notes.items() if "further" not in kind and "records" not in kind)
+    assert left_out == len(present) - len(shown) + sum(
+        member.islnk() or member.issym() for member in _links(data) if not _is_image(member.name)
+    )
+    again, _, _ = read(tmp_path / "x", 1_000)
+    assert again == items, "what is read does not depend on where units end"
+
+
+def _links(data):
+    with tarfile.open(fileobj=io.BytesIO(data), errors="surrogateescape") as tar:
+        found = [member for member in tar if member.islnk() or member.issym()]
+    return [member for member in found if member.name.rpartition("/")[2].partition(".")[0] and "." in member.name]
+
+
+def _is_image(name):
+    return f".{name.rpartition('.')[2].lower()}" in IMAGE_EXTENSIONS
