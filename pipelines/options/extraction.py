@@ -114,7 +114,8 @@ class InputOptions(Options):
         "a record of more bytes is a failure, before it is read", 512 << 20, type=int, metavar="N"
     )
     allow_uri_prefix: tuple[str, ...] = flag(
-        "what manifests' rows, and paths in shards, may name beside files below their own folder; several may be given",
+        "what manifests' rows, and paths in shards, may name beside files below their own folder; several may be given "
+        "(default: nothing)",
         (),
         nargs="+",
         action="extend",
