@@ -19,14 +19,16 @@ RUN python -m venv /opt/imagebeam
 ENV PATH=/opt/imagebeam/bin:$PATH
 # The packages change less often than the project, so they are a layer of their own. The GPU lock brings CUDA and cuDNN as
 # wheels; of the machine, only the driver is needed.
-COPY requirements.lock requirements-gpu.lock ./
+COPY requirements-build.lock requirements.lock requirements-gpu.lock ./
 RUN case "$ACCELERATOR" in \
         cpu) lock=requirements.lock ;; \
         gpu) lock=requirements-gpu.lock ;; \
         *) echo "ACCELERATOR is cpu or gpu. Received: $ACCELERATOR" >&2; exit 2 ;; \
     esac \
-    && pip install --no-cache-dir --disable-pip-version-check --no-deps --require-hashes -r "$lock"
+    && pip install --no-cache-dir --disable-pip-version-check --no-deps --require-hashes -r requirements-build.lock \
+    && pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation --require-hashes -r "$lock"
 COPY setup.py pyproject.toml README.md LICENSE ./
+COPY imagebeam imagebeam
 COPY pipelines pipelines
 COPY transforms transforms
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation . \

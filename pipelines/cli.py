@@ -36,6 +36,9 @@ class Job(NamedTuple):
     help: str
 
 
+EXTRAS = {"matplotlib": "train", "scipy": "train", "sklearn": "train", "onnx": "onnx", "pillow_heif": "heif"}
+"""Modules that an extra of the distribution brings -> that extra."""
+
 JOBS = {
     "extract": Job("pipelines.extract", "image shards -> embeddings in Parquet"),
     "plan": Job("pipelines.plan", "what extract would do: units, sizes, time and bytes; writes nothing"),
@@ -101,6 +104,12 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
         # The reader of our output left (`imagebeam layers | head`); Python would complain again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILED
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRAS:
+            return _fail(f"internal error: {_in_one_line(error)}", ExitCode.FAILED, debug=debug)
+        remedy = f"pip install 'imagebeam[{EXTRAS[module]}]'"
+        return _fail(f"error: imagebeam {name} needs the package {module}: {remedy}", ExitCode.USAGE, debug=debug)
     except Exception as error:
         hint = "" if debug else "; run again with --debug for the traceback"
         return _fail(f"internal error: {_in_one_line(error)}{hint}", ExitCode.FAILED, debug=debug)
