@@ -32,6 +32,7 @@ setup(
     install_requires=[
         "apache-beam[gcp]>=2.77,<2.78",
         "bracex>=2.5",
+        "google-api-core>=2.20",
         "google-auth>=2.14",
         "google-cloud-storage>=3.1",
         "google-crc32c>=1.7",

@@ -164,7 +164,11 @@ class TestPackage:
     def test_holds_every_module(self, metadata):
         there = setuptools.find_packages(str(ROOT), include=["imagebeam*", "pipelines*", "transforms*"])
         assert sorted(metadata["packages"]) == sorted(there)
-        for package in ["imagebeam", "pipelines", "transforms"]:  # PEP 561: the marker of a package holds for those below it.
+        for package in [
+            "imagebeam",
+            "pipelines",
+            "transforms",
+        ]:  # PEP 561: the marker of a package holds for those below it.
             assert (ROOT / package / "py.typed").exists()
 
     def test_command_is_there(self, metadata):
@@ -186,7 +190,9 @@ class TestDocuments:
 
     def test_contributing_lists_every_package(self, metadata):
         listed = set(
-            re.findall(r"^\| `((?:transforms|pipelines|imagebeam)(?:/\w+)?)/` \|", read("CONTRIBUTING.md"), re.MULTILINE)
+            re.findall(
+                r"^\| `((?:transforms|pipelines|imagebeam)(?:/\w+)?)/` \|", read("CONTRIBUTING.md"), re.MULTILINE
+            )
         )
         assert listed == {name.replace(".", "/") for name in metadata["packages"]} - {"transforms"}
 
