@@ -121,6 +121,9 @@ class InputOptions(Options):
         action="extend",
         metavar="PREFIX",
     )
+    follow_links: bool = flag(
+        "take files of a folder that symbolic links find outside of it", False, action="store_true"
+    )
 
     def __post_init__(self) -> None:
         if not self.input or not all(self.input):
@@ -154,7 +157,9 @@ class InputOptions(Options):
 
         kept = tuple((name, arrow_type(kind)) for name, kind in self.keep_columns)
         prefixes = tuple(_prefix(prefix) for prefix in self.allow_uri_prefix)
-        return ReadOptions(self.image_column, self.label_column, kept, self.max_record_bytes, prefixes)
+        return ReadOptions(
+            self.image_column, self.label_column, kept, self.max_record_bytes, prefixes, self.follow_links
+        )
 
 
 @dataclass(frozen=True)

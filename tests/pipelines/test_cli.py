@@ -37,6 +37,7 @@ FLAGS = {
     "--label_column": (InputOptions, ["class"], "label_column", "class"),
     "--max_record_bytes": (InputOptions, ["1000"], "max_record_bytes", 1000),
     "--allow_uri_prefix": (InputOptions, ["/data/", "gs://b/"], "allow_uri_prefix", ("/data/", "gs://b/")),
+    "--follow_links": (InputOptions, [], "follow_links", True),
     "--keep_columns": (InputOptions, ["a,b:int64"], "keep_columns", (("a", "null"), ("b", "int64"))),
     "--model": (ModelOptions, ["ResNet50"], "model", "ResNet50"),
     "--weights": (ModelOptions, ["random:3"], "weights", "random:3"),
@@ -451,3 +452,13 @@ class TestLayers:
     def test_refuses(self, capsys, argv, message):
         assert cli.main(["layers", *argv]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_config_takes_no_aliases(tmp_path, capsys):
+    """Nine lines of them stand for gigabytes."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    path = tmp_path / "run.yaml"
+    path.write_text("\n".join(lines))
+    assert run_job("extract", ["--config", str(path)]) == 2
+    assert "aliases" in capsys.readouterr().err

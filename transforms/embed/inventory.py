@@ -142,7 +142,9 @@ def take_inventory(
         return item
 
     def items() -> Iterator[Planned]:
-        for item in plan_in_parts(patterns, input_format, rows_per_unit, inventory.left_out):
+        for item in plan_in_parts(
+            patterns, input_format, rows_per_unit, inventory.left_out, follow_links=read.follow_links
+        ):
             found = plan_part(item, rows_per_unit, inventory.left_out) if isinstance(item, ListingPart) else [item]
             yield from map(count, found)
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 import pyarrow as pa
 
-from transforms.core.text import printable
+from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Record, Stage
 from transforms.inputs.columns import as_label, convert
 from transforms.inputs.faults import MachineError
@@ -23,6 +23,9 @@ T = TypeVar("T")
 
 NAMES_KEPT = 5
 """Names of what is left out, for each kind."""
+
+
+_LABEL_CHARACTERS = 10_000
 
 
 @dataclass
@@ -130,12 +133,23 @@ def cut_at(places: Iterable[Place], rows_per_unit: int) -> Iterator[Cut]:
         yield Cut(index, 1, end, failed=failed)
 
 
+def bounded(label: str | None) -> str | None:
+    """A label that is not far too long to be one.
+
+    Raises:
+        ValueError: if it is.
+    """
+    if label is not None and len(label) > _LABEL_CHARACTERS:
+        raise ValueError(f"a label has {_LABEL_CHARACTERS:,} characters at most; received {len(label):,}")
+    return label
+
+
 def make_record(
     key: str, uri: str, data: Any, label: Any, values: Mapping[str, Any], options: ReadOptions
 ) -> Record | Failure:
     """A record of what a shard holds; a failure where the label or a kept value does not fit."""
     try:
-        return Record(key, uri, data, as_label(label), convert(values, options))
+        return Record(storable(key), storable(uri), data, bounded(as_label(label)), convert(values, options))
     except ValueError as error:
         return failure(key, uri, RecordError("bad_value", str(error)))
 
@@ -164,7 +178,7 @@ def too_large(size: int, limit: int) -> RecordError:
 def failure(key: str, uri: str, error: Exception | str) -> Failure:
     """The failure of one record, from an exception or from what `explain` made of one."""
     error_type, _, message = (error if isinstance(error, str) else explain(error)).partition(": ")
-    return Failure(key, uri, Stage.READ, error_type, printable(message))
+    return Failure(storable(key), storable(uri), Stage.READ, error_type, printable(message))
 
 
 def machine_failure(key: str, uri: str, error: Exception) -> Failure:

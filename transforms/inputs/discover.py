@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from transforms.core.formats import InputFormat
 from transforms.images.decode import IMAGE_EXTENSIONS
 from transforms.inputs.types import Shard
 from transforms.storage.files import EVERYWHERE, FileInfo, UriRange
+from transforms.storage.globs import expand_braces
 
 _EXTENSIONS = {
     InputFormat.TFRECORD: r"\.(tfrecords?|tfrec)(\.(gz|gzip|zlib))?(-\d+-of-\d+)?(\.(gz|gzip|zlib))?",
@@ -26,6 +28,8 @@ _NAMES = {
     input_format: re.compile(rf".*({extensions})", re.IGNORECASE | re.DOTALL)
     for input_format, extensions in _EXTENSIONS.items()
 }
+_LINKS = "(symbolic links that leave the folder; --follow_links takes them)"
+
 _NUMBERED_NAME = re.compile(r"[^.]*-\d{5}-of-\d{5}")
 """TensorFlow's habit for TFRecords without an extension: train-00000-of-00010."""
 
@@ -44,6 +48,8 @@ def list_inputs(
     input_format: InputFormat | None,
     left_out: Counter[str] | None = None,
     within: UriRange = EVERYWHERE,
+    *,
+    follow_links: bool = False,
 ) -> Iterator[Shard]:
     """Every input file with its format, in order of the uri, each once; streamed.
 
@@ -56,20 +62,26 @@ def list_inputs(
         input_format: of all files, or None.
         left_out: counts a folder's other files by extension.
         within: files of other uris are left out.
+        follow_links: take files of a folder that a symbolic link finds outside of it; else they are left out.
 
     Raises:
         ImagebeamError: for a pattern that matches nothing anywhere, naming it.
     """
     left_out = Counter() if left_out is None else left_out
-    streams = [_list_pattern(pattern, input_format, left_out, within) for pattern in patterns]
+    streams = [_list_pattern(pattern, input_format, left_out, within, follow_links) for pattern in patterns]
     return _each_once(streams)
 
 
 def _list_pattern(
-    pattern: str, input_format: InputFormat | None, left_out: Counter[str], within: UriRange
+    pattern: str, input_format: InputFormat | None, left_out: Counter[str], within: UriRange, follow_links: bool
 ) -> Iterator[Shard]:
+    links = _Links(pattern)
+
     def choose(in_folder: bool, files: Iterator[FileInfo]) -> Iterator[Shard]:
         for file in files:
+            if in_folder and not follow_links and links.leave(file.uri):
+                left_out[_LINKS] += 1
+                continue
             found = detect_format(file.uri)
             if in_folder and not _is_wanted(file.uri, found, input_format):
                 extension = _extension(file.uri)
@@ -88,6 +100,30 @@ def _list_pattern(
         raise ImagebeamError(f"The input cannot be listed ({error}). Received: --input {pattern!r}.") from error
     if is_empty and within == EVERYWHERE:
         raise ImagebeamError(_no_match(pattern, passed_over))
+
+
+class _Links:
+    """Symbolic links of local folders that lead out of them."""
+
+    def __init__(self, pattern: str) -> None:
+        named = map(storage.absolute, expand_braces(pattern)) if storage.is_local(pattern) else ()
+        self._roots = tuple(os.path.realpath(one).rstrip("/") + "/" for one in named)
+        self._folder = ""
+        self._is_inside = True
+
+    def leave(self, uri: str) -> bool:
+        """Whether a file is outside of the folders named; one that is not there is not."""
+        if not self._roots or not storage.is_local(uri):
+            return False
+        folder = os.path.dirname(uri)
+        if folder != self._folder:  # Neighbours mostly share their folder.
+            self._folder, self._is_inside = folder, self._contain(folder + "/")
+        if os.path.islink(uri):
+            return os.path.exists(uri) and not self._contain(uri)
+        return not self._is_inside
+
+    def _contain(self, path: str) -> bool:
+        return f"{os.path.realpath(path)}/".startswith(self._roots)
 
 
 def _each_once(streams: Sequence[Iterator[Shard]]) -> Iterator[Shard]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from transforms import storage
+from transforms.core.text import storable
 from transforms.core.types import Failure, Record
 from transforms.inputs.base import failure, machine_failure, too_large
 from transforms.inputs.faults import MachineError, is_retryable, persist
@@ -25,7 +26,7 @@ def read_file(ref: RecordRef, limit: int = MAX_RECORD_BYTES) -> Record | Failure
         raise
     except Exception as error:
         return (machine_failure if is_retryable(error) else failure)(ref.key, ref.uri, error)
-    return Record(ref.key, ref.uri, data, ref.label, dict(ref.extras))
+    return Record(ref.key, storable(ref.uri), data, ref.label, dict(ref.extras))
 
 
 def _read(ref: RecordRef, limit: int) -> bytes:

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
+from transforms.core.text import storable
 from transforms.core.types import Failure, Unread
-from transforms.inputs.base import RecordError, caught, failure
+from transforms.inputs.base import RecordError, bounded, caught, failure
 from transforms.inputs.columns import PEEKED_RECORDS, as_label, convert, describe, infer
 from transforms.inputs.compression import inflate, is_gzip
 from transforms.inputs.faults import MachineError
@@ -69,24 +70,40 @@ def unit_end(files: Sequence[FileInfo], rows_per_unit: int) -> int:
 def _digest(uri: str) -> bytes:
     """Of the folder's and the file's name alone: a copy of the input elsewhere is cut at the same places."""
     name = "/".join(uri.rsplit("/", 2)[-2:])
-    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
-def cut_manifest(manifest: Shard, rows_per_unit: int, options: ReadOptions) -> Iterator[ListUnit]:
+def cut_manifest(
+    manifest: Shard, rows_per_unit: int, options: ReadOptions, seen: SeenKeys | None = None
+) -> Iterator[ListUnit]:
     """A manifest's rows as work units, streamed.
 
     Relative uris are relative to the manifest's folder. The key is the column `key` where there is one and it is
     filled, else the manifest's uri and the row's number. Rows that cannot be understood, or whose key an earlier row
     has, are failures in the units' lists.
 
+    Args:
+        manifest: to cut.
+        rows_per_unit: records in a unit at most.
+        options: which columns hold what.
+        seen: keys of manifests before this one, to which its own are added.
+
     Raises:
         MachineError: if too many reads in a row failed, and not for what the files hold.
     """
-    refs = _refs(manifest.file, options)
+    refs = _refs(manifest.file, options, SeenKeys() if seen is None else seen)
     start = 0
     while chunk := tuple(itertools.islice(refs, rows_per_unit)):
         yield ListUnit(InputFormat.MANIFEST, chunk, start)
         start += len(chunk)
+
+
+def has_keys(manifest: FileInfo) -> bool:
+    """Whether a manifest names its rows' keys itself; one that cannot be looked at may."""
+    try:
+        return KEY_COLUMN in manifest_columns(manifest)
+    except Exception:
+        return True
 
 
 def manifest_columns(manifest: FileInfo) -> dict[str, pa.DataType]:
@@ -112,14 +129,13 @@ def manifest_columns(manifest: FileInfo) -> dict[str, pa.DataType]:
 def _file_ref(file: FileInfo) -> RecordRef:
     folder = storage.parent(file.uri)
     # A folder that is its own parent is a root, and a bucket's name says nothing of what is in it.
-    label = None if storage.parent(folder) == folder else storage.basename(folder)
-    return RecordRef(key=file.uri, uri=file.uri, version=file.version, label=label, size=file.size)
+    label = None if storage.parent(folder) == folder else storable(storage.basename(folder))
+    return RecordRef(storable(file.uri), file.uri, file.version, label, size=file.size)
 
 
-def _refs(manifest: FileInfo, options: ReadOptions) -> Iterator[RecordRef | Failure]:
+def _refs(manifest: FileInfo, options: ReadOptions, seen: SeenKeys) -> Iterator[RecordRef | Failure]:
     """A manifest's rows as records, or as the failures they are."""
     folder = storage.parent(manifest.uri)
-    seen = SeenKeys()
     index = -1
     source: Source | None = None
     try:
@@ -128,7 +144,7 @@ def _refs(manifest: FileInfo, options: ReadOptions) -> Iterator[RecordRef | Fail
                 key = f"{manifest.uri}#{index}"
                 ref = caught(_ref, key, manifest.uri, row, folder, options)
                 if isinstance(ref, RecordRef) and not seen.add(ref.key):
-                    ref = failure(key, manifest.uri, "repeated_key: an earlier row of the manifest has the same key")
+                    ref = failure(key, manifest.uri, "repeated_key: an earlier row has the same key")
                 yield ref
     except MachineError:
         raise
@@ -150,7 +166,7 @@ def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions) -
         raise RecordError("bad_value", f"the row has no {URI_COLUMN}")
     try:
         extras = tuple(convert(row, options).items())
-        label = as_label(row.get(options.label_column)) or None
+        label = bounded(as_label(row.get(options.label_column))) or None
     except ValueError as error:
         raise RecordError("bad_value", str(error)) from error
     uri = reach(str(row[URI_COLUMN]), folder, options)

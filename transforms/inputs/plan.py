@@ -19,7 +19,7 @@ from transforms.inputs.base import Cut, LeftOut
 from transforms.inputs.columns import check_image_column, check_other_columns, describe, resolve_types
 from transforms.inputs.discover import list_inputs
 from transforms.inputs.faults import MachineError
-from transforms.inputs.manifests import cut_manifest, files_unit, manifest_columns, unit_end
+from transforms.inputs.manifests import cut_manifest, files_unit, has_keys, manifest_columns, unit_end
 from transforms.inputs.read import judge, reader
 from transforms.inputs.shard_index import CutMemory
 from transforms.inputs.source import Source
@@ -34,6 +34,7 @@ from transforms.inputs.types import (
     ShardUnit,
     WorkUnit,
 )
+from transforms.inputs.unique_keys import SeenKeys
 from transforms.storage.files import FileInfo
 
 LISTED_ALONE = 200_000
@@ -57,13 +58,15 @@ def plan(
     input_format: InputFormat | None,
     rows_per_unit: int,
     left_out: Counter[str] | None = None,
+    *,
+    follow_links: bool = False,
 ) -> Iterator[Shard | ShardGroup | WorkUnit]:
     """What is to be done, streamed: work units of image files, and shards and manifests still to be cut.
 
     Raises:
         ImagebeamError: as `list_inputs` does.
     """
-    return _gather_files(list_inputs(patterns, input_format, left_out), rows_per_unit)
+    return _gather_files(list_inputs(patterns, input_format, left_out, follow_links=follow_links), rows_per_unit)
 
 
 def plan_in_parts(
@@ -71,6 +74,8 @@ def plan_in_parts(
     input_format: InputFormat | None,
     rows_per_unit: int,
     left_out: Counter[str] | None = None,
+    *,
+    follow_links: bool = False,
 ) -> Iterator[Shard | ShardGroup | WorkUnit | ListingPart]:
     """`plan`, of a long listing of images its beginning alone: the rest is left to others, a `ListingPart` each.
 
@@ -80,7 +85,7 @@ def plan_in_parts(
         ImagebeamError: as `list_inputs` does.
         OSError: if a folder cannot be listed.
     """
-    inputs = list_inputs(patterns, input_format, left_out)
+    inputs = list_inputs(patterns, input_format, left_out, follow_links=follow_links)
     images = 0
 
     def beginning() -> Iterator[Shard]:
@@ -92,21 +97,28 @@ def plan_in_parts(
     yield from _gather_files(beginning(), rows_per_unit)
     if rest := next(inputs, None):
         for within in storage.split_listing(patterns, rest.file.uri, LISTING_PARTS):
-            yield ListingPart(tuple(patterns), input_format, within)
+            yield ListingPart(tuple(patterns), input_format, within, follow_links)
 
 
 def plan_part(
     part: ListingPart, rows_per_unit: int, left_out: Counter[str] | None = None
 ) -> Iterator[Shard | ShardGroup | WorkUnit]:
     """`plan` of a part of the listing."""
-    return _gather_files(list_inputs(part.patterns, part.input_format, left_out, part.within), rows_per_unit)
+    return _gather_files(
+        list_inputs(part.patterns, part.input_format, left_out, part.within, follow_links=part.follow_links),
+        rows_per_unit,
+    )
 
 
 def _gather_files(inputs: Iterable[Shard], rows_per_unit: int) -> Iterator[Shard | ShardGroup | WorkUnit]:
     images: list[FileInfo] = []
     small: list[Shard] = []
+    keyed: list[Shard] = []
     start = 0
     for shard in inputs:
+        if shard.format == InputFormat.MANIFEST and has_keys(shard.file):
+            keyed.append(shard)
+            continue
         if shard.format != InputFormat.FILES:
             yield from _gather_shard(shard, small)
             continue
@@ -119,6 +131,7 @@ def _gather_files(inputs: Iterable[Shard], rows_per_unit: int) -> Iterator[Shard
     if images:
         yield files_unit(images, start)
     yield from _group(small)
+    yield from _group(keyed)  # One worker cuts them all: a key that two of them have is a failure the second time.
 
 
 def _gather_shard(shard: Shard, small: list[Shard]) -> Iterator[Shard | ShardGroup]:
@@ -136,11 +149,11 @@ def _gather_shard(shard: Shard, small: list[Shard]) -> Iterator[Shard | ShardGro
         del small[:end]
 
 
-def _group(small: Sequence[Shard]) -> Iterator[Shard | ShardGroup]:
-    if len(small) > 1:
-        yield ShardGroup(tuple(small))
+def _group(shards: Sequence[Shard]) -> Iterator[Shard | ShardGroup]:
+    if len(shards) > 1:
+        yield ShardGroup(tuple(shards))
     else:
-        yield from small
+        yield from shards
 
 
 def cut_shard(
@@ -168,6 +181,10 @@ def cut_shard(
         for found in plan_part(item, rows_per_unit, left_out):
             yield from cut_shard(found, rows_per_unit, options, memory)
         yield from listing_notes(left_out)
+    elif isinstance(item, ShardGroup) and item.format == InputFormat.MANIFEST:
+        seen = SeenKeys()
+        for manifest in item.shards:
+            yield from cut_manifest(manifest, rows_per_unit, options, seen)
     elif isinstance(item, ShardGroup):
         yield from _share_units(item, rows_per_unit, options)
     elif isinstance(item, Shard) and item.format == InputFormat.MANIFEST:
@@ -257,7 +274,8 @@ def inspect_input(patterns: Sequence[str], input_format: InputFormat | None, opt
     """
     schemas: dict[InputFormat, Mapping[str, pa.DataType]] = {}
     formats = set()
-    for shard in itertools.islice(list_inputs(patterns, input_format), _LOOKED_AT):
+    inputs = list_inputs(patterns, input_format, follow_links=options.follow_links)
+    for shard in itertools.islice(inputs, _LOOKED_AT):
         formats.add(shard.format)
         if shard.format != InputFormat.FILES and not schemas.get(shard.format):
             schema = _look_at(shard, options)

@@ -68,15 +68,18 @@ class PlanUnits(beam.PTransform):  # type: ignore[misc]
         memory = None if self.cuts is None else CutMemory(self.cuts, self.rows_per_unit, self.read.image_column)
         return (
             patterns
-            | "List input" >> beam.FlatMap(_list, self.input_format, self.rows_per_unit).with_output_types(PlanItem)
+            | "List input"
+            >> beam.FlatMap(_list, self.input_format, self.rows_per_unit, self.read).with_output_types(PlanItem)
             | "Spread shards" >> beam.Reshuffle()
             | "Cut shards" >> beam.FlatMap(_cut, self.rows_per_unit, self.read, memory).with_output_types(PlanItem)
         )
 
 
-def _list(patterns: tuple[str, ...], input_format: InputFormat | None, rows_per_unit: int) -> Iterator[PlanItem]:
+def _list(
+    patterns: tuple[str, ...], input_format: InputFormat | None, rows_per_unit: int, options: ReadOptions
+) -> Iterator[PlanItem]:
     left_out: Counter[str] = Counter()
-    yield from plan_in_parts(patterns, input_format, rows_per_unit, left_out)
+    yield from plan_in_parts(patterns, input_format, rows_per_unit, left_out, follow_links=options.follow_links)
     yield from listing_notes(left_out)
 
 

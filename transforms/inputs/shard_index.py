@@ -94,7 +94,7 @@ class CutMemory:
 
     def _uri(self, shard: Shard) -> str:
         """The same for every version of the shard: a new one takes the place of the old."""
-        name = hashlib.sha256(canonical_json(self._name(shard)).encode()).hexdigest()[:16]
+        name = hashlib.sha256(canonical_json(self._name(shard)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
         return storage.join(self.folder, f"{name}.json")
 
     def _name(self, shard: Shard) -> dict[str, Any]:

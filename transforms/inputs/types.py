@@ -42,6 +42,7 @@ class ListingPart(PlanItem):
     patterns: tuple[str, ...]
     input_format: InputFormat | None
     within: UriRange
+    follow_links: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class RecordRef:
 
 @dataclass(frozen=True, slots=True)
 class ShardGroup(PlanItem):
-    """Small shards of one format that share work units; still to be cut."""
+    """Small shards of one format that share work units, or manifests that share a space of keys; still to be cut."""
 
     shards: tuple[Shard, ...]
 
@@ -243,6 +244,7 @@ class ReadOptions:
         keep_columns: likewise, with the types they are kept as.
         max_record_bytes: a record of more bytes is a failure, before it is read.
         allow_uri_prefix: what manifests' rows and paths in shards may name, beside files below their own folder.
+        follow_links: take files of folders that symbolic links find outside of them.
     """
 
     image_column: str = "image"
@@ -250,3 +252,4 @@ class ReadOptions:
     keep_columns: tuple[tuple[str, pa.DataType], ...] = ()
     max_record_bytes: int = MAX_RECORD_BYTES
     allow_uri_prefix: tuple[str, ...] = ()
+    follow_links: bool = False

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from transforms.core.errors import ImagebeamError
 from transforms.storage.base import replaced
 from transforms.storage.files import FileInfo, UriRange
 from transforms.storage.globs import Glob, States
@@ -162,12 +161,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _file_info(path: str) -> FileInfo:
-    try:
-        path.encode()
-    except UnicodeEncodeError as error:
-        raise ImagebeamError(
-            f"A file name is not valid UTF-8, so no key can be made of it; rename it. Received: {path!r}."
-        ) from error
     try:
         status = os.stat(path)
     except OSError:

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from pathlib import Path
 from random import Random
 
@@ -30,6 +31,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure
 from transforms.inputs.plan import cut_shard, inspect_input, plan, plan_in_parts
+from transforms.inputs.read import read_records
 from transforms.inputs.types import ListingPart, Note, ReadOptions, RecordRef, Shard, ShardUnit, WorkUnit
 
 OPTIONS = ReadOptions()
@@ -71,6 +73,77 @@ def kept(*columns):
 
 
 # Planning.
+
+
+def test_a_name_that_is_no_text_is_an_image_as_any_other(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).write_bytes(b"x")
+    (unit,) = plan([str(tmp_path)], None, 10)
+    assert unit.id
+    assert unit.version
+    records = list(read_records(unit, OPTIONS))
+    assert [record.data for record in records] == [b"a", b"x"]
+    assert [record.key for record in records] == [f"{tmp_path}/a.jpg", f"{tmp_path}/\\udcff.jpg"]
+    assert records[1].uri.encode()
+
+
+def test_links_that_leave_a_folder_are_counted_and_followed_when_asked(tmp_path):
+    for name in ("in/a.jpg", "in/sub/b.jpg", "out/c.jpg", "out/deep/d.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "in" / "inside.jpg").symlink_to("sub/b.jpg")
+    (tmp_path / "in" / "c.jpg").symlink_to("../out/c.jpg")
+    (tmp_path / "in" / "deep").symlink_to("../out/deep")
+    (tmp_path / "in" / "gone.jpg").symlink_to("../away/x.jpg")
+    (tmp_path / "folder").symlink_to("in")
+    for folder in ("in", "folder"):
+        left_out = Counter()
+        (unit,) = plan([str(tmp_path / folder)], None, 10, left_out)
+        names = [ref.uri.removeprefix(f"{tmp_path}/{folder}/") for ref in unit.refs]
+        assert names == ["a.jpg", "gone.jpg", "inside.jpg", "sub/b.jpg"]
+        assert list(left_out.values()) == [2]
+        assert "--follow_links" in str(left_out)
+    (unit,) = plan([str(tmp_path / "in")], None, 10, follow_links=True)
+    assert unit.count == 6
+    (unit,) = plan([str(tmp_path / "in" / "*.jpg")], None, 10)
+    assert unit.count == 4
+
+
+def test_a_key_that_two_manifests_share_is_a_failure_the_second_time(tmp_path):
+    (tmp_path / "a.csv").write_text("uri,key\n1.jpg,one\n2.jpg,two\n")
+    (tmp_path / "b.csv").write_text("uri,key\n3.jpg,two\n4.jpg,three\n")
+    (tmp_path / "c.csv").write_text("uri\n1.jpg\n")
+    found = [unit for item in plan([f"{tmp_path}/*.csv"], None, 10) for unit in cut_shard(item, 10, OPTIONS)]
+    keys = [ref.key for unit in found for ref in unit.refs]
+    assert sorted(keys) == sorted(["one", "two", f"{tmp_path}/b.csv#0", "three", f"{tmp_path}/c.csv#0"])
+    assert [error for unit in found for error in failed(unit).values()] == ["repeated_key"]
+
+
+def test_a_label_of_a_megabyte_is_a_failure(tmp_path):
+    (tmp_path / "m.jsonl").write_text(
+        "".join(json.dumps({"uri": "1.jpg", "label": "x" * n}) + "\n" for n in (5, 1 << 20))
+    )
+    (unit,) = cut(tmp_path / "m.jsonl", "manifest")
+    assert failed(unit) == {1: "bad_value"}
+    assert len(unit.refs[1].message) < 200
+
+
+def test_small_shards_share_units_that_stay_the_same(tmp_path):
+    for number in range(300):
+        write_tar(tmp_path / f"{number:03}.tar", [(f"{number}.jpg", b"x")])
+
+    def units():
+        return [unit for item in plan([str(tmp_path)], None, 100) for unit in cut_shard(item, 100, OPTIONS)]
+
+    first = units()
+    assert sum(unit.count for unit in first) == 300
+    assert len(first) <= 6
+    assert [unit.id for unit in units()] == [unit.id for unit in first]
+    records = [record for unit in first for record in read_records(unit, OPTIONS)]
+    assert len({record.key for record in records}) == 300
+    write_tar(tmp_path / "1000.tar", [("new.jpg", b"x")])
+    changed = {unit.id for unit in units()} - {unit.id for unit in first}
+    assert len(changed) <= 3
 
 
 def test_images_become_units_of_consecutive_files(tmp_path):
@@ -585,7 +658,7 @@ def test_columns_that_are_not_there_are_refused(shards, tmp_path):
         (kept(("nope", "int64")), "--keep_columns 'nope'"),
     ):
         with pytest.raises(ImagebeamError, match=rf"The columns are .*Received: {flag}"):
-            inspect_input([str(tmp_path)], None, options)
+            inspect_input([f"{tmp_path}/*.tfrecord"], None, options)
     os.symlink(shards["webdataset"], tmp_path / "x.tar")
     with pytest.raises(ImagebeamError, match=r"jpg \(binary\).*--image_column 'png'"):
         inspect_input([f"{tmp_path}/x.tar"], None, ReadOptions("png"))

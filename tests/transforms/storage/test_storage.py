@@ -279,10 +279,12 @@ def test_an_existing_folder_with_glob_characters_is_itself(tmp_path):
     assert below(str(tmp_path), storage.list_files(f"{tmp_path}/2019 [best]/*.jpg")) == ["2019 [best]/x.jpg"]
 
 
-def test_a_name_that_is_no_text_is_refused_by_name(tmp_path):
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).touch()
-    with pytest.raises(ImagebeamError, match=r"not valid UTF-8.*rename it.*udcff\.jpg"):
-        list(storage.list_files(str(tmp_path)))
+def test_a_name_that_is_no_text_is_listed_as_the_system_has_it(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg"))
+    path.write_bytes(b"x")
+    (found,) = storage.list_files(str(tmp_path))
+    assert found.uri == str(path)
+    assert storage.read_bytes(found.uri, found.version) == b"x"
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
