@@ -456,6 +456,8 @@ class TestLayers:
 
 def test_a_config_takes_no_aliases(tmp_path, capsys):
     """Nine lines of them stand for gigabytes."""
+    from pipelines.cli import run_job
+
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     path = tmp_path / "run.yaml"
