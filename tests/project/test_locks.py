@@ -41,6 +41,9 @@ def tempted(tmp_path_factory, newer):
     return Environment(tmp_path_factory.mktemp("environments") / "tempted", newer)
 
 
+@pytest.mark.slow
+@pytest.mark.install
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("lock", LOCKS)
 def test_is_all_that_is_installed(tmp_path, tempted, lock):
     """With stand-ins for the locked packages, which have the real requirements, in the registry's place."""
