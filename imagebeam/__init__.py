@@ -10,6 +10,7 @@ In a pipeline of your own, the same folder that `imagebeam extract` writes:
 
 Images to a folder of Parquet:
     EmbedImages             patterns -> OUT/embeddings, failures and manifest; the URI of the manifest comes out
+    ReadEmbeddings          OUT -> one dict for each row of OUT/embeddings
     PlanUnits, EmbedUnits   the steps of `EmbedImages`: patterns -> work units -> committed parts, one report each
 
 The model:
@@ -17,7 +18,12 @@ The model:
     EmbedderSpec            a resolved identity: what decides the numbers, with the weights' digest; `.fingerprint`
     build_embedder          EmbedderConfig -> keras.Model: uint8 images in, float32 vectors out
     stage_model             EmbedderConfig -> a folder that workers load the model from
-    EmbeddingModelHandler   that model in Beam's RunInference
+
+Images to vectors, for pipelines that write them somewhere of their own:
+    EmbedRecords            (key, encoded bytes) -> one dict a row, as for BigQuery, Iceberg or a vector store
+    EmbeddingModelHandler   uint8 RGB arrays -> `PredictionResult`, in Beam's RunInference
+    KerasImageEmbeddings    columns of images -> columns of vectors, in Beam's MLTransform
+    providers.yaml          beside this file: `EmbedImages` and `ReadEmbeddings` for Beam YAML
 
 Images:
     decode_image            encoded bytes -> `Image`: uint8 RGB pixels, resized as `ImageOptions` say
@@ -43,7 +49,9 @@ if TYPE_CHECKING:
     from pipelines.runtime.embed_images import EmbedImages as EmbedImages
     from transforms.core.errors import ImagebeamError as ImagebeamError
     from transforms.core.spec import EmbedderSpec as EmbedderSpec
-    from transforms.embed.units import EmbeddingModelHandler as EmbeddingModelHandler
+    from transforms.embed.embed_records import EmbedRecords as EmbedRecords
+    from transforms.embed.ml_transform import KerasImageEmbeddings as KerasImageEmbeddings
+    from transforms.embed.model_handler import EmbeddingModelHandler as EmbeddingModelHandler
     from transforms.embed.units import EmbedUnits as EmbedUnits
     from transforms.images.decode import ImageOptions as ImageOptions
     from transforms.images.decode import decode_image as decode_image
@@ -51,16 +59,20 @@ if TYPE_CHECKING:
     from transforms.models.config import EmbedderConfig as EmbedderConfig
     from transforms.models.embedder import build_embedder as build_embedder
     from transforms.models.staged import stage_model as stage_model
+    from transforms.runs.read_embeddings import ReadEmbeddings as ReadEmbeddings
 
 _MODULES = {
     "EmbedImages": "pipelines.runtime.embed_images",
+    "EmbedRecords": "transforms.embed.embed_records",
     "EmbedUnits": "transforms.embed.units",
     "EmbedderConfig": "transforms.models.config",
     "EmbedderSpec": "transforms.core.spec",
-    "EmbeddingModelHandler": "transforms.embed.units",
+    "EmbeddingModelHandler": "transforms.embed.model_handler",
     "ImageOptions": "transforms.images.decode",
     "ImagebeamError": "transforms.core.errors",
+    "KerasImageEmbeddings": "transforms.embed.ml_transform",
     "PlanUnits": "transforms.inputs.plan_units",
+    "ReadEmbeddings": "transforms.runs.read_embeddings",
     "build_embedder": "transforms.models.embedder",
     "decode_image": "transforms.images.decode",
     "stage_model": "transforms.models.staged",

@@ -1,17 +1,16 @@
-"""Records to embeddings: the durable unit-to-part transform, and a handler for Beam's own RunInference."""
+"""Records to embeddings: the durable unit-to-part transform."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.ml.inference.base import ModelHandler
 
 from transforms.core.batching import batch_by_shape, decode_pool, map_ahead
 from transforms.core.types import Failure, Image, Record, Row, Stage
@@ -19,7 +18,7 @@ from transforms.images.decode import ImageError, ImageOptions, decode_image, pre
 from transforms.inputs.image_files import read_file
 from transforms.inputs.read import open_records
 from transforms.inputs.types import MAX_RECORD_BYTES, ReadOptions, RecordRef, WorkUnit
-from transforms.runs.commit_units import METRICS_NAMESPACE, CommitUnits, PartLayout, UnitModel, UnitResult, count_batch
+from transforms.runs.commit_units import CommitUnits, PartLayout, UnitModel, UnitResult, count_batch
 
 Batch = list["Decoded"]
 
@@ -263,49 +262,3 @@ class _ReadAndEmbed:
     def work(self, items: Iterable[Record | Failure | RecordRef], model: ImageModel) -> UnitResult:
         options = dataclasses.replace(self.options, max_record_bytes=self.columns.max_record_bytes)
         return embed_records(items, model, options, count_batch)
-
-
-class EmbeddingModelHandler(ModelHandler[np.ndarray, dict[str, np.ndarray], ImageModel]):  # type: ignore[misc]
-    """For Beam's `RunInference`: uint8 RGB images [height, width, 3] in, {column: float32 [dimension]} out.
-
-    Images of one batch may differ in shape; each shape is one call of the model. What leaves is the vectors alone:
-    wrap it in `KeyedModelHandler` to keep keys. For the durable path use `EmbedUnits`.
-    """
-
-    def __init__(self, model: ModelSource, *, batch_size: int = 32) -> None:
-        super().__init__()
-        self._model = model
-        self._batch_size = batch_size
-
-    def load_model(self) -> ImageModel:
-        """Load the embedder; Beam calls it once a process."""
-        return self._model.load()
-
-    def run_inference(
-        self, batch: Sequence[np.ndarray], model: ImageModel, inference_args: Mapping[str, Any] | None = None
-    ) -> Iterable[dict[str, np.ndarray]]:
-        """Embed one batch, in its order.
-
-        Raises:
-            ValueError: if `inference_args` are given; an embedder takes none.
-        """
-        if inference_args:
-            raise ValueError(f"An embedder takes no inference_args. Received: {sorted(inference_args)}.")
-        results: dict[int, dict[str, np.ndarray]] = {}
-        for group in batch_by_shape(enumerate(batch), lambda item: item[1].shape, len(batch), 1 << 62):
-            vectors = model.embed(np.stack([image for _, image in group]))
-            for position, (index, _) in enumerate(group):
-                results[index] = {column: matrix[position] for column, matrix in vectors.items()}
-        return _in_order(results)
-
-    def get_num_bytes(self, batch: Sequence[np.ndarray]) -> int:
-        """Bytes of the batch's pixels."""
-        return sum(image.nbytes for image in batch)
-
-    def get_metrics_namespace(self) -> str:
-        """Where Beam's inference metrics are counted."""
-        return METRICS_NAMESPACE
-
-    def batch_elements_kwargs(self) -> Mapping[str, Any]:
-        """Batches of up to `batch_size`."""
-        return {"min_batch_size": 1, "max_batch_size": self._batch_size}

@@ -39,17 +39,23 @@ class Embedder:
         self.dimensions: dict[str, int] = {name: shapes[name][-1] for name in names}  # Keras sorts a dict's outputs
         self._lock = threading.Lock()
 
-    def embed(self, images: np.ndarray) -> dict[str, np.ndarray]:
+    def embed(self, images: np.ndarray, **arguments: Any) -> dict[str, np.ndarray]:
         """Embed one batch.
 
         Args:
             images: uint8 [n, height, width, 3], RGB.
+            **arguments: for the Keras model's call, such as training=False; without any, it is the compiled call.
 
         Returns:
             Column name -> float32 [n, dimension].
         """
+        import keras
+
         with self._lock:  # Beam's harness threads share one embedder; Keras' compiled call is not re-entrant
-            vectors = self.model.predict_on_batch(images)
+            if arguments:
+                vectors = keras.tree.map_structure(keras.ops.convert_to_numpy, self.model(images, **arguments))
+            else:
+                vectors = self.model.predict_on_batch(images)
         return vectors if isinstance(vectors, dict) else {"embedding": vectors}
 
     @property

@@ -1,16 +1,13 @@
 import io
 import itertools
 
-import apache_beam as beam
 import numpy as np
 import pytest
-from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
-from apache_beam.testing.util import assert_that, equal_to
 from PIL import Image
 
-from tests.support.fakes import ChannelMeans, FakeModel
+from tests.support.fakes import ChannelMeans
 from transforms.core.types import Failure, Record, Stage
-from transforms.embed.units import EmbeddingModelHandler, EmbedOptions, embed_records
+from transforms.embed.units import EmbedOptions, embed_records
 from transforms.images.decode import ImageOptions
 from transforms.runs import part_files
 
@@ -181,27 +178,6 @@ def test_reading_is_bounded_by_the_batches_ahead():
     with pytest.raises(KeyboardInterrupt):
         embed(endless(), batch_size=4, embedder=Stops())
     assert drawn <= 4 + 2 * 4 + 1
-
-
-def test_run_inference_gives_keyed_vectors_and_no_pixels():
-    images = {f"k{index}": np.full((4 + index % 2, 6, 3), index, np.uint8) for index in range(9)}
-    with beam.Pipeline("FnApiRunner") as pipeline:
-        vectors = (
-            pipeline
-            | beam.Create(list(images.items()))
-            | RunInference(KeyedModelHandler(EmbeddingModelHandler(FakeModel(), batch_size=4)))
-            | beam.MapTuple(lambda key, vectors: (key, {name: vector.tolist() for name, vector in vectors.items()}))
-        )
-        expected = [(key, {"embedding": [float(image[0, 0, 0])] * 3}) for key, image in images.items()]
-        assert_that(vectors, equal_to(expected))
-
-
-def test_the_handler_takes_no_inference_args_and_counts_bytes():
-    handler = EmbeddingModelHandler(FakeModel())
-    batch = [np.zeros((4, 4, 3), np.uint8)] * 2
-    assert handler.get_num_bytes(batch) == 2 * 48
-    with pytest.raises(ValueError, match="takes no inference_args"):
-        list(handler.run_inference(batch, ChannelMeans(), {"top_k": 5}))
 
 
 def test_rows_become_a_table():

@@ -1,0 +1,56 @@
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+
+from tests.support.extracting import extract
+from tests.support.fakes import FakeModel
+from tests.transforms.embed.test_units import png
+from transforms.embed.embed_records import EmbedRecords, as_record
+from transforms.images.decode import ImageOptions
+from transforms.runs.read_embeddings import ReadEmbeddings
+
+
+def test_every_element_is_a_row_or_a_failure():
+    elements = [(f"k{index}", png((index, 2 * index, 7))) for index in range(20)]
+    elements += [
+        ("bad", b"no image"),
+        {"key": "rich", "data": png((1, 2, 3)), "label": "cat", "camera": "x", "uri": "u"},
+    ]
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        transform = EmbedRecords(FakeModel(), batch_size=4, images=ImageOptions(image_size=(8, 8)))
+        rows, failures = pipeline | beam.Create(elements) | transform
+        expected = [(f"k{index}", None, [index, 2 * index, 7.0]) for index in range(20)] + [("rich", "cat", [1, 2, 3])]
+        found = rows | beam.Map(lambda row: (row["key"], row["label"], row["embedding"]))
+        assert_that(found, equal_to(expected), "rows")
+        kinds = failures | beam.Map(lambda row: (row["key"], row["stage"], row["error_type"]))
+        assert_that(kinds, equal_to([("bad", "decode", "not_an_image")]), "failures")
+        extras = (
+            rows | beam.Filter(lambda row: row["key"] == "rich") | beam.Map(lambda row: (row["camera"], row["uri"]))
+        )
+        assert_that(extras, equal_to([("x", "u")]), "extras")
+
+
+@pytest.mark.parametrize("element", ["key", ("key", "text"), {"key": "k"}, {"key": 5, "data": b""}, None])
+def test_other_elements_are_refused(element):
+    with pytest.raises(TypeError, match="EmbedRecords takes"):
+        as_record(element)
+
+
+def test_reading_gives_the_rows_that_were_written(source, output):
+    assert extract(source, output, "--embedding_dtype", "float16") == 0
+    (source / "extra.parquet").touch()
+
+    def check(rows):
+        assert len(rows) == len({row["key"] for row in rows}) == 12
+        assert all(isinstance(row["embedding"][0], float) and len(row["embedding"]) == 64 for row in rows)
+        assert np.isfinite([row["embedding"] for row in rows]).all()
+
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        assert_that(pipeline | ReadEmbeddings(str(output)), check)
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        keys = pipeline | ReadEmbeddings(str(output), columns=["key"])
+        assert_that(keys, lambda rows: all(list(row) == ["key"] for row in rows) or pytest.fail("more columns"))
+    (output / "manifest.json").unlink()
+    with pytest.raises(Exception, match="has not finished"), beam.Pipeline("FnApiRunner") as pipeline:
+        _ = pipeline | ReadEmbeddings(str(output))

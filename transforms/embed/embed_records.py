@@ -1,0 +1,149 @@
+"""`EmbedRecords`: encoded images in, vectors out, for pipelines that write them somewhere of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.utils.shared import Shared
+
+from transforms.core.types import Failure, Record, Row
+from transforms.embed.sources import image_options, model_source
+from transforms.embed.units import EmbedOptions, ImageModel, ModelSource, embed_records
+from transforms.images.decode import DEFAULT_MAX_IMAGE_PIXELS, ImageOptions, prepare_pillow
+from transforms.models.config import EmbedderConfig
+from transforms.models.staged import StagedModel
+from transforms.runs.commit_units import count_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_FAILURES = "failures"
+
+
+class EmbeddedRecords(NamedTuple):
+    """What `EmbedRecords` gives.
+
+    Attributes:
+        rows: PCollection of dicts with the columns of OUT/embeddings; vectors are lists of floats.
+        failures: PCollection of dicts with the columns of OUT/failures.
+    """
+
+    rows: beam.PCollection
+    failures: beam.PCollection
+
+
+class EmbedRecords(beam.PTransform):  # type: ignore[misc]
+    """Embed encoded images, for those who write the vectors to BigQuery, Iceberg or a vector store themselves.
+
+        rows, failures = records | imagebeam.EmbedRecords(imagebeam.EmbedderConfig("VGG16", "imagenet"))
+
+    Element in: (key, bytes), or a dict with `key`, `data` (the encoded bytes), and perhaps `uri`, `label` and further
+    columns, which come out again. Every element ends as one row or one failure: rows are dicts with `key`, `uri`,
+    `label`, `width`, `height`, `sha256`, the further columns, and `embedding` (one column for each layer where there
+    are several); failures are dicts with `key`, `uri`, `stage`, `error_type`, `message`, `sha256`. Windows and
+    timestamps are kept.
+
+    Args:
+        model: a folder that `stage_model` filled, or what it returned: workers must see the folder. Or an
+            `EmbedderConfig`, whose weights each worker resolves itself.
+        batch_size: images in one call of the model at most.
+        max_image_pixels: an image of more pixels is a failure, by its header.
+        images: how bytes become pixels, where the model does not say; for a model of one's own.
+
+    Raises:
+        ImagebeamError: if the folder holds no model.
+    """
+
+    def __init__(
+        self,
+        model: EmbedderConfig | StagedModel | ModelSource | str,
+        *,
+        batch_size: int = 32,
+        max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+        images: ImageOptions | None = None,
+    ) -> None:
+        super().__init__()
+        self._model = model_source(model)
+        if images is None:
+            known = model if isinstance(model, EmbedderConfig) else self._model
+            if not isinstance(known, EmbedderConfig | StagedModel):
+                raise TypeError(f"images is needed for a model of this kind. Received: {type(model).__name__}.")
+            images = image_options(known, max_image_pixels)
+        self._options = EmbedOptions(images, batch_size)
+
+    def expand(self, records: beam.PCollection) -> EmbeddedRecords:
+        """Batch, decode and embed."""
+        size = self._options.batch_size
+        outputs = (
+            records
+            | "Batch" >> beam.BatchElements(min_batch_size=size, max_batch_size=4 * size)
+            | "Embed" >> beam.ParDo(_Embed(self._model, self._options)).with_outputs(_FAILURES, main="rows")
+        )
+        return EmbeddedRecords(outputs["rows"], outputs[_FAILURES])
+
+
+class _Embed(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, model: ModelSource, options: EmbedOptions) -> None:
+        self._source = model
+        self._options = options
+        self._shared = Shared()
+
+    def setup(self) -> None:
+        prepare_pillow(self._options.images.max_image_pixels)
+        self._model: ImageModel = self._shared.acquire(self._source.load)
+
+    def process(self, elements: Sequence[Any]) -> Iterator[dict[str, Any] | beam.pvalue.TaggedOutput]:
+        records = [as_record(element) for element in elements]
+        result = embed_records(records, self._model, self._options, count_batch)
+        yield from map(row_dict, result.rows)
+        for failure in result.failures:
+            yield beam.pvalue.TaggedOutput(_FAILURES, failure_dict(failure))
+
+
+def as_record(element: tuple[str, bytes] | Mapping[str, Any] | Record) -> Record:
+    """What `EmbedRecords` takes -> a `Record`.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(element, Record):
+        return element
+    if isinstance(element, tuple) and len(element) == 2:
+        element = {"key": element[0], "data": element[1]}
+    if isinstance(element, dict) and isinstance(element.get("key"), str) and isinstance(element.get("data"), bytes):
+        extras = {name: value for name, value in element.items() if name not in ("key", "data", "uri", "label")}
+        return Record(
+            element["key"], element.get("uri") or element["key"], element["data"], element.get("label"), extras
+        )
+    raise TypeError(
+        f"EmbedRecords takes (key, bytes), or a dict with key (str) and data (bytes). Received: {element!r:.200}."
+    )
+
+
+def row_dict(row: Row) -> dict[str, Any]:
+    """A row as a dict; vectors as lists of floats."""
+    vectors = {name: vector.tolist() for name, vector in row.vectors.items()}
+    return {
+        "key": row.key,
+        "uri": row.uri,
+        "label": row.label,
+        "width": row.width,
+        "height": row.height,
+        "sha256": row.sha256,
+        **row.extras,
+        **vectors,
+    }
+
+
+def failure_dict(failure: Failure) -> dict[str, Any]:
+    """A failure as a dict."""
+    return {
+        "key": failure.key,
+        "uri": failure.uri,
+        "stage": str(failure.stage),
+        "error_type": failure.error_type,
+        "message": failure.message,
+        "sha256": failure.sha256,
+    }

@@ -1,0 +1,64 @@
+"""Where workers get the model from: a staged folder, or a request that each worker resolves itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from transforms.core.errors import ImagebeamError
+from transforms.images.decode import DEFAULT_MAX_IMAGE_PIXELS, ImageOptions
+from transforms.models.architectures import get_architecture
+from transforms.models.config import EmbedderConfig
+from transforms.models.embedder import Embedder, resolve
+from transforms.models.staged import StagedModel, read_staged
+
+if TYPE_CHECKING:
+    from transforms.embed.units import ModelSource
+
+
+@dataclass(frozen=True)
+class ConfiguredModel:
+    """A `ModelSource` that builds the embedder where it is loaded; the weights must be in reach of every worker."""
+
+    config: EmbedderConfig
+
+    def __post_init__(self) -> None:
+        if self.config.weights == "none":
+            raise ImagebeamError(
+                "Every worker would draw other weights. Received: weights='none'. Use weights='random:0', or "
+                "stage_model."
+            )
+
+    def load(self) -> Embedder:
+        """Resolve the weights, and build."""
+        return resolve(self.config)
+
+
+def model_source(model: EmbedderConfig | StagedModel | ModelSource | str) -> ModelSource:
+    """What workers load.
+
+    Args:
+        model: a request, which each worker resolves itself; what `stage_model` gave; or the folder it was given.
+
+    Raises:
+        ImagebeamError: if the folder holds no model.
+    """
+    if isinstance(model, EmbedderConfig):
+        return ConfiguredModel(model)
+    if not isinstance(model, str):
+        return model
+    if (staged := read_staged(model)) is None:
+        raise ImagebeamError(f"There is no staged model. Received: {model!r}. Make one with imagebeam.stage_model.")
+    return staged
+
+
+def image_options(
+    model: EmbedderConfig | StagedModel, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+) -> ImageOptions:
+    """How images are decoded for a model."""
+    if isinstance(model, StagedModel):
+        smallest = get_architecture(model.spec.model).min_size
+        return ImageOptions.from_spec(model.spec, max_image_pixels=max_image_pixels, min_size=(smallest, smallest))
+    smallest = get_architecture(model.model).min_size
+    spec = model.spec("")
+    return ImageOptions.from_spec(spec, max_image_pixels=max_image_pixels, min_size=(smallest, smallest))

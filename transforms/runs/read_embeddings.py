@@ -1,0 +1,75 @@
+"""`ReadEmbeddings`: the rows of a finished run, in a pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms import storage
+from transforms.core.errors import ImagebeamError
+from transforms.runs.manifest import MANIFEST_FILE
+
+_ROWS_AT_ONCE = 1024
+
+
+class ReadEmbeddings(beam.PTransform):  # type: ignore[misc]
+    """Read the rows of a finished run: `pipeline | imagebeam.ReadEmbeddings("gs://bucket/out")`.
+
+    Element out: one dict a row, with `key`, `uri`, `label`, `width`, `height`, `sha256`, kept columns, and the
+    embedding columns as lists of floats. The parts are those that the manifest lists; each is checked against its page
+    checksums.
+
+    Args:
+        output: what `EmbedImages` or `imagebeam extract --output` was given.
+        columns: those to read; None for all.
+
+    Raises:
+        ImagebeamError: fails the pipeline where the run has not finished, or has no such column.
+    """
+
+    def __init__(self, output: str, columns: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self._output = storage.absolute(output)
+        self._columns = None if columns is None else tuple(columns)
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
+        """List the parts, spread them, read them."""
+        return (
+            begin
+            | "Output" >> beam.Create([self._output])
+            | "Parts" >> beam.FlatMap(_parts).with_output_types(str)
+            | "Spread" >> beam.Reshuffle()
+            | "Rows" >> beam.FlatMap(_rows, self._columns).with_output_types(dict[str, Any])
+        )
+
+
+def _parts(output: str) -> list[str]:
+    try:
+        manifest = json.loads(storage.read_bytes(storage.join(output, MANIFEST_FILE)))
+    except FileNotFoundError:
+        raise ImagebeamError(f"{output} has no {MANIFEST_FILE}: its run has not finished. Finish it first.") from None
+    return [storage.join(output, part["path"]) for part in manifest["parts"] if part["rows"]]
+
+
+def _rows(uri: str, columns: tuple[str, ...] | None) -> Iterator[dict[str, Any]]:
+    with storage.open_read(uri) as source:
+        file = pq.ParquetFile(source, page_checksum_verification=True)
+        names = file.schema_arrow.names
+        if missing := [name for name in columns or () if name not in names]:
+            raise ImagebeamError(f"{uri} has no column {missing[0]!r}. It has {', '.join(names)}.")
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns and list(columns)):
+            yield from _widened(pa.Table.from_batches([batch])).to_pylist()
+
+
+def _widened(table: pa.Table) -> pa.Table:
+    """Vectors of float16 as float32, whose items become Python floats."""
+    for index, field in enumerate(table.schema):
+        is_list = pa.types.is_fixed_size_list(field.type) or pa.types.is_list(field.type)
+        if is_list and pa.types.is_float16(field.type.value_type):
+            table = table.set_column(index, field.name, table[field.name].cast(pa.list_(pa.float32())))
+    return table
