@@ -169,6 +169,10 @@ def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions) -
         label = bounded(as_label(row.get(options.label_column))) or None
     except ValueError as error:
         raise RecordError("bad_value", str(error)) from error
+    try:
+        str(row[URI_COLUMN]).encode()
+    except UnicodeEncodeError as error:
+        raise RecordError("bad_value", f"the row holds text that is not Unicode ({error})") from error
     uri = reach(str(row[URI_COLUMN]), folder, options)
     own_key = row.get(KEY_COLUMN)
     ref = RecordRef(key if own_key in (None, "") else str(own_key), uri, None, label, extras)
