@@ -128,6 +128,7 @@ class InputOptions(Options):
     def __post_init__(self) -> None:
         if not self.input or not all(self.input):
             raise ImagebeamError(f"--input names at least one file, folder or pattern. Received: {list(self.input)}.")
+        check_uris("--input", *self.input)
         for name, value in (("--image_column", self.image_column), ("--label_column", self.label_column)):
             if not value:
                 raise ImagebeamError(f"{name} is the name of a column. Received: {value!r}.")
@@ -252,6 +253,7 @@ class OutputOptions(Options):
     def __post_init__(self) -> None:
         if not self.output:
             raise ImagebeamError(f"--output is a folder. Received: {self.output!r}.")
+        check_uris("--output", self.output)
         _refuse_below_one("--rows_per_unit", self.rows_per_unit)
         if not 0 <= self.max_failure_rate <= 1:
             raise ImagebeamError(
@@ -282,6 +284,21 @@ def image_options(spec: EmbedderSpec, max_image_pixels: int) -> ImageOptions:
 
     smallest = get_architecture(spec.model).min_size
     return ImageOptions.from_spec(spec, max_image_pixels=max_image_pixels, min_size=(smallest, smallest))
+
+
+def check_uris(name: str, *uris: str) -> None:
+    """Refuse what only looks like a path or URL, such as gs:/bucket.
+
+    Raises:
+        ImagebeamError: naming the flag, and what was probably meant.
+    """
+    from transforms import storage
+
+    for uri in uris:
+        try:
+            storage.absolute(uri)
+        except ImagebeamError as error:
+            raise ImagebeamError(f"{name}: {error}") from None
 
 
 def _refuse_repeated(name: str, values: Iterable[str]) -> None:

@@ -14,7 +14,6 @@ import heapq
 import importlib
 import os
 import posixpath
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -27,6 +26,10 @@ from transforms.storage.base import FileStore
 from transforms.storage.base import ReplacedError as ReplacedError
 from transforms.storage.files import EVERYWHERE, FileInfo, UriRange
 from transforms.storage.globs import Glob, expand_braces, has_magic
+from transforms.storage.uris import SCHEME as _SCHEME
+from transforms.storage.uris import absolute as absolute
+from transforms.storage.uris import from_file_url
+from transforms.storage.uris import is_local as is_local
 
 _LOOKUPS = 16
 
@@ -34,19 +37,6 @@ _NAMES_SHOWN = 5
 
 _FOLDERS_ASKED = 256
 """Folders that are looked into, at most, for where a listing may be split."""
-
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-
-
-def is_local(uri: str) -> bool:
-    """Whether `uri` is a path on this machine rather than a URL."""
-    return _SCHEME.match(uri) is None
-
-
-def absolute(uri: str) -> str:
-    """A local path made absolute (``file://`` dropped); a URL untouched."""
-    uri = uri.removeprefix("file://")
-    return os.path.abspath(uri) if is_local(uri) else uri
 
 
 def join(base: str, *parts: str) -> str:
@@ -67,9 +57,19 @@ def parent(uri: str) -> str:
 
 
 def resolve(folder: str, uri: str) -> str:
-    """`uri` itself where it is absolute or a URL, else the file of that relative path below `folder`."""
-    if uri.startswith("/") or not is_local(uri):
-        return absolute(uri)
+    """`uri` itself where it is absolute or a URL, else the file of that relative path below `folder`.
+
+    Nothing is expanded: the uri is data.
+
+    Raises:
+        ImagebeamError: for a ``file:`` URL of another machine.
+    """
+    if uri[:5].lower() == "file:":
+        return from_file_url(uri)
+    if uri.startswith("/"):
+        return os.path.abspath(uri)
+    if not is_local(uri):
+        return uri
     root = _root(folder)
     return root + posixpath.normpath(join(folder[len(root) :], uri)).lstrip("/")
 

@@ -12,10 +12,10 @@ from typing import BinaryIO, cast
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata, FileSystem
 from apache_beam.io.filesystems import FileSystems
 
-from transforms.core.errors import ImagebeamError
 from transforms.storage.base import replaced
 from transforms.storage.files import FileInfo, UriRange
 from transforms.storage.globs import Glob
+from transforms.storage.uris import missing_file_system
 
 
 def stat(uri: str) -> FileInfo | None:
@@ -117,11 +117,7 @@ def _file_system(uri: str) -> FileSystem:
     try:
         return FileSystems.get_filesystem(uri)
     except ValueError as error:
-        scheme = uri.partition("://")[0]
-        raise ImagebeamError(
-            f"No file system is installed for {scheme}://; install Beam's, such as apache-beam[aws] for s3://. "
-            f"Received: {uri!r}."
-        ) from error
+        raise missing_file_system(uri) from error
 
 
 @contextlib.contextmanager
