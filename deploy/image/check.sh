@@ -115,7 +115,7 @@ build() { # STAGE
 
 container=
 inside() { # COMMAND...: run in the current container; the folder $work/shared is at the same path on both sides
-    buildah "${storage[@]}" run --user "$user" --volume "$work/shared:$work/shared" "$container" -- "$@"
+    buildah "${storage[@]}" run --hostname localhost --user "$user" --volume "$work/shared:$work/shared" "$container" -- "$@"
 }
 
 # ---- run
@@ -166,7 +166,7 @@ check_stage() { # STAGE USER
 check_pool() { # STAGE: a launcher in one container, its units worked by the worker pool in another (Beam's boot: port 50000)
     local output=$work/shared/out-pool worker
     worker=$(buildah "${storage[@]}" from --pull=never "imagebeam:$1")
-    setsid buildah "${storage[@]}" run --user "$user" --volume "$work/shared:$work/shared" "$worker" -- \
+    setsid buildah "${storage[@]}" run --hostname localhost --user "$user" --volume "$work/shared:$work/shared" "$worker" -- \
         /opt/apache/beam/boot --worker_pool > "$work/pool.log" 2>&1 &
     pool=$!
     say "extract through $1's worker pool at localhost:50000"
