@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.text import storable
 from transforms.inputs.types import ReadOptions
 
 PEEKED_RECORDS = 16
@@ -53,8 +54,8 @@ def _convert(name: str, value: Any, kind: pa.DataType) -> Any:
     if pa.types.is_list(kind) and not isinstance(value, list):  # A TFRecord does not tell one value from a list of one.
         value = [value]
     try:
+        value = _storable(value)
         if isinstance(value, str) and pa.types.is_string(kind):
-            value.encode()  # JSON can write half of a character, "\ud83d", which nothing can store.
             return value
         if isinstance(value, bytes) and not is_bytes(kind):
             value = value.decode()
@@ -63,12 +64,23 @@ def _convert(name: str, value: Any, kind: pa.DataType) -> Any:
         raise ValueError(f"the kept column {name!r} is {kind}, which {value!r:.80} is not") from error
 
 
+def _storable(value: Any) -> Any:
+    r"""A value whose texts can be stored: JSON can write half of a character, "\ud83d", which costs no image."""
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    if isinstance(value, dict):
+        return {_storable(name): _storable(item) for name, item in value.items()}
+    return value
+
+
 def infer(rows: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:
     """The columns of some rows; bytes that are text in every row count as strings."""
     values: dict[str, list[Any]] = {}
     for row in rows:
         for name, value in row.items():
-            values.setdefault(name, []).append(value)
+            values.setdefault(name, []).append(_storable(value))
     return {name: _type_of(found) for name, found in values.items()}
 
 

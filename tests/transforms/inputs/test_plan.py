@@ -497,7 +497,28 @@ def test_a_key_may_not_be_the_one_that_a_row_has_by_itself(tmp_path):
     assert failed(unit) == {1: "repeated_key"}
 
 
-@pytest.mark.parametrize("column", ["key", "uri", "label", "kept"])
+def test_half_a_character_in_a_kept_column_costs_no_image_and_no_check(tmp_path):
+    texts = ["x \ud83d", "fine"]
+    members = [
+        member
+        for n, text in enumerate(texts)
+        for member in ((f"{n}.png", b"x"), (f"{n}.json", json.dumps({"caption": text, "n": n, "l": [text]}).encode()))
+    ]
+    path = write_tar(tmp_path / "x.tar", members)
+    options = inspect_input([path], None, kept(("caption", "null"), ("n", "null"), ("l", "null")))
+    assert [str(kind) for _, kind in options.keep_columns] == ["string", "int64", "list<item: string>"]
+    (unit,) = cut_shard(shard(path, "webdataset"), 5, options)
+    records = list(read_records(unit, options))
+    assert [record.extras for record in records] == [
+        {"caption": "x \\ud83d", "n": 0, "l": ["x \\ud83d"]},
+        {"caption": "fine", "n": 1, "l": ["fine"]},
+    ]
+    for wrong in (ReadOptions("nosuch"), ReadOptions(label_column="nosuch")):
+        with pytest.raises(ImagebeamError, match="nosuch"):
+            inspect_input([path], None, wrong)
+
+
+@pytest.mark.parametrize("column", ["key", "uri", "label"])
 def test_half_a_character_is_one_failure(tmp_path, column):
     path = tmp_path / "m.jsonl"
     rows = [{"uri": f"{number}.jpg", "kept": "x"} for number in range(3)]
