@@ -112,7 +112,7 @@ class ClassifyEmbeddings(beam.PTransform):  # type: ignore[misc]
         return (
             folders
             | "Name parts" >> beam.Map(lambda folders: tuple(storage.join(folder, EMBEDDINGS) for folder in folders))
-            | "Plan units" >> PlanUnits(InputFormat.PARQUET, sys.maxsize, ReadOptions())
+            | "Plan units" >> PlanUnits(InputFormat.PARQUET, sys.maxsize, ReadOptions(), share=False)
             | "Label units" >> CommitUnits(self.classifier, self.output, work, self.layout)
         )
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 MESSAGE_CHARACTERS = 2_000
 """Of a failure's message at most: an input may put a megabyte into one."""
+
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+"""How Python's file functions hold a byte that is not UTF-8."""
 
 _SHOWN_AS_CODES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode categories that a terminal may obey, or that cannot be encoded."""
 
 
 def storable(text: str) -> str:
-    r"""Text that UTF-8 can hold: bytes that were not UTF-8 and half characters become \udc.. and the like."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    r"""Text that UTF-8 can hold: bytes that were not UTF-8 become \xe9, half characters \ud83d."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = _ESCAPED_BYTE.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+        return shown.encode("utf-8", "backslashreplace").decode()
+    return text
 
 
 def printable(text: str, limit: int = MESSAGE_CHARACTERS) -> str:

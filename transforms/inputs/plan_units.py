@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import zlib
 from collections import Counter
@@ -15,7 +16,7 @@ from transforms.core.formats import InputFormat
 from transforms.core.progress import PROGRESS
 from transforms.inputs.plan import cut_shard, listing_notes, plan_in_parts
 from transforms.inputs.shard_index import CutMemory
-from transforms.inputs.types import ListUnit, Note, PlanItem, ReadOptions, ShardUnit, WorkUnit
+from transforms.inputs.types import ListUnit, Note, PlanItem, ReadOptions, ShardGroup, ShardUnit, WorkUnit
 
 
 class PlanCoder(beam.coders.Coder):  # type: ignore[misc]
@@ -56,12 +57,14 @@ class PlanUnits(beam.PTransform):  # type: ignore[misc]
         rows_per_unit: records in a unit at most.
         read: which columns hold what.
         cuts: folder in which the cuts of large shards are remembered; None not to.
+        share: let small shards share units.
     """
 
     input_format: InputFormat | None
     rows_per_unit: int
     read: ReadOptions
     cuts: str | None = None
+    share: bool = True
 
     def expand(self, patterns: beam.PCollection) -> beam.PCollection:
         """List, spread, cut."""
@@ -71,7 +74,8 @@ class PlanUnits(beam.PTransform):  # type: ignore[misc]
             | "List input"
             >> beam.FlatMap(_list, self.input_format, self.rows_per_unit, self.read).with_output_types(PlanItem)
             | "Spread shards" >> beam.Reshuffle()
-            | "Cut shards" >> beam.FlatMap(_cut, self.rows_per_unit, self.read, memory).with_output_types(PlanItem)
+            | "Cut shards"
+            >> beam.FlatMap(_cut, self.rows_per_unit, self.read, memory, self.share).with_output_types(PlanItem)
         )
 
 
@@ -84,9 +88,10 @@ def _list(
 
 
 def _cut(
-    item: PlanItem, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None
+    item: PlanItem, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None, share: bool
 ) -> Iterator[WorkUnit | Note]:
-    for found in cut_shard(item, rows_per_unit, options, memory):
+    items = item.shards if isinstance(item, ShardGroup) and not share else (item,)
+    for found in itertools.chain.from_iterable(cut_shard(one, rows_per_unit, options, memory) for one in items):
         if isinstance(found, WorkUnit):
             PROGRESS.planned_more(found.count)
             Metrics.counter("imagebeam", "records_planned").inc(found.count)

@@ -281,9 +281,6 @@ def _by_extension(members: list[_Member]) -> dict[str, _Member]:
 
 def _places(stream: BinaryIO, options: ReadOptions, left_out: LeftOut) -> Iterator[Place]:
     """Where each sample starts. The one before a damaged header is lost too: what is damaged may be a part of it."""
-    if not stream.read(1):
-        return
-    stream.seek(0)
     seen: set[str] = set()
     with _open(stream, 0) as tar:
         for members in _samples(tar, options, left_out):

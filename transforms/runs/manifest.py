@@ -145,7 +145,7 @@ def describe_unread(reports: Iterable[UnitReport]) -> list[str]:
 def _describe(unread: dict[str, Any]) -> str:
     size, records = unread["bytes"], unread["records"]
     amounts = [f"{size:,} bytes"] if size else []
-    if records is not None:
+    if records:
         amounts.append(f"{'about ' if size else ''}{records:,} records")
     amount = f", {' or '.join(amounts)} of it" if amounts else ""
     return printable(f"{unread['uri']} was not read to its end{amount}: {unread['reason']}")

@@ -115,10 +115,13 @@ def test_a_missing_end_mark_is_a_problem(tmp_path):
     assert (unread.uri, unread.bytes) == (str(tmp_path / "x"), 0)
 
 
-@pytest.mark.parametrize("data", [b"", tar_of([])])
-def test_an_empty_shard_is_no_failure(tmp_path, data):
-    (tmp_path / "x").write_bytes(data)
+def test_an_archive_without_members_is_no_failure_and_one_without_bytes_is(tmp_path):
+    (tmp_path / "x").write_bytes(tar_of([]))
     assert read(tmp_path / "x") == ([], {"shards without records": 1}, [])
+    (tmp_path / "x").write_bytes(b"")
+    items, _, (unread,) = read(tmp_path / "x")
+    assert outcome(items) == ["truncated"]
+    assert unread.bytes == 0
 
 
 def test_a_member_that_is_too_large_is_one_failure(tmp_path):
