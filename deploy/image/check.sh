@@ -68,13 +68,13 @@ beam=${base_beam##*:}
 
 say "$base_python from debootstrap"
 debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates "${base_python##*-}" "$work/python" \
-    > "$work/log" 2>&1 || skip "debootstrap cannot fetch Debian: $(tail -1 "$work/log")"
+    > "$work/log" 2>&1 || skip "debootstrap cannot fetch Debian: $(tail -n 1 "$work/log")"
 ln -s python3 "$work/python/usr/bin/python"
 rm -rf "$work"/python/var/cache/apt/archives/*.deb
 
 say "Beam's boot program $beam from its Go module"
 GOBIN=$work/bin go install "github.com/apache/beam/sdks/v2/python/container@v$beam" > "$work/log" 2>&1 \
-    || skip "go cannot build Beam's boot program: $(tail -1 "$work/log")"
+    || skip "go cannot build Beam's boot program: $(tail -n 1 "$work/log")"
 mkdir -p "$work/beam/opt/apache/beam" "$work/launcher/opt/google/dataflow"
 mv "$work/bin/container" "$work/beam/opt/apache/beam/boot"
 printf '#!/bin/sh\n' > "$work/launcher/opt/google/dataflow/python_template_launcher"
@@ -109,7 +109,7 @@ build() { # STAGE
     local start=$SECONDS
     say "buildah bud --target $1"
     buildah "${storage[@]}" bud --quiet --layers --pull=never "${mounts[@]}" --target "$1" --tag "imagebeam:$1" . \
-        > "$work/log" 2>&1 || { tail -40 "$work/log" >&2; fail "the stage $1 cannot be built"; }
+        > "$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; fail "the stage $1 cannot be built"; }
     echo "built in $((SECONDS - start)) s"
 }
 
@@ -158,7 +158,7 @@ check_stage() { # STAGE USER
     [[ -z $strays ]] || fail "the stage $1 holds packages of the dev lock only: $strays"
     output=$work/shared/out-$1
     inside imagebeam extract "${small[@]}" --output "$output" > "$work/log" 2>&1 \
-        || { tail -20 "$work/log" >&2; fail "extract fails in the stage $1"; }
+        || { tail -n 20 "$work/log" >&2; fail "extract fails in the stage $1"; }
     [[ $(embedded "$output") == 24 ]] || fail "extract in the stage $1 embedded $(embedded "$output") of 24 images"
     echo "extract inside: 24 of 24 images"
 }
@@ -172,9 +172,9 @@ check_pool() { # STAGE: a launcher in one container, its units worked by the wor
     say "extract through $1's worker pool at localhost:50000"
     inside timeout 300 imagebeam extract "${small[@]}" --output "$output" --runner=PortableRunner \
         --job_endpoint=embed --environment_type=EXTERNAL --environment_config=localhost:50000 > "$work/log" 2>&1 \
-        || { tail -20 "$work/log" "$work/pool.log" >&2; fail "extract through the worker pool fails"; }
+        || { tail -n 20 "$work/log" "$work/pool.log" >&2; fail "extract through the worker pool fails"; }
     [[ $(embedded "$output") == 24 ]] || fail "the worker pool embedded $(embedded "$output") of 24 images"
-    grep -q "Starting worker with command" "$work/pool.log" || { tail -20 "$work/pool.log" >&2; fail "the worker pool was given no work"; }
+    grep -q "Starting worker with command" "$work/pool.log" || { tail -n 20 "$work/pool.log" >&2; fail "the worker pool was given no work"; }
     kill -- "-$pool" 2> /dev/null || true
     pool=
     echo "extract through the pool: 24 of 24 images"

@@ -75,7 +75,17 @@ def parse(parser: JobParser, argv: Sequence[str]) -> tuple[argparse.Namespace, l
     stray = _beam_parser().parse_known_args(rest)[1] if rest and parser.beam else rest
     if stray:
         parser.error(f"unexpected argument {stray[0]!r}")
+    if rest:
+        _give_to_file_systems(rest)
     return args, rest
+
+
+def _give_to_file_systems(beam_args: Sequence[str]) -> None:
+    """Let Beam's file systems read flags such as --s3_endpoint_url: inputs are listed before there is a pipeline."""
+    from apache_beam.io.filesystems import FileSystems
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    FileSystems.set_options(PipelineOptions(list(beam_args)))
 
 
 def _flag_names(argv: Sequence[str]) -> Iterator[str]:

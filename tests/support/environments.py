@@ -125,12 +125,12 @@ class Environment:
         """Run the environment's Python; returns its output."""
         return self._run([self.folder / "bin" / "python", *arguments])
 
-    def imagebeam(self, *arguments: str | Path, code: int = 0, **variables: str) -> str:
+    def imagebeam(self, *arguments: str | Path, code: int | None = 0, **variables: str) -> str:
         """Run the command by the module it starts, as the console script's path is that of the first environment.
 
         Args:
             arguments: its arguments.
-            code: the exit code it must give.
+            code: the exit code it must give; None for any.
             variables: more environment variables.
         """
         command = [self.folder / "bin" / "python", "-m", "pipelines", *arguments]
@@ -152,7 +152,9 @@ class Environment:
         found = dict(line.split("==") for line in lines if "==" in line)
         return {canonicalize_name(name): version for name, version in found.items()}
 
-    def _run(self, command: Sequence[str | Path], code: int = 0, variables: Mapping[str, str] | None = None) -> str:
+    def _run(
+        self, command: Sequence[str | Path], code: int | None = 0, variables: Mapping[str, str] | None = None
+    ) -> str:
         done = subprocess.run(
             list(map(str, command)),
             cwd=self.home,
@@ -163,7 +165,9 @@ class Environment:
             text=True,
             check=False,
         )
-        assert done.returncode == code, f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stdout}"
+        assert code is None or done.returncode == code, (
+            f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stdout}"
+        )
         return done.stdout
 
 

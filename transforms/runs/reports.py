@@ -63,7 +63,7 @@ def read_reports(prefix: str) -> tuple[list[UnitReport], list[Note]]:
         FileNotFoundError: if a file of them is missing.
         OSError: if one cannot be read.
     """
-    lines = (line for number in range(FILES) for line in storage.read_bytes(_uri(prefix, number)).splitlines())
+    lines = (line for number in range(FILES) for line in storage.read_bytes(_uri(prefix, number)).splitlines() if line)
     reports: list[UnitReport] = []
     notes: list[Note] = []
     for line in lines:
@@ -86,7 +86,8 @@ def _line(report: UnitReport | Note) -> tuple[int, str]:
 def _publish(group: tuple[int, Iterable[str]], prefix: str) -> str:
     number, lines = group
     uri = _uri(prefix, number)
-    storage.publish(uri, "".join(f"{line}\n" for line in sorted(lines) if line).encode())
+    # The line that makes the group is written too, empty: Beam cannot write a file of no bytes to s3://.
+    storage.publish(uri, "".join(f"{line}\n" for line in sorted(lines)).encode())
     return uri
 
 

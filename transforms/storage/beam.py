@@ -11,6 +11,7 @@ from typing import BinaryIO, cast
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata, FileSystem
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from transforms.storage.base import replaced
 from transforms.storage.files import FileInfo, UriRange
@@ -114,6 +115,8 @@ def _file_info(info: FileMetadata) -> FileInfo:
 
 
 def _file_system(uri: str) -> FileSystem:
+    if FileSystems._pipeline_options is None:
+        FileSystems.set_options(PipelineOptions([]))  # those of s3:// and azfs:// refuse to work without any
     try:
         return FileSystems.get_filesystem(uri)
     except ValueError as error:
