@@ -120,10 +120,14 @@ class TestFlags:
     @pytest.mark.parametrize(("text", "size"), [("default", (299, 299)), ("native", None), ("80x90", (80, 90))])
     def test_image_size_in_the_spec(self, text, size):
         args, _ = parse_extract("--model", "Xception", "--image_size", text)
-        assert ModelOptions.from_args(args).spec("ab").image_size == size
+        assert ModelOptions.from_args(args).config().spec("ab").image_size == size
 
     def test_spec_holds_what_was_asked(self):
-        spec = ModelOptions("VGG19", "none", ("fc1",), Pooling.MAX, (50, 60), precision=Precision.FLOAT16).spec("ab")
+        spec = (
+            ModelOptions("VGG19", "none", ("fc1",), Pooling.MAX, (50, 60), precision=Precision.FLOAT16)
+            .config()
+            .spec("ab")
+        )
         assert (spec.model, spec.weights_sha256, spec.layers, spec.pooling) == ("VGG19", "ab", ("fc1",), "max")
         assert (spec.image_size, spec.precision) == ((50, 60), "float16")
 
