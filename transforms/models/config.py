@@ -58,8 +58,8 @@ class EmbedderConfig:
         object.__setattr__(self, "image_size", self._resolve_size())
         if self.image_size is None and self.pooling == Pooling.FLATTEN:
             raise ImagebeamError(
-                "Flattening images of their own sizes gives vectors of varying length. Received: pooling='flatten', "
-                "image_size='native'. Use pooling 'avg' or 'max', or a fixed image_size."
+                "Flattening images of their own sizes gives vectors of varying length. Received: pooling=flatten, "
+                "image_size=native. Use pooling avg or max, or a fixed image_size."
             )
 
     @property
