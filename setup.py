@@ -37,7 +37,7 @@ setup(
         "google-cloud-storage>=3.1",
         "google-crc32c>=1.7",
         "h5py>=3.12",
-        "keras>=3.15.1",
+        "keras>=3.15.1,<3.16",
         "numpy>=2.0",
         "pillow>=12",
         "protobuf>=6",

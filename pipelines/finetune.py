@@ -52,8 +52,7 @@ def run(options: FinetuneOptions) -> TrainResult:
     from pipelines.runtime.backbone_training import embed_images, hold_images, print_layers, tune_backbone
     from pipelines.runtime.head_training import train_head, use_deterministic_ops
     from transforms.classify.evaluate import evaluate
-    from transforms.models import weights
-    from transforms.models.embedder import assemble, load_backbone
+    from transforms.models.embedder import assemble, identify, load_backbone
     from transforms.plots.training import training_curves
     from transforms.training.backbone import freeze
     from transforms.training.head import join
@@ -66,17 +65,12 @@ def run(options: FinetuneOptions) -> TrainResult:
     config = options.model.config()
     say(f"Loading {config.model} with weights {config.weights}")
     backbone = load_backbone(config)
-    spec = config.spec(weights.digest(backbone))
+    spec = identify(config, backbone)
     with tempfile.TemporaryFile() as pixels, tempfile.TemporaryDirectory() as folder:
         images = hold_images(options, spec, pixels)
         labels = dataclasses.replace(options.rows.label_rules(), column="label")
         index = index_rows(images, labels, options.rows.split_rules())
         rows = describe_rows(index)
-        if options.model.weights == "imagenet" and spec.model.startswith("EfficientNetB"):
-            say(
-                f"WARNING: Keras' {spec.model} has a layer more with weights imagenet than with a file. Use "
-                f"{ResultFile.IMAGE_CLASSIFIER}; extract --weights {ResultFile.BACKBONE} would leave that layer out"
-            )
         first = len(backbone.layers) if options.tune.freeze_all else options.tune.freeze_layers or 0
         layers = freeze(backbone, spec, first=first, until=options.tune.freeze_until)
         print_layers(layers)
@@ -89,7 +83,7 @@ def run(options: FinetuneOptions) -> TrainResult:
             state = tune_backbone(options, spec, backbone, head, images, index, output.checkpoint)
             phases["tuning"] = dataclasses.asdict(state)
         backbone.trainable = True  # as any saved model's
-        tuned = dataclasses.replace(spec, weights_sha256=weights.digest(backbone))
+        tuned = identify(config, backbone)
         embedder = assemble(spec, backbone)
         predictions, weights_file = (Path(folder) / name for name in (ResultFile.PREDICTIONS, ResultFile.BACKBONE))
         evaluation = evaluate(

@@ -146,8 +146,8 @@ def _load(options: PlanOptions, folder: RunFolder | None) -> Embedder:
     staged = None if folder is None or options.output.overwrite else read_staged(folder.model)
     if folder is not None and staged is not None:
         drawn = weights in ("imagenet", "none")
-        sha256 = staged.spec.weights_sha256 if drawn else embedder.spec.weights_sha256
-        prepare.check_spec(folder, staged.spec, config.spec(sha256))
+        resolved = staged.spec if drawn else embedder.spec
+        prepare.check_spec(folder, staged.spec, config.spec(resolved.weights_sha256, resolved.graph_sha256))
     return embedder
 
 

@@ -150,6 +150,9 @@ def fit_as_told(
 
 def use_deterministic_ops() -> None:
     """Let a GPU add up in the same order every time; a CPU does so by itself."""
+    from transforms.models.keras_import import import_keras
+
+    import_keras()  # settles Keras' global settings before anything is built
     import tensorflow as tf
 
     if tf.config.list_physical_devices("GPU"):

@@ -14,6 +14,7 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
 from transforms.models.embedder import Embedder
+from transforms.models.keras_import import pinned_keras
 from transforms.models.staged import StagedModel, check_sha256, file_sha256, read_staged, stage
 from transforms.training.output import ResultFile
 
@@ -227,9 +228,10 @@ def _stage_embedder(classifier: TrainedClassifier, folder: str, dimension: int) 
 
 
 def _load(path: Any) -> keras.Model:
-    import keras
-
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        with pinned_keras():
+            import keras
+
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
     except ValueError as error:
         raise ImagebeamError(f"{path} is not a Keras model ({str(error).splitlines()[0]}).") from error

@@ -62,6 +62,8 @@ class EmbedderSpec:
         resize_mode: what happens to the aspect ratio when resizing.
         precision: what the backbone computes in.
         color_policy: version of the rules that turn bytes into RGB.
+        graph_sha256: SHA-256 of the operations the weights are used in (see `transforms.models.graph`); empty in specs
+            that were written before it was recorded.
     """
 
     model: str
@@ -73,6 +75,7 @@ class EmbedderSpec:
     resize_mode: ResizeMode = ResizeMode.STRETCH
     precision: Precision = Precision.FLOAT32
     color_policy: str = COLOR_POLICY
+    graph_sha256: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, field by field."""

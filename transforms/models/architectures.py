@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import difflib
+import math
 import sys
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transforms.core.errors import ImagebeamError
+from transforms.models.keras_import import import_keras, pinned_keras
+from transforms.models.keras_internals import fresh_layer_names
 
 if TYPE_CHECKING:
     import keras
@@ -61,6 +61,8 @@ _SIZES: dict[str, tuple[int, int]] = {
     "Xception": (299, 71),
 }
 
+_IMAGENET_STDDEV = (0.229, 0.224, 0.225)
+
 ARCHITECTURES = tuple(_SIZES)
 """Names of every model of `keras.applications`."""
 
@@ -79,23 +81,52 @@ class Architecture:
     default_size: int
     min_size: int
 
+    @property
+    def normalizes_after_pooling(self) -> bool:
+        """Whether Keras' `pooling=` argument gives other vectors than pooling the model's last feature map.
+
+        ConvNeXt pools first and normalizes the pooled vector; without pooling it normalizes the map.
+        """
+        return self.name.startswith("ConvNeXt")
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether one model takes images of different sizes; NASNet's crops are fixed when it is built."""
+        return not self.name.startswith("NASNet")
+
+    @property
+    def rescales_for_imagenet(self) -> bool:
+        """Whether Keras adds a layer to the graph for `weights="imagenet"` (EfficientNetB0 to B7)."""
+        return self.name.startswith("EfficientNetB")
+
     def build(
-        self, image_size: tuple[int, int] | None, *, include_top: bool = False, weights: str | None = None
+        self,
+        image_size: tuple[int, int] | None,
+        *,
+        include_top: bool = False,
+        weights: str | None = None,
+        pooling: str | None = None,
+        classes: int = 1000,
+        rescaled: bool = False,
     ) -> keras.Model:
-        """The bare Keras model, as `keras.applications` makes it, without pooling or preprocessing.
+        """The bare Keras model, as `keras.applications` makes it, without preprocessing.
 
         Args:
             image_size: (height, width) in pixels, or None for any size.
             include_top: with the ImageNet classifier on top; `image_size` is then the default size.
             weights: None for fresh random values, or "imagenet" (downloaded by Keras, or found in its cache).
+            pooling: None for feature maps, or "avg" or "max" for Keras' own pooling.
+            classes: outputs of the classifier, where there is one.
+            rescaled: with the layer that Keras adds for `weights="imagenet"`, see `rescales_for_imagenet`.
 
         Raises:
-            ImagebeamError: if `image_size` is below `min_size`, or is not the default size although the top is wanted.
+            ImagebeamError: if the architecture cannot take `image_size`, or it is not the default size although the
+                top is wanted.
         """
+        import_keras()
         import keras
 
-        if image_size is not None:
-            self.check_size(image_size)
+        self.check_size(image_size)
         if include_top and image_size != (self.default_size, self.default_size):
             raise ImagebeamError(
                 f"The classifier layers of {self.name} need its default size. Received: image_size="
@@ -103,10 +134,17 @@ class Architecture:
             )
         height, width = image_size or (None, None)
         constructor = getattr(keras.applications, self.name)
-        with _fresh_layer_names(), warnings.catch_warnings():
+        with pinned_keras(), fresh_layer_names(), warnings.catch_warnings():
             # MobileNets warn of sizes their published weights are not listed for, though any size loads them.
             warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-square")
-            return constructor(include_top=include_top, weights=weights, input_shape=(height, width, 3))
+            model = constructor(
+                include_top=include_top,
+                weights=weights,
+                input_shape=(height, width, 3),
+                pooling=pooling,
+                classes=classes,
+            )
+            return _rescale(model) if rescaled and weights is None else model
 
     def preprocess(self, pixels: Any) -> Any:
         """Float RGB pixels in 0..255 -> what this model was trained on, by the model's own `preprocess_input`."""
@@ -115,36 +153,42 @@ class Architecture:
         module = sys.modules[getattr(keras.applications, self.name).__module__]
         return module.preprocess_input(pixels)
 
-    def check_size(self, image_size: tuple[int, int]) -> None:
+    def check_size(self, image_size: tuple[int, int] | None) -> None:
         """Refuse a size the architecture cannot take.
 
+        Args:
+            image_size: (height, width) in pixels, or None for images of any size.
+
         Raises:
-            ImagebeamError: naming the smallest size.
+            ImagebeamError: naming the smallest size, or that the size must be fixed.
         """
-        if min(image_size) < self.min_size:
+        default = f"its default is {self.default_size}x{self.default_size}"
+        if image_size is None:
+            if not self.takes_any_size:
+                raise ImagebeamError(
+                    f"{self.name} needs a fixed image size. Received: image_size=native. Give --image_size ({default})."
+                )
+        elif min(image_size) < self.min_size:
             raise ImagebeamError(
                 f"{self.name} takes images of at least {self.min_size}x{self.min_size}. Received: image_size="
-                f"{size_text(image_size)}. Choose a larger --image_size (its default is "
-                f"{self.default_size}x{self.default_size})."
+                f"{size_text(image_size)}. Choose a larger --image_size ({default})."
             )
 
 
-@contextlib.contextmanager
-def _fresh_layer_names() -> Iterator[None]:
-    """Layers made inside are numbered as in a new process.
+def _rescale(model: keras.Model) -> keras.Model:
+    """Put behind an EfficientNet's normalization the layer that Keras adds for `weights="imagenet"`.
 
-    Keras numbers the layers that its applications leave unnamed ("activation_12") by a counter of the process, so that
-    a second model of one kind would have other names; but names are what `--layer` takes. `keras.utils.clear_session`
-    would reset the counter too, and with it the names in a model the caller is about to compose.
+    Its factors are 1 / sqrt(standard deviation of ImageNet's pixels); see keras/src/applications/efficientnet.py.
     """
-    from keras.src.backend.common import global_state
+    import keras
 
-    before = global_state.get_global_attribute("object_name_uids")
-    global_state.set_global_attribute("object_name_uids", collections.defaultdict(int))
-    try:
-        yield
-    finally:
-        global_state.set_global_attribute("object_name_uids", before)
+    def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        outputs = layer(*args, **kwargs)
+        if isinstance(layer, keras.layers.Normalization):
+            outputs = keras.layers.Rescaling([1.0 / math.sqrt(deviation) for deviation in _IMAGENET_STDDEV])(outputs)
+        return outputs
+
+    return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
 
 
 def get_architecture(name: str) -> Architecture:

@@ -54,7 +54,7 @@ class EmbedderConfig:
             ("precision", Precision),
         ):
             object.__setattr__(self, name, _member(kind, name, getattr(self, name)))
-        is_file(self.weights)  # raises for what is neither a keyword nor a known kind of file
+        is_file(self.weights)  # raises for what is neither a keyword nor a file
         object.__setattr__(self, "image_size", self._resolve_size())
         if self.image_size is None and self.pooling == Pooling.FLATTEN:
             raise ImagebeamError(
@@ -73,6 +73,7 @@ class EmbedderConfig:
     def _resolve_size(self) -> tuple[int, int] | None:
         architecture, size = get_architecture(self.model), self.image_size
         if size is None or size == "native":
+            architecture.check_size(None)
             return None
         if size == "default":
             return architecture.default_size, architecture.default_size
@@ -83,8 +84,8 @@ class EmbedderConfig:
         architecture.check_size((size[0], size[1]))
         return size[0], size[1]
 
-    def spec(self, weights_sha256: str) -> EmbedderSpec:
-        """The identity of this request, given the SHA-256 of the weight values."""
+    def spec(self, weights_sha256: str, graph_sha256: str = "") -> EmbedderSpec:
+        """The identity of this request, given the SHA-256 of the weight values and of the graph they are used in."""
         return EmbedderSpec(
             self.model,
             weights_sha256,
@@ -94,6 +95,7 @@ class EmbedderConfig:
             Interpolation(self.interpolation),
             ResizeMode(self.resize_mode),
             Precision(self.precision),
+            graph_sha256=graph_sha256,
         )
 
 

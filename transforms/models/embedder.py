@@ -15,7 +15,8 @@ from transforms.core.spec import EmbedderSpec, Pooling, Precision
 from transforms.models import weights as weights_module
 from transforms.models.architectures import Architecture, get_architecture, nearest
 from transforms.models.config import EmbedderConfig
-from transforms.models.keras_import import import_keras
+from transforms.models.graph import graph_sha256
+from transforms.models.keras_import import import_keras, pinned_keras
 
 if TYPE_CHECKING:
     import keras
@@ -51,7 +52,8 @@ class Embedder:
         """
         import keras
 
-        with self._lock:  # Beam's harness threads share one embedder; Keras' compiled call is not re-entrant
+        # Beam's harness threads share one embedder, and Keras' compiled call is not re-entrant.
+        with self._lock, pinned_keras():
             if arguments:
                 vectors = keras.tree.map_structure(keras.ops.convert_to_numpy, self.model(images, **arguments))
             else:
@@ -73,13 +75,13 @@ def columns(layers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def resolve(config: EmbedderConfig) -> Embedder:
-    """Load the weights and build the embedder; its spec carries their digest.
+    """Load the weights and build the embedder; its spec carries the digests of weights and graph.
 
     Raises:
         ImagebeamError: for an unknown layer, or weights that cannot be had or do not fit.
     """
     backbone = load_backbone(config)
-    spec = config.spec(weights_module.digest(backbone))
+    spec = identify(config, backbone)
     return Embedder(spec, assemble(spec, backbone))
 
 
@@ -99,7 +101,7 @@ def build_embedder(config: EmbedderConfig, *, input_tensor: Any = None) -> keras
         ImagebeamError: as `resolve`.
     """
     backbone = load_backbone(config)
-    return assemble(config.spec(weights_module.digest(backbone)), backbone, input_tensor)
+    return assemble(identify(config, backbone), backbone, input_tensor)
 
 
 def needs_top(architecture: Architecture, layers: tuple[str, ...], image_size: tuple[int, int] | None) -> bool:
@@ -151,33 +153,64 @@ def _dtype_policy(precision: Precision) -> Iterator[None]:
 def load_backbone(config: EmbedderConfig) -> keras.Model:
     """The float32 backbone with its weights: what `assemble` takes.
 
+    Its output is a feature map, except where the architecture does its own pooling (ConvNeXt).
+
     Raises:
         ImagebeamError: as `resolve`.
     """
     architecture, size = get_architecture(config.model), config.size
     include_top = needs_top(architecture, config.layers, size)
-    return weights_module.load_backbone(architecture, config.weights, size, include_top=include_top)
+    return weights_module.load_backbone(
+        architecture, config.weights, size, include_top=include_top, pooling=_own_pooling(config.spec(""))
+    )
 
 
-def _in_precision(backbone: keras.Model, precision: Precision) -> keras.Model:
-    """The same layers and weights, computing in `precision`."""
+def _own_pooling(spec: EmbedderSpec) -> str | None:
+    """Keras' `pooling` argument where it is more than pooling the last feature map."""
+    if spec.layers or spec.pooling == Pooling.FLATTEN or not get_architecture(spec.model).normalizes_after_pooling:
+        return None
+    return str(spec.pooling)
+
+
+def identify(config: EmbedderConfig, backbone: keras.Model) -> EmbedderSpec:
+    """The spec of the embedder that `assemble` makes of this backbone: with the digests of its weights and graph."""
+    return config.spec(weights_module.digest(backbone), _graph_digest(config, backbone))
+
+
+def _graph_digest(config: EmbedderConfig, backbone: keras.Model) -> str:
+    """Over preprocessing and backbone; layers and pooling have fields of their own in the spec."""
+    import keras
+
+    with pinned_keras():
+        pixels = keras.Input((*(config.size or (None, None)), 3))
+        return graph_sha256(keras.Model(pixels, backbone(get_architecture(config.model).preprocess(pixels))))
+
+
+def _in_precision(backbone: keras.Model, precision: Precision, own_pooling: str | None) -> keras.Model:
+    """The same layers and weights, computing in `precision`.
+
+    Where the backbone ends in vectors instead of a feature map (ConvNeXt's own pooling), pooling and what follows it
+    stay in float32, as `_pool` does.
+    """
     import keras
 
     if precision == Precision.FLOAT32:
         return backbone
+
+    def clone_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = layer.get_config()
+        config.pop("dtype", None)  # The serialised layers name their policy; without it they take the one in force.
+        if own_pooling is not None and len(layer.output.shape) == 2:
+            config["dtype"] = "float32"
+        return layer.__class__.from_config(config)
+
     with _dtype_policy(precision):
-        # The serialised layers name their policy; without it they take the one in force.
-        clone = keras.models.clone_model(backbone, clone_function=_without_dtype)
+        clone = keras.models.clone_model(backbone, clone_function=clone_layer, recursive=True)
     for layer in backbone.layers:  # by name: a clone may hold its layers in another order
         if layer.weights:
             clone.get_layer(layer.name).set_weights(layer.get_weights())
+    weights_module.finalize(clone)
     return clone
-
-
-def _without_dtype(layer: keras.layers.Layer) -> keras.layers.Layer:
-    config = layer.get_config()
-    config.pop("dtype", None)
-    return layer.__class__.from_config(config)
 
 
 def assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any = None) -> keras.Model:
@@ -190,10 +223,15 @@ def assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any = None
         backbone: as `load_backbone` gives it.
         input_tensor: see `build_embedder`.
     """
+    with pinned_keras():
+        return _assemble(spec, backbone, input_tensor)
+
+
+def _assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any) -> keras.Model:
     import keras
 
     architecture = get_architecture(spec.model)
-    backbone = _in_precision(backbone, spec.precision)
+    backbone = _in_precision(backbone, spec.precision, _own_pooling(spec))
     wanted = [backbone.get_layer(name).output for name in spec.layers] or [backbone.output]
     features = keras.Model(backbone.input, wanted, name=backbone.name)
 

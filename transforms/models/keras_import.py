@@ -1,30 +1,80 @@
-"""Keras' first import, without the notes TensorFlow's native libraries print at it."""
+"""Keras' first import: quiet, and with global settings that no configuration file of the user's changes."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shutil
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
-_lock = threading.Lock()
+_import_lock = threading.Lock()
+_pin_lock = threading.RLock()
+_pins = 0
+_before: list[tuple[Callable[[Any], None], Any]] = []
 
 
 def import_keras() -> None:
     """Import Keras and its backend, quietly where `TF_CPP_MIN_LOG_LEVEL` asks for quiet (2 or more).
 
     TensorFlow 2.21 prints notes on CPU features and missing CUDA libraries to the process's stderr before it reads
-    that variable. They are held back, and shown if the import fails. A later call does nothing.
+    that variable. They are held back, and shown if the import fails.
+
+    A process that had not imported Keras keeps its default settings from now on, whatever keras.json says. A process
+    that had keeps its own; `pinned_keras` then sets the defaults where models are built, loaded and called.
     """
-    with _lock:
+    with _import_lock:
         if "keras" in sys.modules:
             return
         if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") < "2":
             importlib.import_module("keras")
-            return
-        _import_quietly()
+        else:
+            _import_quietly()
+        for setter, _, value in _settings():
+            setter(value)
+
+
+@contextlib.contextmanager
+def pinned_keras() -> Iterator[None]:
+    """Inside, Keras' global settings are its defaults: a number must depend on nothing that the spec doesn't name.
+
+    Settings come from keras.json (in `KERAS_HOME`), from environment variables or from `keras.config` calls earlier
+    in the process. Nested and concurrent uses share one pin; the last one to leave restores the caller's settings.
+    """
+    global _pins
+    import_keras()
+    with _pin_lock:
+        if not _pins:
+            for setter, getter, value in _settings():
+                _before.append((setter, getter()))
+                setter(value)
+        _pins += 1
+    try:
+        yield
+    finally:
+        with _pin_lock:
+            _pins -= 1
+            while not _pins and _before:
+                setter, value = _before.pop()
+                setter(value)
+
+
+def _settings() -> list[tuple[Callable[[Any], None], Callable[[], Any], Any]]:
+    """(setter, getter, default) of every global setting that can change a result."""
+    from keras import config
+
+    return [
+        (config.set_floatx, config.floatx, "float32"),
+        (config.set_epsilon, config.epsilon, 1e-7),
+        (config.set_image_data_format, config.image_data_format, "channels_last"),
+        (config.set_dtype_policy, config.dtype_policy, "float32"),
+        (config.set_max_epochs, config.max_epochs, None),
+        (config.set_max_steps_per_epoch, config.max_steps_per_epoch, None),
+    ]
 
 
 def _import_quietly() -> None:

@@ -15,7 +15,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import Embedder, resolve
-from transforms.models.keras_import import import_keras
+from transforms.models.keras_import import pinned_keras
 from transforms.models.weights import is_file
 
 MODEL_FILE = "embedder.keras"
@@ -51,11 +51,10 @@ class StagedModel:
         Raises:
             ImagebeamError: if the file is missing or is not the one that was staged.
         """
-        import_keras()
-        import keras
-
         try:
-            with storage.local_file(self.model_uri) as path:
+            with storage.local_file(self.model_uri) as path, pinned_keras():
+                import keras
+
                 check_sha256(path, self.sha256, self.model_uri)
                 return Embedder(self.spec, keras.saving.load_model(path, compile=False, safe_mode=True))
         except FileNotFoundError as error:
@@ -98,7 +97,7 @@ def stage_model(
 
     check = check or refuse
     if staged is not None:
-        check(staged.spec, config.spec(staged.spec.weights_sha256))
+        check(staged.spec, config.spec(staged.spec.weights_sha256, staged.spec.graph_sha256))
         same_file = source["file_sha256"] is not None and source["file_sha256"] == staged.weights["file_sha256"]
         if same_file or source == staged.weights:
             return staged

@@ -17,6 +17,7 @@ OTHERS = {
     "resize_mode": ResizeMode.PAD,
     "precision": Precision.BFLOAT16,
     "color_policy": "another",
+    "graph_sha256": "ef" * 32,
 }
 
 
@@ -29,13 +30,13 @@ def test_json_round_trip():
 def test_the_fingerprint_is_stable():
     # Computed once by hand: sha256sum of the canonical JSON. A change here makes every stored embedding foreign.
     canonical = (
-        '{"color_policy":"imagebeam-1","image_size":[48,48],"interpolation":"bilinear","layers":["block4_pool"],'
+        '{"color_policy":"imagebeam-1","graph_sha256":"","image_size":[48,48],"interpolation":"bilinear","layers":["block4_pool"],'
         '"model":"VGG16","pooling":"avg","precision":"float32","resize_mode":"stretch","weights_sha256":"'
         + "ab" * 32
         + '"}'
     )
     assert SPEC.to_json() == canonical
-    assert SPEC.fingerprint == "75aa93245a3bdef746309926c3b24221b67be99bd884fa7b45377d98dbf6c3d1"
+    assert SPEC.fingerprint == "da114a148660c2015305f36eceb1ace3182eb94fdfc6997d2ab78b74475f489b"
 
 
 def test_every_field_is_covered_by_the_list_of_others():

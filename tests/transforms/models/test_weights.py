@@ -1,5 +1,6 @@
 """Weights from files: every kind gives the same values, and nothing but weights is taken."""
 
+import json
 import pickle
 import random
 import re
@@ -121,7 +122,7 @@ def test_another_value_is_another_digest(model):
     assert weights.digest(model) == before
 
 
-@pytest.mark.parametrize("value", ["model.keras", "model.pb", "weights.pkl", "random", "random:x", "ImageNet", ""])
+@pytest.mark.parametrize("value", ["model.pb", "weights.pkl", "random", "random:x", "ImageNet", "imagenet21k", ""])
 def test_what_is_neither_a_keyword_nor_a_file_of_weights_is_refused(value):
     with pytest.raises(ImagebeamError, match=re.escape(f"Received: weights={value!r}")):
         weights.is_file(value)
@@ -173,6 +174,85 @@ def broken_member(path):
         file.writestr("block1_conv1/kernel.npy", b"\x93NUMPY and then nothing")
 
 
+def of_other_layout(keras_3):
+    """The first convolution of a VGG16 half as wide."""
+
+    def write(path):
+        narrow = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(32, 3, name="block1_conv1")])
+        if keras_3:
+            write_keras(narrow, path.with_name("x.weights.h5"))
+            path.with_name("x.weights.h5").rename(path)
+        else:
+            write_legacy(narrow, path)
+
+    return write
+
+
+def theano(path):
+    write_legacy(keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3)), path)
+    with h5py.File(path, "a") as file:
+        file.attrs["backend"] = b"theano"
+
+
+def linked(link):
+    def write(path):
+        with h5py.File(path, "w") as file:
+            file.create_group("layers/conv2d/vars")
+            file["layers/conv2d/vars/0"] = link
+
+    return write
+
+
+def stored_elsewhere(path):
+    with h5py.File(path, "w") as file:
+        file.create_dataset("layers/conv2d/vars/0", (4,), "f4", external=[("/etc/passwd", 0, 16)])
+
+
+def inflating(path):
+    """2 GB of zeros under the name of a weight, in 2 MB."""
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file,
+        file.open("block1_conv1/kernel.npy", "w", force_zip64=True) as member,
+    ):
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": (2**29,)})
+        for _ in range(64):
+            member.write(bytes(2**25))
+
+
+def long_header(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("block1_conv1/kernel.npy", b"\x93NUMPY\x02\x00" + (2**31).to_bytes(4, "little") + bytes(2**27))
+
+
+def outside_data(path):
+    tensor = numpy_helper.from_array(np.zeros(64, np.float32), "model/block1_conv1/BiasAdd/ReadVariableOp:0")
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "/etc/passwd"
+    path.write_bytes(helper.make_model(helper.make_graph([], "g", [], [], [tensor])).SerializeToString())
+
+
+def torch_file(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps(Evil()))
+
+
+def keras_archive(layer):
+    def write(path):
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("config.json", json.dumps({"class_name": "Functional", "config": {"layers": [layer]}}))
+            file.writestr("model.weights.h5", b"")
+
+    return write
+
+
+def bomb_archive(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("config.json", "{}")
+        file.writestr("model.weights.h5", bytes(2**26))
+
+
 def junk(path):
     path.write_bytes(b"this is no file of weights" * 50)
 
@@ -190,12 +270,31 @@ REFUSED = {
     "an HDF5 file of something else": ("a.h5", lambda path: h5py.File(path, "w").close(), "names no layers"),
     "weights of VGG19, legacy": ("a.h5", of_vgg19(write_legacy), "do not fit vgg16"),
     "weights of VGG19, Keras 3": ("a.weights.h5", of_vgg19(write_keras), "do not fit vgg16"),
-    "a whole model under the name of weights": ("a.weights.h5", None, "do not fit vgg16"),
+    "a whole model under the name of weights": ("a.weights.h5", None, "holds a whole model"),
     "a pickled array": ("a.npz", pickled, "pickled"),
     "a pickle": ("a.npz", bare_pickle, "pickled"),
     "an array of another shape": ("a.npz", wrong_shape, r"block3_conv2/kernel has shape \(3, 3, 256, 255\)"),
     "a missing array": ("a.npz", missing, r"1 of 26 arrays are missing, the first is 'block4_conv1/bias'"),
-    "an ONNX graph of VGG19": ("a.onnx", of_vgg19(write_onnx), "do not fit vgg16, which has no 'block3_conv4/bias'"),
+    "an ONNX graph of VGG19": (
+        "a.onnx",
+        of_vgg19(write_onnx),
+        "do not fit vgg16: the model has no 'block3_conv4/bias'",
+    ),
+    "other shapes, Keras 3": ("a.h5", of_other_layout(True), r"block1_conv1/kernel has shape \(3, 3, 3, 32\)"),
+    "other shapes, legacy": ("a.weights.h5", of_other_layout(False), r"\(3, 3, 3, 32\) in the file, not .*64\)"),
+    "Theano's kernels": ("a.h5", theano, "Theano"),
+    "a link to another file": ("a.h5", linked(h5py.ExternalLink("/etc/passwd", "/x")), "is a link"),
+    "a link within the file": ("a.h5", linked(h5py.SoftLink("/x")), "is a link"),
+    "data in another file": ("a.h5", stored_elsewhere, "lies in another file"),
+    "an array that inflates": ("a.npz", inflating, r"block1_conv1/kernel has shape \(536870912,\)"),
+    "a header that inflates": ("a.npz", long_header, "not an array of NumPy"),
+    "ONNX data in another file": ("a.onnx", outside_data, "lie in another file"),
+    "a PyTorch file": ("a.bin", torch_file, "PyTorch"),
+    "a pickle without a known name": ("weights.bin", bare_pickle, "pickled"),
+    "a Lambda layer": ("a.keras", keras_archive({"class_name": "Lambda", "module": "keras.layers"}), "Lambda"),
+    "a function of the system": ("a.keras", keras_archive({"class_name": "system", "module": "os"}), "os.system"),
+    "a Keras archive that inflates": ("a.keras", bomb_archive, "inflates from"),
+    "a Git LFS pointer": ("a.h5", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "LFS"),
     "an archive cut short": ("a.npz", cut, "a.npz"),
     "an archive of damaged arrays": ("a.npz", broken_member, "a.npz"),
     **{
@@ -225,6 +324,83 @@ def test_anything_but_the_weights_of_the_model_is_refused_in_one_line(tmp_path, 
 def test_a_file_that_is_not_there_is_named(tmp_path, name):
     with pytest.raises(ImagebeamError, match=f"cannot be read: .*{name}"):
         weights.load_backbone(VGG16, str(tmp_path / name), (32, 32))
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A network whose classifier has 7 classes, with every kind of layer that keeps its state apart."""
+    architecture = get_architecture("MobileNetV3Small")
+    return architecture.build((224, 224), include_top=True, classes=7)
+
+
+def write_safetensors(model, path):
+    header, data = {}, b""
+    for name, array in arrays_by_path(model).items():
+        values = np.ascontiguousarray(array).tobytes()
+        header[name] = {
+            "dtype": {"float32": "F32", "int32": "I32"}[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [len(data), len(data) + len(values)],
+        }
+        data += values
+    text = json.dumps({"__metadata__": {}, **header}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def arrays_by_path(model):
+    return {variable.path.removeprefix(f"{model.name}/"): np.asarray(variable) for variable in model.weights}
+
+
+def write_renamed_npz(model, path):
+    with path.open("wb") as file:
+        np.savez(file, **arrays_by_path(model))
+
+
+ANY_NAME = {
+    "new.h5": write_keras,
+    "old.weights.h5": write_legacy,
+    "a.HDF5": write_keras,
+    "b.H5": write_legacy,
+    "whole.keras": lambda model, path: model.save(path),
+    "renamed.bin": write_renamed_npz,
+    "a.safetensors": write_safetensors,
+}
+
+
+@pytest.mark.parametrize("name", list(ANY_NAME))
+def test_the_content_says_what_a_file_is_and_the_classes_are_the_files(tmp_path, small, name):
+    path = tmp_path / name
+    if name in ("new.h5", "a.HDF5"):  # Keras writes its layout under this ending only
+        ANY_NAME[name](small, tmp_path / "x.weights.h5")
+        (tmp_path / "x.weights.h5").rename(path)
+    else:
+        ANY_NAME[name](small, path)
+    architecture = get_architecture("MobileNetV3Small")
+    with_top = weights.load_backbone(architecture, str(path), (224, 224), include_top=True)
+    assert with_top.output.shape == (None, 7)
+    assert weights.digest(with_top) == weights.digest(small)
+    below = weights.load_backbone(architecture, str(path), (64, 64))
+    for found, right in zip(below.get_weights(), small.get_weights(), strict=False):
+        np.testing.assert_array_equal(found, right)
+
+
+def test_efficientnet_has_one_graph_for_one_fingerprint(tmp_path, monkeypatch):
+    """Keras adds a layer for `imagenet`; a file that lists it, and the published file itself, are built with it."""
+    efficientnet = pytest.importorskip("keras.src.applications.efficientnet")
+    architecture = get_architecture("EfficientNetB0")
+    published, listing = tmp_path / "notop.h5", tmp_path / "tuned.weights.h5"
+    write_legacy(architecture.build(None), published)
+    architecture.build(None, rescaled=True).save_weights(listing)
+    monkeypatch.setattr(efficientnet.file_utils, "get_file", lambda *_, **__: str(published))
+
+    def spec(source):
+        return resolve(EmbedderConfig("EfficientNetB0", str(source), image_size=(32, 32))).spec
+
+    imagenet = spec("imagenet")
+    assert spec(published).graph_sha256 != imagenet.graph_sha256  # not known as the published one
+    assert spec(listing).graph_sha256 == imagenet.graph_sha256
+    monkeypatch.setattr(weights, "_is_published", lambda *_: True)
+    assert spec(published) == imagenet
 
 
 def test_random_weights_are_the_same_for_the_same_seed_and_none_are_not():

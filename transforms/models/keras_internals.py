@@ -1,0 +1,63 @@
+"""The private names of Keras that Imagebeam uses, all in this module.
+
+`setup.py` bounds Keras' version for them, and tests/transforms/models/test_keras_internals.py fails when one moves.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import importlib
+import random
+import threading
+from collections.abc import Iterator
+
+_seeding = threading.Lock()
+
+
+@contextlib.contextmanager
+def fresh_layer_names() -> Iterator[None]:
+    """Number the layers made inside as in a new process.
+
+    Keras numbers the layers that its applications leave unnamed ("activation_12") by a counter of the process, so that
+    a second model of one kind would have other names; but names are what `--layer` takes. `keras.utils.clear_session`
+    would reset the counter too, and with it the names in a model the caller is about to compose.
+    """
+    from keras.src.backend.common import global_state
+
+    before = global_state.get_global_attribute("object_name_uids")
+    global_state.set_global_attribute("object_name_uids", collections.defaultdict(int))
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("object_name_uids", before)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Give the layers made inside the weights that `keras.utils.set_random_seed(seed)` would give them.
+
+    That function seeds Python's `random`, from which Keras draws a seed for every initializer; but so do other threads
+    draw from it meanwhile (client libraries for their back-off), and the weights of a seed, and so the fingerprint,
+    would be others now and then.
+    """
+    from keras.src.random import seed_generator
+
+    with _seeding:
+        shared = seed_generator.python_random
+        seed_generator.python_random = random.Random(seed)
+        try:
+            yield
+        finally:
+            seed_generator.python_random = shared
+
+
+def published_efficientnet_md5(name: str) -> tuple[str, str]:
+    """MD5 of the ImageNet files that Keras publishes for an EfficientNetB0 to B7: (with the top, without).
+
+    Args:
+        name: such as "EfficientNetB0".
+    """
+    module = importlib.import_module("keras.src.applications.efficientnet")
+    with_top, without = module.WEIGHTS_HASHES[name.removeprefix("EfficientNet").lower()]
+    return with_top, without
