@@ -63,7 +63,7 @@ def run(options: FinetuneOptions) -> TrainResult:
     use_deterministic_ops()
     output = ClassifierFolder(options.classifier.output, overwrite=options.classifier.overwrite)
     config = options.model.config()
-    say(f"Loading {config.model} with weights {config.weights}")
+    say(f"Loading {config.description}")
     backbone = load_backbone(config)
     spec = identify(config, backbone)
     with tempfile.TemporaryFile() as pixels, tempfile.TemporaryDirectory() as folder:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pipelines.common.fields import Options, flag
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.extraction import ImageSize, ModelOptions, parse_image_size, resolve_image_size
-from transforms.models.architectures import Architecture, get_architecture, size_text
+from transforms.models.architectures import Architecture, size_text
 from transforms.models.keras_import import import_keras
+from transforms.models.own_model import OwnModel, find_model
 
 DESCRIPTION = """\
 List a model's layers: the names --layer takes, their output shapes, and the length of the vector that average or
@@ -24,7 +25,7 @@ maximum pooling makes of each. The classifier's layers are listed at the default
 class LayersOptions(Options):
     """Which model to list, at which size, and how."""
 
-    model: str = flag("any model of keras.applications, spelled as Keras does", ModelOptions.model, metavar="NAME")
+    model: str = flag("any model of keras.applications, or a FILE.keras", ModelOptions.model, metavar="NAME")
     image_size: ImageSize = flag(
         "input size in pixels; native for any, default for the size the model was trained at",
         ModelOptions.image_size,
@@ -38,9 +39,9 @@ class LayersOptions(Options):
             self.architecture.check_size(self.resolved_size)
 
     @property
-    def architecture(self) -> Architecture:
+    def architecture(self) -> Architecture | OwnModel:
         """The model asked for."""
-        return get_architecture(self.model)
+        return find_model(self.model)
 
     @property
     def resolved_size(self) -> tuple[int, int] | None:
@@ -65,7 +66,7 @@ class LayerInfo:
     dimension: int | None
 
 
-def list_layers(architecture: Architecture, image_size: tuple[int, int] | None) -> Iterator[LayerInfo]:
+def list_layers(architecture: Architecture | OwnModel, image_size: tuple[int, int] | None) -> Iterator[LayerInfo]:
     """A model's layers from input to output; the classifier's too where `image_size` is the default size.
 
     Args:
@@ -75,13 +76,16 @@ def list_layers(architecture: Architecture, image_size: tuple[int, int] | None) 
     import_keras()
     import keras
 
-    top = image_size == (architecture.default_size, architecture.default_size)
-    # Shapes need no weights, and up to 350 million of them would be drawn at random.
-    with keras.StatelessScope(initialize_variables=False):
-        model = architecture.build(image_size, include_top=top)
+    if isinstance(architecture, OwnModel):
+        model = architecture.build(image_size)
+    else:
+        # Shapes need no weights, and up to 350 million of them would be drawn at random.
+        with keras.StatelessScope(initialize_variables=False):
+            model = architecture.build(image_size, include_top=image_size == architecture.default_image_size)
     for layer in model.layers:
-        shape = tuple(layer.output.shape[1:])
-        yield LayerInfo(layer.name, type(layer).__name__, shape, shape[-1] if len(shape) in (1, 3) else None)
+        output = layer.output  # of some layers of one's own, several
+        shape = tuple(output.shape[1:]) if hasattr(output, "shape") else ()
+        yield LayerInfo(layer.name, type(layer).__name__, shape, shape[-1] if len(shape) in (1, 2, 3) else None)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = {
             "model": architecture.name,
             "image_size": image_size,
-            "default_size": architecture.default_size,
+            "default_size": _default(architecture),
             "min_size": architecture.min_size,
             "layers": [dataclasses.asdict(layer) for layer in layers],
         }
@@ -111,7 +115,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _table(architecture: Architecture, image_size: tuple[int, int] | None, layers: Sequence[LayerInfo]) -> str:
+def _default(architecture: Architecture | OwnModel) -> int | tuple[int, int] | None:
+    """The side of a built-in model's images in pixels; (height, width) of one's own, None where it takes any."""
+    if isinstance(architecture, OwnModel):
+        return None if None in architecture.input_size else architecture.default_image_size
+    return architecture.default_size
+
+
+def _table(
+    architecture: Architecture | OwnModel, image_size: tuple[int, int] | None, layers: Sequence[LayerInfo]
+) -> str:
     """Plain aligned text, one line a layer, so that grep and awk read it too."""
     rows = [("layer", "type", "output shape", "dimension")]
     for layer in layers:
@@ -120,7 +133,7 @@ def _table(architecture: Architecture, image_size: tuple[int, int] | None, layer
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
         f"{architecture.name}, image size {size_text(image_size)}; "
-        f"default {architecture.default_size}x{architecture.default_size}, "
+        f"default {size_text(architecture.default_image_size) if _default(architecture) else 'none'}, "
         f"smallest {architecture.min_size}x{architecture.min_size}",
         "",
         *("  ".join([*map(str.ljust, row, widths), row[3]]) for row in rows),

@@ -142,10 +142,12 @@ def _load(options: PlanOptions, folder: RunFolder | None) -> Embedder:
     from transforms.models.staged import read_staged
 
     config, weights = options.model.config(), options.model.weights
-    embedder = resolve(dataclasses.replace(config, weights="none") if weights == "imagenet" else config)
+    embedder = resolve(
+        dataclasses.replace(config, weights="none") if weights == "imagenet" and not config.has_own_weights else config
+    )
     staged = None if folder is None or options.output.overwrite else read_staged(folder.model)
     if folder is not None and staged is not None:
-        drawn = weights in ("imagenet", "none")
+        drawn = not config.has_own_weights and weights in ("imagenet", "none")
         resolved = staged.spec if drawn else embedder.spec
         prepare.check_spec(folder, staged.spec, config.spec(resolved.weights_sha256, resolved.graph_sha256))
     return embedder

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from pipelines.common.fields import Options, flag, one_of
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat
-from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision, ResizeMode
-from transforms.models.architectures import Architecture, get_architecture
+from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision, Preprocessing, ResizeMode
+from transforms.models.architectures import Architecture
+from transforms.models.own_model import OwnModel, find_model
 
 if TYPE_CHECKING:
     from transforms.images.decode import ImageOptions
@@ -55,12 +56,12 @@ def parse_image_size(text: str) -> ImageSize:
     return int(height), int(width)
 
 
-def resolve_image_size(image_size: ImageSize, architecture: Architecture) -> tuple[int, int] | None:
+def resolve_image_size(image_size: ImageSize, architecture: Architecture | OwnModel) -> tuple[int, int] | None:
     """What `--image_size` means for a model: (height, width) in pixels, or None for each image's own."""
     if image_size == "native":
         return None
     if image_size == "default":
-        return architecture.default_size, architecture.default_size
+        return architecture.default_image_size
     return image_size
 
 
@@ -167,7 +168,11 @@ class InputOptions(Options):
 class ModelOptions(Options):
     """What turns an image into a vector, and how many images at once."""
 
-    model: str = flag("any model of keras.applications, spelled as Keras does", "VGG16", metavar="NAME")
+    model: str = flag(
+        "any model of keras.applications, spelled as Keras does, or a Keras 3 file of your own",
+        "VGG16",
+        metavar="NAME|FILE.keras",
+    )
     weights: str = flag(
         "a keyword, or a .weights.h5, weights-only .h5, .npz or (VGG16 and VGG19) .onnx file",
         "imagenet",
@@ -193,6 +198,11 @@ class ModelOptions(Options):
     )
     precision: Precision = flag(
         "what the model computes in; vectors leave it as float32", Precision.FLOAT32, **one_of(Precision)
+    )
+    preprocessing: Preprocessing | None = flag(
+        "how RGB values 0..255 are changed for a model FILE.keras, as Keras names it (default: none)",
+        None,
+        **one_of(Preprocessing),
     )
     batch_size: int = flag("images in one call of the model", 32, type=int, metavar="N")
     max_image_pixels: int = flag(
@@ -225,6 +235,7 @@ class ModelOptions(Options):
             interpolation=self.interpolation,
             resize_mode=self.resize_mode,
             precision=self.precision,
+            preprocessing=self.preprocessing,
         )
 
 
@@ -282,7 +293,7 @@ def image_options(spec: EmbedderSpec, max_image_pixels: int) -> ImageOptions:
     """How images are decoded for an embedder of `spec`."""
     from transforms.images.decode import ImageOptions
 
-    smallest = get_architecture(spec.model).min_size
+    smallest = find_model(spec.model).min_size
     return ImageOptions.from_spec(spec, max_image_pixels=max_image_pixels, min_size=(smallest, smallest))
 
 

@@ -202,7 +202,7 @@ def load_model(config: EmbedderConfig) -> Embedder:
     Raises:
         ImagebeamError: if it cannot be built.
     """
-    say(f"Loading {config.model} with weights {config.weights}")
+    say(f"Loading {config.description}")
     return resolve(config)
 
 

@@ -5,6 +5,7 @@ import sys
 import textwrap
 import time
 import types
+import zipfile
 
 import pyarrow as pa
 import pytest
@@ -23,7 +24,7 @@ from pipelines.options.extraction import (
 )
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat
-from transforms.core.spec import Interpolation, Pooling, Precision, ResizeMode
+from transforms.core.spec import Interpolation, Pooling, Precision, Preprocessing, ResizeMode
 
 HEAVY = {"apache_beam", "google", "keras", "matplotlib", "numpy", "pandas", "pyarrow", "sklearn", "tensorflow", "yaml"}
 FRAME = {"--help", "--config", "--debug"}
@@ -45,6 +46,7 @@ FLAGS = {
     "--pooling": (ModelOptions, ["max"], "pooling", Pooling.MAX),
     "--image_size": (ModelOptions, ["48x64"], "image_size", (48, 64)),
     "--interpolation": (ModelOptions, ["lanczos"], "interpolation", Interpolation.LANCZOS),
+    "--preprocessing": (ModelOptions, ["torch"], "preprocessing", Preprocessing.TORCH),
     "--resize_mode": (ModelOptions, ["pad"], "resize_mode", ResizeMode.PAD),
     "--precision": (ModelOptions, ["bfloat16"], "precision", Precision.BFLOAT16),
     "--batch_size": (ModelOptions, ["7"], "batch_size", 7),
@@ -84,11 +86,16 @@ class TestFlags:
         assert set(FLAGS) == set(extract_parser().flags) - FRAME
 
     @pytest.mark.parametrize("flag", FLAGS)
-    def test_reaches_its_options_and_no_other(self, flag):
+    def test_reaches_its_options_and_no_other(self, flag, tmp_path):
         _, values, field, expected = FLAGS[flag]
+        needed = []
+        if flag == "--preprocessing":  # A built-in model has its own.
+            with zipfile.ZipFile(tmp_path / "own.keras", "w") as archive:
+                archive.writestr("config.json", '{"config": {"image_shape": [32, 32, 3]}}')
+            needed = ["--model", str(tmp_path / "own.keras")]
         plain, given = (
             {
-                group: vars(group.from_args(parse_extract(*argv)[0]))
+                group: vars(group.from_args(parse_extract(*needed, *argv)[0]))
                 for group in (InputOptions, ModelOptions, OutputOptions, DataflowOptions)
             }
             for argv in ([], [flag, *values])

@@ -48,12 +48,27 @@ class Precision(enum.StrEnum):
     FLOAT16 = "float16"
 
 
+class Preprocessing(enum.StrEnum):
+    """What a model of one's own is given; "caffe", "tf" and "torch" are Keras' names.
+
+    "none" gives the RGB values 0..255 as they are, for a model that has its preprocessing inside; "unit" scales them to
+    0..1, "tf" to -1..1; "torch" scales to 0..1 and normalizes by ImageNet's mean and deviation; "caffe" turns RGB into
+    BGR and subtracts ImageNet's mean.
+    """
+
+    NONE = "none"
+    UNIT = "unit"
+    TF = "tf"
+    TORCH = "torch"
+    CAFFE = "caffe"
+
+
 @dataclass(frozen=True)
 class EmbedderSpec:
     """Everything that decides the numbers in an embedding, and nothing else.
 
     Attributes:
-        model: name in `keras.applications`, such as "VGG16".
+        model: name in `keras.applications`, such as "VGG16"; "file:SHA256" for a `.keras` file of one's own.
         weights_sha256: SHA-256 of the backbone's weight values (see `transforms.models.weights.digest`).
         layers: names of the layers whose outputs are pooled; empty for the backbone's last.
         pooling: how each layer's feature map becomes a vector.
@@ -64,6 +79,7 @@ class EmbedderSpec:
         color_policy: version of the rules that turn bytes into RGB.
         graph_sha256: SHA-256 of the operations the weights are used in (see `transforms.models.graph`); empty in specs
             that were written before it was recorded.
+        preprocessing: of a model of one's own; None for a built-in one, which has its own.
     """
 
     model: str
@@ -76,11 +92,14 @@ class EmbedderSpec:
     precision: Precision = Precision.FLOAT32
     color_policy: str = COLOR_POLICY
     graph_sha256: str = ""
+    preprocessing: Preprocessing | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, field by field."""
+        """Plain JSON values, field by field; without `preprocessing` where there is none, as before it existed."""
         return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+            if not (name == "preprocessing" and value is None)
         }
 
     @classmethod
@@ -104,6 +123,8 @@ class EmbedderSpec:
             ("precision", Precision),
         ):
             values[name] = kind(values[name])
+        if values.get("preprocessing") is not None:
+            values["preprocessing"] = Preprocessing(values["preprocessing"])
         return cls(**values)
 
     def to_json(self) -> str:
@@ -123,7 +144,11 @@ class EmbedderSpec:
     def differences(self, other: EmbedderSpec) -> list[str]:
         """One line for each field in which `other` differs: "pooling: avg != max"."""
         mine, theirs = self.to_dict(), other.to_dict()
-        return [f"{name}: {mine[name]} != {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+        return [
+            f"{name}: {mine.get(name)} != {theirs.get(name)}"
+            for name in {**mine, **theirs}
+            if mine.get(name) != theirs.get(name)
+        ]
 
 
 def canonical_json(value: Any) -> str:

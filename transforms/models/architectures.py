@@ -82,6 +82,11 @@ class Architecture:
     min_size: int
 
     @property
+    def default_image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels the published weights were trained at."""
+        return self.default_size, self.default_size
+
+    @property
     def normalizes_after_pooling(self) -> bool:
         """Whether Keras' `pooling=` argument gives other vectors than pooling the model's last feature map.
 

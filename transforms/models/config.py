@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision, ResizeMode
-from transforms.models.architectures import get_architecture
+from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision, Preprocessing, ResizeMode
+from transforms.models.architectures import Architecture
+from transforms.models.own_model import OwnModel, find_model
 from transforms.models.weights import is_file
 
 E = TypeVar("E", bound=enum.StrEnum)
@@ -22,8 +23,9 @@ class EmbedderConfig:
     """A request for an embedder; `spec` gives the identity it has once the weights are resolved.
 
     Attributes:
-        model: name in `keras.applications`, such as "VGG16".
-        weights: "imagenet", "none" (random), "random:SEED", or a local path or URL of a weights file.
+        model: name in `keras.applications`, such as "VGG16", or the path or URL of a Keras 3 file (`.keras`).
+        weights: "imagenet", "none" (random), "random:SEED", or a local path or URL of a weights file; left out, a
+            `.keras` file brings its own.
         layers: names of the layers whose outputs are pooled; empty for the backbone's last.
         pooling: how a feature map becomes a vector: "avg", "max" or "flatten".
         image_size: (height, width) in pixels that images are resized to; "default" for the size the model was trained
@@ -31,6 +33,8 @@ class EmbedderConfig:
         interpolation: filter used when resizing: "bilinear", "nearest", "bicubic" or "lanczos".
         resize_mode: what resizing does to another aspect ratio: "stretch", "center_crop" or "pad".
         precision: what the backbone computes in: "float32", "bfloat16" or "float16"; vectors are always float32.
+        preprocessing: what a `.keras` file is given: "none" for RGB values in 0..255, which is the default, "unit",
+            "tf", "torch" or "caffe" (see `Preprocessing`). A model of `keras.applications` has its own.
 
     Raises:
         ImagebeamError: for an unknown model or option, or a size the model cannot take.
@@ -44,6 +48,7 @@ class EmbedderConfig:
     interpolation: Interpolation | str = Interpolation.BILINEAR
     resize_mode: ResizeMode | str = ResizeMode.STRETCH
     precision: Precision | str = Precision.FLOAT32
+    preprocessing: Preprocessing | str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", _names(self.layers))
@@ -54,6 +59,7 @@ class EmbedderConfig:
             ("precision", Precision),
         ):
             object.__setattr__(self, name, _member(kind, name, getattr(self, name)))
+        self._check_own_model()
         is_file(self.weights)  # raises for what is neither a keyword nor a file
         object.__setattr__(self, "image_size", self._resolve_size())
         if self.image_size is None and self.pooling == Pooling.FLATTEN:
@@ -61,6 +67,38 @@ class EmbedderConfig:
                 "Flattening images of their own sizes gives vectors of varying length. Received: pooling=flatten, "
                 "image_size=native. Use pooling avg or max, or a fixed image_size."
             )
+
+    @property
+    def architecture(self) -> Architecture | OwnModel:
+        """What is known of the model before it is built."""
+        return find_model(self.model)
+
+    def _check_own_model(self) -> None:
+        if not isinstance(self.architecture, OwnModel):
+            if self.preprocessing is not None:
+                raise ImagebeamError(
+                    f"{self.model} has its own preprocessing. Received: preprocessing={self.preprocessing!r}. Leave it "
+                    "out."
+                )
+            return
+        object.__setattr__(
+            self, "preprocessing", _member(Preprocessing, "preprocessing", self.preprocessing or Preprocessing.NONE)
+        )
+        if self.weights != "imagenet" and not self.weights.endswith(".weights.h5"):
+            raise ImagebeamError(
+                f"A model of one's own brings its weights. Received: weights={self.weights!r}. Leave it out, or give a "
+                ".weights.h5 file that its save_weights wrote."
+            )
+
+    @property
+    def has_own_weights(self) -> bool:
+        """Whether the weights are those in the model's file."""
+        return isinstance(self.architecture, OwnModel) and self.weights == "imagenet"
+
+    @property
+    def description(self) -> str:
+        """Model and weights, in words."""
+        return self.model if self.has_own_weights else f"{self.model} with weights {self.weights}"
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -71,12 +109,12 @@ class EmbedderConfig:
         return height_width[0], height_width[1]
 
     def _resolve_size(self) -> tuple[int, int] | None:
-        architecture, size = get_architecture(self.model), self.image_size
+        architecture, size = self.architecture, self.image_size
         if size is None or size == "native":
             architecture.check_size(None)
             return None
         if size == "default":
-            return architecture.default_size, architecture.default_size
+            return architecture.default_image_size
         if isinstance(size, str) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
             raise ImagebeamError(
                 f"image_size is (height, width) in pixels, 'native' or 'default'. Received: {self.image_size!r}."
@@ -86,8 +124,9 @@ class EmbedderConfig:
 
     def spec(self, weights_sha256: str, graph_sha256: str = "") -> EmbedderSpec:
         """The identity of this request, given the SHA-256 of the weight values and of the graph they are used in."""
+        architecture = self.architecture
         return EmbedderSpec(
-            self.model,
+            architecture.identity if isinstance(architecture, OwnModel) else self.model,
             weights_sha256,
             self.layers,
             Pooling(self.pooling),
@@ -96,6 +135,7 @@ class EmbedderConfig:
             ResizeMode(self.resize_mode),
             Precision(self.precision),
             graph_sha256=graph_sha256,
+            preprocessing=None if self.preprocessing is None else Preprocessing(self.preprocessing),
         )
 
 

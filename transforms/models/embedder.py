@@ -17,6 +17,7 @@ from transforms.models.architectures import Architecture, get_architecture, near
 from transforms.models.config import EmbedderConfig
 from transforms.models.graph import graph_sha256
 from transforms.models.keras_import import import_keras, pinned_keras
+from transforms.models.own_model import OwnModel, call, load_weights, preprocess
 
 if TYPE_CHECKING:
     import keras
@@ -158,16 +159,39 @@ def load_backbone(config: EmbedderConfig) -> keras.Model:
     Raises:
         ImagebeamError: as `resolve`.
     """
-    architecture, size = get_architecture(config.model), config.size
+    architecture, size = config.architecture, config.size
+    if isinstance(architecture, OwnModel):
+        return _load_own_model(config, architecture)
     include_top = needs_top(architecture, config.layers, size)
     return weights_module.load_backbone(
         architecture, config.weights, size, include_top=include_top, pooling=_own_pooling(config.spec(""))
     )
 
 
+def _load_own_model(config: EmbedderConfig, model: OwnModel) -> keras.Model:
+    backbone = model.build(config.size)
+    if not config.has_own_weights:
+        load_weights(backbone, config.weights)
+    names = [layer.name for layer in backbone.layers]
+    for layer in config.layers:
+        if layer not in names:
+            raise ImagebeamError(
+                f"{model.name} has no such layer. Received: layer={layer!r}. {nearest(layer, names)} "
+                f"'imagebeam layers --model {model.name}' lists them all."
+            )
+    if not config.layers and len(backbone.outputs) > 1:
+        raise ImagebeamError(
+            f"{model.name} has {len(backbone.outputs)} outputs. Choose what to take by --layer; "
+            f"'imagebeam layers --model {model.name}' lists the layers."
+        )
+    return backbone
+
+
 def _own_pooling(spec: EmbedderSpec) -> str | None:
     """Keras' `pooling` argument where it is more than pooling the last feature map."""
-    if spec.layers or spec.pooling == Pooling.FLATTEN or not get_architecture(spec.model).normalizes_after_pooling:
+    if spec.preprocessing is not None or spec.layers or spec.pooling == Pooling.FLATTEN:
+        return None
+    if not get_architecture(spec.model).normalizes_after_pooling:
         return None
     return str(spec.pooling)
 
@@ -183,7 +207,7 @@ def _graph_digest(config: EmbedderConfig, backbone: keras.Model) -> str:
 
     with pinned_keras():
         pixels = keras.Input((*(config.size or (None, None)), 3))
-        return graph_sha256(keras.Model(pixels, backbone(get_architecture(config.model).preprocess(pixels))))
+        return graph_sha256(keras.Model(pixels, call(backbone, preprocess(config.spec(""), pixels))))
 
 
 def _in_precision(backbone: keras.Model, precision: Precision, own_pooling: str | None) -> keras.Model:
@@ -230,15 +254,25 @@ def assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any = None
 def _assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any) -> keras.Model:
     import keras
 
-    architecture = get_architecture(spec.model)
-    backbone = _in_precision(backbone, spec.precision, _own_pooling(spec))
-    wanted = [backbone.get_layer(name).output for name in spec.layers] or [backbone.output]
-    features = keras.Model(backbone.input, wanted, name=backbone.name)
+    try:
+        backbone = _in_precision(backbone, spec.precision, _own_pooling(spec))
+    except (TypeError, ValueError) as error:
+        if spec.preprocessing is None:
+            raise
+        raise ImagebeamError(
+            f"The model cannot be rebuilt to compute in another precision. Received: precision={spec.precision}. Use "
+            "float32, or save the model in this precision."
+        ) from error
+    if spec.preprocessing is not None and not spec.layers:
+        features = backbone
+    else:
+        wanted = [backbone.get_layer(name).output for name in spec.layers] or [backbone.output]
+        features = keras.Model(backbone.input, wanted, name=backbone.name)
 
     height, width = spec.image_size or (None, None)
     images = keras.Input((height, width, 3), dtype="uint8", name="image") if input_tensor is None else input_tensor
     inputs = images if input_tensor is None else keras.utils.get_source_inputs(input_tensor)
-    maps = features(architecture.preprocess(keras.ops.cast(images, "float32")))
+    maps = call(features, preprocess(spec, keras.ops.cast(images, "float32")))
     vectors = {
         column: _pool(feature_map, spec.pooling)
         for column, feature_map in zip(columns(spec.layers), keras.tree.flatten(maps), strict=True)
@@ -247,7 +281,9 @@ def _assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any) -> k
 
 
 def _pool(feature_map: Any, pooling: Pooling) -> Any:
-    """Feature map [n, height, width, channels] -> float32 [n, dimension]; vectors pass as they are.
+    """Feature map [n, height, width, channels] or tokens [n, m, channels] -> float32 [n, dimension].
+
+    Vectors pass as they are.
 
     Pooling computes in float32 whatever the backbone computes in: a mean over thousands of bfloat16 values in
     bfloat16 would lose most of its digits.
@@ -257,15 +293,17 @@ def _pool(feature_map: Any, pooling: Pooling) -> Any:
     rank = len(feature_map.shape)
     if rank == 2:
         return keras.layers.Activation("linear", dtype="float32")(feature_map)
-    if rank != 4:
+    if rank not in (3, 4):
         raise ImagebeamError(
-            f"Only layers with a feature map or a vector can be pooled. Received: output shape {feature_map.shape}."
+            "Only layers with a feature map, a row of tokens or a vector can be pooled. Received: output shape "
+            f"{feature_map.shape}."
         )
-    layer = {
-        Pooling.AVG: keras.layers.GlobalAveragePooling2D,
-        Pooling.MAX: keras.layers.GlobalMaxPooling2D,
-        Pooling.FLATTEN: keras.layers.Flatten,
-    }[pooling]
+    average, maximum = (
+        (keras.layers.GlobalAveragePooling1D, keras.layers.GlobalMaxPooling1D)
+        if rank == 3
+        else (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D)
+    )
+    layer = {Pooling.AVG: average, Pooling.MAX: maximum, Pooling.FLATTEN: keras.layers.Flatten}[pooling]
     return layer(dtype="float32")(feature_map)
 
 

@@ -36,7 +36,7 @@ def _simplify(value: Any, numbers: Mapping[str, int]) -> Any:
         return value
     layers = value.get("layers")
     if isinstance(layers, list):
-        numbers = {layer["config"]["name"]: number for number, layer in enumerate(layers)}
+        numbers = {layer.get("name") or layer["config"]["name"]: number for number, layer in enumerate(layers)}
     return {
         key: _renumber(item, numbers)
         if key in ("keras_history", "input_layers", "output_layers")

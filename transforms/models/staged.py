@@ -86,7 +86,7 @@ def stage_model(
         OSError: if it cannot be stored.
     """
     folder = storage.absolute(folder)
-    source = _weights_source(config.weights)
+    source = _weights_source(config)
     staged = read_staged(folder)
 
     def refuse(spec: EmbedderSpec, wanted: EmbedderSpec) -> None:
@@ -108,10 +108,25 @@ def stage_model(
     return staged or stage(embedder, folder, source)
 
 
-def _weights_source(weights: str) -> dict[str, str | None]:
+def _check_loadable(path: Path) -> None:
+    """Layers of others may save what they cannot load; better found here than by every worker."""
+    import keras
+
+    try:
+        keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # whatever a layer's constructor raises
+        why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise ImagebeamError(
+            f"Keras saves this part of the model, and cannot load it again: {why}. Leave --layer out to take the whole "
+            "model."
+        ) from error
+
+
+def _weights_source(config: EmbedderConfig) -> dict[str, str | None]:
     """What spec.json says of where the weights came from."""
+    weights = config.model if config.has_own_weights else config.weights
     source: dict[str, str | None] = {"source": weights, "file_sha256": None}
-    if is_file(weights):
+    if config.has_own_weights or is_file(weights):
         try:
             with storage.local_file(storage.absolute(weights)) as path:
                 source["file_sha256"] = file_sha256(path)
@@ -125,6 +140,8 @@ def stage(embedder: Embedder, folder: str, weights: dict[str, str | None]) -> St
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / MODEL_FILE
         embedder.model.save(path)
+        if embedder.spec.preprocessing is not None:
+            _check_loadable(path)
         sha256 = file_sha256(path)
         storage.publish_file(storage.join(folder, MODEL_FILE), path)
     staged = StagedModel(folder, embedder.spec, sha256, weights, embedder.dimensions)

@@ -98,7 +98,10 @@ def freeze(backbone: keras.Model, spec: EmbedderSpec, *, first: int = 0, until: 
     if first > len(names):
         raise ImagebeamError(f"{spec.model} has {len(names)} layers. Received: --freeze_layers {first}.")
     for number, layer in enumerate(backbone.layers):
-        layer.trainable = number >= first and not isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = number >= first
+        for part in layer._flatten_layers():  # A model of one's own may have it inside of a layer.
+            if isinstance(part, keras.layers.BatchNormalization):
+                part.trainable = False
     return [
         TunedLayer(
             layer.name,

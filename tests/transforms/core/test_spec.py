@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision, ResizeMode
+from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision, Preprocessing, ResizeMode
 
 SPEC = EmbedderSpec("VGG16", "ab" * 32, layers=("block4_pool",), image_size=(48, 48))
 
@@ -18,6 +18,7 @@ OTHERS = {
     "precision": Precision.BFLOAT16,
     "color_policy": "another",
     "graph_sha256": "ef" * 32,
+    "preprocessing": Preprocessing.TORCH,
 }
 
 

@@ -1,0 +1,236 @@
+"""A backbone of one's own in a `.keras` file: as plain Keras computes it, and refused where Keras cannot load it."""
+
+import dataclasses
+import shutil
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+from tests.support.extracting import embeddings, extract, manifest
+from transforms.core.errors import ImagebeamError
+from transforms.models.config import EmbedderConfig
+from transforms.models.embedder import build_embedder, load_backbone, resolve
+from transforms.models.staged import stage_model
+from transforms.training.backbone import freeze
+
+PIXELS = np.random.default_rng(0).integers(256, size=(3, 24, 20, 3), dtype=np.uint8)
+MODES = {
+    "none": lambda pixels: pixels,
+    "unit": lambda pixels: pixels / 255,
+    "tf": lambda pixels: pixels / 127.5 - 1,
+    "torch": lambda pixels: (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225],
+    "caffe": lambda pixels: pixels[..., ::-1] - [103.939, 116.779, 123.68],
+}
+
+
+@keras.saving.register_keras_serializable("imagebeam-tests")
+class Subclassed(keras.Model):
+    """Has no graph of its own."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.first = keras.layers.Conv2D(4, 3, activation="relu")
+        self.second = keras.layers.Conv2D(5, 3)
+
+    def call(self, inputs):
+        return self.second(self.first(inputs))
+
+
+@keras.saving.register_keras_serializable("imagebeam-tests")
+class Composite(keras.layers.Layer):
+    """Has batch normalisation inside."""
+
+    def __init__(self, name=None, **settings):
+        super().__init__(name=name, **settings)
+        self.norm = keras.layers.BatchNormalization()
+
+    def call(self, inputs):
+        return self.norm(inputs)
+
+    def build(self, shape):
+        self.norm.build(shape)
+        super().build(shape)
+
+
+def functional(size=(24, 20)):
+    keras.utils.set_random_seed(5)
+    image = keras.Input((*size, 3))
+    hidden = keras.layers.Conv2D(4, 3, activation="relu", name="low")(image)
+    hidden = Composite(name="composite")(hidden)
+    return keras.Model(image, keras.layers.Conv2D(6, 3, name="high")(hidden), name="mine")
+
+
+def sequential():
+    keras.utils.set_random_seed(6)
+    return keras.Sequential([keras.Input((24, 20, 3)), keras.layers.Conv2D(7, 3), keras.layers.ReLU()])
+
+
+def subclassed():
+    keras.utils.set_random_seed(7)
+    model = Subclassed()
+    model(np.zeros((1, 24, 20, 3), "float32"))
+    return model
+
+
+def tokens():
+    image = keras.Input((24, 20, 3))
+    return keras.Model(image, keras.layers.Reshape((-1, 4))(keras.layers.Conv2D(4, 4, strides=4)(image)))
+
+
+def with_dict_input():
+    image = keras.Input((24, 20, 3), name="images")
+    return keras.Model({"images": image}, keras.layers.Conv2D(4, 4)(image))
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(model, name="mine.keras"):
+        model.save(tmp_path / name)
+        return str(tmp_path / name)
+
+    return save
+
+
+def expected(model, mode="none", pool=np.mean):
+    values = MODES[mode](PIXELS.astype("float64")).astype("float32")
+    named = not isinstance(model, keras.Sequential) and isinstance(model.input, dict)
+    output = np.asarray(model({"images": values} if named else values))
+    return pool(output, axis=tuple(range(1, output.ndim - 1)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_preprocessing_is_what_its_name_says(save, mode):
+    model = functional()
+    embedder = resolve(EmbedderConfig(save(model), preprocessing=mode))
+    np.testing.assert_allclose(embedder.embed(PIXELS)["embedding"], expected(model, mode), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [functional, sequential, tokens, with_dict_input])
+def test_every_kind_of_model_is_plain_keras_on_a_worker_too(save, tmp_path, make):
+    model = make()
+    config = EmbedderConfig(save(model), pooling="max", image_size=(24, 20))
+    staged = stage_model(config, str(tmp_path / "model"))
+    vectors = staged.load().embed(PIXELS)["embedding"]
+    np.testing.assert_allclose(vectors, expected(model, pool=np.max), rtol=1e-5, atol=1e-4)
+    assert EmbedderConfig(config.model).size == (24, 20)
+
+
+def test_a_subclassed_model_is_taken_whole(save, tmp_path):
+    model = subclassed()
+    path = save(model)
+    vectors = stage_model(EmbedderConfig(path, image_size=(24, 20)), str(tmp_path / "m")).load().embed(PIXELS)
+    output = np.asarray(model(PIXELS.astype("float32")))
+    np.testing.assert_allclose(vectors["embedding"], output.mean(axis=(1, 2)), rtol=1e-5, atol=1e-4)
+    with pytest.raises(ImagebeamError, match="no such layer"):
+        resolve(EmbedderConfig(path, layers=("first",), image_size=(24, 20)))
+
+
+def test_layers_pooling_sizes_and_an_own_tensor(save):
+    model = functional((None, None))
+    path = save(model)
+    with pytest.raises(ImagebeamError, match="image_size"):
+        EmbedderConfig(path)
+    low = np.asarray(keras.Model(model.input, model.get_layer("low").output)(PIXELS.astype("float32")))
+    both = resolve(EmbedderConfig(path, layers=("high", "low"), image_size="native")).embed(PIXELS)
+    assert len(both) == 2
+    (vectors,) = (value for value in both.values() if value.shape[1] == 4)
+    np.testing.assert_allclose(vectors, low.mean(axis=(1, 2)), rtol=1e-5, atol=1e-4)
+    image = keras.Input((24, 20, 3))
+    composed = build_embedder(EmbedderConfig(path, image_size=(24, 20)), input_tensor=image)
+    np.testing.assert_allclose(
+        composed.predict(PIXELS.astype("float32"), verbose=0), expected(model), rtol=1e-5, atol=1e-4
+    )
+    with pytest.raises(ImagebeamError, match="Did you mean low"):
+        resolve(EmbedderConfig(path, layers=("loww",), image_size=(24, 20)))
+    half = resolve(EmbedderConfig(path, image_size=(24, 20), precision="bfloat16")).embed(PIXELS)["embedding"]
+    assert 0 < np.abs(half - expected(model)).max() < 0.05 * np.abs(expected(model)).max()
+
+
+def test_the_fingerprint_goes_by_the_files_content(save, tmp_path):
+    path = save(functional())
+    (tmp_path / "moved").mkdir()
+    moved = str(shutil.copy(path, tmp_path / "moved" / "other.keras"))
+    spec = resolve(EmbedderConfig(path)).spec
+    assert resolve(EmbedderConfig(moved)).spec == spec
+    assert type(spec).from_json(spec.to_json()) == spec
+    assert resolve(EmbedderConfig(path, preprocessing="tf")).spec.fingerprint != spec.fingerprint
+    save(functional((30, 20)))
+    assert resolve(EmbedderConfig(path)).spec.fingerprint != spec.fingerprint
+    assert "preprocessing" not in EmbedderConfig("VGG16", "random:0").spec("0" * 64).to_dict()
+
+
+def test_other_weights_for_the_same_model(save, tmp_path):
+    path = save(functional())
+    other = functional()
+    other.get_layer("high").set_weights([array + 1 for array in other.get_layer("high").get_weights()])
+    other.save_weights(tmp_path / "tuned.weights.h5")
+    embedder = resolve(EmbedderConfig(path, str(tmp_path / "tuned.weights.h5")))
+    np.testing.assert_allclose(embedder.embed(PIXELS)["embedding"], expected(other), rtol=1e-5, atol=1e-3)
+    sequential().save_weights(tmp_path / "other.weights.h5")
+    with pytest.raises(ImagebeamError, match="do not fit"):
+        resolve(EmbedderConfig(path, str(tmp_path / "other.weights.h5")))
+
+
+def test_freezing_counts_its_layers_and_reaches_into_them(save):
+    config = EmbedderConfig(save(functional()))
+    backbone = load_backbone(config)
+    layers = freeze(backbone, config.spec("0" * 64), until="low")
+    assert [layer.name for layer in layers if layer.trainable] == ["high"]
+    assert not backbone.get_layer("composite").norm.trainable
+    assert not backbone.get_layer("low").trainable
+
+
+def test_extract_resumes_without_loading(source, output, save, monkeypatch):
+    path = save(functional())
+    model = ("--model", path, "--preprocessing", "tf", "--rows_per_unit", "5")
+    assert extract(source, output, model=model) == 0
+    assert {len(vector) for vector in embeddings(output).values()} == {6}
+    next(output.glob("embeddings/*")).unlink()
+    monkeypatch.setattr("pipelines.runtime.prepare.resolve", lambda config: pytest.fail("resolved again"))
+    assert extract(source, output, model=model) == 0
+    assert manifest(output)["totals"]["units_skipped"] > 0
+    assert extract(source, output, model=("--model", path, "--rows_per_unit", "5")) == 2
+
+
+def test_what_keras_cannot_load_safely_is_refused(save, tmp_path):
+    image = keras.Input((24, 20, 3))
+    unsafe = save(keras.Model(image, keras.layers.Lambda(lambda pixels: pixels * 2)(image)), "unsafe.keras")
+    with pytest.raises(ImagebeamError, match="safe mode"):
+        resolve(EmbedderConfig(unsafe))
+    two = keras.Model([image, keras.Input((24, 20, 3))], image)
+    with pytest.raises(ImagebeamError, match="one batch of RGB images"):
+        resolve(EmbedderConfig(save(two, "two.keras")))
+    several = keras.Model(image, [image, keras.layers.ReLU()(image)])
+    with pytest.raises(ImagebeamError, match="2 outputs"):
+        resolve(EmbedderConfig(save(several, "several.keras")))
+    (tmp_path / "no.keras").write_bytes(b"no zip")
+    with pytest.raises(ImagebeamError, match="Not a Keras 3 model file"):
+        EmbedderConfig(str(tmp_path / "no.keras"))
+    with zipfile.ZipFile(tmp_path / "empty.keras", "w"):
+        pass
+    with pytest.raises(ImagebeamError, match="Not a Keras 3 model file"):
+        EmbedderConfig(str(tmp_path / "empty.keras"))
+    with pytest.raises(ImagebeamError, match="cannot be read"):
+        EmbedderConfig(str(tmp_path / "missing.keras"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"weights": "random:0"}, "brings its weights"),
+        ({"image_size": (32, 32)}, "24x20"),
+        ({"image_size": "native"}, "24x20"),
+        ({"preprocessing": "imagenet"}, "none, unit, tf, torch, caffe"),
+    ],
+)
+def test_bad_requests_are_refused_when_made(save, fields, named):
+    with pytest.raises(ImagebeamError, match=named):
+        EmbedderConfig(**{"model": save(functional()), **fields})
+
+
+def test_a_built_in_model_has_its_own_preprocessing():
+    with pytest.raises(ImagebeamError, match="its own preprocessing"):
+        EmbedderConfig("VGG16", preprocessing="tf")
+    assert dataclasses.replace(EmbedderConfig("VGG16")).preprocessing is None

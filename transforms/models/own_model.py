@@ -1,0 +1,233 @@
+"""A backbone of one's own: a `.keras` file, described without Keras and built in Keras' safe mode."""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transforms import storage
+from transforms.core.errors import ImagebeamError
+from transforms.core.spec import EmbedderSpec, Preprocessing
+from transforms.models.architectures import Architecture, get_architecture, size_text
+from transforms.models.keras_import import pinned_keras
+
+if TYPE_CHECKING:
+    import keras
+
+EXTENSION = ".keras"
+
+_IDENTITY = "file:"
+"""What a spec calls such a model: this, and the file's SHA-256."""
+
+
+def is_own_model(name: str) -> bool:
+    """Whether `--model` names a file, or a spec's `model` was one."""
+    return name.endswith(EXTENSION) or name.startswith(_IDENTITY)
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """What can be known of a `.keras` file without loading it; stands where an `Architecture` does.
+
+    Attributes:
+        name: as `--model` gave it.
+        sha256: of the file.
+        input_size: (height, width) in pixels; each None where the model takes any; both where the file does not say.
+    """
+
+    name: str
+    sha256: str
+    input_size: tuple[int | None, int | None]
+
+    normalizes_after_pooling = False
+    rescales_for_imagenet = False
+    min_size = 1
+
+    @property
+    def identity(self) -> str:
+        """What the spec calls the model: the same wherever the file lies."""
+        return f"{_IDENTITY}{self.sha256}"
+
+    @property
+    def default_image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the model's input.
+
+        Raises:
+            ImagebeamError: if it takes any size.
+        """
+        height, width = self.input_size
+        if height is None or width is None:
+            raise ImagebeamError(
+                f"{self.name} does not say at which size it takes images. Give --image_size HEIGHTxWIDTH, or native."
+            )
+        return height, width
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether the model's input has no fixed size."""
+        return self.input_size == (None, None)
+
+    def check_size(self, image_size: tuple[int, int] | None) -> None:
+        """Refuse a size that the model's input does not take.
+
+        Raises:
+            ImagebeamError: naming the size it takes.
+        """
+        wanted = image_size or (None, None)
+        for side, fixed in zip(wanted, self.input_size, strict=True):
+            if fixed is not None and side != fixed:
+                text = "x".join("any" if one is None else str(one) for one in self.input_size)
+                raise ImagebeamError(
+                    f"{self.name} takes images of {text}. Received: image_size={size_text(image_size)}. Leave "
+                    "--image_size out, or give this size."
+                )
+
+    def build(self, image_size: tuple[int, int] | None, **_: Any) -> keras.Model:
+        """The model with the weights of its file, whole: rebuilt from its layers, some of KerasHub's cannot be loaded.
+
+        Args:
+            image_size: (height, width) in pixels, or None for any size; used for a subclassed model, which has no
+                input of its own.
+
+        Raises:
+            ImagebeamError: if Keras cannot load it without running code of the file's, or its input is no image.
+        """
+        with pinned_keras():
+            import keras
+
+            model = self._load(keras)
+            height, width = image_size or (None, None)
+            if not getattr(model, "inputs", None):  # subclassed: its layers are called by its own code
+                images = keras.Input((height, width, 3), name="pixels")
+                return keras.Model(images, model(images), name=model.name)
+            inputs = model.inputs
+            if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[-1] != 3:
+                shapes = ", ".join(str(tuple(one.shape)) for one in inputs)
+                raise ImagebeamError(
+                    f"A backbone takes one batch of RGB images [n, height, width, 3]. Received: {self.name}, with "
+                    f"inputs {shapes}."
+                )
+            # A Sequential knows its input only once it is called.
+            return keras.Model(inputs[0], model.outputs[0]) if isinstance(model, keras.Sequential) else model
+
+    def _load(self, keras: Any) -> keras.Model:
+        try:
+            with storage.local_file(storage.absolute(self.name)) as path:
+                return keras.saving.load_model(path, compile=False, safe_mode=True)
+        except OSError as error:
+            raise ImagebeamError(f"The model file cannot be read: {error}. Received: model={self.name!r}.") from error
+        except Exception as error:  # Keras lets whatever a layer's constructor raises through.
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ImagebeamError(
+                f"Keras cannot load the model in safe mode: {why} Received: model={self.name!r}. Layers must be Keras' "
+                "own or of an installed package such as keras-hub; Lambda layers and pickled code are not loaded."
+            ) from error
+
+
+def load_weights(model: keras.Model, weights: str) -> None:
+    """Fill a model with what its `save_weights` wrote.
+
+    Raises:
+        ImagebeamError: if the file is missing, or of another model.
+    """
+    try:
+        with storage.local_file(storage.absolute(weights)) as path, warnings.catch_warnings():
+            warnings.simplefilter("error")  # Keras warns, and goes on, where a file lacks some of the weights.
+            model.load_weights(path)
+    except (OSError, ValueError, KeyError, Warning) as error:
+        raise ImagebeamError(
+            f"The weights do not fit the model: {str(error).strip().splitlines()[0]} Received: weights={weights!r}."
+        ) from error
+
+
+def call(model: keras.Model, pixels: Any) -> Any:
+    """Call a model with its one input, in the structure that it takes: KerasHub's take {"images": pixels}."""
+    import keras
+
+    return model(keras.tree.pack_sequence_as(model.input, [pixels]))
+
+
+def find_model(name: str) -> Architecture | OwnModel:
+    """What is known of a model before it is built: one of `keras.applications`, or a file.
+
+    Raises:
+        ImagebeamError: for an unknown name, or a file that is missing or none of Keras'.
+    """
+    return describe(name) if is_own_model(name) else get_architecture(name)
+
+
+def preprocess(spec: EmbedderSpec, pixels: Any) -> Any:
+    """Float RGB pixels in 0..255 -> what the model of a spec was trained on."""
+    if spec.preprocessing is None:
+        return get_architecture(spec.model).preprocess(pixels)
+    return _preprocess(pixels, spec.preprocessing)
+
+
+def _preprocess(pixels: Any, mode: Preprocessing) -> Any:
+    from keras.applications import imagenet_utils
+
+    if mode == Preprocessing.NONE:
+        return pixels
+    if mode == Preprocessing.UNIT:
+        return pixels / 255.0
+    return imagenet_utils.preprocess_input(pixels, data_format="channels_last", mode=str(mode))
+
+
+def describe(name: str) -> OwnModel:
+    """Look at a `.keras` file: its digest, and the size of its input.
+
+    Args:
+        name: path or URL of the file; or what a spec calls it, of which nothing but the digest is known.
+
+    Raises:
+        ImagebeamError: if it is missing, or no Keras 3 file.
+    """
+    if name.startswith(_IDENTITY):
+        return OwnModel(name, name.removeprefix(_IDENTITY), (None, None))
+    try:
+        uri = storage.absolute(name)
+        with storage.local_file(uri) as path:
+            status = path.stat()
+            return _describe(name, str(path), status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise ImagebeamError(f"The model file cannot be read: {error}. Received: model={name!r}.") from error
+
+
+@functools.lru_cache(16)
+def _describe(name: str, path: str, size: int, modified: int) -> OwnModel:
+    del size, modified  # Only to tell another version of the file.
+    import hashlib
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ImagebeamError(
+            f"Not a Keras 3 model file: {error}. Received: model={name!r}. Save it with model.save('x.keras')."
+        ) from error
+    with open(path, "rb") as file:
+        return OwnModel(name, hashlib.file_digest(file, "sha256").hexdigest(), _input_size(config))
+
+
+def _input_size(config: Any) -> tuple[int | None, int | None]:
+    for shape in _shapes(config):
+        if isinstance(shape, list) and len(shape) in (3, 4) and shape[-1] == 3:
+            height, width = shape[-3:-1]
+            return height, width
+    return None, None
+
+
+def _shapes(config: Any) -> Iterator[Any]:
+    """The shapes that a model's configuration gives for its input, the likeliest first."""
+    settings = config.get("config", {})
+    for layer in settings.get("layers", ()) if isinstance(settings, dict) else ():
+        if layer.get("class_name") == "InputLayer":
+            yield layer["config"].get("batch_shape")
+    if isinstance(settings, dict):
+        yield settings.get("image_shape")  # KerasHub's backbones
+    yield (config.get("build_config") or {}).get("input_shape")
