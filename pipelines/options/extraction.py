@@ -171,7 +171,7 @@ class ModelOptions(Options):
     model: str = flag(
         "any model of keras.applications, spelled as Keras does, or a Keras 3 file of your own",
         "VGG16",
-        metavar="NAME|FILE.keras",
+        metavar="NAME",
     )
     weights: str = flag(
         "a keyword, or a .weights.h5, weights-only .h5, .npz or (VGG16 and VGG19) .onnx file",
