@@ -1,7 +1,8 @@
 """The `imagebeam` command: finds the job, runs it, and is the one place where errors are printed.
 
 Exit codes: 0 all is well; 1 the job failed; 2 the command or its input is wrong; 3 the job finished, but something it
-was told to check does not hold (too many failures, too low an accuracy); 130 interrupted.
+was told to check does not hold (too many failures, too low an accuracy); 130 interrupted by Control-C;
+143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pipelines.common import log
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.models.architectures import nearest
 
@@ -27,6 +29,7 @@ class ExitCode(enum.IntEnum):
     USAGE = 2
     CHECK_FAILED = 3
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 class Job(NamedTuple):
@@ -49,6 +52,12 @@ JOBS = {
     "report": Job("pipelines.report", "a run's folder -> report.html"),
     "demo": Job("pipelines.demo", "the whole way on real data, in a few minutes"),
 }
+
+
+_PRINT_RESULTS = ("layers", "plan")
+"""Jobs whose result is what they print, so that a reader who leaves ends them."""
+
+_GO_ON = "what was committed stays, and the same command goes on from there"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,6 +98,14 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     if not debug:
         # TensorFlow's start-up notes concern nobody who runs a job; it reads this when it is first imported.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with log.logging_as(arguments, steady_stdout=name not in _PRINT_RESULTS), log.stopping_on_sigterm():
+        code = _run(name, arguments, debug=debug)
+        log.emit_end(name, code)
+    return code
+
+
+def _run(name: str, arguments: list[str], *, debug: bool) -> int:
+    """`run_job` once the log is set up."""
     try:
         code: int = importlib.import_module(JOBS[name].module).main(arguments)
         sys.stdout.flush()
@@ -97,9 +114,10 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error}", ExitCode.USAGE, debug=debug)
     except JobError as error:
         return _fail(f"error: {error}", ExitCode.FAILED, debug=debug)
+    except log.Terminated:
+        return _fail(f"ended by SIGTERM; {_GO_ON}", ExitCode.TERMINATED)
     except KeyboardInterrupt:
-        sys.stderr.write("imagebeam: interrupted; what was committed stays, and the same command goes on from there\n")
-        return ExitCode.INTERRUPTED
+        return _fail(f"interrupted; {_GO_ON}", ExitCode.INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output left (`imagebeam layers | head`); Python would complain again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -146,9 +164,11 @@ class _Version(argparse.Action):
 
 def _fail(message: str, code: ExitCode, *, debug: bool = False) -> ExitCode:
     """Print the error being handled, if any, and the message; pass the code on."""
-    if debug:
-        traceback.print_exc()
-    sys.stderr.write(f"imagebeam: {message}\n")
+    trace = traceback.format_exc().rstrip() if debug and sys.exc_info()[0] else None
+    if trace and not log.SETTINGS.json:
+        sys.stderr.write(trace + "\n")
+    fields = {"traceback": trace} if trace else {}
+    log.emit(f"imagebeam: {message}", severity="ERROR", **fields)
     return code
 
 

@@ -16,7 +16,7 @@ from pipelines.common.flags import JobParser
 from pipelines.options import dataflow
 from pipelines.options.extraction import KEEP_TYPES
 
-LAUNCHER_FLAGS = ("--help", "--debug")
+LAUNCHER_FLAGS = ("--help", "--debug", "--log_format", "--quiet")
 """Flags of extract that are no parameters: what they do is for somebody in front of a terminal."""
 
 _GS = "gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"

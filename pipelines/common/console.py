@@ -5,14 +5,15 @@ from __future__ import annotations
 import datetime
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
+from pipelines.common import log
 from transforms.core.errors import ImagebeamError
 from transforms.core.progress import PROGRESS
 from transforms.core.progress import Progress as Counts
@@ -31,9 +32,20 @@ _CLOSING_SECONDS = 2.0
 _console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
-def say(message: str) -> None:
-    """One line for the person who started the job, on stderr: stdout is for results."""
-    _console.print(message, markup=False)
+def say(message: str, fields: Mapping[str, Any] | None = None) -> None:
+    """One line for the person who started the job, on stderr: stdout is for results.
+
+    Args:
+        message: the line; one that begins with WARNING or PROBLEM is shown to who asked for quiet too.
+        fields: counts, for the JSON line.
+    """
+    severity = "ERROR" if message.startswith("PROBLEM") else "WARNING" if message.startswith("WARNING") else "INFO"
+    log.emit(message, severity=severity, **(fields or {}))
+
+
+def is_interactive() -> bool:
+    """Whether progress is drawn on a terminal."""
+    return _console.is_terminal and not log.SETTINGS.json and not log.SETTINGS.quiet
 
 
 class ProgressBar:
@@ -61,9 +73,9 @@ class ProgressBar:
         self._thread.join(_CLOSING_SECONDS)
 
     def _show(self) -> None:
-        if _console.is_terminal:
+        if is_interactive():
             self._show_bar()
-        else:
+        elif not log.SETTINGS.quiet:
             self._show_lines()
 
     def _show_bar(self) -> None:
@@ -90,7 +102,10 @@ class ProgressBar:
         while not self._closed.wait(PLAIN_INTERVAL):
             counts = PROGRESS.snapshot()
             rate = meter.rate(counts)
-            if line := progress_line(counts, rate) if counts.planned else self._look_elsewhere():
+            if counts.planned:
+                fields = {"planned": counts.planned, "done": counts.done, "failed": counts.failures}
+                say(progress_line(counts, rate), {**fields, "images_per_second": round(rate, 3)})
+            elif line := self._look_elsewhere():
                 say(line)
 
     def _look_elsewhere(self) -> str | None:

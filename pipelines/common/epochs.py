@@ -10,7 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipelines.common.console import PLAIN_INTERVAL, say
+from pipelines.common.console import PLAIN_INTERVAL, is_interactive, say
 
 
 class EpochBar:
@@ -34,14 +34,14 @@ class EpochBar:
             BarColumn(bar_width=20),
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True, quiet=not shown),
+            console=Console(stderr=True, quiet=not shown or not is_interactive()),
             transient=True,
         )
-        self._lines = shown and not self._bar.console.is_terminal
+        self._lines = shown and not is_interactive()
         self._task = self._bar.add_task("training", total=epochs * batches, status="")
 
     def __enter__(self) -> Self:
-        if self._bar.console.is_terminal:
+        if is_interactive():
             self._bar.start()
         return self
 
@@ -69,5 +69,5 @@ class EpochBar:
         last = epoch + 1 == self._epochs
         if self._lines and (last or self._began - self._said >= PLAIN_INTERVAL):
             numbers = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())
-            say(f"epoch {epoch + 1} of at most {self._epochs}: {numbers}")
+            say(f"epoch {epoch + 1} of at most {self._epochs}: {numbers}", {"epoch": epoch + 1, **logs})
             self._said = self._began

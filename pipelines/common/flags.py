@@ -8,6 +8,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
+from pipelines.common import log
 from transforms.core.errors import ImagebeamError
 
 _FRAME = ("help", "config", "debug")
@@ -48,7 +49,15 @@ class JobParser(_Parser):
             metavar="FILE.yaml",
             help="YAML file of flags, local or gs://; keys are their names without dashes; flags given here win",
         )
-        self.add_argument("--debug", action="store_true", help="print the whole traceback of an error")
+        self.add_argument(
+            "--log_format",
+            choices=log.FORMATS,
+            default="text",
+            metavar="|".join(log.FORMATS),
+            help="of the lines on stderr; json: an object a line, the last with totals and exit code (default: text)",
+        )
+        self.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+        self.add_argument("--debug", action="store_true", help="print tracebacks, and what libraries log")
 
 
 def parse(parser: JobParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -77,6 +86,7 @@ def parse(parser: JobParser, argv: Sequence[str]) -> tuple[argparse.Namespace, l
         parser.error(f"unexpected argument {stray[0]!r}")
     if rest:
         _give_to_file_systems(rest)
+    log.configure(args.log_format, quiet=args.quiet)
     return args, rest
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.common.fields import Options, flag
+from pipelines.options.endpoints import check_endpoints
 from transforms.core.errors import ImagebeamError
 from transforms.models.architectures import nearest
 
@@ -74,7 +75,8 @@ def complete(
         output: the run's folder.
 
     Raises:
-        ImagebeamError: if something is missing, cannot be seen by workers elsewhere, or does not fit together.
+        ImagebeamError: if something is missing, cannot be seen by workers elsewhere, or does not fit together, or
+            nothing answers where the job is to be submitted.
     """
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -82,6 +84,7 @@ def complete(
 
     given = PipelineOptions(list(beam_args))
     values = given.get_all_options()
+    check_endpoints(values)
     if not _is_dataflow(values["runner"]):
         if options.gpu is not None:
             raise ImagebeamError(

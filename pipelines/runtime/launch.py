@@ -15,6 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
 from pipelines.common.console import ProgressBar, say
+from pipelines.common.log import add_totals
 from pipelines.runtime.prepare import RunFolder, read_run
 from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError
@@ -103,18 +104,18 @@ def running(folder: RunFolder, staged: ModelFacts, beam_args: Sequence[str], max
     except ImagebeamError:
         raise
     except Exception as error:
-        if _is_interrupt(error):
-            raise KeyboardInterrupt from error
+        if interrupt := _interrupt_behind(error):
+            raise interrupt from error
         raise JobError(f"{_last_line(error)}. {folder.how_to_go_on()}") from error
     if state not in (None, PipelineState.DONE):
         raise JobError(f"The runner ended the job as {state}. {folder.how_to_go_on()}")
 
 
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether Beam made an error of its own out of somebody's Control-C."""
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """What Beam made an error of its own of: somebody's Control-C, or SIGTERM."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
-    return error is not None
+    return type(error)() if error is not None else None
 
 
 def _last_line(error: Exception) -> str:
@@ -248,11 +249,23 @@ def _print_summary(
     totals: Totals, problems: list[str], folder: RunFolder, superseded: int, seconds: float, notes: list[Note]
 ) -> None:
     fresh = totals.units - totals.units_skipped
+    counts = {
+        "records": totals.records,
+        folder.parts: totals.embedded,
+        "failed": totals.failed,
+        "failures": dict(totals.failures),
+        "units": totals.units,
+        "units_skipped": totals.units_skipped,
+        "problems": len(problems),
+        "seconds": round(seconds, 3),
+    }
+    add_totals(**counts)
     if totals.units and not fresh:
         say(f"Nothing to do: all {totals.units:,} units were committed before; no model was loaded.")
     say(
         f"{totals.embedded:,} {folder.parts} and {totals.failed:,} failures from {totals.records:,} records in "
-        f"{seconds:,.1f} s ({fresh:,} units now, {totals.units_skipped:,} before)"
+        f"{seconds:,.1f} s ({fresh:,} units now, {totals.units_skipped:,} before)",
+        counts,
     )
     for kind, count in list(totals.failures.items())[:10]:
         say(f"  failed at {kind.replace('/', ': ')}: {count:,}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import say
+from pipelines.common.log import add_totals
 
 if TYPE_CHECKING:
     import keras
@@ -106,6 +107,7 @@ def conclude(metrics: dict[str, Any], output: str, least_accuracy: float | None)
         f"{training['seconds']:,.1f} s, the weights of epoch {training['best_epoch']}"
     )
     say(f"  {output}")
+    add_totals(accuracy=accuracy, macro_f1=metrics["macro_f1"], evaluated_on=split, rows=count)
     problems = []
     if least_accuracy is not None and accuracy < least_accuracy:
         wanted = f"--assert_accuracy_at_least {least_accuracy}"

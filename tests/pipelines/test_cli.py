@@ -27,7 +27,7 @@ from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat
 from transforms.core.spec import Interpolation, Pooling, Precision, Preprocessing, ResizeMode
 
 HEAVY = {"apache_beam", "google", "keras", "matplotlib", "numpy", "pandas", "pyarrow", "sklearn", "tensorflow", "yaml"}
-FRAME = {"--help", "--config", "--debug"}
+FRAME = {"--help", "--config", "--debug", "--log_format", "--quiet"}
 REQUIRED = ["--input", "a.tfrecord", "--output", "out"]
 
 # flag -> the group it belongs to, values on the command line, field, what the field must hold then

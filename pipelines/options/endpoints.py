@@ -1,0 +1,53 @@
+"""Check that the servers a runner submits to answer, before anything is prepared for them."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from transforms.core.errors import ImagebeamError
+
+SECONDS = 10.0
+"""How long an endpoint may take to answer."""
+
+
+def check_endpoints(values: dict[str, Any]) -> None:
+    """Refuse a job server or Flink cluster that does not answer.
+
+    Args:
+        values: all of Beam's options, as `PipelineOptions.get_all_options` gives them.
+
+    Raises:
+        ImagebeamError: naming the flag, its value and what happened.
+    """
+    runner = (values.get("runner") or "").rpartition(".")[2].lower()
+    endpoint, master = values.get("job_endpoint"), values.get("flink_master") or ""
+    if runner == "portablerunner" and endpoint and endpoint != "embed":
+        _check_grpc("--job_endpoint", endpoint)
+    elif runner == "flinkrunner" and ":" in master and not master.startswith("["):
+        _check_tcp("--flink_master", master)
+
+
+def _check_grpc(flag: str, endpoint: str) -> None:
+    import grpc  # type: ignore[import-untyped]
+
+    with grpc.insecure_channel(endpoint) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=SECONDS)
+        except grpc.FutureTimeoutError:
+            raise _no_answer(flag, endpoint, f"no job server answered within {SECONDS:.0f} s") from None
+
+
+def _check_tcp(flag: str, address: str) -> None:
+    host, _, port = address.rpartition("://")[2].rstrip("/").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise _no_answer(flag, address, str(error)) from error
+
+
+def _no_answer(flag: str, endpoint: str, reason: str) -> ImagebeamError:
+    return ImagebeamError(
+        f"Nothing answers at {flag} {endpoint}: {reason}. Nothing was started. Check that the server runs there, and "
+        "that this machine may reach it."
+    )
