@@ -134,12 +134,12 @@ class InputOptions(Options):
             if not value:
                 raise ImagebeamError(f"{name} is the name of a column. Received: {value!r}.")
         _refuse_below_one("--max_record_bytes", self.max_record_bytes)
-        _refuse_repeated("--keep_columns", (name for name, _ in self.keep_columns))
+        _refuse_repeated("--keep_columns", (name for name, _ in self.keep_columns), any_case=True)
         for name, kind in self.keep_columns:
-            if name in OUTPUT_COLUMNS or name.startswith("embedding."):
+            if name.casefold() in OUTPUT_COLUMNS or name.casefold().startswith(("embedding_", "embedding.")):
                 raise ImagebeamError(
                     f"--keep_columns cannot take a name the output uses itself ({', '.join(OUTPUT_COLUMNS)}, "
-                    f"embedding.*). Received: {name!r}. Rename the column in the input."
+                    f"embedding_*), in whatever case. Received: {name!r}. Rename the column in the input."
                 )
             if not name or (kind != UNDECLARED and _item_type(kind) not in KEEP_TYPES):
                 raise ImagebeamError(
@@ -250,7 +250,10 @@ class OutputOptions(Options):
         **one_of(EmbeddingType),
     )
     embedding_dtype: EmbeddingDtype = flag(
-        "what a vector's values are stored as", EmbeddingDtype.FLOAT32, **one_of(EmbeddingDtype)
+        "what a vector's values are stored as; a value beyond 65,504 is a failure in float16, which Spark and Delta "
+        "cannot read",
+        EmbeddingDtype.FLOAT32,
+        **one_of(EmbeddingDtype),
     )
     rows_per_unit: int = flag(
         "records in a work unit at most: what one crash can lose, and the rows of a part", 2048, type=int, metavar="N"
@@ -312,10 +315,14 @@ def check_uris(name: str, *uris: str) -> None:
             raise ImagebeamError(f"{name}: {error}") from None
 
 
-def _refuse_repeated(name: str, values: Iterable[str]) -> None:
-    for value, count in Counter(values).items():
+def _refuse_repeated(name: str, values: Iterable[str], *, any_case: bool = False) -> None:
+    """Refuse a value given twice; SQL readers cannot tell columns apart whose names differ by case alone."""
+    values = list(values)
+    for value, count in Counter(value.casefold() if any_case else value for value in values).items():
         if count > 1:
-            raise ImagebeamError(f"{name} takes each name once. Received: {value!r} {count} times.")
+            given = next(one for one in values if one == value or (any_case and one.casefold() == value))
+            case = ", in whatever case" if any_case else ""
+            raise ImagebeamError(f"{name} takes each name once{case}. Received: {given!r} {count} times.")
 
 
 def _refuse_below_one(name: str, value: int) -> None:

@@ -38,7 +38,7 @@ class EmbeddingOptions(Options):
         metavar="DIR",
     )
     embedding_column: str | None = flag(
-        "which vectors, where extract was given several layers: embedding.LAYER", None, metavar="NAME"
+        "which vectors, where extract was given several layers: embedding_LAYER", None, metavar="NAME"
     )
     allow_unfinished: bool = flag(
         "take the parts that are there of an extract run that has not finished", False, action="store_true"

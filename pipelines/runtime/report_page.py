@@ -17,6 +17,8 @@ FAILURES_SHOWN = 100
 
 _LABELS_COLOURED = 18
 
+_VIEWPORT = "<meta name=viewport content='width=device-width,initial-scale=1'>"
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 66rem; padding: 0 1rem; color: #1c2733 }
 h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #d5dde5 }
@@ -29,6 +31,9 @@ th { color: #52606d; font-weight: 600 } td { overflow-wrap: anywhere } tr + tr t
 .short { white-space: nowrap } .list .number { text-align: right } .long { min-width: 20rem }
 .labels { columns: 15rem; list-style: none; padding: 0 } .labels li { overflow-wrap: anywhere; break-inside: avoid }
 .labels i { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em }
+@media (max-width: 40rem) {
+  table { display: block; overflow-x: auto } .long { min-width: 0 } .short, .card { white-space: normal }
+}
 code { font-size: .9em } img { max-width: 100% } .note { color: #52606d; overflow-wrap: anywhere }
 """
 
@@ -89,7 +94,7 @@ def render(
         *_what_was_run(manifest),
     ]
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+        f"<!doctype html><html lang=en><meta charset=utf-8>{_VIEWPORT}<title>{title}</title><style>{_STYLE}</style>"
         f"<h1>{title}</h1><p class=note>{html.escape(folder)}</p>{''.join(sections)}</html>"
     )
 

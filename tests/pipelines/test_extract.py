@@ -162,7 +162,7 @@ def test_real_vgg16_gives_what_plain_keras_applications_gives(tmp_path, pooling,
     pool = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[pooling]
     for layer in layers:
         embed = plain_vgg16(size, layer, pool(), onnx)
-        found = embeddings(tmp_path / "out", f"embedding.{layer}")
+        found = embeddings(tmp_path / "out", f"embedding_{layer}")
         assert found.keys() == keys.keys()
         for key, vector in found.items():
             image = pixels(keys[key], size)

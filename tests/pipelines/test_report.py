@@ -179,8 +179,8 @@ def test_no_labels_and_several_layers(tmp_path):
     page = report(tmp_path / "run")
     assert "No row has a label." in page.text
     assert page.items == []
-    assert ["dimensions", "embedding.block1_pool: 64, embedding.block1_conv1: 64"] in page.rows
-    assert "embedding.block1_pool, 6 rows taken evenly" in page.text
+    assert ["dimensions", "embedding_block1_pool: 64, embedding_block1_conv1: 64"] in page.rows
+    assert "embedding_block1_pool, 6 rows taken evenly" in page.text
     assert len(page.pictures) == 2
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.classify.staged import EMBEDDING, PROBABILITIES, Classifier, StagedClassifier
 from transforms.core.formats import InputFormat
-from transforms.core.types import Row
+from transforms.core.types import Failure, Row
 from transforms.inputs.plan_units import PlanUnits
 from transforms.inputs.types import ReadOptions, ShardSlice, ShardUnit, WorkUnit
 from transforms.runs.commit_units import CommitUnits, UnitResult, count_batch
@@ -60,6 +60,10 @@ class PredictionLayout:
     def folder(self) -> str:
         """Which folder of a run holds such parts."""
         return PREDICTIONS
+
+    def refuse(self, rows: Sequence[Row]) -> tuple[list[Row], list[Failure]]:
+        """The rows that can be stored, and a failure for each that cannot."""
+        return self.part.refuse(rows)
 
     def to_table(self, rows: Sequence[Row], dimensions: dict[str, int]) -> pa.Table:
         """Rows, whose vectors are the probabilities and perhaps the embedding, as an Arrow table."""
@@ -175,5 +179,7 @@ def kept_columns(embeddings: EmbeddingSet) -> tuple[tuple[str, pa.DataType], ...
     return tuple(
         (field.name, field.type)
         for field in embeddings.schema
-        if field.name not in _STORED and field.name != EMBEDDING and not field.name.startswith(f"{EMBEDDING}.")
+        if field.name not in _STORED
+        and field.name != EMBEDDING
+        and not field.name.startswith((f"{EMBEDDING}_", f"{EMBEDDING}."))
     )

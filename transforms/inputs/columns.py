@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import json
 import math
-from collections.abc import Iterable, Mapping
+import numbers
+import re
+import unicodedata
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -19,24 +26,78 @@ Schema = Mapping[str, pa.DataType]
 """The columns of an input: name -> type, `pa.null()` where only nulls were seen."""
 
 
+_WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
+"""A whole number as a program writes it whose column is of doubles: a missing value makes it so."""
+
+
 def as_label(value: Any) -> str | None:
-    """A label as the output's string: 3 -> "3", b"cat" -> "cat"; None and NaN are no label.
+    """A label as the output's string, the same whatever type a shard stores it as.
+
+    3, 3.0, Decimal("3.00") and "3.0" are "3"; text is brought to Unicode's composed form (NFC), without surrounding
+    blanks. None, NaN, empty and blank text are no label.
 
     Raises:
         ValueError: for a value that is no label, such as a list.
     """
     if value is None:
         return None
+    if isinstance(value, bytes):
+        value = value.decode("utf-8-sig")
     if isinstance(value, str):
         value.encode()  # Raises for half a character; see `_convert`.
-        return value
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, float) and math.isnan(value):  # How pandas writes a missing number.
-        return None
-    if isinstance(value, bool | int | float):
+        text = unicodedata.normalize("NFC", value.strip())
+        if match := _WHOLE_NUMBER.fullmatch(text):
+            text = match[1]
+        return "0" if text == "-0" else text or None
+    if isinstance(value, bool | datetime.time | uuid.UUID):
         return str(value)
+    if isinstance(value, datetime.date):  # A datetime is one.
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return None if value.is_nan() else as_label(str(value) if value.is_infinite() else f"{value:f}")
+    if isinstance(value, numbers.Integral):
+        return str(int(value))
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        if math.isnan(number):  # How pandas writes a missing number.
+            return None
+        return str(int(number)) if number.is_integer() else str(value)
     raise ValueError(f"a label is a text or a number; received {value!r:.80} (keep a list with --keep_columns)")
+
+
+class NamedLabels:
+    """Labels that are stored as numbers of names: Hugging Face's ClassLabel.
+
+    Args:
+        names: in order of the numbers; None where the column holds the labels themselves.
+    """
+
+    def __init__(self, names: Sequence[str] | None) -> None:
+        self._names = names
+
+    @classmethod
+    def of(cls, metadata: Mapping[bytes, bytes] | None, column: str) -> NamedLabels:
+        """Those of a column, from the metadata that Hugging Face datasets writes into a Parquet footer."""
+        try:
+            feature = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]
+            names = feature["names"] if feature["_type"] == "ClassLabel" else None
+            return cls([str(name) for name in names] if names else None)
+        except (LookupError, TypeError, ValueError):
+            return cls(None)
+
+    def label(self, value: Any) -> Any:
+        """The name that a value stands for; a negative number is no label.
+
+        Raises:
+            ValueError: for a number without a name.
+        """
+        if self._names is None or not isinstance(value, int):
+            return value
+        if value < 0:
+            return None
+        if value >= len(self._names):
+            raise ValueError(f"the label column has {len(self._names):,} class names; received number {value}")
+        return self._names[value]
 
 
 def convert(values: Mapping[str, Any], options: ReadOptions) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def manifest_columns(manifest: FileInfo) -> dict[str, pa.DataType]:
 def _file_ref(file: FileInfo) -> RecordRef:
     folder = storage.parent(file.uri)
     # A folder that is its own parent is a root, and a bucket's name says nothing of what is in it.
-    label = None if storage.parent(folder) == folder else storable(storage.basename(folder))
+    label = None if storage.parent(folder) == folder else as_label(storable(storage.basename(folder)))
     return RecordRef(storable(file.uri), file.uri, file.version, label, size=file.size)
 
 
@@ -166,7 +166,7 @@ def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions) -
         raise RecordError("bad_value", f"the row has no {URI_COLUMN}")
     try:
         extras = tuple(convert(row, options).items())
-        label = bounded(as_label(row.get(options.label_column))) or None
+        label = bounded(as_label(row.get(options.label_column)))
     except ValueError as error:
         raise RecordError("bad_value", str(error)) from error
     try:

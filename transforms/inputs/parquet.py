@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.core.types import Failure, Record
 from transforms.inputs.base import Cut, LeftOut, RecordError, caught, make_record, too_large
-from transforms.inputs.columns import describe
+from transforms.inputs.columns import NamedLabels, describe
 from transforms.inputs.image_files import read_file
 from transforms.inputs.reach import reach
 from transforms.inputs.types import ReadOptions, RecordRef, ShardSlice
@@ -45,14 +45,18 @@ def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[R
     if options.image_column not in schema.names:
         known = dict(zip(schema.names, schema.types, strict=True))
         raise RecordError("no_image", f"the shard has no column {options.image_column!r}. {describe(known)}")
+    names = NamedLabels.of(schema.metadata, options.label_column)
     rows = _rows(file, part, [name for name in wanted if name in schema.names])
     for index, row in enumerate(rows, start=part.start):
-        yield caught(_record, f"{uri}#{index}", uri, row, options)
+        yield caught(_record, f"{uri}#{index}", uri, row, options, names)
 
 
-def _record(key: str, uri: str, row: dict[str, Any], options: ReadOptions) -> Record | Failure:
+def _record(key: str, uri: str, row: dict[str, Any], options: ReadOptions, names: NamedLabels) -> Record | Failure:
     value = row[options.image_column]
-    label = row.get(options.label_column)
+    try:
+        label = names.label(row.get(options.label_column))
+    except ValueError as error:
+        raise RecordError("bad_value", str(error)) from error
     if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
         path = reach(str(value["path"]), storage.parent(uri), options)
         found = read_file(RecordRef(key, path), options.max_record_bytes)

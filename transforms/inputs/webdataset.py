@@ -324,4 +324,4 @@ def _label(sample: Sample, fields: dict[str, Any], label_column: str) -> Any:
     member = next((name for name in (label_column, "cls") if name in sample), None)
     if member is None and label_column in fields:
         return fields[label_column]
-    return sample[member or "txt"].strip() if member or "txt" in sample else None
+    return sample[member or "txt"] if member or "txt" in sample else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+import re
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -71,8 +73,19 @@ class Embedder:
 
 
 def columns(layers: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the embedding columns: one is "embedding", several are "embedding.<layer>"."""
-    return ("embedding",) if len(layers) <= 1 else tuple(f"embedding.{layer}" for layer in layers)
+    """Names of the embedding columns: one is "embedding", several are "embedding_<layer>".
+
+    Letters, digits and underscores alone, different without regard to case: what every reader of Parquet takes.
+    """
+    if len(layers) <= 1:
+        return ("embedding",)
+    names: list[str] = []
+    for layer in layers:
+        plain = "embedding_" + re.sub(r"\W", "_", layer, flags=re.ASCII)
+        taken = {name.casefold() for name in names}
+        further = (f"{plain}_{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([plain], further) if name.casefold() not in taken))
+    return tuple(names)
 
 
 def resolve(config: EmbedderConfig) -> Embedder:

@@ -76,6 +76,9 @@ class PartLayout(Protocol):
     def folder(self) -> str:
         """Which folder of the run holds the parts."""
 
+    def refuse(self, rows: Sequence[Row]) -> tuple[list[Row], list[Failure]]:
+        """The rows that can be stored, and a failure for each that cannot."""
+
     def to_table(self, rows: Sequence[Row], dimensions: dict[str, int]) -> pa.Table:
         """The rows of a part."""
 
@@ -148,6 +151,8 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
             old = part_files.read_table(part_files.part_uri(job.output, job.layout.folder, unit.id))
             items = _except(set(old["key"].to_pylist()), items, keys)
         result = job.work.work(items, model)
+        result.rows, refused = job.layout.refuse(result.rows)
+        result.failures += refused
         table = job.layout.to_table(result.rows, model.dimensions)
         if retried is not None:
             table = _merge(old, table, keys)

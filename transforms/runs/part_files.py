@@ -20,7 +20,7 @@ from transforms import storage
 from transforms.core.formats import EmbeddingDtype, EmbeddingType
 from transforms.core.spec import EmbedderSpec
 from transforms.core.text import printable, storable
-from transforms.core.types import Failure, Row
+from transforms.core.types import Failure, Row, Stage
 from transforms.inputs.types import WorkUnit
 from transforms.runs.schemas import FAILURES_SCHEMA, embeddings_schema
 
@@ -45,9 +45,28 @@ class PartOptions:
         """Which folder of a run holds such parts."""
         return EMBEDDINGS
 
+    def refuse(self, rows: Sequence[Row]) -> tuple[list[Row], list[Failure]]:
+        """The rows that can be stored, and a failure for each whose vectors do not fit float16."""
+        if self.embedding_dtype != EmbeddingDtype.FLOAT16:
+            return list(rows), []
+        fitting = [row for row in rows if _fits_float16(row)]
+        kept = {id(row) for row in fitting}
+        return fitting, [_overflow(row) for row in rows if id(row) not in kept]
+
     def to_table(self, rows: Sequence[Row], dimensions: dict[str, int]) -> pa.Table:
         """Rows as an Arrow table; see `rows_to_table`."""
         return rows_to_table(rows, dimensions, self)
+
+
+def _fits_float16(row: Row) -> bool:
+    with np.errstate(over="ignore"):
+        return all(np.isfinite(vector.astype(np.float16)).all() for vector in row.vectors.values())
+
+
+def _overflow(row: Row) -> Failure:
+    largest = max(float(np.abs(vector).max()) for vector in row.vectors.values())
+    message = f"the embedding has values up to {largest:,.6g}, float16 up to 65,504; use --embedding_dtype float32"
+    return Failure(row.key, row.uri, Stage.EMBED, "float16_overflow", message, row.sha256)
 
 
 @dataclass(frozen=True)
@@ -207,15 +226,17 @@ def write_unit(
 
 def _to_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
     row_bytes = max(1, table.nbytes // max(1, table.num_rows))
+    table = table.replace_schema_metadata(metadata)
     buffer = io.BytesIO()
-    pq.write_table(
-        table.replace_schema_metadata(metadata),
+    with pq.ParquetWriter(
         buffer,
+        table.schema,
         compression="zstd",
-        row_group_size=max(1, ROW_GROUP_BYTES // row_bytes),
         write_page_checksum=True,
         use_dictionary=[name for name in ("label", "uri", "stage", "error_type") if name in table.column_names],
-    )
+    ) as writer:
+        if table.num_rows:  # Hugging Face datasets refuses a row group without rows.
+            writer.write_table(table, row_group_size=max(1, ROW_GROUP_BYTES // row_bytes))
     return buffer.getvalue()
 
 

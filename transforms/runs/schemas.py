@@ -36,7 +36,8 @@ def embeddings_schema(
         embedding_dtype: what their values are stored as.
         keep_columns: kept input columns with their types.
     """
-    value = pa.float16() if embedding_dtype == EmbeddingDtype.FLOAT16 else pa.float32()
+    kind = pa.float16() if embedding_dtype == EmbeddingDtype.FLOAT16 else pa.float32()
+    value = pa.field("element", kind, nullable=False)
     fields = [
         pa.field("key", pa.string(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),

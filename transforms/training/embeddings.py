@@ -263,7 +263,7 @@ def _check_same(first_uri: str, first: pa.Schema, uri: str, schema: pa.Schema) -
             f"Embeddings of different specs cannot be mixed: {'; '.join(ours.differences(theirs))} "
             f"({first_uri} and {uri}). Train on outputs of one spec."
         )
-    if not schema.equals(first, check_metadata=False):
+    if not _plain(schema).equals(_plain(first)):
         names = [field.name for field in schema if field not in first] + [f.name for f in first if f not in schema]
         raise ImagebeamError(
             f"Parts have different columns: {', '.join(sorted(set(names)))} ({first_uri} and {uri}). "
@@ -271,8 +271,23 @@ def _check_same(first_uri: str, first: pa.Schema, uri: str, schema: pa.Schema) -
         )
 
 
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """A schema without what earlier versions wrote otherwise: whether items of vectors may be null, and their name."""
+    fields = []
+    for field in schema:
+        kind = field.type
+        if pa.types.is_fixed_size_list(kind):
+            kind = pa.list_(kind.value_type, kind.list_size)
+        elif pa.types.is_list(kind):
+            kind = pa.list_(kind.value_type)
+        fields.append(pa.field(field.name, kind, nullable=field.nullable))
+    return pa.schema(fields)
+
+
 def _choose_column(schema: pa.Schema, column: str | None) -> str:
-    columns: list[str] = [name for name in schema.names if name == "embedding" or name.startswith("embedding.")]
+    columns: list[str] = [
+        name for name in schema.names if name == "embedding" or name.startswith(("embedding_", "embedding."))
+    ]
     if column is None and len(columns) == 1:
         return columns[0]
     if column is None or column not in columns:

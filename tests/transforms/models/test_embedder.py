@@ -116,11 +116,11 @@ def test_several_layers_come_out_of_one_pass_under_their_names():
     together = resolve(EmbedderConfig(**SMALL, weights="random:3", layers=names))
     pixels = images(3, 40, 32)
     outputs = together.embed(pixels)
-    assert list(together.dimensions) == list(outputs) == [f"embedding.{name}" for name in names]
+    assert list(together.dimensions) == list(outputs) == [f"embedding_{name}" for name in names]
     for name in names:
         alone = resolve(EmbedderConfig(**SMALL, weights="random:3", layers=(name,)))
         assert list(alone.dimensions) == ["embedding"]
-        np.testing.assert_allclose(outputs[f"embedding.{name}"], alone.embed(pixels)["embedding"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(outputs[f"embedding_{name}"], alone.embed(pixels)["embedding"], rtol=1e-5, atol=1e-6)
 
 
 def test_columns_belong_to_their_layers_in_any_order():
@@ -130,7 +130,7 @@ def test_columns_belong_to_their_layers_in_any_order():
     for order in itertools.permutations(layers):
         embedder = resolve(EmbedderConfig("VGG16", "random:1", layers=order, image_size=(32, 32)))
         expected = {"block1_pool": 64, "block2_pool": 128, "block3_pool": 256}
-        assert embedder.dimensions == {f"embedding.{name}": expected[name] for name in order}
+        assert embedder.dimensions == {f"embedding_{name}": expected[name] for name in order}
 
 
 def test_flatten_keeps_the_whole_map():
@@ -224,6 +224,8 @@ def test_the_embedder_can_be_called_from_many_threads():
 
 def test_columns_and_weight_bytes():
     assert embedder_module.columns(()) == embedder_module.columns(("a",)) == ("embedding",)
-    assert embedder_module.columns(("a", "b")) == ("embedding.a", "embedding.b")
+    assert embedder_module.columns(("a", "b")) == ("embedding_a", "embedding_b")
+    names = embedder_module.columns(("x/y", "x.y", "X y", "é"))
+    assert names == ("embedding_x_y", "embedding_x_y_2", "embedding_X_y_3", "embedding__")
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     assert Embedder(EmbedderSpec("x", "0" * 64), model).weight_bytes == 4 * (4 * 3 + 3)

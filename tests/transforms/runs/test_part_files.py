@@ -60,7 +60,7 @@ def test_a_part_holds_the_rows_and_says_what_it_is(tmp_path):
     assert commit.part_bytes == path.stat().st_size
     table = pq.read_table(path, page_checksum_verification=True)
     assert table.column_names == ["key", "uri", "label", "width", "height", "sha256", "camera", "tags", "embedding"]
-    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 4)
+    assert table.schema.field("embedding").type == pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
     assert table["label"].to_pylist() == ["class 0", None, "class 0"]
     assert table["tags"].to_pylist() == [[], ["x"], ["x", "y"]]
     np.testing.assert_array_equal(np.stack(table["embedding"].to_numpy()), [row.vectors["embedding"] for row in rows])
@@ -106,7 +106,36 @@ def test_no_rows_still_make_a_part(tmp_path):
     write(tmp_path, [], FAILURES)
     table = pq.read_table(tmp_path / "embeddings")
     assert table.num_rows == 0
-    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 4)
+    assert table.schema.field("embedding").type == pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
+
+
+@pytest.mark.parametrize("embedding_type", list(EmbeddingType))
+def test_a_part_without_rows_has_no_row_group_and_vectors_no_nulls(tmp_path, embedding_type):
+    from datasets import load_dataset
+
+    options = PartOptions(embedding_type)
+    write(tmp_path / "some", make_rows(3), options=options)
+    write(tmp_path / "none", [], FAILURES, options=options)
+    paths = [str(tmp_path / name / "embeddings" / f"part-{UNIT.id}.parquet") for name in ("some", "none")]
+    assert [pq.ParquetFile(path).num_row_groups for path in paths] == [1, 0]
+    assert all(not pq.read_schema(path).field("embedding").type.value_field.nullable for path in paths)
+    loaded = load_dataset("parquet", data_files=paths, split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded.num_rows == pl.read_parquet(paths).height == 3
+    assert read_commit(paths[1]).embedded == 0
+
+
+def test_values_beyond_float16_are_failures():
+    rows = make_rows(5)
+    for row, value in zip(rows, (65_504, 65_519, 65_520, -1e6, 1e-9), strict=True):
+        row.vectors["embedding"][1] = value
+    kept, failed = PartOptions(embedding_dtype=EmbeddingDtype.FLOAT16).refuse(rows)
+    assert [row.key for row in kept] == ["a#0", "a#1", "a#4"]
+    assert [(one.key, one.error_type, one.stage) for one in failed] == [
+        (f"a#{index}", "float16_overflow", Stage.EMBED) for index in (2, 3)
+    ]
+    table = rows_to_table(kept, {"embedding": 4}, PartOptions(embedding_dtype=EmbeddingDtype.FLOAT16))
+    assert np.isfinite(np.stack(table["embedding"].to_numpy()).astype(np.float32)).all()
+    assert PartOptions().refuse(rows) == (rows, [])
 
 
 def test_page_checksums_find_a_flipped_bit(tmp_path):
