@@ -46,5 +46,5 @@ def test_the_keywords_of_embed_images_are_the_flags_of_extract():
     parser = JobParser("extract", beam=True)
     for add in (extraction.add_input_arguments, extraction.add_model_arguments, extraction.add_output_arguments):
         add(parser)
-    flags = {name.removeprefix("--") for name in parser.flags} - {"help", "config", "debug"}
+    flags = {name.removeprefix("--") for name in parser.flags} - {"help", "config", "debug", "log_format", "quiet"}
     assert set(inspect.signature(imagebeam.EmbedImages).parameters) == flags - {"input", "overwrite"}
