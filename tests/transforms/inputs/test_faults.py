@@ -110,7 +110,7 @@ def test_an_outage_is_a_retryable_failure_and_stops_the_job_when_it_lasts(tmp_pa
     items = [read_file(ref) for ref in refs]
     assert [isinstance(item, Failure) and item.retryable for item in items] == [True] * 3 + [False] * 3
     away(1_000)
-    with pytest.raises(MachineError, match=r"4 reads in a row failed.*Input/output error"):
+    with pytest.raises(MachineError, match=r"\d+ reads in a row failed.*Input/output error"):
         list(read_records(ListUnit(InputFormat.MANIFEST, refs), OPTIONS))
 
 

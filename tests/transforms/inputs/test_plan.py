@@ -32,7 +32,7 @@ from transforms.core.formats import InputFormat
 from transforms.core.types import Failure
 from transforms.inputs.plan import cut_shard, inspect_input, plan, plan_in_parts
 from transforms.inputs.read import read_records
-from transforms.inputs.types import ListingPart, Note, ReadOptions, RecordRef, Shard, ShardUnit, WorkUnit
+from transforms.inputs.types import ListingPart, ListUnit, Note, ReadOptions, RecordRef, Shard, ShardUnit, WorkUnit
 
 OPTIONS = ReadOptions()
 
@@ -194,10 +194,11 @@ def test_a_long_listing_planned_in_parts_covers_every_file_once(tmp_path, monkey
     items = list(plan_in_parts([str(tmp_path)], None, 4))
     assert (alone < 40) == any(isinstance(item, ListingPart) for item in items)
     units = [unit for item in items for unit in cut_shard(item, 4, OPTIONS)]
-    notes = [unit for unit in units if isinstance(unit, Note)]
     units = [unit for unit in units if isinstance(unit, WorkUnit)]
-    assert sorted(ref.uri for unit in units for ref in unit.refs) == sorted(map(str, tmp_path.glob("*/*.jpg")))
-    assert [note.uri for note in notes] == [str(tmp_path / "class3" / "x.tar")]
+    listed = [ref.uri for unit in units if isinstance(unit, ListUnit) for ref in unit.refs]
+    assert sorted(listed) == sorted(map(str, tmp_path.glob("*/*.jpg")))
+    (cut,) = [unit for unit in units if isinstance(unit, ShardUnit)]
+    assert [one.shard.file.uri for one in cut.slices] == [str(tmp_path / "class3" / "x.tar")]
     assert len({unit.id for unit in units}) == len(units)
 
 
