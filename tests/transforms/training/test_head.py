@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
 from tests.support.embedding_sets import blobs
-from transforms.training.head import Normalization, Schedule, balanced_weights, build_head, compile_head
+from transforms.training.head import Normalization, Schedule, balanced_weights, build_head, compile_head, join, save
 from transforms.training.tf_data import moments
 
 VECTORS = blobs(64, dimension=6)[0]
@@ -139,7 +139,7 @@ def image_embedder(columns):
 def test_an_image_classifier_is_the_embedder_and_the_head(columns):
     embedder = image_embedder(columns)
     head = build_head(6, 3, normalization=Normalization.NONE, hidden_units=(4,))
-    joined = head.join(embedder, columns[-1], head)
+    joined = join(embedder, columns[-1], head)
     images = np.random.default_rng(0).integers(256, size=(4, 8, 8, 3), dtype=np.uint8)
     vectors = embedder.predict_on_batch(images)
     vectors = vectors[columns[-1]] if len(columns) > 1 else vectors
@@ -158,10 +158,10 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("transforms",
 def test_a_saved_classifier_opens_in_plain_keras_and_knows_its_labels(tmp_path):
     mean, variance = moments(StandardScaler().fit(np.random.default_rng(1).normal(size=(9, 6))))
     head = build_head(6, 3, mean=mean, variance=variance, hidden_units=(4,), dropout=0.3)
-    joined = head.join(image_embedder(["embedding"]), "embedding", head)
+    joined = join(image_embedder(["embedding"]), "embedding", head)
     images = np.random.default_rng(0).integers(256, size=(4, 8, 8, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
-    head.save(joined, {"labels": ["a", "ä", "中"]}, tmp_path / "model.keras")
+    save(joined, {"labels": ["a", "ä", "中"]}, tmp_path / "model.keras")
     paths = [str(tmp_path / name) for name in ("model.keras", "images.npy", "probabilities.npy")]
     subprocess.run([sys.executable, "-c", PLAIN_KERAS, *paths], check=True, cwd=tmp_path, timeout=120)
     assert np.load(tmp_path / "probabilities.npy") == pytest.approx(joined.predict_on_batch(images), abs=1e-6)
