@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TRAIN = ["matplotlib>=3.10", "scikit-learn>=1.7", "scipy>=1.13"]
+TRAIN = ["matplotlib>=3.10", "scikit-learn>=1.7", "scipy>=1.13", "threadpoolctl>=3.5"]
 ONNX = ["onnx>=1.19"]
 HEIF = ["pillow-heif>=1.1"]
 S3 = ["apache-beam[aws]>=2.77,<2.78"]

@@ -21,10 +21,12 @@ from pipelines.options.training import (
     FitOptions,
     HeadOptions,
     RowOptions,
+    SolverOptions,
 )
 from pipelines.runtime.training_result import TrainResult, conclude, describe_rows, installed_versions, save_models
 
 if TYPE_CHECKING:
+    import keras
     import numpy as np
 
     from pipelines.runtime.head_training import Lesson
@@ -47,12 +49,14 @@ class TrainOptions:
     head: HeadOptions = field(default_factory=HeadOptions)
     fit: FitOptions = field(default_factory=FitOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
+    solver: SolverOptions = field(default_factory=SolverOptions)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `imagebeam train`."""
     EmbeddingOptions.add_arguments(parser, "embeddings")
     RowOptions.add_arguments(parser, "rows")
+    SolverOptions.add_arguments(parser, "solver")
     HeadOptions.add_arguments(parser, "head")
     FitOptions.add_arguments(parser, "fitting")
     SearchOptions.add_arguments(parser, "search")
@@ -65,9 +69,9 @@ def run(options: TrainOptions) -> TrainResult:
     Raises:
         ImagebeamError: for what the user can mend; nothing is overwritten then.
     """
-    from pipelines.runtime.head_training import Lesson, check_searchable, train_head, use_deterministic_ops
+    from pipelines.runtime.exact_head import is_exact
+    from pipelines.runtime.head_training import Lesson, check_searchable
     from transforms.classify.evaluate import evaluate
-    from transforms.plots.training import training_curves
     from transforms.training.embeddings import open_embeddings
     from transforms.training.output import ClassifierFolder, ResultFile
     from transforms.training.row_index import index_rows
@@ -85,28 +89,32 @@ def run(options: TrainOptions) -> TrainResult:
     lesson = Lesson(sources, index.targets, index.counts[Split.TRAIN.code], index.multi_label)
     if options.search.search:
         check_searchable(lesson)
+    exact = is_exact(lesson, options.solver, options.head, options.fit, options.search)
     if output.claim(_identity(options, embeddings, index)):
         say(f"Going on with the run in {output.uri}")
-    use_deterministic_ops()
-    head_options, fit_options, table = _choose_head(lesson, index.images, options, output.checkpoint)
-    head, state = train_head(lesson, head_options, fit_options, checkpoint=output.checkpoint, watched=True)
+    trained = _solve(lesson, index, options) if exact else _fit(lesson, index, options, output.checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         predictions = Path(folder) / ResultFile.PREDICTIONS
-        evaluation = evaluate(head, embeddings, index, predictions)
+        evaluation = evaluate(trained.head, embeddings, index, predictions)
         summary = {
             "evaluated_on": evaluation.split,
             **evaluation.metrics,
             "rows": rows,
-            "training": {"seconds": round(time.monotonic() - began, 3), **dataclasses.asdict(state)},
-            "search": table,
-            **_provenance(embeddings, options, head_options, fit_options),
+            "training": {"seconds": round(time.monotonic() - began, 3), **trained.summary},
+            "search": trained.search,
+            **_provenance(embeddings, trained.options),
         }
         files = {
             **save_models(
-                head, embedder and embedder.load().model, embeddings.column, embeddings.spec, index, Path(folder)
+                trained.head,
+                embedder and embedder.load().model,
+                embeddings.column,
+                embeddings.spec,
+                index,
+                Path(folder),
             ),
             ResultFile.PREDICTIONS: predictions,
-            ResultFile.CURVES: training_curves(state.history, state.best_epoch),
+            ResultFile.CURVES: trained.curves,
             ResultFile.CONFUSION: evaluation.confusion,
         }
         output.publish(files, summary)
@@ -126,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             HeadOptions.from_args(args),
             FitOptions.from_args(args),
             SearchOptions.from_args(args),
+            SolverOptions.from_args(args),
         )
     )
     return 3 if result.problems else 0
@@ -133,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _identity(options: TrainOptions, embeddings: EmbeddingSet, index: RowIndex) -> dict[str, Any]:
     """Everything that decides the weights: what two runs must share for one to go on where the other was killed."""
-    groups = (options.rows, options.head, options.fit, options.search)
+    groups = (options.rows, options.head, options.fit, options.search, options.solver)
     flags = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
     del flags["checkpoint_seconds"]
     return {
@@ -144,6 +153,54 @@ def _identity(options: TrainOptions, embeddings: EmbeddingSet, index: RowIndex) 
         "fingerprint": embeddings.spec.fingerprint,
         "rows_sha256": index.sha256,
     }
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A head, and what metrics.json says of its training.
+
+    Attributes:
+        head: vectors -> probabilities.
+        options: as given, with what a search chose.
+        summary: in JSON terms.
+        curves: PNG.
+        search: the table of a search, or None.
+    """
+
+    head: keras.Model
+    options: TrainOptions
+    summary: dict[str, Any]
+    curves: bytes
+    search: list[dict[str, Any]] | None = None
+
+
+def _solve(lesson: Lesson, index: RowIndex, options: TrainOptions) -> _Trained:
+    """Train by the exact solver."""
+    from pipelines.runtime.exact_head import describe_solution, solve_head
+    from transforms.plots.training import penalty_curves
+    from transforms.training.splits import Split
+
+    measured_on_validation = not len(index.rows(Split.TEST))
+    head, solution = solve_head(
+        lesson, index.images, options.solver, options.fit, keep_validation=measured_on_validation
+    )
+    rows = len(index.rows(Split.TRAIN)) + (0 if measured_on_validation else len(index.rows(Split.VALIDATION)))
+    summary = describe_solution(solution, rows)
+    return _Trained(head, options, summary, penalty_curves(summary["candidates"]))
+
+
+def _fit(lesson: Lesson, index: RowIndex, options: TrainOptions, checkpoint: Checkpoint) -> _Trained:
+    """Train by epochs."""
+    from pipelines.runtime.head_training import train_head, use_deterministic_ops
+    from transforms.plots.training import training_curves
+    from transforms.training.head import Solver
+
+    use_deterministic_ops()
+    head_options, fit_options, table = _choose_head(lesson, index.images, options, checkpoint)
+    head, state = train_head(lesson, head_options, fit_options, checkpoint=checkpoint, watched=True)
+    summary = {"solver": str(Solver.EPOCHS), **dataclasses.asdict(state)}
+    used = dataclasses.replace(options, head=head_options, fit=fit_options)
+    return _Trained(head, used, summary, training_curves(state.history, state.best_epoch), table)
 
 
 def _choose_head(
@@ -183,15 +240,14 @@ def _print_grid(table: Sequence[dict[str, Any]]) -> None:
     Console().print(printed)
 
 
-def _provenance(embeddings: EmbeddingSet, options: TrainOptions, head: HeadOptions, fit: FitOptions) -> dict[str, Any]:
+def _provenance(embeddings: EmbeddingSet, options: TrainOptions) -> dict[str, Any]:
     """What the classifier was made from, with what."""
-    used = dataclasses.replace(options, head=head, fit=fit)
     return {
         "embeddings": embeddings.folders,
         "embedding_column": embeddings.column,
         "fingerprint": embeddings.spec.fingerprint,
         "spec": embeddings.spec.to_dict(),
-        "options": dataclasses.asdict(used),
+        "options": dataclasses.asdict(options),
         "versions": installed_versions(),
     }
 

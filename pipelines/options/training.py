@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.common.fields import Options, flag, one_of
 from transforms.core.errors import ImagebeamError
-from transforms.training.head import Normalization, Schedule
+from transforms.training.head import Normalization, Schedule, Solver, VectorTransform
 
 if TYPE_CHECKING:
     from transforms.training.row_index import LabelRules, SplitRules
@@ -93,7 +93,16 @@ class RowOptions(Options):
         metavar="NAME",
     )
 
+    group_column: str | None = flag(
+        "column whose rows with one value stay in one split, such as a patient or a product", None, metavar="NAME"
+    )
+
     def __post_init__(self) -> None:
+        if self.group_column is not None and self.split_column is not None:
+            raise ImagebeamError(
+                "--split_column says each row's split already, so --group_column has nothing to decide. Received: "
+                f"--split_column {self.split_column} and --group_column {self.group_column}."
+            )
         for name, share in (("--validation_split", self.validation_split), ("--test_split", self.test_split)):
             if not 0 <= share < 1:
                 raise ImagebeamError(f"{name} is a share of the images, from 0 to below 1. Received: {share}.")
@@ -117,7 +126,7 @@ class RowOptions(Options):
         """How rows are split."""
         from transforms.training.row_index import SplitRules
 
-        return SplitRules(self.validation_split, self.test_split, self.split_seed, self.split_column)
+        return SplitRules(self.validation_split, self.test_split, self.split_seed, self.split_column, self.group_column)
 
 
 @dataclass(frozen=True)
@@ -198,6 +207,25 @@ class FitOptions(Options):
             raise ImagebeamError(f"--learning_rate is more than 0. Received: {self.learning_rate}.")
         if not 0 <= self.label_smoothing < 1:
             raise ImagebeamError(f"--label_smoothing is a share, from 0 to below 1. Received: {self.label_smoothing}.")
+
+
+@dataclass(frozen=True)
+class SolverOptions(Options):
+    """How the head's weights are found."""
+
+    solver: Solver = flag(
+        "exact: softmax regression solved by L-BFGS, its L2 penalty chosen by cross-validation, then solved again on "
+        "training and validation rows; epochs: AdamW as the flags of fitting say; auto: exact where that takes minutes "
+        "and no flag asks for something else",
+        Solver.AUTO,
+        **one_of(Solver),
+    )
+    vector_transform: VectorTransform | None = flag(
+        "for the exact solver, what happens to each value of a vector first: root takes its square root and keeps its "
+        "sign (default: the one with the lower cross-validated loss)",
+        None,
+        **one_of(VectorTransform),
+    )
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,16 @@ class TrainResult:
 
 def describe_rows(index: RowIndex) -> dict[str, Any]:
     """How the rows are split, for metrics.json; what is odd about it is said at once."""
-    from transforms.training.splits import Split, describe_gaps, largest_shift, straddling
+    from transforms.training.splits import Split, describe_gaps, describe_small, largest_shift, straddling
 
     sizes = {str(split): len(index.rows(split)) for split in Split}
     straddle = straddling(index.images, index.codes)
     say(f"{len(index.classes)} classes; " + ", ".join(f"{count:,} {split}" for split, count in sizes.items()) + " rows")
     for gap in describe_gaps(index.counts, index.classes):
         say(f"WARNING: {gap}")
+    measured = Split.TEST if sizes[Split.TEST] else Split.VALIDATION
+    if small := describe_small(index.counts, index.classes, measured):
+        say(f"WARNING: {small}")
     if straddle:
         say(f"WARNING: {straddle:,} images stand in more than one split: the metrics will be too good")
     by_class = {name: index.counts[:, number].tolist() for number, name in enumerate(index.classes)}
@@ -101,10 +104,14 @@ def conclude(metrics: dict[str, Any], output: str, least_accuracy: float | None)
     """Print the summary, and check what was to be checked."""
     accuracy, split = metrics["accuracy"], metrics["evaluated_on"]
     training, count = metrics["training"], metrics["rows"][split]
+    low, high = metrics["accuracy_interval_95"]
+    epochs = ""
+    if "epochs" in training:
+        epochs = f", {training['epochs']} epochs, the weights of epoch {training['best_epoch']}"
     say(
-        f"Accuracy {accuracy:.4f} on {count:,} {split} rows (baseline {metrics['baseline']['accuracy']:.4f}), macro F1 "
-        f"{metrics['macro_f1']:.4f}, log loss {metrics['log_loss']:.4f}; {training['epochs']} epochs in "
-        f"{training['seconds']:,.1f} s, the weights of epoch {training['best_epoch']}"
+        f"Accuracy {accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) on {count:,} {split} rows, baseline "
+        f"{metrics['baseline']['accuracy']:.4f}; macro F1 {metrics['macro_f1']:.4f}, log loss "
+        f"{metrics['log_loss']:.4f}; {training['seconds']:,.1f} s{epochs}"
     )
     say(f"  {output}")
     add_totals(accuracy=accuracy, macro_f1=metrics["macro_f1"], evaluated_on=split, rows=count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,6 +49,29 @@ def training_curves(history: Mapping[str, Sequence[float]], best_epoch: int) -> 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
+    return to_png(figure)
+
+
+def penalty_curves(candidates: Sequence[Mapping[str, Any]]) -> bytes:
+    """Cross-validated log loss over the inverse L2 penalty, a line for each vector transform.
+
+    Args:
+        candidates: best first; each has transform, inverse_penalty and log_loss.
+
+    Returns:
+        PNG.
+    """
+    figure = new_figure(7, 4.2)
+    axes = figure.add_subplot(1, 1, 1)
+    for transform in sorted({candidate["transform"] for candidate in candidates}):
+        points = sorted((c["inverse_penalty"], c["log_loss"]) for c in candidates if c["transform"] == transform)
+        axes.plot(*zip(*points, strict=True), marker="o", label=f"vector transform: {transform}")
+    best = candidates[0]
+    axes.axvline(best["inverse_penalty"], color="grey", linestyle=":", label="chosen")
+    axes.set(title="Cross-validated log loss", xlabel="inverse L2 penalty (C)", ylabel="log loss (nats per row)")
+    axes.set_xscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend()
     return to_png(figure)
 
 

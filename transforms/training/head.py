@@ -33,6 +33,22 @@ class Normalization(enum.StrEnum):
     BATCH = "batch"
 
 
+class VectorTransform(enum.StrEnum):
+    """What happens to each value of a vector before it is standardised."""
+
+    NONE = "none"
+    ROOT = "root"
+    """Its square root, with its sign: pooled activations have long tails, which it shortens."""
+
+
+class Solver(enum.StrEnum):
+    """How the weights of a head are found."""
+
+    AUTO = "auto"
+    EXACT = "exact"
+    EPOCHS = "epochs"
+
+
 class Schedule(enum.StrEnum):
     """How the learning rate changes over a run."""
 
@@ -49,6 +65,7 @@ def build_head(
     normalization: Normalization = Normalization.FITTED,
     mean: np.ndarray | None = None,
     variance: np.ndarray | None = None,
+    transform: VectorTransform = VectorTransform.NONE,
     multi_label: bool = False,
     seed: int = 0,
 ) -> keras.Model:
@@ -63,6 +80,7 @@ def build_head(
             each hidden layer by batch statistics.
         mean: float [dimension], for FITTED.
         variance: likewise, none of it zero.
+        transform: of the vectors, before anything else; `mean` and `variance` are then of what it gives.
         multi_label: sigmoids, each output for itself, instead of a softmax.
         seed: of the first weights and of dropout.
 
@@ -74,6 +92,8 @@ def build_head(
     seeds = iter(range(seed * 1000, (seed + 1) * 1000))
     vectors = keras.Input((dimension,), dtype="float32", name="embedding")
     values = vectors
+    if transform == VectorTransform.ROOT:
+        values = keras.ops.sign(values) * keras.ops.sqrt(keras.ops.absolute(values))
     if normalization == Normalization.FITTED:
         layer = keras.layers.Normalization(name="normalization")
         values = layer(values)
@@ -94,6 +114,11 @@ def build_head(
     activation = "sigmoid" if multi_label else "softmax"
     probabilities = keras.layers.Activation(activation, dtype="float32", name="probabilities")(logits)
     return keras.Model(vectors, probabilities, name="classifier")
+
+
+def transform_vectors(vectors: np.ndarray, transform: VectorTransform) -> np.ndarray:
+    """What `build_head`'s model does to vectors first, float32 of the same shape."""
+    return np.sign(vectors) * np.sqrt(np.abs(vectors)) if transform == VectorTransform.ROOT else vectors
 
 
 def balanced_weights(counts: np.ndarray, rows: int, *, multi_label: bool) -> np.ndarray:

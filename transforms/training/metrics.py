@@ -58,7 +58,8 @@ def single_label_metrics(rows: Ranked, classes: Sequence[str], train_counts: np.
         train_counts: training rows by class, for the baseline that always says the most frequent one.
 
     Returns:
-        accuracy, top_5_accuracy (null with five classes or fewer), macro_f1 (over the classes that occur), log_loss
+        accuracy with its 95 % interval, top_5_accuracy (null with five classes or fewer), macro_f1 (over the classes
+        that occur), log_loss
         (nats), expected_calibration_error, baseline, and precision, recall, F1 and support per class.
     """
     from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
@@ -69,6 +70,7 @@ def single_label_metrics(rows: Ranked, classes: Sequence[str], train_counts: np.
     smallest = np.finfo(np.float32).tiny  # a true class of probability 0 would make the mean infinite
     return {
         "accuracy": float(accuracy_score(rows.truth, rows.predicted)),
+        "accuracy_interval_95": wilson_interval(int((rows.truth == rows.predicted).sum()), len(rows.truth)),
         "top_5_accuracy": float((rows.truth_rank < _TOP).mean()) if len(classes) > _TOP else None,
         "macro_f1": float(f1_score(rows.truth, rows.predicted, average="macro", zero_division=0.0)),
         "log_loss": float(-np.log(np.maximum(rows.truth_probability, smallest), dtype=np.float64).mean()),
@@ -90,7 +92,8 @@ def multi_label_metrics(
         train_shares: share of the training rows that have each label, for the baseline that says those over a half.
 
     Returns:
-        accuracy (rows of which every label is right), label_accuracy, macro_f1 and micro_f1, mean_average_precision
+        accuracy (rows of which every label is right) with its 95 % interval, label_accuracy, macro_f1 and micro_f1,
+        mean_average_precision
         (over the classes that occur), log_loss (nats a label), expected_calibration_error, baseline, and precision,
         recall, F1, average precision and support per class.
     """
@@ -112,6 +115,7 @@ def multi_label_metrics(
     known = [value for value in precisions.values() if value is not None]
     return {
         "accuracy": float(accuracy_score(truth, predicted)),
+        "accuracy_interval_95": wilson_interval(int((truth == predicted).all(axis=1).sum()), len(truth)),
         "label_accuracy": float((truth == predicted).mean()),
         "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
         "micro_f1": float(f1_score(truth, predicted, average="micro", zero_division=0.0)),
@@ -123,6 +127,14 @@ def multi_label_metrics(
         "baseline": {"accuracy": float(accuracy_score(truth, baseline))},
         "per_class": per_class,
     }
+
+
+def wilson_interval(right: int, rows: int) -> tuple[float, float]:
+    """95 % confidence interval of a share, by Wilson's score (JASA 1927): sound near 0 and 1 and for few rows."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, rows).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:

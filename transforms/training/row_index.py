@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from transforms.core.errors import ImagebeamError
 from transforms.training.embeddings import RowGroup, RowSet
-from transforms.training.splits import DROPPED, Split, assign, image_numbers
+from transforms.training.splits import DROPPED, Split, assign, grouped_numbers, image_numbers, stratify
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class SplitRules:
         validation: share of the images that validate.
         test: share of the images that test.
         seed: another one gives another split.
+        group_column: rows with one value in it stay in one split; None to keep equal images together and no more.
         column: a column that says train, validation or test, and overrides the above.
     """
 
@@ -48,6 +49,7 @@ class SplitRules:
     test: float = 0.2
     seed: int = 0
     column: str | None = None
+    group_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class RowIndex:
         codes: int8 [rows], code of each row's split, or `splits.DROPPED`.
         labels: int32 [rows], number of each row's class; with multi-label a SciPy CSR matrix [rows, classes] of ones.
         classes: names of the classes, in order of their numbers.
-        images: uint64 [rows], `splits.image_numbers`: equal for equal images.
+        images: uint64 [rows], equal for rows that stay together: equal images, and groups where they were asked for.
     """
 
     codes: np.ndarray
@@ -121,31 +123,53 @@ def index_rows(embeddings: RowSet, labels: LabelRules, splits: SplitRules) -> Ro
             classes, an unknown split, or a split that leaves nothing to train on or nothing to hold out.
     """
     encoder = _LabelEncoder(embeddings.schema, labels)
-    columns = ["sha256", labels.column] + ([splits.column] if splits.column else [])
-    if splits.column:
-        _check_column(embeddings.schema, splits.column, "--split_column")
-    codes, numbers = [], []
+    columns = ["sha256", labels.column, *filter(None, (splits.column, splits.group_column))]
+    for column, flag in ((splits.column, "--split_column"), (splits.group_column, "--group_column")):
+        if column:
+            _check_column(embeddings.schema, column, flag)
+    codes, numbers, groups = [], [], []
     for _, table in embeddings.read(embeddings.groups, columns):
-        images = image_numbers(table.column("sha256").to_pylist(), splits.seed)
-        numbers.append(images)
-        codes.append(
-            _codes_of(table.column(splits.column), splits.column)
-            if splits.column
-            else assign(images, splits.validation, splits.test)
-        )
+        numbers.append(image_numbers(table.column("sha256").to_pylist(), splits.seed))
+        if splits.column:
+            codes.append(_codes_of(table.column(splits.column), splits.column))
+        if splits.group_column:
+            groups += table.column(splits.group_column).cast(pa.string()).to_pylist()
         encoder.add(table.column(labels.column).combine_chunks())
-    all_codes = np.concatenate(codes)
+    images = np.concatenate(numbers)
+    if splits.group_column:
+        images = grouped_numbers(images, _without_null(groups, splits.group_column), splits.seed)
+    all_codes = np.concatenate(codes) if splits.column else assign(images, splits.validation, splits.test)
     unlabeled = encoder.unlabeled()
     if unlabeled.any() and not labels.drop_unlabeled:
         raise ImagebeamError(
             f"{int(unlabeled.sum()):,} of {len(unlabeled):,} rows have no label in column {labels.column!r}. Leave "
             "them out with --drop_unlabeled, or name another --label_column."
         )
-    all_codes[unlabeled] = DROPPED
     classes, encoded = encoder.finish()
-    index = RowIndex(all_codes, encoded, classes, np.concatenate(numbers))
+    if not splits.column and not labels.multi_label:
+        labeled = ~unlabeled
+        all_codes[labeled] = stratify(
+            images[labeled], all_codes[labeled], encoded[labeled], splits.validation, splits.test
+        )
+    all_codes[unlabeled] = DROPPED
+    index = RowIndex(all_codes, encoded, classes, images)
     _refuse_useless(index, labels.column)
     return index
+
+
+def _without_null(groups: list[str | None], column: str) -> list[str]:
+    """The groups as they are; rows without one would all be of one group.
+
+    Raises:
+        ImagebeamError: if a row has none.
+    """
+    missing = sum(group is None for group in groups)
+    if missing:
+        raise ImagebeamError(
+            f"{missing:,} of {len(groups):,} rows have no value in --group_column. Received: {column!r}. Give each row "
+            "one; a row that belongs to no group can have its key."
+        )
+    return [group for group in groups if group is not None]
 
 
 def _refuse_useless(index: RowIndex, column: str) -> None:
@@ -244,7 +268,7 @@ class _LabelEncoder:
         classes = tuple(str(name) for name in order)
         if not self._rules.multi_label:
             return classes, labels
-        from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
+        from scipy.sparse import csr_matrix
 
         starts = np.concatenate([[0], np.cumsum(np.concatenate(self._lengths))])
         matrix = csr_matrix((np.ones(len(labels), np.float32), labels, starts), shape=(len(starts) - 1, len(classes)))

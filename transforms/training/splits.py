@@ -1,15 +1,22 @@
-"""Which rows train, which validate and which test: decided by the image alone, so that a larger set keeps its split."""
+"""Which rows train, validate and test: decided by each image's digest, evened out where a class comes out uneven."""
 
 from __future__ import annotations
 
 import enum
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 DROPPED = -1
 """Code of a row in no split."""
+
+SHARE_TOLERANCE = 0.02
+"""How far a class's share of a split may be off before `stratify` moves images."""
+
+FEW_ROWS = 10
+"""Held-out rows of a class below which its figures mean little: its recall moves in steps of a tenth or more."""
 
 
 class Split(enum.StrEnum):
@@ -54,6 +61,76 @@ def assign(numbers: np.ndarray, validation: float, test: float) -> np.ndarray:
     codes[position < test + validation] = Split.VALIDATION.code
     codes[position < test] = Split.TEST.code
     return codes
+
+
+def stratify(numbers: np.ndarray, codes: np.ndarray, labels: np.ndarray, validation: float, test: float) -> np.ndarray:
+    """Even out the classes whose shares the digests alone leave too far off; int8 [n].
+
+    A class's share of test images, and of test and validation images together, may be off by `SHARE_TOLERANCE`, or by
+    half an image. Where it is off by more, the images whose numbers are next to the border change sides, as few as will
+    do. So small classes are split exactly, and as a class grows fewer and fewer of its images ever change sides.
+
+    Args:
+        numbers: uint64 [n], as for `assign`; an image's class is that of its first row.
+        codes: int8 [n], as `assign` gives them.
+        labels: class numbers, int [n].
+        validation: share of the images that validate.
+        test: share of the images that test.
+    """
+    _, first, row_image = np.unique(numbers, return_index=True, return_inverse=True)
+    image_codes, image_labels = codes[first], labels[first]
+    for label in np.unique(image_labels):
+        members = np.flatnonzero(image_labels == label)  # in order of their numbers
+        found = image_codes[members]
+        tested = _within(int((found == Split.TEST.code).sum()), test * len(members), len(members))
+        held = _within(int((found != Split.TRAIN.code).sum()), (test + validation) * len(members), len(members))
+        image_codes[members[held:]] = Split.TRAIN.code
+        image_codes[members[:held]] = Split.VALIDATION.code
+        image_codes[members[:tested]] = Split.TEST.code
+    return np.asarray(image_codes[row_image.ravel()], np.int8)
+
+
+def _within(count: int, wanted: float, members: int) -> int:
+    """The number nearest to `count` that is close enough to `wanted`."""
+    allowed = max(SHARE_TOLERANCE * members, 0.5)
+    return min(max(count, math.ceil(wanted - allowed)), math.floor(wanted + allowed))
+
+
+def grouped_numbers(images: np.ndarray, groups: Iterable[str], seed: int) -> np.ndarray:
+    """Numbers that are equal for rows of one group, and for rows of groups that share an image; uint64 [n].
+
+    Args:
+        images: uint64 [n], as `image_numbers` gives them.
+        groups: a text for each row.
+        seed: as for `image_numbers`.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    numbers = image_numbers((f"group:{group}" for group in groups), seed)
+    group_numbers, group_ids = np.unique(numbers, return_inverse=True)
+    _, image_ids = np.unique(images, return_inverse=True)
+    nodes = len(group_numbers) + int(image_ids.max(initial=-1)) + 1
+    edges = (np.ones(len(images), np.int8), (group_ids, image_ids + len(group_numbers)))
+    _, component = connected_components(coo_matrix(edges, shape=(nodes, nodes)), directed=False)
+    lowest = np.full(component.max(initial=0) + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(lowest, component[: len(group_numbers)], group_numbers)
+    return np.asarray(lowest[component[group_ids]])
+
+
+def describe_small(counts: np.ndarray, classes: Sequence[str], split: Split) -> str | None:
+    """One line that names the classes with too few rows in a split to measure them; None where there are none.
+
+    Args:
+        counts: int [3, classes], labels by split and class.
+        classes: their names.
+        split: the one that metrics are measured on.
+    """
+    few = [f"{name} ({count})" for name, count in zip(classes, counts[split.code], strict=True) if count < FEW_ROWS]
+    if not few or not counts[split.code].sum():
+        return None
+    names = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
+    return f"{len(few)} of {len(classes)} classes have fewer than {FEW_ROWS} {split} rows, too few to measure: {names}"
 
 
 def straddling(numbers: np.ndarray, codes: np.ndarray) -> int:

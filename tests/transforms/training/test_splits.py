@@ -3,7 +3,18 @@ import hashlib
 import numpy as np
 import pytest
 
-from transforms.training.splits import DROPPED, Split, assign, describe_gaps, image_numbers, largest_shift, straddling
+from transforms.training.splits import (
+    DROPPED,
+    Split,
+    assign,
+    describe_gaps,
+    describe_small,
+    grouped_numbers,
+    image_numbers,
+    largest_shift,
+    straddling,
+    stratify,
+)
 
 DIGESTS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20_000)]
 
@@ -46,3 +57,48 @@ def test_gaps_and_shifts_of_a_split():
     assert shift.keys() == {"train", "validation"}
     assert shift["validation"] == pytest.approx(1 - 8 / 12)
     assert shift["train"] == pytest.approx(8 / 12 - 6 / 10)
+
+
+def test_every_class_gets_its_share():
+    numbers = image_numbers(DIGESTS[:3_000], 3)
+    labels = np.random.default_rng(0).choice(30, 3_000, p=np.arange(1, 31) / 465)
+    codes = stratify(numbers, assign(numbers, 0.1, 0.2), labels, 0.1, 0.2)
+    for label in range(30):
+        mine = codes[labels == label]
+        allowed = max(0.02 * len(mine), 0.5)
+        assert abs((mine == Split.TEST.code).sum() - 0.2 * len(mine)) <= allowed
+        assert abs((mine != Split.TRAIN.code).sum() - 0.3 * len(mine)) <= allowed
+
+
+def test_few_images_change_sides_as_a_class_grows():
+    numbers = image_numbers(DIGESTS, 5)
+    moved = []
+    for size in (100, 200, 400, 800, 1_600, 3_200):
+        small, large = (
+            stratify(numbers[:count], assign(numbers[:count], 0.1, 0.2), np.zeros(count, int), 0.1, 0.2)
+            for count in (size, 2 * size)
+        )
+        moved.append((small != large[:size]).mean())
+    assert max(moved) < 0.06
+    assert moved[-1] == 0
+
+
+def test_equal_images_stay_together_when_classes_are_evened_out():
+    numbers = np.tile(image_numbers(DIGESTS[:40], 0), 3)
+    labels = np.tile(np.arange(40) % 8, 3)
+    codes = stratify(numbers, assign(numbers, 0.2, 0.2), labels, 0.2, 0.2)
+    assert straddling(numbers, codes) == 0
+
+
+def test_groups_that_share_an_image_are_one_group():
+    images = np.array([1, 2, 3, 3, 4, 5], np.uint64)
+    numbers = grouped_numbers(images, ["a", "a", "a", "b", "b", "c"], 0)
+    assert len(set(numbers[:5].tolist())) == 1
+    assert numbers[5] != numbers[0]
+
+
+def test_classes_too_small_to_measure_are_named():
+    counts = np.array([[50, 20], [5, 2], [12, 4]])
+    assert "1 of 2 classes" in describe_small(counts, ["a", "b"], Split.TEST)
+    assert "b (4)" in describe_small(counts, ["a", "b"], Split.TEST)
+    assert describe_small(counts[:, :1], ["a"], Split.TEST) is None

@@ -1,0 +1,132 @@
+"""Whether the exact solver trains the head, and the head that it solves."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.common.console import say
+from pipelines.options.search import SearchOptions
+from pipelines.options.training import FitOptions, HeadOptions, SolverOptions
+from pipelines.runtime.head_training import Lesson, check_searchable
+from transforms.core.errors import ImagebeamError
+from transforms.training.exact import LARGEST, LARGEST_WITH_FOLDS, Solution, solve
+from transforms.training.head import LOGITS, Normalization, Solver, VectorTransform, build_head
+from transforms.training.tf_data import MatrixSource
+
+if TYPE_CHECKING:
+    import keras
+
+_TAKEN_FROM_FIT = ("seed", "balance_classes", "checkpoint_seconds")
+"""Fields of `FitOptions` that the exact solver heeds, or that say nothing of the weights."""
+
+
+def is_exact(
+    lesson: Lesson, solver: SolverOptions, head: HeadOptions, options: FitOptions, search: SearchOptions
+) -> bool:
+    """Whether the exact solver trains the head.
+
+    Raises:
+        ImagebeamError: if it is asked for and cannot, naming the flag or the size that it cannot serve; or if a flag of
+            its own is given where it does not train.
+    """
+    reason = "--solver epochs" if solver.solver == Solver.EPOCHS else _obstacle(lesson, head, options, search)
+    if reason is None:
+        return True
+    if solver.solver == Solver.EXACT:
+        raise ImagebeamError(f"--solver exact is softmax regression on rows in memory. Received: {reason}.")
+    if solver.vector_transform is not None:
+        raise ImagebeamError(
+            f"--vector_transform goes with the exact solver. Received: --vector_transform {solver.vector_transform} "
+            f"with {reason}."
+        )
+    return False
+
+
+def _obstacle(lesson: Lesson, head: HeadOptions, options: FitOptions, search: SearchOptions) -> str | None:
+    """What keeps the exact solver from training the head; None for nothing."""
+    if search.search:
+        return "--search"
+    for given, default in ((head, HeadOptions()), (options, FitOptions())):
+        for field in dataclasses.fields(given):
+            value = getattr(given, field.name)
+            if field.name not in _TAKEN_FROM_FIT and value != getattr(default, field.name):
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                return f"--{field.name} {text}"
+    if lesson.multi_label:
+        return "--multi_label"
+    sources = lesson.sources
+    if not isinstance(sources.train, MatrixSource) or not isinstance(sources.validation, MatrixSource | None):
+        return f"{sources.train.rows:,} training rows, more than --max_memory_mb holds"
+    size = sources.train.rows * sources.train.dimension * len(lesson.counts)
+    if size > LARGEST:
+        return (
+            f"{sources.train.rows:,} training rows of {sources.train.dimension:,} values and {len(lesson.counts):,} "
+            f"classes, which take longer than minutes"
+        )
+    return None
+
+
+def solve_head(
+    lesson: Lesson, images: np.ndarray, solver: SolverOptions, options: FitOptions, *, keep_validation: bool
+) -> tuple[keras.Model, Solution]:
+    """Choose transform and penalty, solve, and put the solution into a Keras model.
+
+    Args:
+        lesson: what to learn; its rows are in memory.
+        images: a number for each row of the set [rows], equal for images that stay together.
+        solver: which transform to use.
+        options: seed and class weights.
+        keep_validation: leave the validation rows out of the last solution, because they are what metrics are measured
+            on; they then choose nothing either.
+
+    Returns:
+        The head, vectors -> probabilities; and the solution in it.
+    """
+    train, validation = check_searchable(lesson), lesson.sources.validation
+    vectors, numbers, held_out = train.vectors, train.numbers, None
+    if isinstance(validation, MatrixSource) and not keep_validation:
+        vectors = np.concatenate([vectors, validation.vectors])
+        numbers = np.concatenate([numbers, validation.numbers])
+        if vectors.size * len(lesson.counts) > LARGEST_WITH_FOLDS:
+            held_out = np.arange(len(numbers)) >= train.rows
+    transforms = (solver.vector_transform,) if solver.vector_transform else tuple(VectorTransform)
+    solution = solve(
+        vectors,
+        lesson.targets(numbers),
+        images[numbers],
+        len(lesson.counts),
+        transforms=transforms,
+        held_out=held_out,
+        balanced=options.balance_classes,
+        seed=options.seed,
+    )
+    head = build_head(
+        train.dimension,
+        len(lesson.counts),
+        normalization=Normalization.FITTED,
+        mean=solution.mean,
+        variance=solution.variance,
+        transform=solution.best.transform,
+        seed=options.seed,
+    )
+    head.get_layer(LOGITS).set_weights([solution.kernel, solution.bias])
+    best = solution.best
+    say(
+        f"Solved softmax regression on {len(numbers):,} rows: L2 penalty 1/C with C = {best.inverse_penalty:.3g}, "
+        f"vector transform {best.transform}; cross-validated log loss {best.log_loss:.4f}, accuracy {best.accuracy:.4f}"
+    )
+    return head, solution
+
+
+def describe_solution(solution: Solution, rows: int) -> dict[str, Any]:
+    """A solution for metrics.json."""
+    return {
+        "solver": str(Solver.EXACT),
+        "rows": rows,
+        "inverse_penalty": solution.best.inverse_penalty,
+        "vector_transform": str(solution.best.transform),
+        "candidates": [dataclasses.asdict(candidate) for candidate in solution.candidates],
+    }

@@ -1,0 +1,77 @@
+"""The exact solver against scikit-learn."""
+
+import keras
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from transforms.training.exact import solve
+from transforms.training.head import LOGITS, VectorTransform, build_head, transform_vectors
+
+
+def rows(count=200, dimension=6, classes=3, seed=0):
+    random = np.random.default_rng(seed)
+    targets = random.integers(classes, size=count)
+    centers = random.normal(size=(classes, dimension))
+    return (centers[targets] + random.normal(size=(count, dimension))).astype(np.float32), targets
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("transform", VectorTransform)
+def test_the_model_says_what_scikit_learn_says(tmp_path, classes, balanced, transform):
+    vectors, targets = rows(classes=classes)
+    solution = solve(vectors, targets, np.arange(200), classes, transforms=(transform,), balanced=balanced)
+    values = np.sign(vectors) * np.sqrt(np.abs(vectors)) if transform == VectorTransform.ROOT else vectors
+    scaler = StandardScaler().fit(values)
+    weights = "balanced" if balanced else None
+    reference = LogisticRegression(C=solution.best.inverse_penalty, max_iter=5000, class_weight=weights)
+    reference.fit(scaler.transform(values), targets)
+    head = build_head(6, classes, mean=solution.mean, variance=solution.variance, transform=transform)
+    head.get_layer(LOGITS).set_weights([solution.kernel, solution.bias])
+    head.save(tmp_path / "head.keras")
+    loaded = keras.saving.load_model(tmp_path / "head.keras")
+    expected = reference.predict_proba(scaler.transform(values))
+    assert loaded.predict(vectors, verbose=0) == pytest.approx(expected, abs=2e-3)
+
+
+def test_a_constant_value_and_zeros_do_no_harm():
+    vectors, targets = rows()
+    vectors[:, 0], vectors[:, 1] = 0.0, 7.5
+    solution = solve(vectors, targets, np.arange(200), 3)
+    assert np.isfinite(solution.kernel).all()
+    assert (solution.variance > 0).all()
+
+
+def test_equal_images_are_left_out_together():
+    """Every row ten times with noise for a label: only a fold that splits copies could tell the labels."""
+    random = np.random.default_rng(0)
+    vectors = np.repeat(random.normal(size=(40, 30)).astype(np.float32), 10, axis=0)
+    targets = np.repeat(random.integers(2, size=40), 10)
+    apart = solve(vectors, targets, np.arange(400), 2)
+    together = solve(vectors, targets, np.repeat(np.arange(40), 10), 2)
+    assert apart.best.accuracy > 0.95
+    assert together.best.accuracy < 0.8
+
+
+def test_a_class_without_rows_is_never_said():
+    vectors, targets = rows(classes=2)
+    solution = solve(vectors, targets * 2, np.arange(200), 3)
+    logits = (transform_vectors(vectors, solution.best.transform) - solution.mean) / np.sqrt(solution.variance)
+    assert set((logits @ solution.kernel + solution.bias).argmax(axis=1)) == {0, 2}
+
+
+def test_held_out_rows_choose():
+    vectors, targets = rows()
+    held_out = np.arange(200) >= 150
+    solution = solve(vectors, targets, np.arange(200), 3, held_out=held_out)
+    accuracies = {candidate.accuracy * 50 for candidate in solution.candidates}
+    assert all(accuracy == pytest.approx(round(accuracy)) for accuracy in accuracies)
+
+
+def test_fewer_rows_of_a_class_than_folds():
+    vectors, targets = rows(30, classes=2)
+    targets[:] = 0
+    targets[:2] = 1
+    assert np.isfinite(solve(vectors, targets, np.arange(30), 2).best.log_loss)
