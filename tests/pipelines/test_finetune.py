@@ -132,6 +132,7 @@ run_job("finetune", sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_result(folder, tmp_path, capfd):
     flags = [*TUNING, "--max_failure_rate", "0.1"]
     arguments = ["--input", str(folder / "images"), "--output", str(tmp_path / "out"), *MODEL, *FLAGS, *flags]

@@ -226,7 +226,7 @@ def test_one_group_stays_in_one_split(tmp_path):
     assert 0.1 < len(keys) / 300 < 0.3
 
 
-@pytest.mark.parametrize("memory", [512, 1])
+@pytest.mark.parametrize("memory", [pytest.param(512, marks=pytest.mark.slow), 1])
 def test_same_seed_same_weights(tmp_path, memory):
     vectors, labels = blobs(900, dimension=700)  # 2.4 MB: streamed with a budget of 1
     write_output(tmp_path / "set", vectors, labels)
@@ -305,6 +305,7 @@ def test_without_validation_rows_all_epochs_are_done(blob_set, tmp_path):
     assert metrics["training"]["best_epoch"] == 4
 
 
+@pytest.mark.slow
 def test_a_search_trains_the_best_of_the_grid(tmp_path):
     vectors, _ = blobs(400, dimension=2, spread=1.0)
     labels = ["in" if inside else "out" for inside in np.hypot(*(vectors - vectors.mean(axis=0)).T) < 2.5]

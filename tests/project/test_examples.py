@@ -35,6 +35,7 @@ def source(tmp_path):
     return small_images(tmp_path / "in", 5)
 
 
+@pytest.mark.slow
 def test_embed_units_goes_on_where_it_was(tmp_path, source):
     (source / "b" / "broken.jpg").write_bytes(b"")
     assert run("embed_units.py", tmp_path / "out", source) == ["5 embedded, 1 failed, done before: False"]
@@ -53,6 +54,7 @@ def extracted(tmp_path, source):
     return tmp_path / "extracted"
 
 
+@pytest.mark.slow
 def test_embed_images_writes_what_extract_writes_row_by_row(tmp_path, source, extracted):
     assert run("embed_images.py", tmp_path / "out", source)[0] == f"{tmp_path}/out/manifest.json"
     assert files_of(tmp_path / "out") == files_of(extracted)
@@ -60,6 +62,7 @@ def test_embed_images_writes_what_extract_writes_row_by_row(tmp_path, source, ex
     assert len(pipeline) <= 10
 
 
+@pytest.mark.slow
 def test_embed_images_in_beam_yaml(tmp_path, source, extracted):
     variables = json.dumps({"pattern": str(source), "output": str(tmp_path / "out")})
     flags = [f"--yaml_pipeline_file={EXAMPLES / 'embed_images.yaml'}", f"--jinja_variables={variables}"]
@@ -77,6 +80,7 @@ def test_embed_images_in_beam_yaml(tmp_path, source, extracted):
     assert provider["transforms"].items() <= shipped["transforms"].items()
 
 
+@pytest.mark.slow
 def test_vectors_to_sqlite_stores_what_extract_stores(tmp_path, source, extracted):
     (source / "b" / "broken.jpg").write_bytes(b"no image")
     printed = run("vectors_to_sqlite.py", tmp_path / "db", source / "*" / "*.jpg")
@@ -88,16 +92,19 @@ def test_vectors_to_sqlite_stores_what_extract_stores(tmp_path, source, extracte
         np.testing.assert_allclose(np.frombuffer(vector, np.float32), expected[key], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_run_inference_gives_a_vector_for_every_file(tmp_path, source):
     expected = [f"{path}: 576 floats" for path in sorted(source.rglob("*.jpg"))]
     assert run("run_inference.py", tmp_path / "model", source / "*" / "*.jpg") == expected
 
 
+@pytest.mark.slow
 def test_ml_transform_gives_a_vector_for_every_row(tmp_path, source):
     expected = [f"{path}: 576 floats" for path in sorted(source.rglob("*.jpg"))]
     assert run("ml_transform.py", tmp_path / "artifacts", source / "*" / "*.jpg") == expected
 
 
+@pytest.mark.slow
 def test_keras_model_trains_a_head_on_the_embedder():
     assert run("keras_model.py") == ["probabilities: (8, 5)"]
 

@@ -612,6 +612,7 @@ def test_a_quote_that_is_never_closed_costs_one_row_of_many(tmp_path):
     assert failed(unit) == {1_500: "corrupt"}
 
 
+@pytest.mark.slow
 def test_a_manifest_that_breaks_off_says_how_much_is_missing(tmp_path):
     data = gzip.compress("".join(f"{Random(number).random()}.jpg\n" for number in range(200_000)).encode())
     (tmp_path / "m.csv.gz").write_bytes(gzip.compress(b"uri\n") + data[: len(data) // 2])
@@ -622,6 +623,7 @@ def test_a_manifest_that_breaks_off_says_how_much_is_missing(tmp_path):
     assert 90_000 < units[-1].count < 110_000
 
 
+@pytest.mark.slow
 def test_a_manifest_streams(tmp_path):
     with open(tmp_path / "m.csv", "w") as file:
         file.write("uri,label\n")

@@ -16,6 +16,7 @@ def test_finds_what_a_set_finds(monkeypatch, buffer):
         expected.add(key)
 
 
+@pytest.mark.slow
 def test_takes_little_memory():
     import tracemalloc
 

@@ -31,7 +31,13 @@ def test_sizes_are_those_in_keras_source(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("EfficientNetB3", 300), ("EfficientNetV2B1", 240), ("NASNetMobile", 224), ("ConvNeXtTiny", 224)]
+    ("name", "size"),
+    [
+        ("EfficientNetB3", 300),
+        ("EfficientNetV2B1", 240),
+        ("NASNetMobile", 224),
+        pytest.param("ConvNeXtTiny", 224, marks=pytest.mark.slow),
+    ],
 )
 def test_default_size_is_the_input_keras_gives_the_full_model(name, size):
     model = getattr(keras.applications, name)(weights=None, include_top=True)

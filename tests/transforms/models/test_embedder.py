@@ -13,6 +13,7 @@ from transforms.models.architectures import ARCHITECTURES, get_architecture
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import Embedder, build_embedder, resolve
 
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ResNet50", "EfficientNetB0", "DenseNet121")]
 SMALL = {"model": "MobileNetV3Small", "image_size": (40, 32)}
 
 
@@ -64,12 +65,12 @@ def check_against_plain_keras(name):
     keras.backend.clear_session()
 
 
-@pytest.mark.parametrize("name", ["VGG16", "ResNet50", "MobileNetV2", "EfficientNetB0", "DenseNet121"])
+@pytest.mark.parametrize("name", ["VGG16", "MobileNetV2", *SLOW])
 def test_one_model_of_each_preprocessing_equals_plain_keras(name):
     check_against_plain_keras(name)
 
 
-@pytest.mark.slow
+@pytest.mark.parity
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_equals_plain_keras(name):
@@ -185,7 +186,9 @@ def test_an_own_input_tensor_feeds_the_model():
     )
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize(
+    "precision", [Precision.FLOAT32, *(pytest.param(p, marks=pytest.mark.slow) for p in list(Precision)[1:])]
+)
 def test_the_model_opens_as_one_file_in_plain_keras(tmp_path, precision):
     ours = resolve(EmbedderConfig(**SMALL, weights="random:3", precision=precision))
     ours.model.save(tmp_path / "embedder.keras")
@@ -194,7 +197,10 @@ def test_the_model_opens_as_one_file_in_plain_keras(tmp_path, precision):
     np.testing.assert_array_equal(opened.predict(pixels, verbose=0), ours.embed(pixels)["embedding"])
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetB0", "ConvNeXtTiny"])
+@pytest.mark.parametrize(
+    "name",
+    ["MobileNetV2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("EfficientNetB0", "ConvNeXtTiny"))],
+)
 def test_every_weight_finds_its_layer_at_another_precision(name):
     pixels = images(4, 64, 64)
     full, half = (

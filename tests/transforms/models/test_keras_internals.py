@@ -85,6 +85,7 @@ def test_nested_pins_restore_once(other_settings):
     assert keras.config.floatx() == "float16"
 
 
+@pytest.mark.slow
 def test_a_configuration_file_changes_nothing(right, tmp_path):
     settings = {"floatx": "float16", "epsilon": 1e-2, "backend": "tensorflow", "image_data_format": "channels_first"}
     (tmp_path / "keras.json").write_text(json.dumps(settings))
