@@ -27,7 +27,11 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     packages=find_packages(include=["imagebeam*", "pipelines*", "transforms*"]),
-    package_data={"imagebeam": ["py.typed", "*.yaml"], "pipelines": ["py.typed"], "transforms": ["py.typed"]},
+    package_data={
+        "imagebeam": ["py.typed", "*.yaml"],
+        "pipelines": ["py.typed"],
+        "transforms": ["py.typed", "models/*.json.gz"],
+    },
     python_requires=">=3.11,<3.14",
     install_requires=[
         "apache-beam[gcp]>=2.77,<2.78",

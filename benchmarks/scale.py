@@ -40,7 +40,8 @@ from transforms.inputs.plan_units import PlanUnits
 from transforms.inputs.types import Note, ReadOptions, WorkUnit
 from transforms.runs.manifest import MANIFEST_FILE, UnitReport
 from transforms.runs.part_files import EMBEDDINGS, Commit, PartOptions, part_name
-from transforms.runs.reports import WriteReports, new_reports_folder
+from transforms.runs.reports import new_reports_folder
+from transforms.runs.write_reports import WriteReports
 from transforms.storage import local
 from transforms.storage.files import FileInfo, UriRange
 

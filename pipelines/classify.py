@@ -84,7 +84,7 @@ class ClassifyOptions:
     beam_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        from transforms.classify.predictions import PREDICTION_COLUMNS
+        from transforms.runs.schemas import PREDICTION_COLUMNS
 
         if (self.input is None) == (not self.vectors.embeddings):
             raise ImagebeamError("Give either --input, to label images, or --embeddings, to label vectors.")
@@ -123,16 +123,19 @@ def run(options: ClassifyOptions) -> Result:
 
 
 def _label_images(options: ClassifyOptions, images: InputOptions, classifier: TrainedClassifier) -> Result:
-    import apache_beam as beam
+    from pipelines.runtime import prepare
 
-    from pipelines.runtime import launch, prepare
+    source = prepare.open_input(images)
+    folder = _prepare_output(options, classifier, source.describe())
+
+    import apache_beam as beam  # takes seconds, which an error above does not wait for
+
+    from pipelines.runtime import launch
     from transforms.classify.staged import stage_classifier
     from transforms.embed.units import EmbedOptions, EmbedUnits
     from transforms.inputs.plan_units import PlanUnits
     from transforms.runs.part_files import PartOptions
 
-    source = prepare.open_input(images)
-    folder = _prepare_output(options, classifier, source.describe())
     staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=True)
     part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, source.read.keep_columns)
     label_units = EmbedUnits(

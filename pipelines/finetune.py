@@ -18,6 +18,7 @@ from pipelines.options.finetuning import FinetuneOptions, TuneOptions
 from pipelines.options.training import ClassifierOptions, FitOptions, HeadOptions, RowOptions
 from pipelines.runtime.training_result import TrainResult, conclude, describe_rows, installed_versions, save_models
 from transforms.core.spec import Precision
+from transforms.models.architectures import Architecture
 
 if TYPE_CHECKING:
     from transforms.core.spec import EmbedderSpec
@@ -49,6 +50,11 @@ def run(options: FinetuneOptions) -> TrainResult:
     Raises:
         ImagebeamError: for what the user can mend; nothing is overwritten then.
     """
+    from transforms.training.output import ClassifierFolder, ResultFile
+
+    output = ClassifierFolder(options.classifier.output, overwrite=options.classifier.overwrite)
+    _refuse_early(options)
+
     from pipelines.runtime.backbone_training import embed_images, hold_images, print_layers, tune_backbone
     from pipelines.runtime.head_training import train_head, use_deterministic_ops
     from transforms.classify.evaluate import evaluate
@@ -56,12 +62,10 @@ def run(options: FinetuneOptions) -> TrainResult:
     from transforms.plots.training import training_curves
     from transforms.training.backbone import freeze
     from transforms.training.head import join
-    from transforms.training.output import ClassifierFolder, ResultFile
     from transforms.training.row_index import index_rows
 
     began = time.monotonic()
     use_deterministic_ops()
-    output = ClassifierFolder(options.classifier.output, overwrite=options.classifier.overwrite)
     config = options.model.config()
     say(f"Loading {config.description}")
     backbone = load_backbone(config)
@@ -114,6 +118,25 @@ def run(options: FinetuneOptions) -> TrainResult:
         }
         output.publish(files, summary)
     return conclude(summary, output.uri, options.classifier.assert_accuracy_at_least)
+
+
+def _refuse_early(options: FinetuneOptions) -> None:
+    """What is known without loading a framework.
+
+    Raises:
+        ImagebeamError: for input that is not there, and a model or layer that cannot be had.
+    """
+    from transforms import storage
+    from transforms.inputs.plan import inspect_input
+    from transforms.models.availability import check_available
+    from transforms.models.layer_tables import check_layer_names
+
+    config = options.model.config()
+    check_available(config)
+    if options.tune.freeze_until is not None and isinstance(config.architecture, Architecture):
+        check_layer_names(config.model, [options.tune.freeze_until], "--freeze_until")
+    patterns = tuple(storage.absolute(pattern) for pattern in options.input.input)
+    inspect_input(patterns, options.input.input_format, options.input.read_options())
 
 
 def _identity(options: FinetuneOptions, base: EmbedderSpec, index: RowIndex) -> dict[str, Any]:

@@ -6,14 +6,15 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipelines.common.cache import cache_folder
 from pipelines.common.fields import Options, flag
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.extraction import ImageSize, ModelOptions, parse_image_size, resolve_image_size
 from transforms.models.architectures import Architecture, size_text
-from transforms.models.keras_import import import_keras
+from transforms.models.layer_tables import LayerInfo, list_layers
 from transforms.models.own_model import OwnModel, find_model
 
 DESCRIPTION = """\
@@ -49,45 +50,6 @@ class LayersOptions(Options):
         return resolve_image_size(self.image_size, self.architecture)
 
 
-@dataclass(frozen=True)
-class LayerInfo:
-    """One layer.
-
-    Attributes:
-        name: what `--layer` takes.
-        type: its class in Keras.
-        output_shape: without the batch axis; None where it depends on the image.
-        dimension: length of the pooled vector; None where the output is neither a feature map nor a vector.
-    """
-
-    name: str
-    type: str
-    output_shape: tuple[int | None, ...]
-    dimension: int | None
-
-
-def list_layers(architecture: Architecture | OwnModel, image_size: tuple[int, int] | None) -> Iterator[LayerInfo]:
-    """A model's layers from input to output; the classifier's too where `image_size` is the default size.
-
-    Args:
-        architecture: which model.
-        image_size: (height, width) in pixels, or None for any.
-    """
-    import_keras()
-    import keras
-
-    if isinstance(architecture, OwnModel):
-        model = architecture.build(image_size)
-    else:
-        # Shapes need no weights, and up to 350 million of them would be drawn at random.
-        with keras.StatelessScope(initialize_variables=False):
-            model = architecture.build(image_size, include_top=image_size == architecture.default_image_size)
-    for layer in model.layers:
-        output = layer.output  # of some layers of one's own, several
-        shape = tuple(output.shape[1:]) if hasattr(output, "shape") else ()
-        yield LayerInfo(layer.name, type(layer).__name__, shape, shape[-1] if len(shape) in (1, 2, 3) else None)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `imagebeam layers`."""
     LayersOptions.add_arguments(parser, "model")
@@ -100,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
     options = LayersOptions.from_args(args)
     architecture, image_size = options.architecture, options.resolved_size
-    layers = list(list_layers(architecture, image_size))
+    layers = list_layers(architecture, image_size, cache_folder())
     if options.format == "json":
         about = {
             "model": architecture.name,

@@ -85,11 +85,14 @@ def run(options: PlanOptions) -> Plan:
     from pipelines.runtime import prepare
     from transforms.embed.inventory import take_inventory
     from transforms.embed.sampling import Reservoir, look_at
-    from transforms.embed.units import EmbedOptions
     from transforms.images.decode import prepare_pillow
+    from transforms.models.availability import check_available
 
+    check_available(options.model.config())
     source = prepare.open_input(options.input)
     folder = _look_into_output(options.output, source)
+    from transforms.embed.units import EmbedOptions  # imports Beam, which takes seconds
+
     reservoir = Reservoir(options.look.sample)
     say("Counting records")
     inventory = take_inventory(

@@ -69,14 +69,10 @@ def run(options: TrainOptions) -> TrainResult:
     Raises:
         ImagebeamError: for what the user can mend; nothing is overwritten then.
     """
-    from pipelines.runtime.exact_head import is_exact
-    from pipelines.runtime.head_training import Lesson, check_searchable
-    from transforms.classify.evaluate import evaluate
     from transforms.training.embeddings import open_embeddings
     from transforms.training.output import ClassifierFolder, ResultFile
     from transforms.training.row_index import index_rows
     from transforms.training.splits import Split
-    from transforms.training.tf_data import open_sources
 
     began = time.monotonic()
     output = ClassifierFolder(options.classifier.output, overwrite=options.classifier.overwrite)
@@ -85,6 +81,13 @@ def run(options: TrainOptions) -> TrainResult:
     embedder = None if options.classifier.skip_image_classifier else embeddings.staged_model()
     index = index_rows(embeddings, options.rows.label_rules(), options.rows.split_rules())
     rows = describe_rows(index)
+
+    # These take seconds, which an error above does not wait for.
+    from pipelines.runtime.exact_head import is_exact
+    from pipelines.runtime.head_training import Lesson, check_searchable
+    from transforms.classify.evaluate import evaluate
+    from transforms.training.tf_data import open_sources
+
     sources = open_sources(embeddings, index, read.max_memory_mb, local_copy=not read.no_local_copy)
     lesson = Lesson(sources, index.targets, index.counts[Split.TRAIN.code], index.multi_label)
     if options.search.search:

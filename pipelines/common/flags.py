@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
+import importlib.metadata
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from pipelines.common import log
+from pipelines.common import beam_flags, log
 from transforms.core.errors import ImagebeamError
 
 _FRAME = ("help", "config", "debug")
@@ -81,6 +82,8 @@ def parse(parser: JobParser, argv: Sequence[str]) -> tuple[argparse.Namespace, l
     merged = [*(_config_arguments(parser, path, argv) if path is not None else ()), *argv]
     _refuse_unknown_flags(parser, merged)
     args, rest = parser.parse_known_args(merged)
+    if parser.beam:
+        _refuse_unknown_runner(parser, rest)
     stray = _beam_parser().parse_known_args(rest)[1] if rest and parser.beam else rest
     if stray:
         parser.error(f"unexpected argument {stray[0]!r}")
@@ -113,12 +116,39 @@ def _refuse_unknown_flags(parser: JobParser, argv: Sequence[str]) -> None:
     unknown = [name for name in _flag_names(argv) if name not in ours]
     if not unknown:
         return
-    beams = _beam_parser().flags if parser.beam else {}
+    beams = _beam_flag_names() if parser.beam else frozenset()
     for name in unknown:
         if name not in beams:
             nearest = difflib.get_close_matches(name, [*ours, *beams], n=3, cutoff=0.6)
             hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
             parser.error(f"unknown flag {name}{hint}")
+
+
+def _refuse_unknown_runner(parser: JobParser, rest: Sequence[str]) -> None:
+    """Beam would refuse it as late as the pipeline is made."""
+    if not _table_is_of_the_installed_beam():
+        return
+    finder = _Parser(prog=parser.prog, add_help=False)
+    finder.add_argument("--runner")
+    runner = finder.parse_known_args(rest)[0].runner
+    if runner is None or "." in runner or {runner.lower(), f"{runner.lower()}runner"} & beam_flags.RUNNERS:
+        return
+    nearest = difflib.get_close_matches(runner.lower(), beam_flags.RUNNERS, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"known are {', '.join(sorted(beam_flags.RUNNERS))}"
+    parser.error(f"unknown runner {runner!r}; {hint}")
+
+
+def _table_is_of_the_installed_beam() -> bool:
+    return importlib.metadata.version("apache-beam") == beam_flags.VERSION
+
+
+def _beam_flag_names() -> frozenset[str]:
+    """Every flag of Beam, as "--name"."""
+    return beam_flags.FLAGS if _table_is_of_the_installed_beam() else frozenset(_beam_parser().flags)
+
+
+def _beam_action(name: str) -> argparse.Action | None:
+    return _beam_parser().flags.get(name) if name in _beam_flag_names() else None
 
 
 @functools.cache
@@ -140,7 +170,7 @@ def _config_arguments(parser: JobParser, path: str, argv: Sequence[str]) -> list
     given = set(_flag_names(argv))
     arguments = []
     for key, value in _load_config(path).items():
-        action = ours.get(key) or (_beam_parser().flags.get(f"--{key}") if parser.beam else None)
+        action = ours.get(key) or (_beam_action(f"--{key}") if parser.beam else None)
         if action is None:
             nearest = difflib.get_close_matches(str(key), ours, n=3, cutoff=0.6)
             hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"valid are {', '.join(ours)}"

@@ -78,6 +78,8 @@ def complete(
         ImagebeamError: if something is missing, cannot be seen by workers elsewhere, or does not fit together, or
             nothing answers where the job is to be submitted.
     """
+    if not beam_args and options.gpu is None:
+        return ()
     from apache_beam.options.pipeline_options import PipelineOptions
 
     from transforms import storage
@@ -85,6 +87,11 @@ def complete(
     given = PipelineOptions(list(beam_args))
     values = given.get_all_options()
     check_endpoints(values)
+    if values["template_location"] and values["dry_run"]:
+        raise ImagebeamError(
+            f"Beam writes no template in a dry run. Received: --template_location {values['template_location']!r} with "
+            f"--dry_run. Leave --dry_run out: a template is not submitted either."
+        )
     if not _is_dataflow(values["runner"]):
         if options.gpu is not None:
             raise ImagebeamError(

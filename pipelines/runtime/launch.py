@@ -23,7 +23,8 @@ from transforms.core.progress import PROGRESS
 from transforms.inputs.types import Note
 from transforms.runs import manifest
 from transforms.runs.manifest import ModelFacts, Totals, UnitReport
-from transforms.runs.reports import WriteReports, delete_reports, new_reports_folder, read_reports
+from transforms.runs.reports import delete_reports, new_reports_folder, read_reports
+from transforms.runs.write_reports import WriteReports
 
 _JAVA_FRAME = re.compile(r"\s*(at \S+\(|\.\.\. \d+ more)")
 

@@ -129,6 +129,18 @@ def prepare_output(options: OutputOptions, source: Described, parts: str = part_
     return folder
 
 
+def refuse_output(options: OutputOptions, source: Described, parts: str = part_files.EMBEDDINGS) -> None:
+    """The checks of `prepare_output` alone, for before the model is loaded.
+
+    Raises:
+        ImagebeamError: as `prepare_output`.
+    """
+    try:
+        check_output(options, source, parts)
+    except OSError as error:
+        raise ImagebeamError(f"The output cannot be used: {error}. Received: --output {options.output!r}.") from error
+
+
 def check_output(options: OutputOptions, source: Described, parts: str = part_files.EMBEDDINGS) -> RunFolder:
     """The checks of `prepare_output`, which write nothing.
 

@@ -119,6 +119,10 @@ class TestRefusals:
         with pytest.raises(ImagebeamError, match=r"--input must start with gs://\. Received: '/photos'"):
             completed(*JOB, patterns=["gs://b/in", "/photos"])
 
+    def test_a_template_in_a_dry_run_is_refused_since_beam_would_write_none(self):
+        with pytest.raises(ImagebeamError, match=r"--template_location 't\.json' with --dry_run"):
+            completed(*JOB, "--template_location=t.json", "--dry_run=True")
+
     def test_all_of_it_comes_before_anything_is_loaded_or_written(self, tmp_path):
         """In a process of its own, which must not have imported TensorFlow when it gives up."""
         script = (

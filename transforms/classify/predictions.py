@@ -24,9 +24,6 @@ from transforms.runs.commit_units import CommitUnits, UnitResult, count_batch
 from transforms.runs.part_files import EMBEDDINGS, PREDICTIONS, PartOptions, rows_to_table
 from transforms.training.embeddings import EmbeddingSet, RowGroup
 
-PREDICTION_COLUMNS = ("probability", "labels", "top_labels", "top_probabilities", "true_label")
-"""Columns of a part beside those that a part of embeddings has."""
-
 THRESHOLD = 0.5
 """Probability from which on a multi-label classifier says a label is there."""
 

@@ -9,9 +9,6 @@ import secrets
 import time
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
-
-import apache_beam as beam
 
 from transforms import storage
 from transforms.inputs.types import Note
@@ -39,25 +36,8 @@ def delete_reports(output: str, older_than: float = 0.0) -> None:
             storage.remove_empty_folder(storage.parent(info.uri))
 
 
-@dataclass
-class WriteReports(beam.PTransform):  # type: ignore[misc]
-    """`UnitReport`s and `Note`s -> the uris of `FILES` files below `prefix`, each written once, whole.
-
-    Through `transforms.storage`: Beam's own sink spends half a minute of every process on looking for credentials
-    where there are none, and is not held to the same behaviour when the network fails.
-    """
-
-    prefix: str
-
-    def expand(self, reports: beam.PCollection) -> beam.PCollection:
-        """Group by file, so that a bundle that is tried again writes the same, and write."""
-        empty = reports.pipeline | "Files" >> beam.Create([(number, "") for number in range(FILES)])
-        lines = reports | "To JSON" >> beam.Map(_line)
-        return (empty, lines) | beam.Flatten() | beam.GroupByKey() | "Publish" >> beam.Map(_publish, prefix=self.prefix)
-
-
 def read_reports(prefix: str) -> tuple[list[UnitReport], list[Note]]:
-    """What `WriteReports` wrote below `prefix`: of the units, and on the input.
+    """What `write_reports.WriteReports` wrote below `prefix`: of the units, and on the input.
 
     Raises:
         FileNotFoundError: if a file of them is missing.
@@ -75,7 +55,8 @@ def read_reports(prefix: str) -> tuple[list[UnitReport], list[Note]]:
     return reports, notes
 
 
-def _line(report: UnitReport | Note) -> tuple[int, str]:
+def to_line(report: UnitReport | Note) -> tuple[int, str]:
+    """The number of the file a report belongs to, and the report as JSON."""
     if isinstance(report, Note):
         return zlib.crc32(report.uri.encode("utf-8", "surrogatepass")) % FILES, json.dumps(
             {"note": dataclasses.asdict(report)}
@@ -83,7 +64,8 @@ def _line(report: UnitReport | Note) -> tuple[int, str]:
     return zlib.crc32(report.commit.unit_id.encode()) % FILES, report.to_json()
 
 
-def _publish(group: tuple[int, Iterable[str]], prefix: str) -> str:
+def publish_group(group: tuple[int, Iterable[str]], prefix: str) -> str:
+    """Write one file: its number, and its lines. Returns its uri."""
     number, lines = group
     uri = _uri(prefix, number)
     # The line that makes the group is written too, empty: Beam cannot write a file of no bytes to s3://.

@@ -8,6 +8,9 @@ import pyarrow as pa
 
 from transforms.core.formats import EmbeddingDtype, EmbeddingType
 
+PREDICTION_COLUMNS = ("probability", "labels", "top_labels", "top_probabilities", "true_label")
+"""Columns of a part of predictions beside those that a part of embeddings has."""
+
 FAILURES_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),

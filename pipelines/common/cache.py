@@ -1,0 +1,11 @@
+"""Where the jobs keep what may be deleted at any time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """$IMAGEBEAM_CACHE, or ~/.cache/imagebeam."""
+    return Path(os.environ.get("IMAGEBEAM_CACHE") or Path.home() / ".cache" / "imagebeam")
