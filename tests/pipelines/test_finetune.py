@@ -254,7 +254,7 @@ class TestErrors:
         [
             (["--freeze_layers", "3", "--freeze_all"], "frozen by one flag"),
             (["--freeze_layers", "-1"], "--freeze_layers is at least 0"),
-            (["--freeze_until", "nothing"], "--freeze_until 'nothing'"),
+            (["--freeze_until", "nothing"], "--freeze_until='nothing'"),
             (["--image_size", "native"], "--image_size HEIGHTxWIDTH"),
             (["--layer", "block3_pool"], "takes one --layer"),
             (["--augment", "flip,turn"], "choose of flip"),
