@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.common.console import say
 from pipelines.common.fields import Options, flag
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments, complete
@@ -26,6 +28,10 @@ DESCRIPTION = """\
 Label images with a trained classifier: every input record ends as one row in OUT/predictions or one in OUT/failures.
 Run again after a crash, the same command goes on where it was."""
 
+_MULTI_LABEL_THRESHOLD = 0.5
+
+_ROWS_SHOWN = 20
+
 
 @dataclass(frozen=True)
 class LabelOptions(Options):
@@ -33,6 +39,13 @@ class LabelOptions(Options):
 
     classifier: str = flag("output of train or finetune, local or gs://", metavar="DIR")
     top_k: int = flag("labels to list for each image, the most probable first", 5, type=int, metavar="K")
+    threshold: float | None = flag(
+        "least probability of what is predicted, 0 to 1: below it `predicted` is null, or of a multi-label classifier "
+        "does not hold the label (default: none; 0.5 with a multi-label classifier)",
+        None,
+        type=float,
+        metavar="PROBABILITY",
+    )
     keep_embedding: bool = flag("store the embedding beside the label", False, action="store_true")
     batch_size: int = flag("images in one call of the model", 32, type=int, metavar="N")
     max_image_pixels: int = flag(
@@ -48,6 +61,14 @@ class LabelOptions(Options):
         for name in ("top_k", "batch_size", "max_image_pixels"):
             if getattr(self, name) < 1:
                 raise ImagebeamError(f"--{name} is at least 1. Received: {getattr(self, name)}.")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ImagebeamError(f"--threshold is a probability, 0 to 1. Received: {self.threshold}.")
+
+    def threshold_of(self, classifier: TrainedClassifier) -> float:
+        """The threshold given, or the default for this classifier."""
+        if self.threshold is not None:
+            return self.threshold
+        return _MULTI_LABEL_THRESHOLD if classifier.multi_label else 0.0
 
 
 @dataclass(frozen=True)
@@ -118,8 +139,11 @@ def run(options: ClassifyOptions) -> Result:
     options = dataclasses.replace(options, beam_args=beam_args)
     classifier = open_classifier(options.label.classifier)
     if options.input is None:
-        return _label_vectors(options, classifier)
-    return _label_images(options, options.input, classifier)
+        result = _label_vectors(options, classifier)
+    else:
+        result = _label_images(options, options.input, classifier)
+    _measure(result, options.output.output, classifier)
+    return result
 
 
 def _label_images(options: ClassifyOptions, images: InputOptions, classifier: TrainedClassifier) -> Result:
@@ -202,6 +226,7 @@ class _Described:
             **self.source,
             "classifier_sha256": self.classifier.sha256,
             "top_k": self.label.top_k,
+            "threshold": self.label.threshold_of(self.classifier),
             "keep_embedding": self.label.keep_embedding,
         }
 
@@ -216,7 +241,54 @@ def _prepare_output(options: ClassifyOptions, classifier: TrainedClassifier, sou
 def _layout(options: ClassifyOptions, classifier: TrainedClassifier, part: PartOptions) -> PredictionLayout:
     from transforms.classify.predictions import PredictionLayout
 
-    return PredictionLayout(classifier.labels, classifier.multi_label, options.label.top_k, part)
+    threshold = options.label.threshold_of(classifier)
+    return PredictionLayout(classifier.labels, classifier.multi_label, options.label.top_k, threshold, part)
+
+
+def _measure(result: Result, output: str, classifier: TrainedClassifier) -> None:
+    """Write OUT/metrics.json and print the figures, where labels of the input's own say what is right."""
+    from transforms import storage
+    from transforms.classify.measure import count_outcomes, measure
+    from transforms.runs.manifest import MANIFEST_FILE
+    from transforms.training.output import ResultFile
+
+    if classifier.multi_label or not result.totals.embedded:
+        return
+    output = storage.absolute(output)
+    parts = json.loads(storage.read_bytes(storage.join(output, MANIFEST_FILE)))["parts"]
+    metrics = measure(count_outcomes(storage.join(output, part["path"]) for part in parts), classifier.labels)
+    uri = storage.join(output, ResultFile.METRICS)
+    if metrics is None:
+        storage.delete(uri)  # of an earlier run, whose input had labels
+        return
+    storage.publish(uri, json.dumps(metrics, ensure_ascii=False, indent=2).encode())
+    _print_metrics(metrics)
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    rows, abstained = metrics["rows"], metrics["abstained"]
+    of = f"{rows - abstained:,} of {rows:,}" if abstained else f"{rows:,}"
+    if metrics["accuracy"] is None:
+        say(f"No label of the {rows:,} labelled images reached the threshold")
+        return
+    low, high = metrics["accuracy_interval_95"]
+    say(
+        f"Accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) on {of} labelled images; macro F1 "
+        f"{metrics['macro_f1']:.4f}",
+        {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"]},
+    )
+    if unknown := metrics["unknown_labels"]:
+        named = ", ".join(list(unknown)[:5]) + (", ..." if len(unknown) > 5 else "")
+        say(f"WARNING: {sum(unknown.values()):,} images have labels that the classifier does not know: {named}")
+    scores = [(name, score) for name, score in metrics["per_class"].items() if score["support"]]
+    scores.sort(key=lambda entry: entry[1]["f1"])
+    for name, score in scores[:_ROWS_SHOWN]:
+        say(
+            f"  {name}: precision {score['precision']:.3f}, recall {score['recall']:.3f}, F1 {score['f1']:.3f}, "
+            f"{score['support']:,} images"
+        )
+    if len(scores) > _ROWS_SHOWN:
+        say(f"  and {len(scores) - _ROWS_SHOWN:,} classes with a higher F1, in metrics.json")
 
 
 def _input_options(args: argparse.Namespace) -> InputOptions | None:

@@ -91,7 +91,11 @@ def run(options: FinetuneOptions) -> TrainResult:
         embedder = assemble(spec, backbone)
         predictions, weights_file = (Path(folder) / name for name in (ResultFile.PREDICTIONS, ResultFile.BACKBONE))
         evaluation = evaluate(
-            join(embedder, "embedding", head), dataclasses.replace(images, spec=tuned), index, predictions
+            join(embedder, "embedding", head),
+            dataclasses.replace(images, spec=tuned),
+            index,
+            predictions,
+            all_probabilities=options.classifier.all_probabilities,
         )
         backbone.save_weights(weights_file)
         saved = None if options.classifier.skip_image_classifier else embedder

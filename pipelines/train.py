@@ -98,7 +98,9 @@ def run(options: TrainOptions) -> TrainResult:
     trained = _solve(lesson, index, options) if exact else _fit(lesson, index, options, output.checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         predictions = Path(folder) / ResultFile.PREDICTIONS
-        evaluation = evaluate(trained.head, embeddings, index, predictions)
+        evaluation = evaluate(
+            trained.head, embeddings, index, predictions, all_probabilities=options.classifier.all_probabilities
+        )
         summary = {
             "evaluated_on": evaluation.split,
             **evaluation.metrics,

@@ -237,6 +237,12 @@ class ClassifierOptions(Options):
     skip_image_classifier: bool = flag(
         "do not write image_classifier.keras, the backbone and the head in one file", False, action="store_true"
     )
+    all_probabilities: bool = flag(
+        "with more than 100 classes too, predictions.parquet holds the probability of every class, not only of the 5 "
+        "most probable",
+        False,
+        action="store_true",
+    )
     assert_accuracy_at_least: float | None = flag(
         "end with exit code 3 when the accuracy on held-out rows is lower, 0 to 1", None, type=float, metavar="SHARE"
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import accuracy_score, classification_report, f1_score
 
 from pipelines.cli import run_job
 from tests.support.extracting import SMALL_MODEL, embeddings, extract, failures, manifest, small_images
@@ -58,7 +59,7 @@ def files_of(output):
 def assert_says(row, probabilities, labels):
     """A row is what the probabilities of all classes say, to 1e-5."""
     order = np.argsort(-probabilities)
-    assert row["label"] == row["top_labels"][0] == labels[order[0]]
+    assert row["predicted"] == row["top_labels"][0] == labels[order[0]]
     assert row["top_labels"] == [labels[place] for place in order]
     np.testing.assert_allclose(row["top_probabilities"], probabilities[order], atol=1e-5)
     assert row["probability"] == row["top_probabilities"][0]
@@ -73,7 +74,7 @@ def test_rows_are_what_the_image_classifier_says_of_the_decoded_pixels(folder, l
         pixels = decode_image(path.read_bytes(), ImageOptions(image_size=(32, 32))).pixels
         (probabilities,) = model.predict_on_batch(pixels[None])
         assert_says(rows[str(path)], probabilities, labels)
-        assert rows[str(path)]["true_label"] == path.parent.name
+        assert rows[str(path)]["label"] == path.parent.name
 
 
 def test_rows_are_what_the_head_says_of_extracted_vectors(folder, labelled):
@@ -121,7 +122,7 @@ def test_columns_can_be_kept_and_the_embedding_too(folder, tmp_path):
         vectors = embeddings(run)
         for key, row in rows_of(output).items():
             np.testing.assert_allclose(row["embedding"], vectors[key], atol=1e-6)
-            assert row["top_labels"] == [row["label"]]
+            assert row["top_labels"] == [row["predicted"]]
 
 
 def test_a_bad_image_is_a_failure_and_the_rest_goes_on(folder, tmp_path):
@@ -132,6 +133,63 @@ def test_a_bad_image_is_a_failure_and_the_rest_goes_on(folder, tmp_path):
     assert classify(*flags, folder=folder, output=tmp_path / "out") == 3
     assert list(failures(tmp_path / "out")) == [str(bad)]
     assert len(rows_of(tmp_path / "out")) == 4
+
+
+class TestFigures:
+    def test_are_those_of_scikit_learn(self, folder, labelled, capfd):
+        assert classify("--input", folder / "images", folder=folder, output=labelled) == 0
+        metrics = json.loads((labelled / "metrics.json").read_text())
+        rows = rows_of(labelled).values()
+        truth, predicted = [row["label"] for row in rows], [row["predicted"] for row in rows]
+        assert metrics["rows"] == IMAGES
+        assert metrics["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
+        assert metrics["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro", zero_division=0))
+        report = classification_report(truth, predicted, output_dict=True, zero_division=0)
+        for name, scores in metrics["per_class"].items():
+            for ours, theirs in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+                assert scores[ours] == pytest.approx(report[name][theirs])
+        assert f"Accuracy {metrics['accuracy']:.4f}" in capfd.readouterr().err
+
+    def test_of_rows_that_are_answered(self, folder, tmp_path):
+        shutil.copytree(folder / "images" / "a", tmp_path / "images" / "a")
+        shutil.copytree(folder / "images" / "a", tmp_path / "images" / "unheard of")
+        rows = rows_of(folder / "labelled")
+        threshold = float(np.median([row["probability"] for row in rows.values()]))
+        flags = ["--input", tmp_path / "images", "--threshold", threshold]
+        assert classify(*flags, folder=folder, output=tmp_path / "out") == 0
+        metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+        found = list(rows_of(tmp_path / "out").values())
+        answered = [row for row in found if row["predicted"] is not None]
+        assert [row["probability"] >= threshold for row in found] == [row["predicted"] is not None for row in found]
+        assert metrics["abstained"] == len(found) - len(answered)
+        assert metrics["unknown_labels"] == {"unheard of": len(found) // 2}
+        right = sum(row["label"] == row["predicted"] for row in answered)
+        assert metrics["accuracy"] == (right / len(answered) if answered else None)
+
+    def test_are_none_where_no_label_is_one_of_the_classes(self, folder, tmp_path, capfd):
+        (tmp_path / "images").mkdir()
+        for number, path in enumerate((folder / "images" / "a").iterdir()):
+            shutil.copy(path, tmp_path / "images" / f"{number}.jpg")
+        assert classify("--input", tmp_path / "images", folder=folder, output=tmp_path / "out") == 0
+        assert {row["label"] for row in rows_of(tmp_path / "out").values()} == {"images"}
+        assert "Accuracy" not in capfd.readouterr().err
+        assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_one_of_several_layers_is_found_by_its_column(folder, tmp_path):
+    """Its column's name is made from the layer's, which may not be read off it."""
+    layers = ["--layer", "block1_conv1", "--layer", "block1_pool"]
+    model = ["--model", "VGG16", "--weights", "random:0", "--image_size", "32x32", *layers]
+    assert extract(folder / "images", tmp_path / "run", model=model) == 0
+    flags = ["--epochs", "1", "--embedding_column", "embedding_block1_pool"]
+    assert run_job("train", ["--embeddings", str(tmp_path / "run"), "--output", str(tmp_path / "trained"), *flags]) == 0
+    for name, source in (("images", ["--input", folder / "images"]), ("vectors", ["--embeddings", tmp_path / "run"])):
+        assert classify(*source, folder=tmp_path, output=tmp_path / name) == 0
+    ours, theirs = rows_of(tmp_path / "images"), rows_of(tmp_path / "vectors")
+    assert {key: row["predicted"] for key, row in ours.items()} == {
+        key: row["predicted"] for key, row in theirs.items()
+    }
+    assert manifest(tmp_path / "images")["fingerprint"] == manifest(tmp_path / "vectors")["fingerprint"]
 
 
 def error_of(capfd):
@@ -188,6 +246,7 @@ class TestErrors:
             (["--input", "a", "--embeddings", "b"], "either --input"),
             (["--input", "a", "--allow_unfinished"], "goes with --embeddings"),
             (["--input", "a", "--top_k", "0"], "--top_k is at least 1"),
+            (["--input", "a", "--threshold", "1.5"], "--threshold is a probability"),
             (["--input", "a", "--keep_columns", "probability"], "name the output uses itself"),
             (["--embeddings", "a", "--keep_columns", "x"], "--keep_columns goes with --input"),
         ],
@@ -198,13 +257,15 @@ class TestErrors:
 
 
 class TestLayout:
-    def table(self, probabilities, *, multi_label=False, top_k=2):
+    def table(self, probabilities, *, multi_label=False, top_k=2, threshold=0.0):
         rows = [
             Row(f"k{number}", "u", "b", 4, 5, "0" * 64, {"probabilities": np.array(values, np.float32)}, {"x": number})
             for number, values in enumerate(probabilities)
         ]
         part = PartOptions(keep_columns=(("x", pa.int64()),))
-        return PredictionLayout(("a", "b", "c"), multi_label, top_k, part).to_table(rows, {"probabilities": 3})
+        return PredictionLayout(("a", "b", "c"), multi_label, top_k, threshold, part).to_table(
+            rows, {"probabilities": 3}
+        )
 
     def test_ranks_and_keeps(self):
         first, second = self.table([[0.25, 0.5, 0.25], [0.1, 0.2, 0.7]]).to_pylist()
@@ -212,10 +273,10 @@ class TestLayout:
             "key": "k0",
             "uri": "u",
             "label": "b",
+            "predicted": "b",
             "probability": 0.5,
             "top_labels": ["b", "a"],
             "top_probabilities": [0.5, 0.25],
-            "true_label": "b",
             "width": 4,
             "height": 5,
             "sha256": "0" * 64,
@@ -224,10 +285,15 @@ class TestLayout:
         assert second["top_labels"] == ["c", "b"]
 
     def test_lists_every_label_that_is_there(self):
-        table = self.table([[0.5, 0.1, 0.75], [0.25, 0.125, 0.0]], multi_label=True, top_k=9)
-        assert table["labels"].to_pylist() == [["c", "a"], []]
-        assert table["label"].to_pylist() == ["c", "a"]
+        table = self.table([[0.5, 0.1, 0.75], [0.25, 0.125, 0.0]], multi_label=True, top_k=9, threshold=0.5)
+        assert table["predicted"].to_pylist() == [["c", "a"], []]
+        assert table["label"].to_pylist() == ["b", "b"]
         assert table["top_probabilities"].to_pylist() == [[0.75, 0.5, 0.10000000149011612], [0.25, 0.125, 0.0]]
+
+    def test_abstains_below_the_threshold(self):
+        table = self.table([[0.25, 0.5, 0.25], [0.1, 0.2, 0.7]], threshold=0.6)
+        assert table["predicted"].to_pylist() == [None, "c"]
+        assert table["probability"].to_pylist() == [0.5, pytest.approx(0.7)]
 
     @pytest.mark.parametrize("multi_label", [False, True])
     def test_no_rows_have_the_same_schema(self, multi_label, tmp_path):

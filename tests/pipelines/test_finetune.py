@@ -100,14 +100,14 @@ def test_the_loop_closes(folder, tmp_path):
         == 0
     )
     found = duckdb.sql(
-        f"""select p.predicted, p.probability, l.label, l.probability, l.true_label, p.label
+        f"""select p.predicted, p.probability, l.predicted, l.probability, l.label, p.label
         from '{folder}/tuned/predictions.parquet' p join '{tmp_path}/labelled/predictions/*.parquet' l using (key)"""
     ).fetchall()
     assert len(found) > 3
-    for predicted, probability, label, same_probability, true_label, same_label in found:
-        assert predicted == label
+    for predicted, probability, same_predicted, same_probability, label, same_label in found:
+        assert predicted == same_predicted
         assert probability == pytest.approx(same_probability, abs=1e-5)
-        assert true_label == same_label
+        assert label == same_label
     flags = ["--epochs", "1", "--drop_unlabeled"]
     assert run_job("train", ["--embeddings", str(tmp_path / "run"), "--output", str(tmp_path / "again"), *flags]) == 0
 

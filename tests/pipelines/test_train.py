@@ -299,6 +299,25 @@ def test_without_test_rows_the_validation_rows_are_measured(blob_set, tmp_path):
     assert pq.read_metadata(tmp_path / "predictions.parquet").num_rows == metrics["rows"]["validation"]
 
 
+@pytest.mark.parametrize("everything", [False, True])
+def test_of_many_classes_the_most_probable_are_listed(tmp_path, everything):
+    vectors, labels = blobs(606, dimension=4, classes=150)
+    folder = write_output(tmp_path / "set", vectors, labels)
+    run(options(folder, tmp_path / "out", all_probabilities=everything))
+    table = pq.read_table(tmp_path / "out" / "predictions.parquet")
+    assert ("probabilities" in table.column_names) is everything
+    if not everything:
+        head = keras.saving.load_model(tmp_path / "out" / "classifier.keras")
+        names = np.array(json.loads((tmp_path / "out" / "labels.json").read_text())["labels"])
+        by_key = dict(zip(pq.read_table(f"{folder}/embeddings")["key"].to_pylist(), vectors, strict=True))
+        for row in table.to_pylist():
+            (probabilities,) = head.predict_on_batch(by_key[row["key"]][None])
+            order = np.argsort(-probabilities, kind="stable")[:5]
+            assert row["top_labels"] == names[order].tolist()
+            assert row["top_labels"][0] == row["predicted"]
+            assert row["top_probabilities"] == pytest.approx(probabilities[order], abs=1e-6)
+
+
 def test_without_validation_rows_all_epochs_are_done(blob_set, tmp_path):
     metrics = run(options(blob_set[2], tmp_path, rows=RowOptions(validation_split=0.0))).metrics
     assert metrics["training"]["history"].keys() == {"loss", "accuracy"}
@@ -445,9 +464,9 @@ def test_images_in_several_splits_are_counted(tmp_path, capfd):
             SearchOptions(True, search_folds=2),
         ),
         (
-            "--overwrite --skip_image_classifier --assert_accuracy_at_least 0.5",
+            "--overwrite --skip_image_classifier --all_probabilities --assert_accuracy_at_least 0.5",
             "classifier",
-            ClassifierOptions("o", True, True, 0.5),
+            ClassifierOptions("o", True, True, True, 0.5),
         ),
     ],
 )

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from transforms.classify.ranking import most_probable
 from transforms.plots import training
 from transforms.runs.part_files import FINGERPRINT_KEY
 from transforms.training import metrics
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     import keras
 
 _BATCH_ROWS = 4096
+
+MANY_CLASSES = 100
+"""Above so many classes predictions.parquet holds the most probable ones only, unless all are asked for."""
+
+TOP_K = 5
 
 
 @dataclass(frozen=True)
@@ -40,18 +46,23 @@ class Evaluation:
     confusion: bytes
 
 
-def evaluate(head: keras.Model, embeddings: RowSet, index: RowIndex, predictions: Path) -> Evaluation:
+def evaluate(
+    head: keras.Model, embeddings: RowSet, index: RowIndex, predictions: Path, *, all_probabilities: bool = False
+) -> Evaluation:
     """Try a classifier on the held-out rows, read once, and write what it says of each.
 
     Args:
         head: vectors -> probabilities.
         embeddings: all rows.
         index: their splits and labels.
-        predictions: local Parquet file to write: key, uri, label, predicted and probabilities of each row, in order of
-            the classes; with one label a row also the probability of what was predicted.
+        predictions: local Parquet file to write: key, uri, label and predicted of each row; with one label a row also
+            the probability of what was predicted; and probabilities in order of the classes, or with more than
+            `MANY_CLASSES` the `TOP_K` most probable as top_labels and top_probabilities.
+        all_probabilities: write probabilities for any number of classes.
     """
     split = Split.TEST if len(index.rows(Split.TEST)) else Split.VALIDATION
-    schema = _predictions_schema(index, embeddings)
+    complete = all_probabilities or len(index.classes) <= MANY_CLASSES
+    schema = _predictions_schema(index, embeddings, complete=complete)
     truths: list[np.ndarray] = []
     outputs: list[Any] = []
     with pq.ParquetWriter(predictions, schema, compression="zstd", write_page_checksum=True) as writer:
@@ -63,8 +74,12 @@ def evaluate(head: keras.Model, embeddings: RowSet, index: RowIndex, predictions
                 rows = _single_label_columns(probabilities, truth, index.classes)
                 outputs.append(metrics.Ranked.of(probabilities, truth))
             truths.append(truth)
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel()), len(index.classes))
-            columns = {"key": table.column("key"), "uri": table.column("uri"), **rows, "probabilities": vectors}
+            if complete:
+                flat = pa.array(probabilities.ravel())
+                rows["probabilities"] = pa.FixedSizeListArray.from_arrays(flat, len(index.classes))
+            else:
+                rows |= most_probable(probabilities, index.classes, TOP_K)[2]
+            columns = {"key": table.column("key"), "uri": table.column("uri"), **rows}
             writer.write_table(pa.table(columns, schema=schema))
     truth = np.concatenate(truths)
     train = index.counts[Split.TRAIN.code]
@@ -93,12 +108,15 @@ def _predict(
         yield table.take(chosen), probabilities, index.targets(group.start + chosen)
 
 
-def _predictions_schema(index: RowIndex, embeddings: RowSet) -> pa.Schema:
+def _predictions_schema(index: RowIndex, embeddings: RowSet, *, complete: bool) -> pa.Schema:
     label = pa.list_(pa.string()) if index.multi_label else pa.string()
     fields = [("key", pa.string()), ("uri", pa.string()), ("label", label), ("predicted", label)]
     if not index.multi_label:
         fields.append(("probability", pa.float32()))
-    fields.append(("probabilities", pa.list_(pa.float32(), len(index.classes))))
+    if complete:
+        fields.append(("probabilities", pa.list_(pa.float32(), len(index.classes))))
+    else:
+        fields += [("top_labels", pa.list_(pa.string())), ("top_probabilities", pa.list_(pa.float32()))]
     metadata = {
         FINGERPRINT_KEY: embeddings.spec.fingerprint.encode(),
         b"imagebeam.labels": json.dumps(index.classes, ensure_ascii=False).encode(),

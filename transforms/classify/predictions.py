@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
+from transforms.classify.ranking import most_probable
 from transforms.classify.staged import EMBEDDING, PROBABILITIES, Classifier, StagedClassifier
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Row
@@ -23,9 +24,6 @@ from transforms.inputs.types import ReadOptions, ShardSlice, ShardUnit, WorkUnit
 from transforms.runs.commit_units import CommitUnits, UnitResult, count_batch
 from transforms.runs.part_files import EMBEDDINGS, PREDICTIONS, PartOptions, rows_to_table
 from transforms.training.embeddings import EmbeddingSet, RowGroup
-
-THRESHOLD = 0.5
-"""Probability from which on a multi-label classifier says a label is there."""
 
 _BATCH_ROWS = 4096
 
@@ -36,21 +34,23 @@ _STORED = ("key", "uri", "label", "width", "height", "sha256")
 class PredictionLayout:
     """How predictions are stored: a `units.PartLayout`.
 
-    Columns: key, uri, label (the most probable), probability (of it), with a multi-label classifier labels (list, all
-    at or above `THRESHOLD`, the most probable first), top_labels and top_probabilities (lists, the most probable
-    first), true_label (the input's own; null where unknown), width, height, sha256, kept columns and, where the rows
-    have it, embedding.
+    Columns: key, uri, label (the input's own; null where unknown), predicted (the most probable; null below
+    `threshold`; with a multi-label classifier a list of all at or above it, the most probable first), probability (of
+    the most probable), top_labels and top_probabilities (lists, the most probable first), width, height, sha256, kept
+    columns and, where the rows have it, embedding.
 
     Attributes:
         labels: names of the classes.
         multi_label: whether an image has any number of labels.
         top_k: length of the top lists, or the number of classes if that is less.
+        threshold: least probability of what is predicted.
         part: how the rest is stored.
     """
 
     labels: tuple[str, ...]
     multi_label: bool
     top_k: int
+    threshold: float
     part: PartOptions
 
     @property
@@ -69,23 +69,23 @@ class PredictionLayout:
         probabilities = (
             np.stack([row.vectors[PROBABILITIES] for row in rows]) if rows else np.empty((0, len(self.labels)))
         ).astype(np.float32)
+        order, ranked, top = most_probable(probabilities, self.labels, self.top_k)
         names = np.asarray(self.labels, object)
-        order = np.argsort(-probabilities, axis=1, kind="stable")
-        ranked = np.take_along_axis(probabilities, order, axis=1)
-        strings, floats = pa.list_(pa.string()), pa.list_(pa.float32())
+        if self.multi_label:
+            found = [names[places[values >= self.threshold]] for places, values in zip(order, ranked, strict=True)]
+            predicted = pa.array(found, pa.list_(pa.string()))
+        else:
+            unsure = ranked[:, 0] < self.threshold
+            predicted = pa.array(names[order[:, 0]], pa.string(), mask=unsure)
         columns = {
             "key": table["key"],
             "uri": table["uri"],
-            "label": pa.array(names[order[:, 0]], pa.string()),
+            "label": table["label"],
+            "predicted": predicted,
             "probability": pa.array(ranked[:, 0], pa.float32()),
+            **top,
         }
-        if self.multi_label:
-            present = [names[places[values >= THRESHOLD]] for places, values in zip(order, ranked, strict=True)]
-            columns["labels"] = pa.array(present, strings)
-        columns["top_labels"] = pa.array(list(names[order[:, : self.top_k]]), strings)
-        columns["top_probabilities"] = pa.array(list(ranked[:, : self.top_k]), floats)
-        columns["true_label"] = table["label"]
-        columns |= {name: table[name] for name in table.column_names if name not in ("key", "uri", "label")}
+        columns |= {name: table[name] for name in table.column_names if name not in columns}
         return pa.table(columns)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
-from transforms.models.embedder import Embedder
+from transforms.models.embedder import Embedder, columns
 from transforms.models.keras_import import pinned_keras
 from transforms.models.staged import StagedModel, check_sha256, file_sha256, read_staged, stage
 from transforms.training.output import ResultFile
@@ -50,7 +50,10 @@ class TrainedClassifier:
         """Of the one vector it takes, where it was trained on one of several layers."""
         if len(self.spec.layers) <= 1:
             return self.spec
-        return dataclasses.replace(self.spec, layers=(self.column.removeprefix(f"{EMBEDDING}."),))
+        layers = dict(zip(columns(self.spec.layers), self.spec.layers, strict=True))
+        # Before 0.2 a layer's column was "embedding.<layer>".
+        layer = layers.get(self.column) or self.column.removeprefix(f"{EMBEDDING}.")
+        return dataclasses.replace(self.spec, layers=(layer,))
 
     def check(self, spec: EmbedderSpec, folder: str) -> None:
         """Refuse vectors of another spec.

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from transforms.core.formats import EmbeddingDtype, EmbeddingType
 
-PREDICTION_COLUMNS = ("probability", "labels", "top_labels", "top_probabilities", "true_label")
+PREDICTION_COLUMNS = ("predicted", "probability", "top_labels", "top_probabilities")
 """Columns of a part of predictions beside those that a part of embeddings has."""
 
 FAILURES_SCHEMA = pa.schema(
