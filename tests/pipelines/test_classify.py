@@ -150,10 +150,10 @@ class TestFigures:
                 assert scores[ours] == pytest.approx(report[name][theirs])
         assert f"Accuracy {metrics['accuracy']:.4f}" in capfd.readouterr().err
 
-    def test_of_rows_that_are_answered(self, folder, tmp_path):
+    def test_of_rows_that_are_answered(self, folder, labelled, tmp_path):
         shutil.copytree(folder / "images" / "a", tmp_path / "images" / "a")
         shutil.copytree(folder / "images" / "a", tmp_path / "images" / "unheard of")
-        rows = rows_of(folder / "labelled")
+        rows = rows_of(labelled)
         threshold = float(np.median([row["probability"] for row in rows.values()]))
         flags = ["--input", tmp_path / "images", "--threshold", threshold]
         assert classify(*flags, folder=folder, output=tmp_path / "out") == 0

@@ -139,7 +139,7 @@ class TestExtras:
         assert totals(bare.home / "run")["embedded"] == 20
         output = bare.imagebeam("train", "--embeddings", run, "--output", "classifier", code=2)
         assert "imagebeam[train]" in output
-        (bare.home / "weights.onnx").write_bytes(b"")
+        (bare.home / "weights.onnx").write_bytes(b"\x08\x08")  # version 8, as ONNX files begin
         flags = ("--input", images, "--output", "other", "--model", "VGG16", "--weights", "weights.onnx")
         assert "imagebeam[onnx]" in bare.imagebeam("extract", *flags, code=2)
         assert "s3" in bare.imagebeam("extract", "--input", "s3://bucket/*.jpg", "--output", "other", *SMALL, code=2)
