@@ -108,7 +108,7 @@ def run(options: PlanOptions) -> Plan:
     embedder = _load(options, folder)
     load_seconds = time.perf_counter() - started
     embed = EmbedOptions(options.model.image_options(embedder.spec), options.model.batch_size)
-    prepare_pillow(options.model.max_image_pixels)
+    prepare_pillow()
     say(f"Looking at {min(options.look.sample, inventory.records):,} of {inventory.records:,} records")
     sample = look_at(reservoir.records(source.read), embed.images, images=embed.batch_size, pixels=embed.batch_pixels)
     estimate = None

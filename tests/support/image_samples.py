@@ -170,7 +170,7 @@ BAD: dict[str, tuple[str, Callable[[], bytes]]] = {
     "text.jpg": ("not_an_image", lambda: b"<!DOCTYPE html><html><title>404 Not Found</title></html>"),
     "header_only.gif": ("undecodable", lambda: GOOD["palette.gif"]()[:30]),
     "huge.png": ("too_many_pixels", lambda: png(100_000, 100_000, 8, 2, bytes(100_000), image_data=False)),
-    "photo.heic": ("unsupported_heic", heic),
+    "photo.heic": ("undecodable", heic),
     "drawing.svg": ("unsupported_svg", svg),
     "float.tif": ("unsupported_mode", lambda: encode(picture()[..., 0].astype(np.float32), "TIFF")),
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 from transforms.core.errors import ImagebeamError
 
-COLOR_POLICY = "imagebeam-1"
+COLOR_POLICY = "imagebeam-2"
 """Version of the image policy (`transforms.images.decode`): a change of pixels raises it, and so the fingerprint."""
 
 

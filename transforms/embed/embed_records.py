@@ -91,7 +91,7 @@ class _Embed(beam.DoFn):  # type: ignore[misc]
         self._shared = Shared()
 
     def setup(self) -> None:
-        prepare_pillow(self._options.images.max_image_pixels)
+        prepare_pillow()
         self._model: ImageModel = self._shared.acquire(self._source.load)
 
     def process(self, elements: Sequence[Any]) -> Iterator[dict[str, Any] | beam.pvalue.TaggedOutput]:

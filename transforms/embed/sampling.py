@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import random
@@ -12,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import PIL.Image
 
 from transforms.core.batching import available_cores, decode_pool, map_ahead
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Image, Record, Stage
-from transforms.images.decode import FORMATS, ImageError, ImageOptions, decode_image
+from transforms.images.decode import ImageError, ImageOptions, decode_image
+from transforms.images.sniff import sniff
 from transforms.inputs.read import read_records
 from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, WorkUnit
 
@@ -143,5 +142,4 @@ def _look(record: Record | Failure, options: ImageOptions) -> tuple[str, Image |
     except ImageError as error:
         return f"{Stage.DECODE}/{error.error_type}", None, 0.0
     taken = time.perf_counter() - started
-    with PIL.Image.open(io.BytesIO(record.data), formats=FORMATS) as source:
-        return source.format or "unknown", image, taken
+    return sniff(record.data) or "unknown", image, taken

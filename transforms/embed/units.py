@@ -254,7 +254,7 @@ class _ReadAndEmbed:
     options: EmbedOptions
 
     def setup(self) -> None:
-        prepare_pillow(self.options.images.max_image_pixels)
+        prepare_pillow()
 
     def read(self, unit: WorkUnit) -> Iterator[Record | Failure | RecordRef]:
         return open_records(unit, self.columns)

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import re
+import struct
 
 import PIL.Image
 
 _UNSUPPORTED_SIGNATURES = {
-    b"\xff\x0a": "jpeg_xl",
-    b"\x00\x00\x00\x0cJXL \r\n\x87\n": "jpeg_xl",
-    b"8BPS": "psd",
-    b"%!PS": "eps",
-    b"\xc5\xd0\xd3\xc6": "eps",
-    b"%PDF": "pdf",
+    re.compile(start, re.DOTALL): kind
+    for start, kind in (
+        (rb"\xff\x0a|\x00\x00\x00\x0cJXL \r\n\x87\n", "jpeg_xl"),
+        (rb"8BPS", "psd"),
+        (rb"%!PS|\xc5\xd0\xd3\xc6", "eps"),
+        (rb"%PDF", "pdf"),
+        (rb"II\xbc\x01", "jpeg_xr"),
+        (rb".{128}DICM", "dicom"),
+        (rb"\x76\x2f\x31\x01", "exr"),
+        (rb"#\?(RADIANCE|RGBE)", "hdr"),
+        (rb"SIMPLE  =", "fits"),
+        (rb"\x00\x00\x02\x00[\x01-\xff]\x00", "cur"),
+        (rb"gimp xcf", "xcf"),
+        (rb"FUJIFILMCCD-RAW|FOVb|IIR[OS]|MMOR|IIU\x00|....ftypcrx |\x00MRM", "raw"),
+        (rb"qoif", "qoi"),
+        (rb"\x1a\x45\xdf\xa3|....ftyp(isom|iso[2-6]|mp4[12]|M4V |qt  )|RIFF....AVI ", "video"),
+    )
 }
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
-_AVIF_BRANDS = {b"avif", b"avis"}
+"""Formats that people take for pictures and that are not decoded."""
+
 _SVG_STARTS = (b"<svg", b"<?xml", b"<!--", b"<!DOCTYPE svg")
 _ENDS_EARLY = re.compile(r"truncated|EOF|end of file|but only got|not enough (image )?data", re.IGNORECASE)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -40,51 +52,44 @@ class ImageError(Exception):
         return self.message
 
 
-def explain(data: bytes, error: Exception, formats: tuple[str, ...]) -> ImageError:
-    """What to report for bytes that Pillow raised an error at.
+def explain(data: bytes, kind: str, error: Exception) -> ImageError:
+    """What to report for bytes that a decoder raised an error at.
 
     Args:
         data: the encoded bytes.
-        error: whatever Pillow raised: OSError, SyntaxError, ValueError, struct.error, zlib.error, MemoryError...
-        formats: the Pillow formats that were tried.
+        kind: the format that they begin as.
+        error: whatever was raised: OSError, SyntaxError, ValueError, struct.error, zlib.error, MemoryError...
     """
     if isinstance(error, PIL.Image.DecompressionBombError | PIL.Image.DecompressionBombWarning):
         return ImageError("too_many_pixels", f"The header is over Pillow's limit in this process: {error}")
-    if kind := _unsupported_format(data):
-        name = kind.upper().replace("_", " ")
-        return ImageError(f"unsupported_{kind}", f"{name} files are not decoded; convert them to JPEG or PNG.")
+    if isinstance(error, MemoryError):
+        return ImageError("too_many_pixels", f"The {kind} asks for more memory than there is.")
     if _is_cut_short(data):
         return ImageError("truncated", "The file ends before the length that it declares.")
-    if isinstance(error, PIL.UnidentifiedImageError):
-        return _explain_unidentified(data, formats)
     message = _ADDRESS.sub("", f"{type(error).__name__}: {error}")[:500]  # Some quote the file.
+    if isinstance(error, PIL.UnidentifiedImageError | SyntaxError | struct.error | IndexError):
+        return ImageError(
+            "undecodable", f"The file begins as {kind} does, but its header is damaged or cut short ({message})."
+        )
     truncated = isinstance(error, EOFError) or _ENDS_EARLY.search(message)
     return ImageError("truncated" if truncated else "undecodable", message)
 
 
-def _explain_unidentified(data: bytes, formats: tuple[str, ...]) -> ImageError:
-    start = data[:16]
-    for name in formats:
-        accepts = PIL.Image.OPEN[name][1]
-        verdict = accepts(start) if accepts else False
-        if isinstance(verdict, str):
-            return ImageError(f"unsupported_{name.lower()}", f"This build of Pillow can't decode {name}: {verdict}.")
-        if verdict:
-            return ImageError("undecodable", f"The file begins as {name} does, but its header is damaged or cut short.")
+def explain_unknown(data: bytes) -> ImageError:
+    """What to report for bytes that begin as no format that is decoded."""
+    if kind := _unsupported_format(data):
+        name = kind.upper().replace("_", " ")
+        return ImageError(f"unsupported_{kind}", f"{name} files are not decoded; convert them to JPEG or PNG.")
     # What it begins with is not told: it may be a file that the job can read and that others should not see.
     return ImageError("not_an_image", "The file is of no image format that is decoded.")
 
 
 def _unsupported_format(data: bytes) -> str | None:
     """Names a format that people take for an image and that is not decoded."""
-    if data[4:8] == b"ftyp":
-        end = min(int.from_bytes(data[:4], "big"), 256)
-        brands = {data[start : start + 4] for start in (8, *range(16, end, 4))}
-        return "heic" if brands & _HEIC_BRANDS and not brands & _AVIF_BRANDS else None
     head = data[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(_SVG_STARTS) and b"<svg" in head:
         return "svg"
-    return next((kind for start, kind in _UNSUPPORTED_SIGNATURES.items() if data.startswith(start)), None)
+    return next((kind for start, kind in _UNSUPPORTED_SIGNATURES.items() if start.match(data)), None)
 
 
 def _is_cut_short(data: bytes) -> bool:

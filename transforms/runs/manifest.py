@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from transforms import storage
 from transforms.core.spec import EmbedderSpec
 from transforms.core.text import printable
+from transforms.images.decode import DECODERS
 from transforms.inputs.types import Note
 from transforms.runs import part_files
 from transforms.runs.part_files import Commit
@@ -24,7 +25,10 @@ _NAMES = 20
 
 _NAME_CHARACTERS = 300
 
-_PACKAGES = ("imagebeam", "apache-beam", "keras", "numpy", "pillow", "pyarrow", "tensorflow")
+_PACKAGES = (
+    *("imagebeam", "apache-beam", "keras", "numpy", "pyarrow", "tensorflow"),
+    *sorted({package for decoder in DECODERS.values() for package in decoder.packages} - {"numpy"}),
+)
 
 
 class ModelFacts(Protocol):
@@ -201,6 +205,7 @@ def write_manifest(
         "weights": staged.weights,
         "dimensions": staged.dimensions,
         "versions": versions(),
+        "decoders": {kind.value: list(decoder.packages) for kind, decoder in DECODERS.items()},
         "timings": timings,
         "parts": [
             {

@@ -97,7 +97,7 @@ def read_images(
         OSError: if the file cannot be written.
     """
     assert options.image_size is not None
-    prepare_pillow(options.max_image_pixels)
+    prepare_pillow()
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
 

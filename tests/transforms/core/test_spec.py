@@ -31,13 +31,13 @@ def test_json_round_trip():
 def test_the_fingerprint_is_stable():
     # Computed once by hand: sha256sum of the canonical JSON. A change here makes every stored embedding foreign.
     canonical = (
-        '{"color_policy":"imagebeam-1","graph_sha256":"","image_size":[48,48],"interpolation":"bilinear","layers":["block4_pool"],'
+        '{"color_policy":"imagebeam-2","graph_sha256":"","image_size":[48,48],"interpolation":"bilinear","layers":["block4_pool"],'
         '"model":"VGG16","pooling":"avg","precision":"float32","resize_mode":"stretch","weights_sha256":"'
         + "ab" * 32
         + '"}'
     )
     assert SPEC.to_json() == canonical
-    assert SPEC.fingerprint == "da114a148660c2015305f36eceb1ace3182eb94fdfc6997d2ab78b74475f489b"
+    assert SPEC.fingerprint == "f5668277c0d367eb903cbe5078b7558fba2b2357b1d3f8149028f2a7b90f6eab"
 
 
 def test_every_field_is_covered_by_the_list_of_others():

@@ -1,0 +1,96 @@
+"""HEIC by libheif, written by pillow-heif, and what is said without it."""
+
+import io
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.support.image_samples import picture
+from transforms.images.decode import ImageError, ImageOptions, decode_image
+
+pillow_heif = pytest.importorskip("pillow_heif")
+
+NATIVE = ImageOptions(image_size=None)
+
+
+def heic(*images, **options):
+    """Images in one file, without loss unless options say otherwise; the first is the primary one."""
+    container = pillow_heif.HeifFile()
+    for image in images:
+        container.add_from_pillow(image)
+    stream = io.BytesIO()
+    container.save(stream, **{"quality": -1, "chroma": 444, "matrix_coefficients": 0} | options)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def heif_plugin(monkeypatch):
+    """Pillow's plugin for HEIF while a test runs: other tests see a Pillow without it."""
+    for registry in ("OPEN", "SAVE", "SAVE_ALL", "MIME", "EXTENSION"):
+        monkeypatch.setattr(PIL.Image, registry, dict(getattr(PIL.Image, registry)))
+    monkeypatch.setattr(PIL.Image, "ID", list(PIL.Image.ID))
+    pillow_heif.register_heif_opener()
+
+
+def test_pixels_are_those_that_were_written():
+    expected = picture(48, 64)
+    image = decode_image(heic(PIL.Image.fromarray(expected)), NATIVE)
+    np.testing.assert_array_equal(image.pixels, expected)
+    assert (image.width, image.height) == (64, 48)
+
+
+def test_transparent_pixels_are_white():
+    pixels = np.dstack([picture(48, 64), np.full((48, 64), 255, np.uint8)])
+    pixels[:, :32, 3] = 0
+    found = decode_image(heic(PIL.Image.fromarray(pixels)), NATIVE).pixels
+    assert (found[:, :32] == 255).all()
+    np.testing.assert_array_equal(found[:, 32:], pixels[:, 32:, :3])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_is_applied_once(orientation, heif_plugin):
+    exif = PIL.Image.Exif()
+    exif[274] = orientation
+    jpeg, stream = io.BytesIO(), io.BytesIO()
+    PIL.Image.fromarray(picture(48, 64)).save(jpeg, "JPEG", exif=exif, quality=98, subsampling=0)
+    # The plugin stores the pixels as they lie, and EXIF's orientation as the file's own.
+    PIL.Image.open(jpeg).save(stream, "HEIF", quality=-1, chroma=444, matrix_coefficients=0)
+    found = decode_image(stream.getvalue(), NATIVE).pixels
+    np.testing.assert_array_equal(found, decode_image(jpeg.getvalue(), NATIVE).pixels)
+
+
+def test_the_primary_image_counts_wherever_it_stands():
+    first, second = picture(48, 64, seed=1), picture(32, 32, seed=2)
+    data = heic(PIL.Image.fromarray(first), PIL.Image.fromarray(second), primary_index=1)
+    np.testing.assert_array_equal(decode_image(data, NATIVE).pixels, second)
+
+
+def test_an_icc_profile_is_said():
+    image = PIL.Image.fromarray(picture(48, 64))
+    image.info["icc_profile"] = b"\0" * 128
+    assert not decode_image(heic(PIL.Image.fromarray(picture(48, 64))), NATIVE).icc_profile_ignored
+    assert decode_image(heic(image), NATIVE).icc_profile_ignored
+
+
+def test_too_many_pixels_are_refused():
+    with pytest.raises(ImageError) as caught:
+        decode_image(heic(PIL.Image.fromarray(picture(48, 64))), ImageOptions(max_image_pixels=48 * 64 - 1))
+    assert caught.value.error_type == "too_many_pixels"
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_file_that_is_cut_short_is_truncated(share):
+    data = heic(PIL.Image.fromarray(picture(48, 64)))
+    with pytest.raises(ImageError) as caught:
+        decode_image(data[: int(len(data) * share)], NATIVE)
+    assert caught.value.error_type == "truncated"
+
+
+def test_without_the_extra_the_failure_names_it(monkeypatch):
+    data = heic(PIL.Image.fromarray(picture(48, 64)))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match=r"imagebeam\[heif\]") as caught:
+        decode_image(data, NATIVE)
+    assert caught.value.error_type == "unsupported_heic"

@@ -1,0 +1,100 @@
+"""TIFFs of kinds that are rare, against what tifffile wrote and what Pillow and Little CMS make of it."""
+
+import io
+import struct
+
+import numpy as np
+import PIL.Image
+import pytest
+import tifffile
+
+from tests.support.image_samples import encode, picture, tiff
+from transforms.images.decode import ImageError, ImageOptions, decode_image
+
+NATIVE = ImageOptions(image_size=None)
+
+
+def written(samples, **options):
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, samples, **options)
+    return stream.getvalue()
+
+
+def pixels(data):
+    return decode_image(data, NATIVE).pixels
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("size", [(24, 32), (400, 600)])
+def test_bilevel_of_any_size(size, inverted):
+    bits = picture(*size)[..., 0] > 128
+    data = written(bits, photometric="miniswhite" if inverted else "minisblack")
+    np.testing.assert_array_equal(pixels(data)[..., 0], np.where(bits ^ inverted, 255, 0))
+
+
+@pytest.mark.parametrize(("photometric", "offset"), [("cielab", 0), ("icclab", 128)])
+def test_lab(photometric, offset):
+    lab = picture(24, 32)
+    found = pixels(written(lab ^ np.uint8([0, offset, offset]), photometric=photometric))
+    # Pillow takes a* and b* as CIE Lab has them in TIFF: two's complement.
+    expected = PIL.Image.frombytes("LAB", (32, 24), lab.tobytes()).convert("RGB")
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+def test_lab_of_16_bits_is_lab_of_8_bits():
+    lab = picture(24, 32)
+    deep = lab.astype(np.uint16) * np.uint16([257, 256, 256])
+    np.testing.assert_array_equal(
+        pixels(written(deep, photometric="cielab")), pixels(written(lab, photometric="cielab"))
+    )
+
+
+def test_white_and_black_of_lab():
+    lab = np.uint8([[[255, 0, 0], [0, 0, 0]]])
+    np.testing.assert_allclose(pixels(written(lab, photometric="cielab")), [[[255] * 3, [0] * 3]], atol=1)
+
+
+def test_jpeg_of_the_old_style():
+    jpeg = encode(picture(24, 32), "JPEG")
+    entries = [
+        (256, 4, 32),
+        (257, 4, 24),
+        (258, 3, 8),
+        (259, 3, 6),
+        (262, 3, 6),
+        (273, 4, 8),
+        (277, 3, 3),
+        (278, 4, 24),
+        (279, 4, len(jpeg)),
+        (513, 4, 8),
+    ]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *e[:2], 1, e[2]) for e in entries)
+    padded = jpeg + bytes(len(jpeg) % 2)
+    data = struct.pack("<2sHI", b"II", 42, 8 + len(padded)) + padded + directory + bytes(4)
+    np.testing.assert_array_equal(pixels(data), pixels(jpeg))
+
+
+def test_webp_inside():
+    rgb = picture(24, 32)
+    np.testing.assert_array_equal(pixels(written(rgb, photometric="rgb", compression="webp")), rgb)
+    with pytest.raises(ImageError) as caught:
+        decode_image(written(rgb, photometric="rgb", compression="webp"), ImageOptions(max_image_pixels=700))
+    assert caught.value.error_type == "too_many_pixels"
+
+
+def test_a_strip_said_to_be_longer_than_its_rows_is_read():
+    rgb = picture(24, 32)
+    data = tiff(32, 24, rgb.tobytes(), bits=8, samples=3, photometric=2)
+    size = struct.pack("<I", rgb.nbytes)
+    longer = data.replace(struct.pack("<HHI", 279, 4, 1) + size, struct.pack("<HHII", 279, 4, 1, 10 * rgb.nbytes))
+    assert longer != data
+    np.testing.assert_array_equal(pixels(longer), rgb)
+
+
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_a_fourth_channel_of_which_nothing_is_said(alpha):
+    samples = np.dstack([picture(24, 32), np.full((24, 32), alpha, np.uint8)])
+    samples[:12, :, 3] = 0
+    found = pixels(tiff(32, 24, samples.tobytes(), bits=8, samples=4, photometric=2))
+    np.testing.assert_array_equal(found[12:], samples[12:, :, :3])
+    np.testing.assert_array_equal(found[:12], 255 if alpha else samples[:12, :, :3])

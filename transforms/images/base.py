@@ -1,0 +1,53 @@
+"""What every decoder takes and gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import PIL.Image
+
+from transforms.images.errors import ImageError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a decoder may spend, and what it lets pass.
+
+    Attributes:
+        max_pixels: images of more pixels are refused, and so is whatever would allocate as much on the way to fewer.
+        accept_truncated: whether a JPEG whose data stops early gives an image, grey where there is no data.
+    """
+
+    max_pixels: int
+    accept_truncated: bool = False
+
+    def check(self, width: int, height: int, what: str = "The image") -> None:
+        """Refuse a size in pixels that is beyond the limit.
+
+        Raises:
+            ImageError: ``too_many_pixels``, or ``undecodable`` for a size of nothing.
+        """
+        if width < 1 or height < 1:
+            raise ImageError("undecodable", f"{what} has {width} x {height} pixels by its header.")
+        if width * height > self.max_pixels:
+            raise ImageError(
+                "too_many_pixels",
+                f"{what} has {width} x {height} pixels, more than the {self.max_pixels} allowed.",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image before it is resized.
+
+    Attributes:
+        image: RGB, upright.
+        width: as stored in the file, in pixels, before orientation.
+        height: likewise.
+        icc_profile: whether the file carries an ICC colour profile, which is not applied.
+    """
+
+    image: PIL.Image.Image
+    width: int
+    height: int
+    icc_profile: bool = False

@@ -1,0 +1,128 @@
+"""JPEG 2000 by OpenJPEG: through Pillow at 8 bits, through imagecodecs, which keeps the samples, at any other depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import imagecodecs
+import numpy as np
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+
+from transforms.images import pillow
+from transforms.images.base import Decoded, Limits
+from transforms.images.errors import ImageError
+from transforms.images.samples import flatten, image_from_samples, scale_to_8_bits
+
+CODESTREAM = b"\xff\x4f\xff\x51"
+_CMYK, _LAB, _SYCC = 12, 14, 18
+_MIXED = 255
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """Of the image and of the file around it.
+
+    Attributes:
+        width: in pixels.
+        height: likewise.
+        components: of a pixel, before a palette is applied.
+        precision: bits of a sample; 0 where components differ.
+        signed: whether samples are.
+        subsampled: whether some components have fewer pixels.
+        colour_space: as ``colr`` numbers it, None where an ICC profile says it.
+        palette: whether there is one.
+        icc_profile: whether there is one.
+    """
+
+    width: int
+    height: int
+    components: int
+    precision: int
+    signed: bool
+    subsampled: bool
+    colour_space: int | None
+    palette: bool
+    icc_profile: bool
+
+
+def decode(data: bytes, limits: Limits) -> Decoded:
+    """The picture of a JP2 file or of a bare codestream."""
+    header = _read_header(data)
+    limits.check(header.width, header.height)
+    if header.components > 4:
+        raise ImageError("unsupported_colour", f"The JPEG 2000 image has {header.components} components.")
+    if header.signed:
+        raise ImageError("unsupported_mode", "The JPEG 2000 image has signed samples: no value is said to be white.")
+    if header.colour_space == _LAB:
+        raise ImageError("unsupported_colour", "The JPEG 2000 image is in CIE Lab.")
+    if header.precision == 8 or header.palette:
+        return Decoded(flatten(pillow.load(Jpeg2KImageFile, data)), header.width, header.height, header.icc_profile)
+    if header.precision == 0 or header.precision > 16:
+        raise ImageError(
+            "unsupported_depth", "The JPEG 2000 image has components of different depths, or of more than 16 bits."
+        )
+    if header.subsampled or header.colour_space in (_CMYK, _SYCC):
+        raise ImageError(
+            "unsupported_colour",
+            f"The JPEG 2000 image has {header.precision} bits a sample in a colour space, or with subsampled colours,"
+            " that are decoded at 8 bits only.",
+        )
+    samples: np.ndarray = imagecodecs.jpeg2k_decode(data)
+    top = (1 << header.precision) - 1
+    return Decoded(image_from_samples(scale_to_8_bits(samples, top)), header.width, header.height, header.icc_profile)
+
+
+def read_size(codestream: bytes) -> tuple[int, int]:
+    """(width, height) in pixels by a codestream's header."""
+    right, bottom, left, top = (int.from_bytes(codestream[at : at + 4], "big") for at in range(8, 24, 4))
+    return right - left, bottom - top
+
+
+def _read_header(data: bytes) -> _Header:
+    colour_space, palette, icc_profile = None, False, False
+    start = 0
+    if not data.startswith(CODESTREAM):
+        start = -1
+        for name, begin, end in _boxes(data, 0, len(data)):
+            if name == b"jp2h":
+                for inner, first, last in _boxes(data, begin, end):
+                    if inner == b"colr" and data[first] == 1 and colour_space is None:
+                        colour_space = int.from_bytes(data[first + 3 : first + 7], "big")
+                    icc_profile |= inner == b"colr" and data[first] == 2 and last > first
+                    palette |= inner == b"pclr"
+            elif name == b"jp2c":
+                start = begin
+                break
+    siz = data[start : start + 42] if start >= 0 else b""
+    count = int.from_bytes(siz[40:42], "big")
+    parts = data[start + 42 : start + 42 + 3 * count]
+    if not siz.startswith(CODESTREAM) or len(parts) < 3 * max(count, 1):
+        raise ImageError("truncated", "The JPEG 2000 file has no whole header.")
+    depths = set(parts[::3])
+    width, height = read_size(siz)
+    return _Header(
+        width,
+        height,
+        count,
+        (depths.pop() & 127) + 1 if len(depths) == 1 else 0,
+        any(depth & 128 for depth in parts[::3]),
+        set(parts[1::3]) | set(parts[2::3]) != {1},
+        colour_space,
+        palette,
+        icc_profile,
+    )
+
+
+def _boxes(data: bytes, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start, end) of the content of each box."""
+    while position + 8 <= end:
+        length = int.from_bytes(data[position : position + 4], "big")
+        start = position + 8
+        if length == 1:
+            length, start = int.from_bytes(data[start : start + 8], "big"), start + 8
+        stop = end if length == 0 else position + length
+        if stop < start:
+            return
+        yield data[position + 4 : position + 8], start, min(stop, end)
+        position = stop

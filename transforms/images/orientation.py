@@ -1,0 +1,37 @@
+"""The orientation in EXIF or XMP, read leniently: what can't be read has none."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+_ORIENTATION = 274
+_IN_XMP = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])\b")
+_BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
+_SHORT, _LONG = 3, 4
+
+
+def read_orientation(exif: bytes | None, xmp: bytes | None) -> int:
+    """1 to 8, as the EXIF standard numbers them; XMP's counts where EXIF has none."""
+    found = _in_exif(exif) if exif else None
+    if found is None and xmp and (match := _IN_XMP.search(xmp)):
+        found = int(match[1])
+    return found if found is not None and 1 <= found <= 8 else 1
+
+
+def _in_exif(block: bytes) -> int | None:
+    """The orientation in the first directory of a TIFF structure, with or without ``Exif`` before it."""
+    block = block.removeprefix(b"Exif\0\0")
+    order = _BYTE_ORDERS.get(block[:4])
+    if order is None:
+        return None
+    start = int.from_bytes(block[4:8], order)
+    count = int.from_bytes(block[start : start + 2], order)
+    for position in range(start + 2, min(start + 2 + 12 * count, len(block) - 11), 12):
+        if int.from_bytes(block[position : position + 2], order) == _ORIENTATION:
+            kind = int.from_bytes(block[position + 2 : position + 4], order)
+            if kind in (_SHORT, _LONG):
+                size = 2 if kind == _SHORT else 4
+                return int.from_bytes(block[position + 8 : position + 8 + size], order)
+            return None
+    return None

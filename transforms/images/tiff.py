@@ -1,0 +1,174 @@
+"""TIFF by tifffile, which gives samples as they are stored; what they mean is made of them here.
+
+Pillow reads TIFF too, but calls sound kinds damaged (grey of 14 bits, two channels, Lab), reads planes of 16 bits as if
+they were bytes, and lets libtiff write to the error stream.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import imagecodecs  # noqa: F401  tifffile imports it when it must, which the first image should not pay for
+import numpy as np
+import PIL.Image
+from tifffile import TiffFile, TiffPage
+
+from transforms.images import jpeg, jpeg2000
+from transforms.images.base import Decoded, Limits
+from transforms.images.errors import ImageError
+from transforms.images.pillow import read_webp_size
+from transforms.images.samples import turn_upright
+from transforms.images.tiff_colour import BLACK_IS_ZERO, CMYK, COLOURS, JPEG, YCBCR, to_rgb
+
+_NAMES = {4: "a mask", 10: "ITU Lab", 32844: "LogL", 32845: "LogLuv"}
+_RAW = {32803, 34892}
+_UNSIGNED, _NOT_SAID = 1, 4
+_NONE, _OLD_JPEG, _WEBP = 1, 6, 50001
+_JPEG_2000 = {33003, 33004, 33005, 34712}
+_PACKED = {_NONE, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000}
+"""None, CCITT, LZW, deflate, PackBits, LZMA, Zstandard: these decode to no more than is asked for."""
+_ORIENTATION, _OLD_JPEG_START, _ICC_PROFILE, _DNG_VERSION, _SUB_FILES, _INK_SET = 274, 513, 34675, 50706, 330, 332
+_MAX_PAGES = 64
+
+
+def decode(data: bytes, limits: Limits) -> Decoded:
+    """The first page that is not a smaller copy of another."""
+    with TiffFile(io.BytesIO(data), _multifile=False) as file:
+        page = _choose_page(file)
+        _check_supported(page)
+        width, height = page.imagewidth, page.imagelength
+        limits.check(width, height)
+        if page.compression == _OLD_JPEG:
+            image = _decode_old_jpeg(page, data, limits)
+        else:
+            _check_allocation(page, limits)
+            _check_complete(page, data)
+            if page.compression not in _PACKED:
+                _check_embedded(page, data, limits)
+            image = to_rgb(page, _one_plane(page.asarray(maxworkers=1, squeeze=False)))
+        orientation = int(page.tags.valueof(_ORIENTATION, 1)) if page.tags.valueof(_ORIENTATION) else 1
+        icc_profile = _ICC_PROFILE in page.tags
+    return Decoded(turn_upright(image, orientation), width, height, icc_profile)
+
+
+def _choose_page(file: TiffFile) -> TiffPage:
+    """Raises `ImageError` for camera raw files, whose first page is a preview."""
+    pages = list(_pages(file))
+    if not pages:
+        raise ImageError("undecodable", "The TIFF has no page.")
+    if any(page.photometric in _RAW for page in pages):
+        raise ImageError("unsupported_raw", "The file is a camera's raw data; convert it to JPEG or PNG.")
+    whole = [page for page in pages if not page.subfiletype & 1]
+    return whole[0] if whole else max(pages, key=lambda page: page.imagewidth * page.imagelength)
+
+
+def _pages(file: TiffFile) -> Iterator[TiffPage]:
+    """The first pages, each with the pages below it."""
+    for index in range(_MAX_PAGES):
+        try:
+            page = file.pages[index]
+        except IndexError:
+            return
+        if not isinstance(page, TiffPage):
+            page = page.aspage()
+        yield page
+        children = page.tags.valueof(_SUB_FILES)
+        if children and page.pages is not None:
+            for child in list(page.pages)[:_MAX_PAGES]:
+                yield child if isinstance(child, TiffPage) else child.aspage()
+        elif not page.subfiletype & 1 and _DNG_VERSION not in page.tags and page.photometric not in _RAW:
+            return  # It is the picture.
+
+
+def _check_supported(page: TiffPage) -> None:
+    photometric = int(page.photometric)
+    bits = page.bitspersample
+    if page.imagedepth > 1:
+        raise ImageError("unsupported_layout", f"The TIFF page is a volume, {page.imagedepth} pixels deep.")
+    if photometric not in COLOURS or (photometric == CMYK and page.tags.valueof(_INK_SET, 1) != 1):
+        name = _NAMES.get(photometric, f"a colour space that is not decoded (photometric {photometric})")
+        raise ImageError("unsupported_colour", f"The TIFF is in {name}.")
+    if not isinstance(bits, int):
+        raise ImageError("unsupported_depth", f"The TIFF has samples of different depths: {bits} bits.")
+    kind = page.sampleformat
+    if kind not in (_UNSIGNED, _NOT_SAID) or bits > 16:
+        name = {1: "", 2: "signed", 3: "floating-point"}.get(kind if isinstance(kind, int) else 0, "complex or mixed")
+        raise ImageError(
+            "unsupported_mode",
+            f"The TIFF has {name} samples of {bits} bits, which define no range that white could be read from.",
+        )
+    extra = page.samplesperpixel - COLOURS[photometric]
+    if extra < 0:
+        raise ImageError(
+            "undecodable", f"The TIFF has too few samples a pixel for its colours: {page.samplesperpixel}."
+        )
+    if photometric == BLACK_IS_ZERO and extra and page.extrasamples[:1] not in ((1,), (2,)):
+        raise ImageError(
+            "unsupported_colour", f"The TIFF has {page.samplesperpixel} bands that are neither colours nor alpha."
+        )
+    if page.compression not in _PACKED | _JPEG_2000 | {JPEG, _OLD_JPEG, _WEBP}:
+        raise ImageError("unsupported_compression", f"The TIFF's compression is not decoded: {int(page.compression)}.")
+    if (
+        photometric == YCBCR
+        and page.compression not in (JPEG, _OLD_JPEG)
+        and tuple(page.subsampling or (1, 1)) != (1, 1)
+    ):
+        raise ImageError("unsupported_layout", "The TIFF is YCbCr with subsampled colours and without JPEG.")
+
+
+def _check_allocation(page: TiffPage, limits: Limits) -> None:
+    """Refuse what takes much more memory than its pixels: tiles beyond the image, many bands."""
+    if page.is_tiled:
+        limits.check(page.tilewidth, page.tilelength, "A tile of the TIFF")
+        across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
+        if page.tilewidth * across * page.tilelength * down > 4 * max(limits.max_pixels, 1 << 16):
+            limits.check(page.tilewidth * across, page.tilelength * down, "With its tiles the TIFF")
+    samples = page.samplesperpixel
+    if samples > 8:
+        limits.check(page.imagewidth * samples, page.imagelength, f"With {samples} samples a pixel the TIFF")
+
+
+def _check_complete(page: TiffPage, data: bytes) -> None:
+    """Every tile or strip must be there: tifffile makes up those that are not."""
+    needed = int(np.prod(page.chunked))
+    rows_bytes = int(np.prod(page.chunks)) * int(page.bitspersample) // 8  # Some headers say more than the rows take.
+    if len(page.dataoffsets) < needed or len(page.databytecounts) < needed:
+        raise ImageError("truncated", f"The TIFF lists {len(page.dataoffsets)} of its {needed} strips or tiles.")
+    for start, size in zip(page.dataoffsets[:needed], page.databytecounts[:needed], strict=True):
+        end = start + (min(size, rows_bytes) if page.compression == _NONE else size)
+        if size == 0 or end > len(data):
+            raise ImageError("truncated", "The TIFF ends before its last strip or tile, or lacks one.")
+
+
+def _check_embedded(page: TiffPage, data: bytes, limits: Limits) -> None:
+    """Strips or tiles that are images themselves have a size of their own, for which memory is asked."""
+    for start, size in zip(page.dataoffsets, page.databytecounts, strict=False):
+        segment = data[start : start + size]
+        if page.compression == JPEG:
+            width, height = jpeg.read_size(segment)
+        elif page.compression == _WEBP:
+            width, height = read_webp_size(segment)
+        else:
+            begin = segment.find(jpeg2000.CODESTREAM)
+            width, height = jpeg2000.read_size(segment[begin:]) if begin >= 0 else (0, 0)
+        limits.check(width, height, "A strip or tile of the TIFF")
+
+
+def _decode_old_jpeg(page: TiffPage, data: bytes, limits: Limits) -> PIL.Image.Image:
+    """The compression of 1992, where a whole JPEG stands in the file, as nearly all writers have it."""
+    start = page.tags.valueof(_OLD_JPEG_START)
+    start = start[0] if isinstance(start, tuple) else start
+    if not isinstance(start, int) or not data.startswith(b"\xff\xd8\xff", start):
+        raise ImageError("unsupported_compression", "The TIFF has JPEG data in parts (compression 6).")
+    decoded = jpeg.decode(data[start:], limits)
+    if (decoded.width, decoded.height) != (page.imagewidth, page.imagelength):
+        raise ImageError("unsupported_layout", "The TIFF is made of several JPEGs (compression 6).")
+    return decoded.image
+
+
+def _one_plane(samples: np.ndarray) -> np.ndarray:
+    """[planes, 1, height, width, samples] -> [height, width, channels]."""
+    if samples.shape[0] > 1:
+        samples = np.moveaxis(samples[..., 0], 0, -1)
+    return np.asarray(samples[0] if samples.ndim == 4 else samples[0, 0])
