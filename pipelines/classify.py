@@ -14,7 +14,7 @@ from pipelines.common.console import say
 from pipelines.common.fields import Options, flag
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments, complete
-from pipelines.options.extraction import InputOptions, OutputOptions, image_options
+from pipelines.options.extraction import InputOptions, OutputOptions, image_options, kept_name
 from transforms.core.errors import ImagebeamError
 
 if TYPE_CHECKING:
@@ -109,11 +109,11 @@ class ClassifyOptions:
 
         if (self.input is None) == (not self.vectors.embeddings):
             raise ImagebeamError("Give either --input, to label images, or --embeddings, to label vectors.")
-        for name, _ in self.input.keep_columns if self.input else ():
+        for name in (kept_name(column) for column, _ in self.input.keep_columns) if self.input else ():
             if name in PREDICTION_COLUMNS:
                 raise ImagebeamError(
                     f"--keep_columns cannot take a name the output uses itself ({', '.join(PREDICTION_COLUMNS)}). "
-                    f"Received: {name!r}. Rename the column in the input."
+                    f"Received: {name!r}. Rename it with --keep_columns NAME=NEW."
                 )
 
 
@@ -149,7 +149,7 @@ def run(options: ClassifyOptions) -> Result:
 def _label_images(options: ClassifyOptions, images: InputOptions, classifier: TrainedClassifier) -> Result:
     from pipelines.runtime import prepare
 
-    source = prepare.open_input(images)
+    source = prepare.open_input(images, label_lists=None)
     folder = _prepare_output(options, classifier, source.describe())
 
     import apache_beam as beam  # takes seconds, which an error above does not wait for

@@ -21,7 +21,7 @@ LAUNCHER_FLAGS = ("--help", "--debug", "--log_format", "--quiet")
 
 _GS = "gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 _TYPE = "|".join(KEEP_TYPES)
-_COLUMN = rf"[^,:]+(:({_TYPE}|list<({_TYPE})>))?"
+_COLUMN = rf"[^,:=]+(=[^,:=]+)?(:({_TYPE}|list<({_TYPE})>))?"
 
 # What the flag's own type does not say.
 _REGEXES = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipelines.common.fields import Options, flag, one_of
 from transforms.core.errors import ImagebeamError
-from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat
+from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom
 from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision, Preprocessing, ResizeMode
 from transforms.models.architectures import Architecture
 from transforms.models.own_model import OwnModel, find_model
@@ -66,9 +66,15 @@ def resolve_image_size(image_size: ImageSize, architecture: Architecture | OwnMo
 
 
 def _keep_columns(text: str) -> tuple[tuple[str, str], ...]:
-    """Parse "a,b:int64" into (("a", "null"), ("b", "int64"))."""
+    """Parse "a,b=c:int64" into (("a", "null"), ("b=c", "int64"))."""
     pairs = (item.strip().partition(":") for item in text.split(","))
     return tuple((name, kind if colon else UNDECLARED) for name, colon, kind in pairs)
+
+
+def kept_name(column: str) -> str:
+    """The output's name of a kept column: NEW of "NAME=NEW", else NAME."""
+    name, equals, new = column.partition("=")
+    return new if equals else name
 
 
 def _item_type(kind: str) -> str:
@@ -103,12 +109,20 @@ class InputOptions(Options):
     label_column: str = flag(
         "TFRecord feature, Parquet or manifest column with the label, where there is one", "label", metavar="NAME"
     )
+    uri_column: str = flag("manifest column that names the image files", "uri", metavar="NAME")
+    label_from: LabelFrom = flag(
+        "where labels come from: the label column (or folders named label=NAME), the first folder below the input, or "
+        "the folder an image lies in; auto is the column where there is one, else, of image files and tars, the first "
+        "folder",
+        LabelFrom.AUTO,
+        **one_of(LabelFrom),
+    )
     keep_columns: tuple[tuple[str, str], ...] = flag(
-        f"input columns to copy into the output; TYPE is one of {', '.join(KEEP_TYPES)}, or list<TYPE> in quotes "
-        "(default: as the first records have it)",
+        f"input columns to copy into the output, under a NEW name if given; TYPE is one of {', '.join(KEEP_TYPES)}, "
+        "or list<TYPE> in quotes (default: as the first records have it)",
         (),
         type=_keep_columns,
-        metavar="NAME[:TYPE],...",
+        metavar="NAME[=NEW][:TYPE],...",
     )
 
     max_record_bytes: int = flag(
@@ -134,17 +148,18 @@ class InputOptions(Options):
             if not value:
                 raise ImagebeamError(f"{name} is the name of a column. Received: {value!r}.")
         _refuse_below_one("--max_record_bytes", self.max_record_bytes)
-        _refuse_repeated("--keep_columns", (name for name, _ in self.keep_columns), any_case=True)
-        for name, kind in self.keep_columns:
+        _refuse_repeated("--keep_columns", (kept_name(column) for column, _ in self.keep_columns), any_case=True)
+        for column, kind in self.keep_columns:
+            name = kept_name(column)
             if name.casefold() in OUTPUT_COLUMNS or name.casefold().startswith(("embedding_", "embedding.")):
                 raise ImagebeamError(
                     f"--keep_columns cannot take a name the output uses itself ({', '.join(OUTPUT_COLUMNS)}, "
-                    f"embedding_*), in whatever case. Received: {name!r}. Rename the column in the input."
+                    f"embedding_*), in whatever case. Received: {name!r}. Rename it: {column.partition('=')[0]}=NEW."
                 )
-            if not name or (kind != UNDECLARED and _item_type(kind) not in KEEP_TYPES):
+            if not name or column.startswith("=") or (kind != UNDECLARED and _item_type(kind) not in KEEP_TYPES):
                 raise ImagebeamError(
-                    f"--keep_columns is a list of NAME or NAME:TYPE, with a TYPE of {', '.join(KEEP_TYPES)}, or "
-                    f"'list<TYPE>'. Received: {f'{name}:{kind}'!r}."
+                    f"--keep_columns is a list of NAME, NAME=NEW, NAME:TYPE or NAME=NEW:TYPE, with a TYPE of "
+                    f"{', '.join(KEEP_TYPES)}, or 'list<TYPE>'. Received: {f'{column}:{kind}'!r}."
                 )
 
     def read_options(self) -> ReadOptions:
@@ -157,10 +172,21 @@ class InputOptions(Options):
             item = pa.type_for_alias(_item_type(kind))
             return pa.list_(item) if kind != _item_type(kind) else item
 
-        kept = tuple((name, arrow_type(kind)) for name, kind in self.keep_columns)
+        kept = tuple((kept_name(column), arrow_type(kind)) for column, kind in self.keep_columns)
+        renamed = tuple(
+            (kept_name(column), column.partition("=")[0]) for column, _ in self.keep_columns if "=" in column
+        )
         prefixes = tuple(_prefix(prefix) for prefix in self.allow_uri_prefix)
         return ReadOptions(
-            self.image_column, self.label_column, kept, self.max_record_bytes, prefixes, self.follow_links
+            self.image_column,
+            self.label_column,
+            kept,
+            self.max_record_bytes,
+            prefixes,
+            self.follow_links,
+            self.label_from,
+            self.uri_column,
+            renamed,
         )
 
 

@@ -19,9 +19,10 @@ from pipelines.common.log import add_totals
 from pipelines.runtime.prepare import RunFolder, read_run
 from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError
+from transforms.core.labels import LabelCount
 from transforms.core.progress import PROGRESS
 from transforms.inputs.types import Note
-from transforms.runs import manifest
+from transforms.runs import manifest, part_files
 from transforms.runs.manifest import ModelFacts, Totals, UnitReport
 from transforms.runs.reports import delete_reports, new_reports_folder, read_reports
 from transforms.runs.write_reports import WriteReports
@@ -220,7 +221,8 @@ def _reconcile(run: Run) -> Result:
             "model_seconds": round(progress.model_seconds, 3),
         },
     )
-    _print_summary(totals, problems, run.folder, superseded, finished - run.started, notes)
+    labels = manifest.sum_up_labels(reports)
+    _print_summary(totals, labels, problems, run.folder, superseded, finished - run.started, notes)
     return Result(totals, tuple(problems))
 
 
@@ -247,7 +249,13 @@ def _iso(seconds: float) -> str:
 
 
 def _print_summary(
-    totals: Totals, problems: list[str], folder: RunFolder, superseded: int, seconds: float, notes: list[Note]
+    totals: Totals,
+    labels: LabelCount,
+    problems: list[str],
+    folder: RunFolder,
+    superseded: int,
+    seconds: float,
+    notes: list[Note],
 ) -> None:
     fresh = totals.units - totals.units_skipped
     counts = {
@@ -268,6 +276,8 @@ def _print_summary(
         f"{seconds:,.1f} s ({fresh:,} units now, {totals.units_skipped:,} before)",
         counts,
     )
+    if totals.embedded and folder.parts == part_files.EMBEDDINGS:
+        say(f"  {labels.describe()}")
     for kind, count in list(totals.failures.items())[:10]:
         say(f"  failed at {kind.replace('/', ': ')}: {count:,}")
     if totals.worked_again:

@@ -90,6 +90,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
             "failed": sample.failures.total(),
             "failure_rate": sample.failure_rate,
             "failures": dict(sample.failures.most_common()),
+            "labels": dataclasses.asdict(sample.labels),
             "formats": dict(sample.formats.most_common()),
             "longer_side": [
                 {"from": low, "to": high, "images": images} for low, high, images in size_histogram(sample.sizes)
@@ -136,6 +137,8 @@ def _sample_lines(plan: Plan) -> Iterator[str]:
     yield f"  {sample.failures.total():,} fail to decode ({sample.failure_rate:.1%}{more})"
     for kind, count in sample.failures.most_common():
         yield f"    {kind.replace('/', ': ')}: {count:,}"
+    if sample.labels.rows:
+        yield f"  {sample.labels.describe()}"
     if not sample.sizes:
         return
     yield f"  formats: {_counts(sample.formats)}"

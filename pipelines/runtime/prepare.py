@@ -11,7 +11,7 @@ from pipelines.common.console import say
 from pipelines.options.extraction import InputOptions, OutputOptions
 from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError
-from transforms.core.formats import InputFormat
+from transforms.core.formats import InputFormat, LabelFrom
 from transforms.core.spec import EmbedderSpec
 from transforms.inputs import plan
 from transforms.inputs.shard_index import forget_cuts
@@ -37,13 +37,20 @@ class Source:
 
     def describe(self) -> dict[str, Any]:
         """In JSON terms, for run.json."""
-        return {
+        described = {
             "input": list(self.patterns),
             "input_format": self.input_format or "auto",
             "image_column": self.read.image_column,
             "label_column": self.read.label_column,
             "keep_columns": {name: str(kind) for name, kind in self.read.keep_columns},
         }
+        if self.read.label_from != LabelFrom.AUTO:  # Runs of earlier versions do not say it.
+            described["label_from"] = self.read.label_from
+        if self.read.uri_column != "uri":
+            described["uri_column"] = self.read.uri_column
+        if self.read.renamed:
+            described["renamed"] = dict(self.read.renamed)
+        return described
 
 
 class Described(Protocol):
@@ -94,14 +101,18 @@ class RunFolder:
         return f"{committed} in {self.output}; the same command goes on from there."
 
 
-def open_input(options: InputOptions) -> Source:
+def open_input(options: InputOptions, label_lists: str | None = plan.LABEL_LISTS) -> Source:
     """Look at the input before anything runs.
+
+    Args:
+        options: which input.
+        label_lists: see `plan.inspect_input`.
 
     Raises:
         ImagebeamError: for a pattern without matches, or a column the first shard does not have.
     """
     patterns = tuple(storage.absolute(pattern) for pattern in options.input)
-    read = plan.inspect_input(patterns, options.input_format, options.read_options())
+    read = plan.inspect_input(patterns, options.input_format, options.read_options(), label_lists)
     return Source(patterns, options.input_format, read)
 
 

@@ -23,7 +23,7 @@ from pipelines.options.extraction import (
     add_output_arguments,
 )
 from transforms.core.errors import ImagebeamError, JobError
-from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat
+from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom
 from transforms.core.spec import Interpolation, Pooling, Precision, Preprocessing, ResizeMode
 
 HEAVY = {"apache_beam", "google", "keras", "matplotlib", "numpy", "pandas", "pyarrow", "sklearn", "tensorflow", "yaml"}
@@ -36,10 +36,12 @@ FLAGS = {
     "--input_format": (InputOptions, ["webdataset"], "input_format", InputFormat.WEBDATASET),
     "--image_column": (InputOptions, ["jpeg"], "image_column", "jpeg"),
     "--label_column": (InputOptions, ["class"], "label_column", "class"),
+    "--label_from": (InputOptions, ["last_folder"], "label_from", LabelFrom.LAST_FOLDER),
+    "--uri_column": (InputOptions, ["file_name"], "uri_column", "file_name"),
     "--max_record_bytes": (InputOptions, ["1000"], "max_record_bytes", 1000),
     "--allow_uri_prefix": (InputOptions, ["/data/", "gs://b/"], "allow_uri_prefix", ("/data/", "gs://b/")),
     "--follow_links": (InputOptions, [], "follow_links", True),
-    "--keep_columns": (InputOptions, ["a,b:int64"], "keep_columns", (("a", "null"), ("b", "int64"))),
+    "--keep_columns": (InputOptions, ["a,b=c:int64"], "keep_columns", (("a", "null"), ("b=c", "int64"))),
     "--model": (ModelOptions, ["ResNet50"], "model", "ResNet50"),
     "--weights": (ModelOptions, ["random:3"], "weights", "random:3"),
     "--layer": (ModelOptions, ["block4_pool"], "layers", ("block4_pool",)),

@@ -311,9 +311,11 @@ class TestTemplate:
         "input_format": (["auto", "tfrecord", "manifest"], ["csv", "tfrecords"]),
         "image_column": (["image", "jpeg bytes"], [""]),
         "label_column": (["label"], [""]),
+        "label_from": (["auto", "first_folder", "none"], ["folder"]),
+        "uri_column": (["file_name"], [""]),
         "keep_columns": (
-            ["a", "a,b:int64", "a:list<string>,b"],
-            ["a,", ":int64", "a:int", "a:list<int>", "a:list<string"],
+            ["a", "a,b:int64", "a:list<string>,b", "a=b,c=d:int64"],
+            ["a,", "a=", "=b", ":int64", "a:int", "a:list<int>", "a:list<string"],
         ),
         "model": (["VGG16"], [""]),
         "weights": (

@@ -201,6 +201,7 @@ def test_every_input_ends_as_exactly_one_row(mixed, tmp_path, capsys):
     assert totals["failures"]["decode/too_many_pixels"] == 2
     summary = capsys.readouterr().err
     assert "31 embeddings and 11 failures from 42 records" in summary
+    assert "labels: no row has one" in summary
     assert "PROBLEM" not in summary
 
 

@@ -13,6 +13,16 @@ class InputFormat(enum.StrEnum):
     MANIFEST = "manifest"
 
 
+class LabelFrom(enum.StrEnum):
+    """Where a record's label comes from; AUTO is the column where there is one, else the first folder."""
+
+    AUTO = "auto"
+    COLUMN = "column"
+    FIRST_FOLDER = "first_folder"
+    LAST_FOLDER = "last_folder"
+    NONE = "none"
+
+
 class EmbeddingType(enum.StrEnum):
     """The Arrow type of an embedding column; LIST is for readers that know no fixed-size lists."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from transforms.core.batching import map_ahead
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Unread
+from transforms.inputs.discover import LeftOutFiles
 from transforms.inputs.plan import cut_shard, plan_in_parts, plan_part
 from transforms.inputs.types import ListingPart, ListUnit, Note, ReadOptions, Shard, ShardGroup, ShardUnit, WorkUnit
 from transforms.runs import part_files
@@ -71,7 +71,7 @@ class Inventory:
     """
 
     formats: dict[InputFormat, FormatCount] = field(default_factory=dict)
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: LeftOutFiles = field(default_factory=LeftOutFiles)
     unreadable: dict[str, str] = field(default_factory=dict)
     committed: Committed = field(default_factory=Committed)
 
@@ -142,10 +142,10 @@ def take_inventory(
         return item
 
     def items() -> Iterator[Planned]:
-        for item in plan_in_parts(
-            patterns, input_format, rows_per_unit, inventory.left_out, follow_links=read.follow_links
-        ):
-            found = plan_part(item, rows_per_unit, inventory.left_out) if isinstance(item, ListingPart) else [item]
+        for item in plan_in_parts(patterns, input_format, rows_per_unit, inventory.left_out, options=read):
+            found = (
+                plan_part(item, rows_per_unit, inventory.left_out, read) if isinstance(item, ListingPart) else [item]
+            )
             yield from map(count, found)
 
     with ThreadPoolExecutor(_SHARDS_AHEAD, thread_name_prefix="plan") as pool:

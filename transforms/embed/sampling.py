@@ -14,6 +14,7 @@ import numpy as np
 
 from transforms.core.batching import available_cores, decode_pool, map_ahead
 from transforms.core.formats import InputFormat
+from transforms.core.labels import LabelCount
 from transforms.core.types import Failure, Image, Record, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image
 from transforms.images.sniff import sniff
@@ -86,6 +87,7 @@ class Sample:
         decode_seconds: for one image on one core, on the average; resizing is a part of it.
         cores: that decode side by side.
         images: the first few decoded ones, for the model.
+        labels: of those that can be read.
     """
 
     records: int = 0
@@ -95,6 +97,7 @@ class Sample:
     decode_seconds: float = 0.0
     cores: int = field(default_factory=available_cores)
     images: list[np.ndarray] = field(default_factory=list)
+    labels: LabelCount = field(default_factory=LabelCount)
 
     @property
     def failure_rate(self) -> float:
@@ -113,11 +116,18 @@ def look_at(records: Iterable[Record | Failure], options: ImageOptions, *, image
     """
     sample = Sample()
     seconds = 0.0
+    labels: list[str | None] = []
 
     def look(record: Record | Failure) -> tuple[str, Image | None, float]:
         return _look(record, options)
 
-    for kind, image, taken in map_ahead(look, records, decode_pool(), 2 * sample.cores):
+    def noted() -> Iterator[Record | Failure]:
+        for record in records:
+            if isinstance(record, Record):
+                labels.append(record.label)
+            yield record
+
+    for kind, image, taken in map_ahead(look, noted(), decode_pool(), 2 * sample.cores):
         sample.records += 1
         if image is None:
             sample.failures[kind] += 1
@@ -128,6 +138,7 @@ def look_at(records: Iterable[Record | Failure], options: ImageOptions, *, image
         pixels -= image.pixels.shape[0] * image.pixels.shape[1]
         if len(sample.images) < images and (pixels >= 0 or not sample.images):
             sample.images.append(image.pixels)
+    sample.labels = LabelCount.of(labels)
     sample.decode_seconds = seconds / max(1, len(sample.sizes))
     return sample
 

@@ -12,11 +12,13 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 import pyarrow as pa
 
+from transforms.core.formats import LabelFrom
 from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Record, Stage
-from transforms.inputs.columns import as_label, convert
+from transforms.inputs.columns import label_and_extras
 from transforms.inputs.faults import MachineError
-from transforms.inputs.types import ReadOptions, ShardSlice
+from transforms.inputs.folders import class_folder
+from transforms.inputs.types import ReadOptions, Shard, ShardSlice
 from transforms.storage import ReplacedError
 
 T = TypeVar("T")
@@ -145,13 +147,37 @@ def bounded(label: str | None) -> str | None:
 
 
 def make_record(
-    key: str, uri: str, data: Any, label: Any, values: Mapping[str, Any], options: ReadOptions
+    key: str,
+    uri: str,
+    data: Any,
+    label: Any,
+    values: Mapping[str, Any],
+    options: ReadOptions,
+    folder: str | None = None,
 ) -> Record | Failure:
-    """A record of what a shard holds; a failure where the label or a kept value does not fit."""
+    """A record of what a shard holds; a failure where the label or a kept value does not fit.
+
+    Args:
+        key: of the record.
+        uri: of the shard.
+        data: the encoded image.
+        label: as the shard stores it, None where it has none.
+        values: the shard's columns; those in the names of its folders are added.
+        options: which of them are kept, and where labels come from.
+        folder: name of the folder that tells the class, where one does.
+    """
     try:
-        return Record(storable(key), storable(uri), data, bounded(as_label(label)), convert(values, options))
+        chosen, extras = label_and_extras(label, values, uri, folder, options)
+        return Record(storable(key), storable(uri), data, bounded(chosen), extras)
     except ValueError as error:
         return failure(key, uri, RecordError("bad_value", str(error)))
+
+
+def shard_folder(shard: Shard, options: ReadOptions) -> str | None:
+    """The folder that tells the class of all records of a shard, where folders are asked for it."""
+    if options.label_from not in (LabelFrom.FIRST_FOLDER, LabelFrom.LAST_FOLDER):
+        return None
+    return class_folder(shard.file.uri, shard.root, options.label_from)
 
 
 def caught(make: Callable[..., T], key: str, uri: str, *args: Any) -> T | Failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import decimal
 import json
@@ -16,7 +17,9 @@ from typing import Any
 import pyarrow as pa
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.formats import LabelFrom
 from transforms.core.text import storable
+from transforms.inputs.folders import partitions
 from transforms.inputs.types import ReadOptions
 
 PEEKED_RECORDS = 16
@@ -24,6 +27,64 @@ PEEKED_RECORDS = 16
 
 Schema = Mapping[str, pa.DataType]
 """The columns of an input: name -> type, `pa.null()` where only nulls were seen."""
+
+
+def choose_label(stored: Any, uri: str, folder: str | None, options: ReadOptions) -> str | None:
+    """The label of a record, by `options.label_from`.
+
+    Args:
+        stored: what the label column holds; None where there is nothing.
+        uri: of the file, whose folders may be named ``label=cat``.
+        folder: the name of the folder that tells the class, if one does.
+        options: see `ReadOptions`.
+
+    A list of several labels is none of its own where it is kept as a column.
+
+    Raises:
+        ValueError: for a value that is no label.
+    """
+    rule = options.label_from
+    if rule == LabelFrom.NONE:
+        return None
+    if rule in (LabelFrom.FIRST_FOLDER, LabelFrom.LAST_FOLDER):
+        return as_label(folder)
+    if stored is None:
+        stored = partitions(uri).get(options.label_column)
+    if isinstance(stored, list):
+        labels = as_labels(stored)
+        if len(labels) > 1 and options.label_column not in options.kept_from.values():
+            raise ValueError(
+                f"the label column holds a list of {len(labels):,} labels; keep it with --keep_columns "
+                f"{options.label_column}=labels:list<string>"
+            )
+        return labels[0] if len(labels) == 1 else None
+    return as_label(folder if stored is None and rule == LabelFrom.AUTO else stored)
+
+
+def as_labels(values: Iterable[Any]) -> list[str]:
+    """Several labels of one record, by the rule of `as_label`; what is none is left out."""
+    return [label for value in values if (label := as_label(value)) is not None]
+
+
+def label_and_extras(
+    stored: Any, values: Mapping[str, Any], uri: str, folder: str | None, options: ReadOptions
+) -> tuple[str | None, dict[str, Any]]:
+    """The label and the kept columns of a record; see `choose_label` and `convert`.
+
+    Args:
+        stored: what the label column holds.
+        values: of the other columns.
+        uri: of the file, whose folders may tell columns.
+        folder: name of the folder that tells the class, if one does.
+        options: which of them are kept.
+
+    Raises:
+        ValueError: for a value that does not fit.
+    """
+    columns = {**partitions(uri), **values}
+    if isinstance(stored, list):
+        columns[options.label_column] = as_labels(stored)
+    return choose_label(stored, uri, folder, options), convert(columns, options)
 
 
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
@@ -80,9 +141,10 @@ class NamedLabels:
         """Those of a column, from the metadata that Hugging Face datasets writes into a Parquet footer."""
         try:
             feature = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]
+            feature = feature.get("feature", feature)  # Of a list of labels.
             names = feature["names"] if feature["_type"] == "ClassLabel" else None
             return cls([str(name) for name in names] if names else None)
-        except (LookupError, TypeError, ValueError):
+        except (AttributeError, LookupError, TypeError, ValueError):
             return cls(None)
 
     def label(self, value: Any) -> Any:
@@ -91,6 +153,8 @@ class NamedLabels:
         Raises:
             ValueError: for a number without a name.
         """
+        if isinstance(value, list):
+            return [self.label(item) for item in value]
         if self._names is None or not isinstance(value, int):
             return value
         if value < 0:
@@ -106,13 +170,14 @@ def convert(values: Mapping[str, Any], options: ReadOptions) -> dict[str, Any]:
     Raises:
         ValueError: naming the column and the value that does not fit.
     """
-    return {name: _convert(name, values.get(name), kind) for name, kind in options.keep_columns}
+    sources = options.kept_from
+    return {name: _convert(name, values.get(sources[name]), kind) for name, kind in options.keep_columns}
 
 
 def _convert(name: str, value: Any, kind: pa.DataType) -> Any:
     if value is None:
         return None
-    if pa.types.is_list(kind) and not isinstance(value, list):  # A TFRecord does not tell one value from a list of one.
+    if is_list_type(kind) and not isinstance(value, list):  # A TFRecord does not tell one value from a list of one.
         value = [value]
     try:
         value = _storable(value)
@@ -158,6 +223,12 @@ def _type_of(values: list[Any]) -> pa.DataType:
     return pa.binary()
 
 
+def is_list_type(kind: pa.DataType) -> bool:
+    """Whether a column's values are lists."""
+    types = pa.types
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
 def is_bytes(kind: pa.DataType) -> bool:
     """Whether a column's values are bytes."""
     types = pa.types
@@ -193,7 +264,7 @@ def check_other_columns(options: ReadOptions, schema: Schema) -> None:
     """
     if options.label_column not in (*schema, ReadOptions().label_column):
         raise ImagebeamError(f"{describe(schema)}. Received: --label_column {options.label_column!r}.")
-    for name, _ in options.keep_columns:
+    for name in options.kept_from.values():
         if name not in schema:
             raise ImagebeamError(f"{describe(schema)}. Received: --keep_columns {name!r}.")
 
@@ -203,6 +274,11 @@ def describe(schema: Schema) -> str:
     return f"The columns are {', '.join(f'{name} ({kind})' for name, kind in schema.items()) or 'none'}"
 
 
-def resolve_types(kept: tuple[tuple[str, pa.DataType], ...], schema: Schema) -> tuple[tuple[str, pa.DataType], ...]:
-    """The kept columns, those whose type was left open (`pa.null()`) with the type that the schema tells."""
-    return tuple((name, schema.get(name, kind) if pa.types.is_null(kind) else kind) for name, kind in kept)
+def resolve_types(options: ReadOptions, schema: Schema) -> ReadOptions:
+    """The options, kept columns whose type was left open (`pa.null()`) with the type that the schema tells."""
+    sources = options.kept_from
+    kept = tuple(
+        (name, schema.get(sources[name], kind) if pa.types.is_null(kind) else kind)
+        for name, kind in options.keep_columns
+    )
+    return dataclasses.replace(options, keep_columns=kept)

@@ -1,13 +1,23 @@
-"""gzip and zlib streams as files that are read forward, told by their first bytes and not by their names."""
+"""gzip, zlib, bzip2 and xz streams as files that are read forward, told by their first bytes and not by their names."""
 
 from __future__ import annotations
 
+import bz2
 import io
+import lzma
+import re
 import zlib
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 _GZIP = b"\x1f\x8b"
+_BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
+_BZIP2_START = b"BZh"
+_XZ = b"\xfd7zXZ\0"
 _CHUNK = 1 << 20
+
+ARCHIVE_HEAD_BYTES = 10
+"""Bytes that tell whether a tar is compressed."""
+
 _EITHER_FORMAT = zlib.MAX_WBITS + 32
 
 
@@ -22,6 +32,11 @@ def is_gzip(head: bytes) -> bool:
     return head.startswith(_GZIP)
 
 
+def is_archive_compressed(head: bytes) -> bool:
+    """Whether a tar that starts with `head` (`ARCHIVE_HEAD_BYTES`) is gzip, bzip2 or xz."""
+    return head.startswith((_GZIP, _XZ)) or _BZIP2.match(head) is not None
+
+
 def inflate(stream: BinaryIO) -> BinaryIO:
     """The decompressed content of a stream at its start. It seeks forward, by reading.
 
@@ -33,8 +48,8 @@ def inflate(stream: BinaryIO) -> BinaryIO:
 class _Inflater(io.RawIOBase):
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._decompressor = zlib.decompressobj(_EITHER_FORMAT)
-        self._waiting = b""
+        self._decompressor: _Decompressor | None = None
+        self._rest = b""
         self._position = 0
 
     def readable(self) -> bool:
@@ -58,28 +73,78 @@ class _Inflater(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         data = b""
         while not data:
-            if self._decompressor.eof and not self._next_member():
+            if (self._decompressor is None or self._decompressor.eof) and not self._next_member():
                 break
-            if not self._waiting:
-                self._waiting = self._stream.read(_CHUNK)
-            if not self._waiting:
-                raise EOFError("the compressed stream ends early")
-            data = self._decompressor.decompress(self._waiting, len(buffer))
-            self._waiting = self._decompressor.unconsumed_tail
+            assert self._decompressor is not None
+            chunk = b""
+            if self._decompressor.needs_input:
+                chunk, self._rest = self._rest or self._stream.read(_CHUNK), b""
+                if not chunk:
+                    raise EOFError("the compressed stream ends early")
+            try:
+                data = self._decompressor.decompress(chunk, len(buffer))
+            except (OSError, lzma.LZMAError) as error:  # What zlib says with an error of its own.
+                raise zlib.error(str(error)) from error
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
 
     def _next_member(self) -> bool:
-        """Go on with a further gzip member; False at the end of the file, which zeros may fill."""
-        rest = self._decompressor.unused_data.lstrip(b"\0")
+        """Go on with the first or a further member; False at the end of the file, which zeros may fill."""
+        is_first = self._decompressor is None
+        rest = b"" if self._decompressor is None else self._decompressor.unused_data.lstrip(b"\0")
         while not rest:
             chunk = self._stream.read(_CHUNK)
+            if not chunk and is_first:
+                raise EOFError("the compressed stream ends early")
             if not chunk:
                 return False
-            rest = chunk.lstrip(b"\0")
-        if not rest.startswith(_GZIP[:1]):
+            rest = chunk if is_first else chunk.lstrip(b"\0")
+        if not is_first and not rest.startswith((_GZIP[:1], _BZIP2_START[:1], _XZ[:1])):
             raise zlib.error("something else follows the compressed stream")
-        self._decompressor = zlib.decompressobj(_EITHER_FORMAT)
-        self._waiting = rest
+        self._decompressor = _decompressor(rest)
+        self._rest = rest
         return True
+
+
+class _Decompressor(Protocol):
+    """What `bz2` and `lzma` give."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+class _Zlib:
+    """`zlib`'s decompressor, called as those of `bz2` and `lzma`."""
+
+    def __init__(self) -> None:
+        self._object = zlib.decompressobj(_EITHER_FORMAT)
+
+    @property
+    def eof(self) -> bool:
+        return self._object.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._object.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._object.unused_data
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return self._object.decompress(data or self._object.unconsumed_tail, max_length)
+
+
+def _decompressor(head: bytes) -> _Decompressor:
+    if head.startswith(_BZIP2_START):
+        return bz2.BZ2Decompressor()
+    return lzma.LZMADecompressor() if head.startswith(_XZ) else _Zlib()

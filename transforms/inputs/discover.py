@@ -13,15 +13,17 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.images.decode import IMAGE_EXTENSIONS
+from transforms.inputs.base import NAMES_KEPT
+from transforms.inputs.folders import is_set_aside
 from transforms.inputs.types import Shard
 from transforms.storage.files import EVERYWHERE, FileInfo, UriRange
 from transforms.storage.globs import expand_braces
 
 _EXTENSIONS = {
-    InputFormat.TFRECORD: r"\.(tfrecords?|tfrec)(\.(gz|gzip|zlib))?(-\d+-of-\d+)?(\.(gz|gzip|zlib))?",
-    InputFormat.WEBDATASET: r"\.(tar(\.(gz|gzip))?|tgz)",
-    InputFormat.PARQUET: r"\.parquet",
-    InputFormat.MANIFEST: r"\.(csv|jsonl|ndjson)(\.gz)?",
+    InputFormat.TFRECORD: r"\.(tfrecords?|tfrec|records?)(\.(gz|gzip|zlib))?(-\d+-of-\d+)?(\.(gz|gzip|zlib))?",
+    InputFormat.WEBDATASET: r"\.(tar(\.(gz|gzip|bz2|xz))?|tgz|tbz2?|txz)",
+    InputFormat.PARQUET: r"\.(parquet|parq|pq)",
+    InputFormat.MANIFEST: r"\.(csv|tsv|jsonl|ndjson)(\.gz)?",
     InputFormat.FILES: "|".join(map(re.escape, sorted(IMAGE_EXTENSIONS))),
 }
 _NAMES = {
@@ -29,6 +31,8 @@ _NAMES = {
     for input_format, extensions in _EXTENSIONS.items()
 }
 _LINKS = "(symbolic links that leave the folder; --follow_links takes them)"
+
+_SET_ASIDE = "(names that begin with _ or .)"
 
 _NUMBERED_NAME = re.compile(r"[^.]*-\d{5}-of-\d{5}")
 """TensorFlow's habit for TFRecords without an extension: train-00000-of-00010."""
@@ -43,6 +47,26 @@ def detect_format(uri: str) -> InputFormat | None:
     return InputFormat.TFRECORD if _NUMBERED_NAME.fullmatch(name) else None
 
 
+class LeftOutFiles(Counter[str]):
+    """A folder's files that are no input, counted by kind, with the names of the first few of each.
+
+    Attributes:
+        names: kind -> uris.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[str, list[str]] = {}
+
+
+def _count(left_out: Counter[str], kind: str, uri: str) -> None:
+    left_out[kind] += 1
+    if isinstance(left_out, LeftOutFiles):
+        known = left_out.names.setdefault(kind, [])
+        if len(known) < NAMES_KEPT:
+            known.append(uri)
+
+
 def list_inputs(
     patterns: Sequence[str],
     input_format: InputFormat | None,
@@ -55,7 +79,7 @@ def list_inputs(
 
     With `input_format` None each file's name decides. A file that was named, or matched by a glob, is an image where
     its name tells nothing. Of a folder's files only shards and images are taken; with `input_format`, those whose
-    names tell that format or have no extension.
+    names tell that format or have no extension. Names below a folder that begin with _ or . are no input.
 
     Args:
         patterns: see `storage.list_files`.
@@ -67,7 +91,7 @@ def list_inputs(
     Raises:
         ImagebeamError: for a pattern that matches nothing anywhere, naming it.
     """
-    left_out = Counter() if left_out is None else left_out
+    left_out = LeftOutFiles() if left_out is None else left_out
     streams = [_list_pattern(pattern, input_format, left_out, within, follow_links) for pattern in patterns]
     return _each_once(streams)
 
@@ -76,23 +100,31 @@ def _list_pattern(
     pattern: str, input_format: InputFormat | None, left_out: Counter[str], within: UriRange, follow_links: bool
 ) -> Iterator[Shard]:
     links = _Links(pattern)
+    absolute = storage.absolute(pattern)
+    folders: list[str] = []
 
     def choose(in_folder: bool, files: Iterator[FileInfo]) -> Iterator[Shard]:
         for file in files:
             if in_folder and not follow_links and links.leave(file.uri):
-                left_out[_LINKS] += 1
+                _count(left_out, _LINKS, file.uri)
                 continue
             found = detect_format(file.uri)
+            root = next((one for one in folders if file.uri.startswith(f"{one.rstrip('/')}/")), None)
+            if is_set_aside(file.uri, root, absolute, may_begin_with_underscore=found == InputFormat.FILES):
+                _count(left_out, _SET_ASIDE, file.uri)
+                continue
             if in_folder and not _is_wanted(file.uri, found, input_format):
                 extension = _extension(file.uri)
                 passed_over[extension] += 1
-                left_out[extension] += 1
+                _count(left_out, extension, file.uri)
             else:
-                yield Shard(file, input_format or found or InputFormat.FILES)
+                below = root if in_folder or (root and "/" in file.uri[len(root) :].lstrip("/")) else None
+                yield Shard(file, input_format or found or InputFormat.FILES, below)
 
     passed_over: Counter[str] = Counter()
     is_empty = True
     try:
+        folders.extend(storage.roots(pattern))
         for shard in _each_once([choose(*part) for part in storage.matches(pattern, within)]):
             yield shard
             is_empty = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import dataclasses
@@ -19,13 +20,14 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.core.formats import InputFormat
+from transforms.core.formats import InputFormat, LabelFrom
 from transforms.core.text import storable
 from transforms.core.types import Failure, Unread
 from transforms.inputs.base import RecordError, bounded, caught, failure
-from transforms.inputs.columns import PEEKED_RECORDS, as_label, convert, describe, infer
+from transforms.inputs.columns import PEEKED_RECORDS, choose_label, convert, describe, infer, label_and_extras
 from transforms.inputs.compression import inflate, is_gzip
 from transforms.inputs.faults import MachineError
+from transforms.inputs.folders import class_folder, partitions
 from transforms.inputs.reach import reach
 from transforms.inputs.read import judge
 from transforms.inputs.source import Source
@@ -33,10 +35,14 @@ from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, Shard
 from transforms.inputs.unique_keys import SeenKeys
 from transforms.storage.files import FileInfo
 
-URI_COLUMN = "uri"
 KEY_COLUMN = "key"
 
+_DELIMITERS = ",;\t|"
+"""Tried in this order: the first that the line of names can be split at so that a column of uris is among them."""
+
 _JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
+
+_SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
 
 _READ_BYTES = 1 << 20
 
@@ -49,9 +55,9 @@ Row = Mapping[str, Any] | RecordError
 """A manifest's row by column name, or why it cannot be read."""
 
 
-def files_unit(files: Iterable[FileInfo], start: int) -> ListUnit:
-    """Image files as one work unit; the key is the uri, the label the parent folder's name."""
-    refs = tuple(map(_file_ref, files))
+def files_unit(files: Iterable[Shard], start: int, options: ReadOptions) -> ListUnit:
+    """Image files as one work unit; the key is the uri, the label by default that of the first folder of the input."""
+    refs = tuple(_file_ref(file.file, file.root, options) for file in files)
     return ListUnit(InputFormat.FILES, refs, start)
 
 
@@ -98,19 +104,19 @@ def cut_manifest(
         start += len(chunk)
 
 
-def has_keys(manifest: FileInfo) -> bool:
+def has_keys(manifest: FileInfo, options: ReadOptions) -> bool:
     """Whether a manifest names its rows' keys itself; one that cannot be looked at may."""
     try:
-        return KEY_COLUMN in manifest_columns(manifest)
+        return KEY_COLUMN in manifest_columns(manifest, options)
     except Exception:
         return True
 
 
-def manifest_columns(manifest: FileInfo) -> dict[str, pa.DataType]:
+def manifest_columns(manifest: FileInfo, options: ReadOptions) -> dict[str, pa.DataType]:
     """The columns of a manifest's first rows; a Parquet manifest's schema.
 
     Raises:
-        ImagebeamError: if there is no column `uri`.
+        ImagebeamError: if there is no column of uris.
     """
     with Source(manifest.uri, manifest.version) as source:
         stream = cast(BinaryIO, source)
@@ -118,19 +124,23 @@ def manifest_columns(manifest: FileInfo) -> dict[str, pa.DataType]:
             schema = pq.ParquetFile(stream).schema_arrow
             columns = dict(zip(schema.names, schema.types, strict=True))
         else:
-            with contextlib.closing(_text_rows(stream, manifest.uri)) as rows:
+            with contextlib.closing(_text_rows(stream, manifest.uri, options)) as rows:
                 first = itertools.islice(rows, PEEKED_RECORDS)
                 columns = infer(row for row in first if not isinstance(row, RecordError))
-    if columns and URI_COLUMN not in columns:
-        raise ImagebeamError(f"A manifest needs a column {URI_COLUMN!r}. {describe(columns)}.")
+    if columns and options.uri_column not in columns:
+        raise ImagebeamError(
+            f"A manifest needs a column {options.uri_column!r}. {describe(columns)}. Name another with --uri_column. "
+            "CSV has a first line of names; commas, semicolons, tabs or | separate them, and it is encoded as UTF-8, "
+            "or as UTF-16 with its byte order mark."
+        )
     return columns
 
 
-def _file_ref(file: FileInfo) -> RecordRef:
-    folder = storage.parent(file.uri)
-    # A folder that is its own parent is a root, and a bucket's name says nothing of what is in it.
-    label = None if storage.parent(folder) == folder else as_label(storable(storage.basename(folder)))
-    return RecordRef(storable(file.uri), file.uri, file.version, label, size=file.size)
+def _file_ref(file: FileInfo, root: str | None, options: ReadOptions) -> RecordRef:
+    uri = storable(file.uri)
+    label = choose_label(None, uri, class_folder(uri, root, options.label_from), options)
+    extras = tuple(convert(partitions(uri), options).items())
+    return RecordRef(uri, file.uri, file.version, label, extras, size=file.size)
 
 
 def _refs(manifest: FileInfo, options: ReadOptions, seen: SeenKeys) -> Iterator[RecordRef | Failure]:
@@ -140,7 +150,7 @@ def _refs(manifest: FileInfo, options: ReadOptions, seen: SeenKeys) -> Iterator[
     source: Source | None = None
     try:
         with Source(manifest.uri, manifest.version) as source:
-            for index, row in enumerate(_rows(cast(BinaryIO, source), manifest.uri, options)):
+            for index, row in enumerate(table_rows(cast(BinaryIO, source), manifest.uri, options)):
                 key = f"{manifest.uri}#{index}"
                 ref = caught(_ref, key, manifest.uri, row, folder, options)
                 if isinstance(ref, RecordRef) and not seen.add(ref.key):
@@ -162,20 +172,22 @@ def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions) -
     del manifest
     if isinstance(row, RecordError):
         raise row
-    if not row.get(URI_COLUMN):
-        raise RecordError("bad_value", f"the row has no {URI_COLUMN}")
+    named = row.get(options.uri_column)
+    if not named:
+        raise RecordError("bad_value", f"the row has no {options.uri_column}")
     try:
-        extras = tuple(convert(row, options).items())
-        label = bounded(as_label(row.get(options.label_column)))
-    except ValueError as error:
-        raise RecordError("bad_value", str(error)) from error
-    try:
-        str(row[URI_COLUMN]).encode()
+        str(named).encode()
     except UnicodeEncodeError as error:
         raise RecordError("bad_value", f"the row holds text that is not Unicode ({error})") from error
-    uri = reach(str(row[URI_COLUMN]), folder, options)
+    uri = reach(str(named), folder, options)
+    try:
+        stored = row.get(options.label_column)
+        label, extras = label_and_extras(stored, row, uri, _class(uri, folder, options), options)
+        label = bounded(label)
+    except ValueError as error:
+        raise RecordError("bad_value", str(error)) from error
     own_key = row.get(KEY_COLUMN)
-    ref = RecordRef(key if own_key in (None, "") else str(own_key), uri, None, label, extras)
+    ref = RecordRef(key if own_key in (None, "") else str(own_key), uri, None, label, tuple(extras.items()))
     try:
         f"{ref.key}{ref.uri}".encode()
     except UnicodeEncodeError as error:
@@ -183,27 +195,41 @@ def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions) -
     return ref
 
 
+def _class(uri: str, folder: str, options: ReadOptions) -> str | None:
+    """The folder that tells the class of a row's file, where folders are asked for it."""
+    if options.label_from not in (LabelFrom.FIRST_FOLDER, LabelFrom.LAST_FOLDER):
+        return None
+    return class_folder(uri, folder if uri.startswith(f"{folder}/") else None, options.label_from)
+
+
 def _is_parquet(uri: str) -> bool:
-    return uri.lower().endswith(".parquet")
+    return uri.lower().endswith((".parquet", ".parq", ".pq"))
 
 
-def _rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Iterator[Row]:
+def table_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Iterator[Row]:
+    """Rows of CSV, JSON lines or Parquet, told by the name; of Parquet only the columns that `options` names."""
     if not _is_parquet(uri):
-        yield from _text_rows(stream, uri)
+        yield from _text_rows(stream, uri, options)
         return
     file = pq.ParquetFile(stream)
-    wanted = {URI_COLUMN, KEY_COLUMN, options.label_column, *(name for name, _ in options.keep_columns)}
+    wanted = {options.uri_column, KEY_COLUMN, options.label_column, *options.kept_from.values()}
     for batch in file.iter_batches(columns=[name for name in file.schema_arrow.names if name in wanted]):
         yield from batch.to_pylist()
 
 
-def _text_rows(stream: BinaryIO, uri: str) -> Generator[Row, None, None]:
-    """Rows of CSV or JSON lines; bytes that are not UTF-8 become half characters, which fail the row that uses them."""
+def _text_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Generator[Row, None, None]:
+    """Rows of CSV or JSON lines, of UTF-8, or of UTF-16 where a byte order mark says so.
+
+    Bytes that are not UTF-8 become half characters, which fail the row that uses them.
+    """
     head = stream.read(2)
     stream.seek(0)
-    data = inflate(stream) if is_gzip(head) else io.BufferedReader(cast(io.RawIOBase, stream), _READ_BYTES)
-    with io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        yield from _json_rows(text) if _JSON_LINES.search(uri) else _csv_rows(text)
+    inflated = inflate(stream) if is_gzip(head) else stream
+    data = io.BufferedReader(cast(io.RawIOBase, inflated), _READ_BYTES)
+    is_utf_16 = data.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding, errors = ("utf-16", "replace") if is_utf_16 else ("utf-8-sig", "surrogateescape")
+    with io.TextIOWrapper(data, encoding=encoding, errors=errors, newline="") as text:
+        yield from _json_rows(text) if _JSON_LINES.search(uri) else _csv_rows(text, options.uri_column)
 
 
 def _json_rows(lines: Iterable[str]) -> Iterator[Row]:
@@ -246,10 +272,26 @@ class _Lines(Iterator[str]):
         self.next_record()
 
 
-def _csv_rows(text: Iterable[str]) -> Iterator[Row]:
+def _delimiter(names: str, uri_column: str) -> str:
+    """What separates the names of a CSV file's first line; a comma where it cannot be told."""
+    for delimiter in _DELIMITERS:
+        with contextlib.suppress(csv.Error, StopIteration):
+            if uri_column in map(str.strip, next(csv.reader([names], delimiter=delimiter, strict=True))):
+                return delimiter
+    return ","
+
+
+def _csv_rows(text: Iterable[str], uri_column: str) -> Iterator[Row]:
     """Rows of CSV. A line that is not CSV, such as one whose quote is not closed, is one bad row and no more."""
-    lines = _Lines(text)
-    reader = csv.reader(lines, strict=True)
+    rest = iter(text)
+    first = next(rest, "")
+    if told := _SEPARATOR_LINE.fullmatch(first):  # Spreadsheets read it; it is no line of names.
+        delimiter = told[1]
+    else:
+        delimiter = _delimiter(first, uri_column)
+        rest = itertools.chain([first], rest)
+    lines = _Lines(rest)
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
     header: list[str] | None = None
     while True:
         try:
@@ -257,7 +299,7 @@ def _csv_rows(text: Iterable[str]) -> Iterator[Row]:
         except csv.Error as error:
             yield RecordError("corrupt", f"the line is not CSV ({error})")
             lines.give_back()
-            reader = csv.reader(lines, strict=True)
+            reader = csv.reader(lines, strict=True, delimiter=delimiter)
             continue
         if fields is None:
             return

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.types import Failure, Record
-from transforms.inputs.base import Cut, LeftOut, RecordError, caught, make_record, too_large
+from transforms.inputs.base import Cut, LeftOut, RecordError, caught, make_record, shard_folder, too_large
 from transforms.inputs.columns import NamedLabels, describe
 from transforms.inputs.image_files import read_file
 from transforms.inputs.reach import reach
@@ -41,17 +41,20 @@ def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[R
     uri = part.shard.file.uri
     file = _open(stream)
     schema = file.schema_arrow
-    wanted = dict.fromkeys((options.image_column, options.label_column, *(name for name, _ in options.keep_columns)))
+    wanted = dict.fromkeys((options.image_column, options.label_column, *options.kept_from.values()))
     if options.image_column not in schema.names:
         known = dict(zip(schema.names, schema.types, strict=True))
         raise RecordError("no_image", f"the shard has no column {options.image_column!r}. {describe(known)}")
     names = NamedLabels.of(schema.metadata, options.label_column)
     rows = _rows(file, part, [name for name in wanted if name in schema.names])
+    folder = shard_folder(part.shard, options)
     for index, row in enumerate(rows, start=part.start):
-        yield caught(_record, f"{uri}#{index}", uri, row, options, names)
+        yield caught(_record, f"{uri}#{index}", uri, row, options, names, folder)
 
 
-def _record(key: str, uri: str, row: dict[str, Any], options: ReadOptions, names: NamedLabels) -> Record | Failure:
+def _record(
+    key: str, uri: str, row: dict[str, Any], options: ReadOptions, names: NamedLabels, folder: str | None
+) -> Record | Failure:
     value = row[options.image_column]
     try:
         label = names.label(row.get(options.label_column))
@@ -62,11 +65,11 @@ def _record(key: str, uri: str, row: dict[str, Any], options: ReadOptions, names
         found = read_file(RecordRef(key, path), options.max_record_bytes)
         if isinstance(found, Failure):
             return dataclasses.replace(found, uri=uri)
-        return make_record(key, uri, found.data, label, row, options)
+        return make_record(key, uri, found.data, label, row, options, folder)
     image = _image(value)
     if len(image) > options.max_record_bytes:
         raise too_large(len(image), options.max_record_bytes)
-    return make_record(key, uri, image, label, row, options)
+    return make_record(key, uri, image, label, row, options, folder)
 
 
 def columns(stream: BinaryIO) -> dict[str, pa.DataType]:

@@ -12,16 +12,19 @@ import pyarrow as pa
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.core.formats import InputFormat
+from transforms.core.formats import InputFormat, LabelFrom
+from transforms.core.text import printable, storable
 from transforms.core.types import Unread
 from transforms.inputs import webdataset
 from transforms.inputs.base import Cut, LeftOut
-from transforms.inputs.columns import check_image_column, check_other_columns, describe, resolve_types
-from transforms.inputs.discover import list_inputs
+from transforms.inputs.columns import check_image_column, check_other_columns, describe, is_list_type, resolve_types
+from transforms.inputs.discover import LeftOutFiles, detect_format, list_inputs
 from transforms.inputs.faults import MachineError
+from transforms.inputs.folders import partitions
 from transforms.inputs.manifests import cut_manifest, files_unit, has_keys, manifest_columns, unit_end
 from transforms.inputs.read import judge, reader
 from transforms.inputs.shard_index import CutMemory
+from transforms.inputs.sniff import HEAD_BYTES, known_format, other_kind
 from transforms.inputs.source import Source
 from transforms.inputs.types import (
     ListingPart,
@@ -35,7 +38,6 @@ from transforms.inputs.types import (
     WorkUnit,
 )
 from transforms.inputs.unique_keys import SeenKeys
-from transforms.storage.files import FileInfo
 
 LISTED_ALONE = 200_000
 """Images that one worker lists before it shares the rest out: seconds of work, and few inputs are larger."""
@@ -49,8 +51,16 @@ SMALL_SHARD = 4 << 20
 SHARDS_TOGETHER = 256
 """Small shards that one worker cuts, and that may share units, at most."""
 
+_DEFAULTS = ReadOptions()
+
+LABEL_LISTS = "labels"
+"""The output's column of lists of labels: `train --multi_label --label_column labels` reads it."""
+
 _LOOKED_AT = 20
 """Inputs that are looked at, at most, for the columns of their formats before a run."""
+
+_LISTED_FOR_NAMES = 10_000
+"""Inputs whose names are looked at, so that a file of another kind is found before the run."""
 
 
 def plan(
@@ -60,13 +70,17 @@ def plan(
     left_out: Counter[str] | None = None,
     *,
     follow_links: bool = False,
+    options: ReadOptions = _DEFAULTS,
 ) -> Iterator[Shard | ShardGroup | WorkUnit]:
     """What is to be done, streamed: work units of image files, and shards and manifests still to be cut.
 
     Raises:
         ImagebeamError: as `list_inputs` does.
     """
-    return _gather_files(list_inputs(patterns, input_format, left_out, follow_links=follow_links), rows_per_unit)
+    options = dataclasses.replace(options, follow_links=options.follow_links or follow_links)
+    return _gather_files(
+        list_inputs(patterns, input_format, left_out, follow_links=options.follow_links), rows_per_unit, options
+    )
 
 
 def plan_in_parts(
@@ -76,6 +90,7 @@ def plan_in_parts(
     left_out: Counter[str] | None = None,
     *,
     follow_links: bool = False,
+    options: ReadOptions = _DEFAULTS,
 ) -> Iterator[Shard | ShardGroup | WorkUnit | ListingPart]:
     """`plan`, of a long listing of images its beginning alone: the rest is left to others, a `ListingPart` each.
 
@@ -85,7 +100,8 @@ def plan_in_parts(
         ImagebeamError: as `list_inputs` does.
         OSError: if a folder cannot be listed.
     """
-    inputs = list_inputs(patterns, input_format, left_out, follow_links=follow_links)
+    options = dataclasses.replace(options, follow_links=options.follow_links or follow_links)
+    inputs = list_inputs(patterns, input_format, left_out, follow_links=options.follow_links)
     images = 0
 
     def beginning() -> Iterator[Shard]:
@@ -94,42 +110,45 @@ def plan_in_parts(
             images += shard.format == InputFormat.FILES
             yield shard
 
-    yield from _gather_files(beginning(), rows_per_unit)
+    yield from _gather_files(beginning(), rows_per_unit, options)
     if rest := next(inputs, None):
         for within in storage.split_listing(patterns, rest.file.uri, LISTING_PARTS):
-            yield ListingPart(tuple(patterns), input_format, within, follow_links)
+            yield ListingPart(tuple(patterns), input_format, within, options.follow_links)
 
 
 def plan_part(
-    part: ListingPart, rows_per_unit: int, left_out: Counter[str] | None = None
+    part: ListingPart, rows_per_unit: int, left_out: Counter[str] | None = None, options: ReadOptions | None = None
 ) -> Iterator[Shard | ShardGroup | WorkUnit]:
     """`plan` of a part of the listing."""
     return _gather_files(
         list_inputs(part.patterns, part.input_format, left_out, part.within, follow_links=part.follow_links),
         rows_per_unit,
+        options or ReadOptions(),
     )
 
 
-def _gather_files(inputs: Iterable[Shard], rows_per_unit: int) -> Iterator[Shard | ShardGroup | WorkUnit]:
-    images: list[FileInfo] = []
+def _gather_files(
+    inputs: Iterable[Shard], rows_per_unit: int, options: ReadOptions
+) -> Iterator[Shard | ShardGroup | WorkUnit]:
+    images: list[Shard] = []
     small: list[Shard] = []
     keyed: list[Shard] = []
     start = 0
     for shard in inputs:
-        if shard.format == InputFormat.MANIFEST and has_keys(shard.file):
+        if shard.format == InputFormat.MANIFEST and has_keys(shard.file, options):
             keyed.append(shard)
             continue
         if shard.format != InputFormat.FILES:
             yield from _gather_shard(shard, small)
             continue
-        images.append(shard.file)
+        images.append(shard)
         if len(images) > rows_per_unit:
-            end = unit_end(images, rows_per_unit)
-            yield files_unit(images[:end], start)
+            end = unit_end([image.file for image in images], rows_per_unit)
+            yield files_unit(images[:end], start, options)
             start += end
             del images[:end]
     if images:
-        yield files_unit(images, start)
+        yield files_unit(images, start, options)
     yield from _group(small)
     yield from _group(keyed)  # One worker cuts them all: a key that two of them have is a failure the second time.
 
@@ -177,8 +196,8 @@ def cut_shard(
     if isinstance(item, WorkUnit | Note):
         yield item
     elif isinstance(item, ListingPart):
-        left_out: Counter[str] = Counter()
-        for found in plan_part(item, rows_per_unit, left_out):
+        left_out = LeftOutFiles()
+        for found in plan_part(item, rows_per_unit, left_out, options):
             yield from cut_shard(found, rows_per_unit, options, memory)
         yield from listing_notes(left_out)
     elif isinstance(item, ShardGroup) and item.format == InputFormat.MANIFEST:
@@ -194,10 +213,10 @@ def cut_shard(
             yield ShardUnit((part,)) if isinstance(part, ShardSlice) else part
 
 
-def listing_notes(left_out: Mapping[str, int]) -> Iterator[Note]:
-    """What a listing left out of folders, by extension."""
+def listing_notes(left_out: LeftOutFiles) -> Iterator[Note]:
+    """What a listing left out of folders, by extension, with examples."""
     for extension, count in sorted(left_out.items()):
-        yield Note(f"files of folders: {extension}", "", count)
+        yield Note(f"files of folders: {extension}", "", count, tuple(map(storable, left_out.names[extension])))
 
 
 def _share_units(group: ShardGroup, rows_per_unit: int, options: ReadOptions) -> Iterator[WorkUnit | Note]:
@@ -263,8 +282,19 @@ def _rest(shard: Shard, source: Source | None, cut: Cut) -> ShardSlice:
     return ShardSlice(shard, cut.start, 1, unread=unread, retryable=retryable)
 
 
-def inspect_input(patterns: Sequence[str], input_format: InputFormat | None, options: ReadOptions) -> ReadOptions:
+def inspect_input(
+    patterns: Sequence[str],
+    input_format: InputFormat | None,
+    options: ReadOptions,
+    label_lists: str | None = None,
+) -> ReadOptions:
     """Look at the input before a run: every pattern matches, and the columns asked for are there.
+
+    Args:
+        patterns: see `list_inputs`.
+        input_format: likewise.
+        options: which columns hold what.
+        label_lists: where the label column holds lists, the kept column that gets them; None where none should.
 
     Returns:
         The options with the types of the kept columns filled in.
@@ -274,15 +304,24 @@ def inspect_input(patterns: Sequence[str], input_format: InputFormat | None, opt
     """
     schemas: dict[InputFormat, Mapping[str, pa.DataType]] = {}
     formats = set()
+    in_folders: set[str] = set()
     inputs = list_inputs(patterns, input_format, follow_links=options.follow_links)
-    for shard in itertools.islice(inputs, _LOOKED_AT):
+    looked_at = list(itertools.islice(inputs, _LOOKED_AT))
+    if input_format is None:
+        _refuse_other_kinds(itertools.chain(looked_at, itertools.islice(inputs, _LISTED_FOR_NAMES)))
+    for shard in looked_at:
         formats.add(shard.format)
         if shard.format != InputFormat.FILES and not schemas.get(shard.format):
             schema = _look_at(shard, options)
             schemas[shard.format] = schema
-            options = dataclasses.replace(options, keep_columns=resolve_types(options.keep_columns, schema))
-    if options.keep_columns and formats == {InputFormat.FILES}:
-        names = ", ".join(name for name, _ in options.keep_columns)
+            options = resolve_types(_keep_label_lists(options, schema, label_lists), schema)
+        else:
+            found = dict.fromkeys(partitions(shard.file.uri), pa.string())
+            in_folders.update(found)
+            options = resolve_types(options, found)
+    missing = [name for name in options.kept_from.values() if name not in in_folders]
+    if missing and formats == {InputFormat.FILES}:
+        names = ", ".join(missing)
         raise ImagebeamError(
             f"Image files have no columns to keep. Received: --keep_columns {names}. Name the files in a manifest."
         )
@@ -295,19 +334,76 @@ def inspect_input(patterns: Sequence[str], input_format: InputFormat | None, opt
     return options
 
 
+def _keep_label_lists(options: ReadOptions, schema: Mapping[str, pa.DataType], name: str | None) -> ReadOptions:
+    """The options, lists of labels kept under `name`, unless the user keeps them or something of that name."""
+    column = options.label_column
+    is_list = is_list_type(schema.get(column, pa.null())) and options.label_from in (LabelFrom.AUTO, LabelFrom.COLUMN)
+    taken = {kept.casefold() for kept in options.kept_from}
+    if name is None or not is_list or column in options.kept_from.values() or name in taken:
+        return options
+    return dataclasses.replace(
+        options,
+        keep_columns=(*options.keep_columns, (name, pa.list_(pa.string()))),
+        renamed=(*options.renamed, (name, column)),
+    )
+
+
+def _refuse_other_kinds(inputs: Iterable[Shard]) -> None:
+    """Refuse files that were named or matched, whose names tell nothing, and whose first bytes tell no image.
+
+    Raises:
+        ImagebeamError: naming the file, what it is, and the flag to read it with.
+    """
+    unnamed = (shard.file for shard in inputs if detect_format(shard.file.uri) is None)
+    for file in itertools.islice(unnamed, _LOOKED_AT):
+        try:
+            with storage.open_read(file.uri, file.version) as stream:
+                head = stream.read(HEAD_BYTES)
+        except OSError:
+            continue  # Whoever reads it will say so.
+        if shard_format := known_format(head):
+            raise ImagebeamError(
+                f"{printable(file.uri)} begins as a {shard_format} file does, and its name does not say so. Pass "
+                f"--input_format {shard_format}."
+            )
+        if kind := other_kind(head):
+            raise ImagebeamError(
+                f"{printable(file.uri)} is {kind}, which is no input. Unpack it into images, a tar, TFRecords or "
+                f"Parquet, leave it out of the pattern, or say how to read it with --input_format."
+            )
+
+
+def _refuse_choice(shard: Shard, options: ReadOptions) -> None:
+    """Refuse a tar whose samples have several images where nobody said which one is meant.
+
+    Raises:
+        ImagebeamError: naming them.
+    """
+    if options.image_column != _DEFAULTS.image_column:
+        return
+    with Source(shard.file.uri, shard.file.version) as source:
+        found = webdataset.several_images(cast(BinaryIO, source))
+    if found is not None:
+        sample, images = found
+        choice = " or ".join(f"--image_column {image}" for image in images)
+        raise ImagebeamError(f"Sample {sample!r} has {len(images)} images: {', '.join(images)}. Pass {choice}.")
+
+
 def _look_at(shard: Shard, options: ReadOptions) -> Mapping[str, pa.DataType]:
     """The checked columns of a shard; none where it is empty or damaged, which is not a mistake of the user's."""
     try:
         if shard.format == InputFormat.MANIFEST:
-            schema = manifest_columns(shard.file)
+            schema = manifest_columns(shard.file, options)
         else:
             with Source(shard.file.uri, shard.file.version) as source:
                 schema = reader(shard.format).columns(cast(BinaryIO, source))
         if not schema:
             return {}
+        schema = {**dict.fromkeys(partitions(shard.file.uri), pa.string()), **schema}
         if shard.format == InputFormat.WEBDATASET:
             if not webdataset.check_image(schema, options.image_column):
                 raise ImagebeamError(f"{describe(schema)}. Received: --image_column {options.image_column!r}.")
+            _refuse_choice(shard, options)
         elif shard.format != InputFormat.MANIFEST:
             check_image_column(options.image_column, schema)
         check_other_columns(options, schema)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import pickle
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from apache_beam.metrics import Metrics
 
 from transforms.core.formats import InputFormat
 from transforms.core.progress import PROGRESS
+from transforms.inputs.discover import LeftOutFiles
 from transforms.inputs.plan import cut_shard, listing_notes, plan_in_parts
 from transforms.inputs.shard_index import CutMemory
 from transforms.inputs.types import ListUnit, Note, PlanItem, ReadOptions, ShardGroup, ShardUnit, WorkUnit
@@ -82,8 +82,8 @@ class PlanUnits(beam.PTransform):  # type: ignore[misc]
 def _list(
     patterns: tuple[str, ...], input_format: InputFormat | None, rows_per_unit: int, options: ReadOptions
 ) -> Iterator[PlanItem]:
-    left_out: Counter[str] = Counter()
-    yield from plan_in_parts(patterns, input_format, rows_per_unit, left_out, follow_links=options.follow_links)
+    left_out = LeftOutFiles()
+    yield from plan_in_parts(patterns, input_format, rows_per_unit, left_out, options=options)
     yield from listing_notes(left_out)
 
 

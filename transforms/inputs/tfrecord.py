@@ -18,7 +18,17 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from transforms.core.types import Failure, Record
-from transforms.inputs.base import Cut, LeftOut, Place, RecordError, caught, cut_at, make_record, too_large
+from transforms.inputs.base import (
+    Cut,
+    LeftOut,
+    Place,
+    RecordError,
+    caught,
+    cut_at,
+    make_record,
+    shard_folder,
+    too_large,
+)
 from transforms.inputs.columns import PEEKED_RECORDS, infer
 from transforms.inputs.compression import inflate, is_compressed
 from transforms.inputs.types import MAX_RECORD_BYTES, ReadOptions, ShardSlice
@@ -42,12 +52,15 @@ def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[R
     uri = part.shard.file.uri
     source = _open(stream)
     source.seek(part.offset)
+    folder = shard_folder(part.shard, options)
     for index in range(part.start, part.start + part.count):
         payload = _read_payload(source, options.max_record_bytes)
-        yield caught(_record, f"{uri}#{index}", uri, payload, options)
+        yield caught(_record, f"{uri}#{index}", uri, payload, options, folder)
 
 
-def _record(key: str, uri: str, payload: bytes | RecordError | None, options: ReadOptions) -> Record | Failure:
+def _record(
+    key: str, uri: str, payload: bytes | RecordError | None, options: ReadOptions, folder: str | None
+) -> Record | Failure:
     """A record of its payload; None stands for one whose CRC does not match."""
     if isinstance(payload, RecordError):
         raise payload
@@ -55,9 +68,9 @@ def _record(key: str, uri: str, payload: bytes | RecordError | None, options: Re
         raise RecordError("corrupt", "the CRC of the record does not match its content")
     features = parse_example(payload)
     image = _image(features, options.image_column)
-    wanted = (options.label_column, *(name for name, _ in options.keep_columns))
+    wanted = (options.label_column, *options.kept_from.values())
     values = {name: _value(features[name]) for name in wanted if name in features}
-    return make_record(key, uri, image, values.get(options.label_column), values, options)
+    return make_record(key, uri, image, values.get(options.label_column), values, options, folder)
 
 
 def columns(stream: BinaryIO) -> dict[str, pa.DataType]:

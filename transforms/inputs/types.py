@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from transforms.core.formats import InputFormat
+from transforms.core.formats import InputFormat, LabelFrom
 from transforms.core.spec import canonical_json
 from transforms.core.types import Failure, Unread
 from transforms.storage.files import FileInfo, UriRange
@@ -29,10 +29,17 @@ class PlanItem:
 
 @dataclass(frozen=True, slots=True)
 class Shard(PlanItem):
-    """One input file that holds many records."""
+    """One input file.
+
+    Attributes:
+        file: where it lies.
+        format: how it stores its records.
+        root: folder of the input that it lies below; None where it was named itself.
+    """
 
     file: FileInfo
     format: InputFormat
+    root: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +252,9 @@ class ReadOptions:
         max_record_bytes: a record of more bytes is a failure, before it is read.
         allow_uri_prefix: what manifests' rows and paths in shards may name, beside files below their own folder.
         follow_links: take files of folders that symbolic links find outside of them.
+        label_from: where labels come from.
+        uri_column: column of a manifest that names its files.
+        renamed: kept columns that are called otherwise in the input: (name in the output, name in the input).
     """
 
     image_column: str = "image"
@@ -253,3 +263,11 @@ class ReadOptions:
     max_record_bytes: int = MAX_RECORD_BYTES
     allow_uri_prefix: tuple[str, ...] = ()
     follow_links: bool = False
+    label_from: LabelFrom = LabelFrom.AUTO
+    uri_column: str = "uri"
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def kept_from(self) -> dict[str, str]:
+        """Name of a kept column in the output -> its name in the input."""
+        return {name: name for name, _ in self.keep_columns} | dict(self.renamed)

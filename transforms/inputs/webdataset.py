@@ -21,9 +21,20 @@ import pyarrow as pa
 from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Record
 from transforms.images.decode import IMAGE_EXTENSIONS
-from transforms.inputs.base import Cut, LeftOut, Place, RecordError, caught, cut_at, make_record, too_large
+from transforms.inputs.base import (
+    Cut,
+    LeftOut,
+    Place,
+    RecordError,
+    caught,
+    cut_at,
+    make_record,
+    shard_folder,
+    too_large,
+)
 from transforms.inputs.columns import PEEKED_RECORDS, infer
-from transforms.inputs.compression import inflate, is_gzip
+from transforms.inputs.compression import ARCHIVE_HEAD_BYTES, inflate, is_archive_compressed
+from transforms.inputs.folders import class_folder
 from transforms.inputs.types import ReadOptions, ShardSlice
 
 _REPEATED = "repeated_key: a sample of that name stands earlier in the shard; members of a sample must be neighbours"
@@ -85,14 +96,15 @@ def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[R
     """The slice's samples; see `base.ShardReader`."""
     uri = part.shard.file.uri
     wanted = {"json", "cls", "txt", options.image_column, options.label_column}
-    wanted.update(name for name, _ in options.keep_columns)
+    wanted.update(options.kept_from.values())
     contents = _Contents(options.max_record_bytes, frozenset(wanted))
+    folder = shard_folder(part.shard, options)
     with _open(stream, part.offset) as tar:
         for members in itertools.islice(_samples(tar, options, LeftOut(), contents), part.count):
-            yield caught(_record, f"{uri}#{_name(members)}", uri, members, options)
+            yield caught(_record, f"{uri}#{_name(members)}", uri, members, options, folder)
 
 
-def _record(key: str, uri: str, members: list[_Member], options: ReadOptions) -> Record | Failure:
+def _record(key: str, uri: str, members: list[_Member], options: ReadOptions, folder: str | None) -> Record | Failure:
     named = _by_extension(members)
     extension = _image_extension(list(named), options.image_column)
     if extension is None:
@@ -112,7 +124,8 @@ def _record(key: str, uri: str, members: list[_Member], options: ReadOptions) ->
     sample = {name: member.data for name, member in named.items()}
     fields = _fields(sample)
     label = _label(sample, fields, options.label_column)
-    return make_record(key, uri, sample[extension], label, fields | sample, options)
+    folder = class_folder(printable(info.name), "", options.label_from) or folder
+    return make_record(key, uri, sample[extension], label, fields | sample, options, folder)
 
 
 def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
@@ -129,6 +142,16 @@ def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
 def check_image(names: Iterable[str], image_column: str) -> bool:
     """Whether a sample with members of these extensions has an image."""
     return _image_extension(list(names), image_column) is not None
+
+
+def several_images(stream: BinaryIO) -> tuple[str, list[str]] | None:
+    """The name of a sample that has several images and their extensions; None where none of the first few has."""
+    with _open(stream, 0) as tar:
+        for members in itertools.islice(_samples(tar, ReadOptions(), LeftOut()), PEEKED_RECORDS):
+            images = [extension for extension, member in _by_extension(members).items() if member.is_image]
+            if len(images) > 1:
+                return printable(_name(members)), images
+    return None
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -171,11 +194,11 @@ class _Archive(tarfile.TarFile):
 
 
 def _open(stream: BinaryIO, offset: int) -> _Archive:
-    head = stream.read(2)
+    head = stream.read(ARCHIVE_HEAD_BYTES)
     stream.seek(0)
     if not head:
         raise EOFError("the shard is empty")
-    source = inflate(stream) if is_gzip(head) else stream
+    source = inflate(stream) if is_archive_compressed(head) else stream
     source.seek(offset)
     return _Archive(fileobj=source, mode="r")
 

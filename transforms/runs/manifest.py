@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from transforms import storage
+from transforms.core.labels import LabelCount
 from transforms.core.spec import EmbedderSpec
 from transforms.core.text import printable
 from transforms.images.decode import DECODERS
@@ -127,6 +128,14 @@ def sum_up(reports: Iterable[UnitReport]) -> Totals:
     return totals
 
 
+def sum_up_labels(reports: Iterable[UnitReport]) -> LabelCount:
+    """The labels of a run's rows."""
+    total = LabelCount()
+    for report in reports:
+        total += LabelCount(**report.commit.labels)
+    return total
+
+
 def reconcile(reports: list[UnitReport], output: str, folder: str = part_files.EMBEDDINGS) -> list[str]:
     """Hold the reports against themselves and against what is stored; one line for each thing that does not add up."""
     problems = []
@@ -196,6 +205,7 @@ def write_manifest(
     totals = sum_up(reports)
     manifest: dict[str, Any] = {
         "totals": dataclasses.asdict(totals),
+        "labels": dataclasses.asdict(sum_up_labels(reports)),
         "superseded_parts_removed": superseded,
         "unread": [unread for report in reports for unread in report.commit.unread],
         "left_out": sum_up_notes(notes),

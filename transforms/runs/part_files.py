@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.formats import EmbeddingDtype, EmbeddingType
+from transforms.core.labels import LabelCount
 from transforms.core.spec import EmbedderSpec
 from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Row, Stage
@@ -85,6 +86,7 @@ class Commit:
         part_sha256: of the part's bytes.
         retryable: records that failed through the machine's fault, a part of `failures`.
         unread: what could not be read to its end, as `types.Unread` in JSON terms.
+        labels: of the part's rows, as `LabelCount` in JSON terms.
     """
 
     unit_id: str
@@ -98,6 +100,7 @@ class Commit:
     part_sha256: str
     retryable: int = 0
     unread: list[dict[str, Any]] = field(default_factory=list)
+    labels: dict[str, Any] = field(default_factory=dict)
 
     @property
     def failed(self) -> int:
@@ -221,7 +224,7 @@ def write_unit(
         storage.delete(failures_uri(output, unit.id))
     data = _to_bytes(table, metadata)
     storage.publish(part_uri(output, folder, unit.id), data)
-    return _commit(about, spec.fingerprint, data)
+    return _commit(about, spec.fingerprint, data, table)
 
 
 def _to_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
@@ -240,7 +243,7 @@ def _to_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def _commit(about: dict[str, Any], fingerprint: str, data: bytes) -> Commit:
+def _commit(about: dict[str, Any], fingerprint: str, data: bytes, table: pa.Table) -> Commit:
     return Commit(
         unit_id=about["id"],
         version=about["version"],
@@ -253,7 +256,12 @@ def _commit(about: dict[str, Any], fingerprint: str, data: bytes) -> Commit:
         part_sha256=hashlib.sha256(data).hexdigest(),
         retryable=about.get("retryable", 0),
         unread=about.get("unread", []),
+        labels=dataclasses.asdict(LabelCount.of(_labels(table))),
     )
+
+
+def _labels(table: pa.Table) -> list[str | None]:
+    return table["label"].to_pylist() if "label" in table.column_names else []
 
 
 def read_commit(uri: str) -> Commit | None:
@@ -269,7 +277,7 @@ def read_commit(uri: str) -> Commit | None:
     try:
         table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
         metadata = table.schema.metadata or {}
-        commit = _commit(json.loads(metadata[UNIT_KEY]), metadata[FINGERPRINT_KEY].decode(), data)
+        commit = _commit(json.loads(metadata[UNIT_KEY]), metadata[FINGERPRINT_KEY].decode(), data, table)
         rows = commit.failed if table.column_names == FAILURES_SCHEMA.names else commit.embedded
         if table.num_rows != rows:
             raise ValueError(f"it has {table.num_rows} rows, not {rows}")

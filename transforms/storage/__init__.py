@@ -111,6 +111,12 @@ def matches(pattern: str, within: UriRange = EVERYWHERE) -> Iterator[tuple[bool,
     yield False, iter(sorted((found.info for found in named if found.info and found.uri in within), key=_uri))
 
 
+def roots(pattern: str) -> list[str]:
+    """The folders below which the files of `pattern` are looked for, longest first; none of a plain file."""
+    globs = (found.glob() for found in _look_at(pattern))
+    return sorted({glob.folder for glob in globs if glob}, key=len, reverse=True)
+
+
 def split_listing(patterns: Iterable[str], start: str, wanted: int) -> list[UriRange]:
     """Up to `wanted` ranges that part the files of `patterns` from the uri `start` on, at the bounds of folders.
 

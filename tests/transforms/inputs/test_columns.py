@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import json
 import uuid
 
 import numpy as np
@@ -12,11 +13,12 @@ import pytest
 
 from tests.support.shard_files import example, write_parquet, write_tar, write_tfrecord
 from transforms import storage
+from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.inputs.columns import NamedLabels, as_label
-from transforms.inputs.plan import cut_shard
+from transforms.inputs.plan import cut_shard, inspect_input, plan
 from transforms.inputs.read import read_records
-from transforms.inputs.types import ReadOptions, Shard
+from transforms.inputs.types import ReadOptions, Shard, WorkUnit
 
 
 @pytest.mark.parametrize(
@@ -119,3 +121,83 @@ def test_a_number_without_a_name_is_refused_and_broken_metadata_is_ignored():
         NamedLabels(["cat", "dog"]).label(2)
     for metadata in (None, {}, {b"huggingface": b"{"}, {b"huggingface": b"[]"}, {b"huggingface": b'{"info": null}'}):
         assert NamedLabels.of(metadata, "label").label(1) == 1
+
+
+# Lists of labels, and kept columns under other names.
+
+
+def write_png_table(path, **columns):
+    count = len(next(iter(columns.values())))
+    pq.write_table(pa.table({"image": [b"\x89PNG"] * count, **columns}), path)
+
+
+def read_all(path, options):
+    return [
+        record
+        for item in plan([str(path)], None, 100, options=options)
+        for unit in cut_shard(item, 100, options)
+        if isinstance(unit, WorkUnit)
+        for record in read_records(unit, options)
+    ]
+
+
+LISTS = [["cat", "dog"], ["cat"], [], None, ["dog ", ""], [None, "eel"]]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.large_string())])
+def test_lists_in_the_label_column_are_kept_as_labels(tmp_path, kind):
+    write_png_table(tmp_path / "x.parquet", label=pa.array(LISTS, kind))
+    options = inspect_input([str(tmp_path)], None, ReadOptions(), "labels")
+    assert options.keep_columns == (("labels", pa.list_(pa.string())),)
+    found = [(record.label, record.extras["labels"]) for record in read_all(tmp_path, options)]
+    lists = [["cat", "dog"], ["cat"], [], None, ["dog"], ["eel"]]
+    assert found == list(zip([None, "cat", None, None, "dog", "eel"], lists, strict=True))
+
+
+def test_lists_of_numbers_have_the_names_of_hugging_face(tmp_path):
+    table = pa.table({"image": [b"\x89PNG"] * 2, "label": [[0, 1], [2, -1]]})
+    names = {"_type": "ClassLabel", "names": ["ant", "bee", "cat"]}
+    info = {"info": {"features": {"label": {"feature": names, "_type": "List"}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), tmp_path / "x.parquet")
+    options = inspect_input([str(tmp_path)], None, ReadOptions(), "labels")
+    found = [(record.label, record.extras["labels"]) for record in read_all(tmp_path, options)]
+    assert found == [(None, ["ant", "bee"]), ("cat", ["cat"])]
+
+
+def test_lists_in_manifests_too(tmp_path):
+    lines = [{"uri": "a.png", "label": label} for label in ([1, 2.0], [3], "x", None)]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = inspect_input([f"{tmp_path}/m.jsonl"], None, ReadOptions(), "labels")
+    (unit,) = (
+        unit for item in plan([f"{tmp_path}/m.jsonl"], None, 9, options=options) for unit in cut_shard(item, 9, options)
+    )
+    assert [ref.label for ref in unit.refs] == [None, "3", "x", None]
+    assert [dict(ref.extras)["labels"] for ref in unit.refs] == [["1", "2"], ["3"], ["x"], None]
+
+
+def test_lists_of_labels_stay_where_the_user_keeps_them(tmp_path):
+    write_png_table(tmp_path / "x.parquet", label=[["a", "b"]])
+    own = ReadOptions(keep_columns=(("tags", pa.null()),), renamed=(("tags", "label"),))
+    options = inspect_input([str(tmp_path)], None, own, "labels")
+    assert options.keep_columns == (("tags", pa.list_(pa.string())),)
+    assert [record.extras for record in read_all(tmp_path, options)] == [{"tags": ["a", "b"]}]
+
+
+def test_several_labels_that_nothing_keeps_are_a_failure_with_the_remedy(tmp_path):
+    write_png_table(tmp_path / "x.parquet", label=[["a", "b"], ["c"]])
+    first, second = read_all(tmp_path, ReadOptions())
+    assert "--keep_columns label=labels:list<string>" in first.message
+    assert second.label == "c"
+
+
+def test_kept_columns_are_renamed(tmp_path):
+    write_png_table(tmp_path / "x.parquet", key=["a"], width=[7])
+    own = ReadOptions(
+        keep_columns=(("source_key", pa.null()), ("w", pa.float64())), renamed=(("source_key", "key"), ("w", "width"))
+    )
+    options = inspect_input([str(tmp_path)], None, own)
+    assert options.keep_columns == (("source_key", pa.string()), ("w", pa.float64()))
+    assert [record.extras for record in read_all(tmp_path, options)] == [{"source_key": "a", "w": 7.0}]
+    missing = ReadOptions(keep_columns=(("b", pa.null()),), renamed=(("b", "nope"),))
+    with pytest.raises(ImagebeamError, match="--keep_columns 'nope'"):
+        inspect_input([str(tmp_path)], None, missing)

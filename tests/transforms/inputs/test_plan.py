@@ -574,7 +574,11 @@ def test_manifests(tmp_path, name, rows_per_unit):
             '{"uri": "1.jpg"}\n{oops\n[1]\n{"uri": "4.jpg"}\n{}\n',
             [None, "not JSON", "not a JSON", None, "no uri"],
         ),
-        ("m.jsonl", '{"uri": "1.jpg", "label": [1]}\n{"uri": "2.jpg", "label": 7}\n', ["a label is", None]),
+        (
+            "m.jsonl",
+            '{"uri": "1.jpg", "label": {"a": 1}}\n{"uri": "2.jpg", "label": 7}\n{"uri": "3.jpg", "label": [1, 2]}\n',
+            ["a label is", None, "a list of 2 labels; keep it with --keep_columns"],
+        ),
     ],
 )
 def test_rows_that_make_no_sense_are_failures_of_their_own(tmp_path, name, text, expected):

@@ -170,7 +170,7 @@ def test_a_record_with_a_wrong_crc_fails_alone(tmp_path, payloads):
         ({"image": 3}, "no_image", "holds int, not the bytes of one image"),
         ({"image": [b"1", b"2"]}, "no_image", "holds 2 values"),
         ({"image": []}, "no_image", "holds 0 values"),
-        ({"image": b"1", "label": [1, 2]}, "bad_value", "a label is a text or a number; received [1, 2]"),
+        ({"image": b"1", "label": [1, 2]}, "bad_value", "a list of 2 labels; keep it with --keep_columns"),
         ({"image": b"1", "label": b"\xff"}, "bad_value", "utf-8"),
         ({"image": b"1", "n": b"x"}, "bad_value", "the kept column 'n' is int64, which 'x' is not"),
         ({"image": b"1", "n": 1.5}, "bad_value", "the kept column 'n' is int64, which 1.5 is not"),
@@ -273,7 +273,7 @@ def test_image_and_label_of_a_sample(tmp_path, members, options, data, label):
         ({"jpg": b"1", "json": b"{oops"}, "bad_value", "not JSON"),
         ({"jpg": b"1", "json": b"[1]"}, "bad_value", "holds a list"),
         ({"jpg": b"1", "cls": b"\xff"}, "bad_value", "utf-8"),
-        ({"jpg": b"1", "json": b'{"label": [1]}'}, "bad_value", "a label is"),
+        ({"jpg": b"1", "json": b'{"label": [1, 2]}'}, "bad_value", "a list of 2 labels"),
         ({"jpg": b"1", "json": b'{"n": "x"}'}, "bad_value", "'n' is int64, which 'x' is not"),
     ],
 )

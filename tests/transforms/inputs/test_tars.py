@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from transforms import storage
+from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.core.types import Record
 from transforms.images.decode import IMAGE_EXTENSIONS
-from transforms.inputs.plan import cut_shard
+from transforms.inputs.plan import cut_shard, inspect_input
 from transforms.inputs.read import read_records
 from transforms.inputs.types import Note, ReadOptions, Shard, WorkUnit
 
@@ -170,3 +171,25 @@ def _links(data):
 
 def _is_image(name):
     return f".{name.rpartition('.')[2].lower()}" in IMAGE_EXTENSIONS
+
+
+@pytest.mark.parametrize(
+    ("names", "images"),
+    [
+        (["a.jpg", "a.mask.png"], "jpg, mask.png"),
+        (["a.cls", "a.png", "a.jpg"], "png, jpg"),
+        (["a.jpg", "b.jpg", "b.seg.png"], "jpg, seg.png"),
+        (["a.jpg", "b.png"], None),
+        (["a.left.png", "a.right.png"], None),  # Two samples: nothing is passed over.
+        (["a.jpg", "a.json"], None),
+    ],
+)
+def test_several_images_in_a_sample_are_refused_where_none_is_named(tmp_path, names, images):
+    (tmp_path / "x.tar").write_bytes(tar_of([(name, b"{}") for name in names]))
+    uri = str(tmp_path / "x.tar")
+    if images is None:
+        inspect_input([uri], None, ReadOptions())
+        return
+    with pytest.raises(ImagebeamError, match=f"images: {images}. Pass --image_column {images.split(', ')[0]} or "):
+        inspect_input([uri], None, ReadOptions())
+    inspect_input([uri], None, ReadOptions(image_column=images.split(", ")[1]))

@@ -104,6 +104,7 @@ def test_the_manifest_says_what_the_parts_are_made_of(tmp_path, reports):
     assert found["spec"] == SPEC.to_dict()
     assert found["run"] == {"input": ["/in/*"]}
     assert found["superseded_parts_removed"] == 1
+    assert found["labels"] == {"rows": 7, "labelled": 0, "classes": [], "has_more": False}
     assert found["versions"].keys() >= {"apache-beam", "keras", "tensorflow", "pyarrow"}
     assert [part["path"] for part in found["parts"]] == sorted(part["path"] for part in found["parts"])
     for part in found["parts"]:

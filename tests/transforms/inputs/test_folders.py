@@ -1,0 +1,218 @@
+"""What folders' names tell: classes, Hive's columns, and which files are no data."""
+
+import tarfile
+
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.shard_files import write_tar
+from transforms import storage
+from transforms.core.errors import ImagebeamError
+from transforms.core.formats import LabelFrom
+from transforms.inputs.discover import LeftOutFiles, list_inputs
+from transforms.inputs.folders import class_folder, partitions
+from transforms.inputs.plan import cut_shard, inspect_input, plan
+from transforms.inputs.read import read_records
+from transforms.inputs.types import ReadOptions, WorkUnit
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def labels(pattern, **options):
+    """Name of the record -> label."""
+    read = ReadOptions(**options)
+    units = [unit for item in plan([str(pattern)], None, 100, options=read) for unit in cut_shard(item, 100, read)]
+    records = [record for unit in units if isinstance(unit, WorkUnit) for record in read_records(unit, read)]
+    return {record.key.rpartition("/")[2].rpartition("#")[2]: record.label for record in records}
+
+
+def put(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(PNG)
+
+
+# Classes.
+
+
+def test_nested_class_folders_take_the_first_below_the_input_as_torchvision_does(tmp_path):
+    put(tmp_path, "cat/1.png", "cat/black/2.png", "dog/a/b/3.png", "4.png")
+    assert labels(tmp_path) == {"1.png": "cat", "2.png": "cat", "3.png": "dog", "4.png": None}
+    last = {"1.png": "cat", "2.png": "black", "3.png": "b", "4.png": tmp_path.name}
+    assert labels(tmp_path, label_from=LabelFrom.LAST_FOLDER) == last
+    assert set(labels(tmp_path, label_from=LabelFrom.NONE).values()) == {None}
+    assert set(labels(tmp_path, label_from=LabelFrom.COLUMN).values()) == {None}
+
+
+@pytest.mark.parametrize("pattern", ["", "/", "/**", "/**/*.png", "/*/*/*.png"])
+def test_however_the_input_is_spelled(tmp_path, pattern):
+    put(tmp_path, "cat/black/1.png", "dog/brown/2.png")
+    assert labels(f"{tmp_path}{pattern}") == {"1.png": "cat", "2.png": "dog"}
+
+
+def test_a_file_named_itself_has_the_label_of_its_folder(tmp_path):
+    put(tmp_path, "cat/1.png")
+    assert labels(tmp_path / "cat" / "1.png") == labels(tmp_path / "cat" / "*.png") == {"1.png": "cat"}
+
+
+def test_a_tar_of_class_folders_has_the_labels_of_the_folder(tmp_path):
+    put(tmp_path / "in", "cat/1.png", "cat/black/2.png", "dog/3.png")
+    for prefix in (".", "./", ""):
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            for name in ("cat/1.png", "cat/black/2.png", "dog/3.png"):
+                tar.add(tmp_path / "in" / name, f"{prefix.rstrip('/')}/{name}" if prefix else name)
+        found = [label for _, label in sorted(labels(tmp_path / "x.tar").items())]
+        assert found == ["cat", "cat", "dog"] == [label for _, label in sorted(labels(tmp_path / "in").items())]
+
+
+def test_a_label_that_a_sample_has_goes_before_its_folder(tmp_path):
+    write_tar(tmp_path / "x.tar", [("cat/1.png", PNG), ("cat/1.cls", b"7"), ("dog/2.png", PNG)])
+    assert sorted(map(str, labels(tmp_path / "x.tar").values())) == ["7", "dog"]
+    found = labels(tmp_path / "x.tar", label_from=LabelFrom.FIRST_FOLDER)
+    assert sorted(map(str, found.values())) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "rule", "expected"),
+    [
+        ("/in/a/b/1.png", "/in", "auto", "a"),
+        ("/in/split=train/a/1.png", "/in", "auto", "a"),
+        ("/in/split=train/1.png", "/in", "auto", None),
+        ("/in/1.png", "/in", "auto", None),
+        ("/in/1.png", "/in", "last_folder", "in"),
+        ("/in/1.png", None, "auto", "in"),
+        ("/1.png", None, "auto", None),
+        ("gs://bucket/1.png", None, "auto", None),
+        ("gs://bucket/a/b/1.png", "gs://bucket", "auto", "a"),
+        ("gs://bucket/1.png", "gs://bucket", "last_folder", None),
+        ("1.png", "", "auto", None),
+        ("./a/1.png", "", "auto", "a"),
+    ],
+)
+def test_class_folder(path, root, rule, expected):
+    assert class_folder(path, root, LabelFrom(rule)) == expected
+
+
+# Hive's columns.
+
+
+@pytest.mark.parametrize("value", ["cat", "a b", "ünï", "50%", "a/b", "x=y", None])
+def test_hive_columns_are_what_pyarrow_wrote(tmp_path, value):
+    table = pa.table({"image": [PNG], "label": pa.array([value], pa.string()), "split": ["train"]})
+    ds.write_dataset(table, tmp_path, format="parquet", partitioning=["split", "label"], partitioning_flavor="hive")
+    (file,) = tmp_path.rglob("*.parquet")
+    assert partitions(str(file)) == {"split": "train", "label": value}
+    options = inspect_input([str(tmp_path)], None, ReadOptions(keep_columns=(("split", pa.null()),)))
+    (item,) = plan([str(tmp_path)], None, 10, options=options)
+    (unit,) = cut_shard(item, 10, options)
+    (record,) = read_records(unit, options)
+    assert record.label == value
+    assert dict(record.extras) == {"split": "train"}
+
+
+def test_image_files_have_hive_columns_too(tmp_path):
+    put(tmp_path, "split=train/label=cat/1.png", "split=test/dog/2.png")
+    assert labels(tmp_path) == {"1.png": "cat", "2.png": "dog"}
+    options = inspect_input([str(tmp_path)], None, ReadOptions(keep_columns=(("split", pa.null()),)))
+    (unit,) = plan([str(tmp_path)], None, 10, options=options)
+    assert [dict(ref.extras) for ref in unit.refs] == [{"split": "test"}, {"split": "train"}]
+
+
+# What is no data.
+
+
+def test_names_with_an_underscore_or_a_dot_are_no_data(tmp_path):
+    set_aside = ("_temporary/0/x.parquet", "_delta_log/0.parquet", ".ipynb_checkpoints/a.png", "_x.tar", ".a.png")
+    put(tmp_path, "a.png", "cat/_DSC0001.png", *set_aside)
+    left_out = LeftOutFiles()
+    found = [shard.file.uri for shard in list_inputs([str(tmp_path)], None, left_out)]
+    assert found == [f"{tmp_path}/a.png", f"{tmp_path}/cat/_DSC0001.png"]
+    named = {uri for uris in left_out.names.values() for uri in uris}
+    assert {f"{tmp_path}/{name}" for name in set_aside if name.startswith("_")} <= named
+    assert sum(left_out.values()) == len(named)
+
+
+def test_a_pattern_that_spells_such_a_name_means_it(tmp_path):
+    put(tmp_path, "_raw/a.png", ".cache/b.png")
+    for pattern in ("_raw", "_raw/*.png", "_raw/a.png", ".cache/*.png", "_*/*.png", "{_raw,.cache}/*.png"):
+        assert list(list_inputs([f"{tmp_path}/{pattern}"], None)), pattern
+
+
+# What a file is by its first bytes.
+
+
+def test_files_that_are_other_things_are_refused_before_a_run(tmp_path):
+    np.save(tmp_path / "array", np.zeros(3))
+    np.savez(tmp_path / "arrays.npz", np.zeros(3))
+    (tmp_path / "book").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    (tmp_path / "packed").write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(100))
+    for name, said in (("array.npy", "NumPy"), ("arrays.npz", "ZIP"), ("book", "HDF5"), ("packed", "7-Zip")):
+        with pytest.raises(ImagebeamError, match=said):
+            inspect_input([f"{tmp_path}/{name}"], None, ReadOptions())
+
+
+def test_shards_under_other_names_are_refused_with_the_flag(tmp_path):
+    write_tar(tmp_path / "t", [("1.png", PNG)])
+    pq.write_table(pa.table({"image": [PNG]}), tmp_path / "p.snappy")
+    # A length of 8 and its checksum, as TensorFlow writes them.
+    (tmp_path / "r.data").write_bytes(bytes.fromhex("0800000000000000ff86240f") + b"payload.CRC ")
+    for name, said in (("t", "webdataset"), ("p.snappy", "parquet"), ("r.data", "tfrecord")):
+        with pytest.raises(ImagebeamError, match=f"--input_format {said}"):
+            inspect_input([f"{tmp_path}/{name}"], None, ReadOptions())
+
+
+def test_an_image_under_another_name_is_an_image(tmp_path):
+    for kind in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"):
+        PIL.Image.new("RGB", (8, 8)).save(tmp_path / kind, kind)
+    inspect_input([f"{tmp_path}/*"], None, ReadOptions())
+
+
+@pytest.mark.parametrize("mode", ["", "gz", "bz2", "xz"])
+def test_compressed_tars_are_read(tmp_path, mode):
+    put(tmp_path, *(f"c/{number}.png" for number in range(20)))
+    path = tmp_path / (f"x.tar.{mode}" if mode else "x.tar")
+    with tarfile.open(path, f"w:{mode}") as tar:
+        tar.add(tmp_path / "c", "c")
+    assert len(labels(path)) == 20
+    assert storage.stat(str(path)).size
+
+
+# Manifests of other programs.
+
+DIALECTS = {
+    "semicolons": ("m.csv", "\ufeffuri;label;x\r\na.png;cat;1\r\n", "utf-8"),
+    "tabs": ("m.tsv", "uri\tlabel\na.png\tcat\n", "utf-8"),
+    "tabs in csv": ("m.csv", "label\turi\ncat\ta.png\n", "utf-8"),
+    "bars": ("m.csv", "uri|label\na.png|cat\n", "utf-8"),
+    "sep": ("m.csv", "sep=;\r\nuri;label\r\na.png;cat\r\n", "utf-8"),
+    "sep comma": ("m.csv", "SEP=,\nuri,label\na.png,cat\n", "utf-8"),
+    "utf-16": ("m.csv", "uri,label\na.png,cat\n", "utf-16"),
+    "utf-16 big-endian": ("m.tsv", "\ufeffuri\tlabel\na.png\tcat\n", "utf-16-be"),
+    "utf-16 lines": ("m.jsonl", '{"uri": "a.png", "label": "cat"}\n', "utf-16"),
+    "quotes": ("m.csv", '"uri";"label"\n"a.png";"cat"\n', "utf-8"),
+    "commas in semicolons": ("m.csv", 'uri;label;"a,b"\na.png;cat;"1,5"\n', "utf-8"),
+    "semicolon in commas": ("m.csv", 'uri,label,"a;b"\na.png,cat,1;5\n', "utf-8"),
+    "blanks": ("m.csv", "uri, label\na.png, cat\n", "utf-8"),
+    "blank before": ("m.csv", " uri , label\na.png,cat\n", "utf-8"),
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_dialects(tmp_path, name):
+    file, text, encoding = DIALECTS[name]
+    put(tmp_path, "a.png")
+    (tmp_path / file).write_bytes(text.encode(encoding))
+    assert list(labels(tmp_path / file).values()) == ["cat"]
+
+
+def test_another_column_of_uris(tmp_path):
+    put(tmp_path, "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name;label\na.png;cat\n")
+    with pytest.raises(ImagebeamError, match="--uri_column"):
+        inspect_input([f"{tmp_path}/metadata.csv"], None, ReadOptions())
+    options = inspect_input([f"{tmp_path}/metadata.csv"], None, ReadOptions(uri_column="file_name"))
+    assert list(labels(tmp_path / "metadata.csv", uri_column=options.uri_column).values()) == ["cat"]

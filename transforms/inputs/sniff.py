@@ -1,0 +1,57 @@
+"""What a file is by its first bytes, where its name tells nothing."""
+
+from __future__ import annotations
+
+import struct
+
+import google_crc32c
+
+from transforms.core.formats import InputFormat
+
+HEAD_BYTES = 512
+"""How much of a file is looked at."""
+
+_MASK_DELTA = 0xA282EAD8
+
+_ARCHIVES = (
+    (b"PK\x03\x04", "a ZIP archive (or .npz, .docx, ...)"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"\x93NUMPY", "a NumPy array (.npy)"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
+    (b"Rar!\x1a\x07", "a RAR archive"),
+    (b"ARROW1", "an Arrow (Feather) file"),
+    (b"ORC", "an ORC file"),
+    (b"Obj\x01", "an Avro file"),
+    (b"SQLite format 3\0", "an SQLite database"),
+)
+
+_COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "Zstandard"))
+
+
+def known_format(head: bytes) -> InputFormat | None:
+    """The format of a shard that begins with `head`; None where it is none."""
+    if head.startswith(b"PAR1"):
+        return InputFormat.PARQUET
+    if head[257:262] == b"ustar":
+        return InputFormat.WEBDATASET
+    return InputFormat.TFRECORD if _is_tfrecord(head) else None
+
+
+def other_kind(head: bytes) -> str | None:
+    """What a file is that begins with `head` and is neither a shard nor an image; None where it cannot be told."""
+    for signature, kind in _ARCHIVES:
+        if head.startswith(signature):
+            return kind
+    for signature, kind in _COMPRESSED:
+        if head.startswith(signature):
+            return f"a {kind} file"
+    return None
+
+
+def _is_tfrecord(head: bytes) -> bool:
+    """Whether a length comes first and its checksum next."""
+    if len(head) < 12:
+        return False
+    crc: int = google_crc32c.value(head[:8])
+    masked = (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
+    return bool(masked == struct.unpack_from("<I", head, 8)[0])
