@@ -71,7 +71,6 @@ def run(options: TrainOptions) -> TrainResult:
     """
     from transforms.training.embeddings import open_embeddings
     from transforms.training.output import ClassifierFolder, ResultFile
-    from transforms.training.row_index import index_rows
     from transforms.training.splits import Split
 
     began = time.monotonic()
@@ -79,7 +78,7 @@ def run(options: TrainOptions) -> TrainResult:
     read = options.embeddings
     embeddings = open_embeddings(read.embeddings, read.embedding_column, allow_unfinished=read.allow_unfinished)
     embedder = None if options.classifier.skip_image_classifier else embeddings.staged_model()
-    index = index_rows(embeddings, options.rows.label_rules(), options.rows.split_rules())
+    index = _index(embeddings, options)
     rows = describe_rows(index)
 
     # These take seconds, which an error above does not wait for.
@@ -143,6 +142,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     )
     return 3 if result.problems else 0
+
+
+def _index(embeddings: EmbeddingSet, options: TrainOptions) -> RowIndex:
+    """Splits and labels of all rows, corrected by `--labels` where it is given."""
+    from transforms.training.relabel import relabel
+    from transforms.training.row_index import index_rows
+
+    labels, splits = options.rows.label_rules(), options.rows.split_rules()
+    if options.embeddings.labels is None:
+        return index_rows(embeddings, labels, splits)
+    relabelled = relabel(embeddings, labels.column, options.embeddings.labels)
+    index = index_rows(relabelled, labels, splits)
+    say(f"{relabelled.matched:,} of {embeddings.rows:,} rows have their label from {options.embeddings.labels}")
+    if relabelled.unmatched > 0:
+        say(f"WARNING: {relabelled.unmatched:,} keys of {options.embeddings.labels} are those of no row")
+    return index
 
 
 def _identity(options: TrainOptions, embeddings: EmbeddingSet, index: RowIndex) -> dict[str, Any]:

@@ -56,6 +56,13 @@ class EmbeddingOptions(Options):
         action="store_true",
     )
 
+    labels: str | None = flag(
+        "file of corrected labels (CSV, JSON lines or Parquet, with columns key and label), taken in place of those in "
+        "the label column; other rows keep theirs",
+        None,
+        metavar="FILE",
+    )
+
     def __post_init__(self) -> None:
         if not self.embeddings or not all(self.embeddings):
             raise ImagebeamError(f"--embeddings names at least one folder. Received: {list(self.embeddings)}.")

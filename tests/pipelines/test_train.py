@@ -420,9 +420,9 @@ def test_images_in_several_splits_are_counted(tmp_path, capfd):
     [
         ("--embeddings x y --embeddings z", "embeddings", EmbeddingOptions(("x", "y", "z"))),
         (
-            "--embedding_column e --allow_unfinished --max_memory_mb 9 --no_local_copy",
+            "--embedding_column e --allow_unfinished --max_memory_mb 9 --no_local_copy --labels new.csv",
             "embeddings",
-            EmbeddingOptions(("d",), "e", True, 9, True),
+            EmbeddingOptions(("d",), "e", True, 9, True, "new.csv"),
         ),
         (
             "--solver exact --vector_transform root",

@@ -256,7 +256,11 @@ def _check_same(first_uri: str, first: pa.Schema, uri: str, schema: pa.Schema) -
     """Refuse a part whose vectors or columns are not those of the first."""
     metadata = schema.metadata or {}
     if FINGERPRINT_KEY not in metadata or SPEC_KEY not in metadata:
-        raise ImagebeamError(f"{uri} is not a part of an Imagebeam run: its footer has no fingerprint.")
+        raise ImagebeamError(
+            f"{uri} is not a part of an Imagebeam run: its footer has no fingerprint, which DuckDB, pandas and others "
+            "leave out when they write a part anew. Bring back the part that extract wrote, and give corrected "
+            "labels by --labels FILE."
+        )
     if metadata[FINGERPRINT_KEY] != first.metadata[FINGERPRINT_KEY]:
         ours, theirs = (EmbedderSpec.from_json(part.metadata[SPEC_KEY]) for part in (first, schema))
         raise ImagebeamError(
