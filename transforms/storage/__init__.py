@@ -117,6 +117,21 @@ def roots(pattern: str) -> list[str]:
     return sorted({glob.folder for glob in globs if glob}, key=len, reverse=True)
 
 
+def may_match(pattern: str, uri: str) -> bool:
+    """Whether a file at `uri`, there or not, would be among those that `pattern` means."""
+    for found in _look_at(pattern):
+        if glob := found.glob():
+            below = uri.removeprefix(f"{glob.folder}/")
+            states = glob.start if below != uri else frozenset()
+            for name in below.split("/"):
+                states = glob.step(states, name)
+            if glob.end in states:
+                return True
+        elif found.uri == uri:
+            return True
+    return False
+
+
 def split_listing(patterns: Iterable[str], start: str, wanted: int) -> list[UriRange]:
     """Up to `wanted` ranges that part the files of `patterns` from the uri `start` on, at the bounds of folders.
 
@@ -246,6 +261,15 @@ def remove_empty_folder(uri: str) -> None:
     if is_local(uri):
         with contextlib.suppress(OSError):
             os.rmdir(uri)
+
+
+def modified(uri: str) -> float:
+    """When the file was last written: seconds by the store's own clock, good for differences.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    return _store(uri).modified(uri)
 
 
 def make_dirs(uri: str) -> None:

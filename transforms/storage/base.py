@@ -49,6 +49,9 @@ class FileStore(Protocol):
     def delete(self, uri: str) -> None:
         """Remove the file; a missing one is fine."""
 
+    def modified(self, uri: str) -> float:
+        """When the file was last written, in seconds by the store's own clock; it must be there."""
+
     def make_dirs(self, uri: str) -> None:
         """Make the folder and those above it, where the store has folders."""
 

@@ -88,6 +88,14 @@ def delete(uri: str) -> None:
             _file_system(uri).delete([uri])
 
 
+def modified(uri: str) -> float:
+    """When the file was last written."""
+    if stat(uri) is None:
+        raise FileNotFoundError(f"{uri} does not exist")
+    with _errors_named(uri):
+        return float(_file_system(uri).metadata(uri).last_updated_in_seconds)
+
+
 def make_dirs(uri: str) -> None:
     """Make the folder and those above it, where the file system has folders."""
     files = _file_system(uri)

@@ -169,6 +169,16 @@ def delete(uri: str) -> None:
         _client().bucket(bucket).blob(name).delete(retry=DEFAULT_RETRY)
 
 
+def modified(uri: str) -> float:
+    """When the object was last written, by the service's clock."""
+    bucket, name = _split(uri)
+    with _errors_named(uri):
+        blob = _client().bucket(bucket).get_blob(name, retry=DEFAULT_RETRY)
+    if blob is None:
+        raise FileNotFoundError(f"{uri} does not exist")
+    return float(blob.updated.timestamp())
+
+
 def make_dirs(uri: str) -> None:
     """Nothing: objects need no folders."""
 

@@ -108,6 +108,11 @@ def delete(uri: str) -> None:
         os.unlink(uri)
 
 
+def modified(uri: str) -> float:
+    """When the file was last written."""
+    return os.stat(uri).st_mtime
+
+
 def make_dirs(uri: str) -> None:
     """Make the folder and those above it."""
     os.makedirs(uri, exist_ok=True)
