@@ -41,6 +41,7 @@ from transforms.inputs.types import Note, ReadOptions, WorkUnit
 from transforms.runs.manifest import MANIFEST_FILE, UnitReport
 from transforms.runs.part_files import EMBEDDINGS, Commit, PartOptions, part_name
 from transforms.runs.reports import new_reports_folder
+from transforms.runs.stored_file import StoredFile
 from transforms.runs.write_reports import WriteReports
 from transforms.storage import local
 from transforms.storage.files import FileInfo, UriRange
@@ -165,7 +166,8 @@ def manifest(count: int) -> dict[str, Any]:
 def _report(unit_id: str) -> UnitReport:
     inputs = {"uri": f"gs://bucket/images/2026/{unit_id}.tfrecord", "start": 0, "count": ROWS_PER_UNIT}
     digest = unit_id * 4
-    commit = Commit(unit_id, "1700000000000000", inputs, ROWS_PER_UNIT, {}, 0, digest, 4_300_000, digest)
+    stored = StoredFile(4_300_000, digest, digest, digest)
+    commit = Commit(unit_id, "1700000000000000", inputs, ROWS_PER_UNIT, {}, 0, digest, stored)
     return UnitReport(ROWS_PER_UNIT, commit, skipped=False)
 
 

@@ -19,7 +19,6 @@ from transforms.core.errors import ImagebeamError
 
 if TYPE_CHECKING:
     from pipelines.runtime.launch import Result
-    from pipelines.runtime.prepare import RunFolder
     from transforms.classify.predictions import PredictionLayout
     from transforms.classify.staged import TrainedClassifier
     from transforms.runs.part_files import PartOptions
@@ -148,9 +147,12 @@ def run(options: ClassifyOptions) -> Result:
 
 def _label_images(options: ClassifyOptions, images: InputOptions, classifier: TrainedClassifier) -> Result:
     from pipelines.runtime import prepare
+    from transforms.runs.part_files import PREDICTIONS
 
+    prepare.open_output_apart(options.output, images.input)
     source = prepare.open_input(images, label_lists=None)
-    folder = _prepare_output(options, classifier, source.describe())
+    described = _Described(source.describe(), classifier, options.label)
+    prepare.refuse_output(options.output, described, PREDICTIONS)
 
     import apache_beam as beam  # takes seconds, which an error above does not wait for
 
@@ -160,57 +162,66 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
     from transforms.inputs.plan_units import PlanUnits
     from transforms.runs.part_files import PartOptions
 
-    staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=True)
-    part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, source.read.keep_columns)
-    label_units = EmbedUnits(
-        model=staged,
-        output=folder.output,
-        read=source.read,
-        embed=EmbedOptions(image_options(classifier.spec, options.label.max_image_pixels), options.label.batch_size),
-        part=_layout(options, classifier, part),
-        retry_failed=options.output.retry_failed,
-    )
-    with launch.running(folder, staged, options.beam_args, options.output.max_failure_rate) as run:
-        _ = (
-            run.pipeline
-            | "Patterns" >> beam.Create([source.patterns])
-            | "Plan units" >> PlanUnits(source.input_format, options.output.rows_per_unit, source.read, folder.cuts)
-            | "Label units" >> label_units
-            | "Finish" >> launch.Finish(run)
+    pipeline = launch.open_pipeline(options.beam_args)
+    with prepare.claim_output(options.output, described, PREDICTIONS) as folder:
+        staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=True)
+        part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, source.read.keep_columns)
+        label_units = EmbedUnits(
+            model=staged,
+            output=folder.output,
+            read=source.read,
+            embed=EmbedOptions(
+                image_options(classifier.spec, options.label.max_image_pixels), options.label.batch_size
+            ),
+            part=_layout(options, classifier, part),
+            retry_failed=options.output.retry_failed,
+            generation=folder.generation,
         )
-    return launch.finish(run)
+        with launch.running(folder, staged, pipeline, options.output) as run:
+            _ = (
+                run.pipeline
+                | "Patterns" >> beam.Create([source.patterns])
+                | "Plan units" >> PlanUnits(source.input_format, options.output.rows_per_unit, source.read, folder.cuts)
+                | "Label units" >> label_units
+                | "Finish" >> launch.Finish(run)
+            )
+        return launch.finish(run)
 
 
 def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> Result:
     import apache_beam as beam
 
-    from pipelines.runtime import launch
+    from pipelines.runtime import launch, prepare
     from transforms import storage
     from transforms.classify.predictions import ClassifyEmbeddings, kept_columns
     from transforms.classify.staged import stage_classifier
     from transforms.models.staged import read_staged
-    from transforms.runs.part_files import PartOptions
+    from transforms.runs.part_files import PREDICTIONS, PartOptions
     from transforms.training.embeddings import MODEL_FOLDER, open_embeddings
 
     for name in options.vectors.embeddings:
         if extracted := read_staged(storage.join(storage.absolute(name), MODEL_FOLDER)):
             classifier.check(extracted.spec, name)
+    pipeline = launch.open_pipeline(options.beam_args)
     embeddings = open_embeddings(
         options.vectors.embeddings, classifier.column, allow_unfinished=options.vectors.allow_unfinished
     )
     classifier.check(embeddings.spec, ", ".join(embeddings.folders))
-    folder = _prepare_output(options, classifier, {"embeddings": list(embeddings.folders)})
-    staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=False)
-    part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, kept_columns(embeddings))
-    label_units = ClassifyEmbeddings(staged, folder.output, embeddings, _layout(options, classifier, part))
-    with launch.running(folder, staged, options.beam_args, options.output.max_failure_rate) as run:
-        _ = (
-            run.pipeline
-            | "Folders" >> beam.Create([embeddings.folders])
-            | "Label units" >> label_units
-            | "Finish" >> launch.Finish(run)
+    described = _Described({"embeddings": list(embeddings.folders)}, classifier, options.label)
+    with prepare.claim_output(options.output, described, PREDICTIONS) as folder:
+        staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=False)
+        part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, kept_columns(embeddings))
+        label_units = ClassifyEmbeddings(
+            staged, folder.output, embeddings, _layout(options, classifier, part), folder.generation
         )
-    return launch.finish(run)
+        with launch.running(folder, staged, pipeline, options.output) as run:
+            _ = (
+                run.pipeline
+                | "Folders" >> beam.Create([embeddings.folders])
+                | "Label units" >> label_units
+                | "Finish" >> launch.Finish(run)
+            )
+        return launch.finish(run)
 
 
 @dataclass(frozen=True)
@@ -229,13 +240,6 @@ class _Described:
             "threshold": self.label.threshold_of(self.classifier),
             "keep_embedding": self.label.keep_embedding,
         }
-
-
-def _prepare_output(options: ClassifyOptions, classifier: TrainedClassifier, source: dict[str, Any]) -> RunFolder:
-    from pipelines.runtime import prepare
-    from transforms.runs.part_files import PREDICTIONS
-
-    return prepare.prepare_output(options.output, _Described(source, classifier, options.label), PREDICTIONS)
 
 
 def _layout(options: ClassifyOptions, classifier: TrainedClassifier, part: PartOptions) -> PredictionLayout:

@@ -59,12 +59,9 @@ def run(options: ExtractOptions) -> Result:
         options.beam_args, options.dataflow, patterns=options.input.input, output=options.output.output
     )
     check_available(options.model.config())
+    prepare.open_output_apart(options.output, options.input.input)
     source = prepare.open_input(options.input)
     prepare.refuse_output(options.output, source)
-    # A model that cannot be had must not cost the embeddings that --overwrite is about to delete.
-    loaded = prepare.load_model(options.model.config()) if options.output.overwrite else None
-    folder = prepare.prepare_output(options.output, source)
-    staged = prepare.stage_model(options.model.config(), folder, loaded)
 
     import apache_beam as beam  # takes seconds, which an error above does not wait for
 
@@ -73,23 +70,29 @@ def run(options: ExtractOptions) -> Result:
     from transforms.inputs.plan_units import PlanUnits
     from transforms.runs.part_files import PartOptions
 
-    embed_units = EmbedUnits(
-        model=staged,
-        output=folder.output,
-        read=source.read,
-        embed=EmbedOptions(options.model.image_options(staged.spec), options.model.batch_size),
-        part=PartOptions(options.output.embedding_type, options.output.embedding_dtype, source.read.keep_columns),
-        retry_failed=options.output.retry_failed,
-    )
-    with launch.running(folder, staged, beam_args, options.output.max_failure_rate) as run:
-        _ = (
-            run.pipeline
-            | "Patterns" >> beam.Create([source.patterns])
-            | "Plan units" >> PlanUnits(source.input_format, options.output.rows_per_unit, source.read, folder.cuts)
-            | "Embed units" >> embed_units
-            | "Finish" >> launch.Finish(run)
+    pipeline = launch.open_pipeline(beam_args)
+    # A model that cannot be had must not begin a new generation of parts.
+    loaded = prepare.load_model(options.model.config()) if options.output.overwrite else None
+    with prepare.claim_output(options.output, source) as folder:
+        staged = prepare.stage_model(options.model.config(), folder, loaded, overwrite=options.output.overwrite)
+        embed_units = EmbedUnits(
+            model=staged,
+            output=folder.output,
+            read=source.read,
+            embed=EmbedOptions(options.model.image_options(staged.spec), options.model.batch_size),
+            part=PartOptions(options.output.embedding_type, options.output.embedding_dtype, source.read.keep_columns),
+            retry_failed=options.output.retry_failed,
+            generation=folder.generation,
         )
-    return launch.finish(run)
+        with launch.running(folder, staged, pipeline, options.output) as run:
+            _ = (
+                run.pipeline
+                | "Patterns" >> beam.Create([source.patterns])
+                | "Plan units" >> PlanUnits(source.input_format, options.output.rows_per_unit, source.read, folder.cuts)
+                | "Embed units" >> embed_units
+                | "Finish" >> launch.Finish(run)
+            )
+        return launch.finish(run)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -284,7 +284,12 @@ class OutputOptions(Options):
     rows_per_unit: int = flag(
         "records in a work unit at most: what one crash can lose, and the rows of a part", 2048, type=int, metavar="N"
     )
-    overwrite: bool = flag("compute every unit again, whatever was committed", False, action="store_true")
+    overwrite: bool = flag(
+        "compute every unit again; what is there stays until the new parts are committed", False, action="store_true"
+    )
+    prune: bool = flag(
+        "remove the rows of inputs that are not found any more, which stay otherwise", False, action="store_true"
+    )
     retry_failed: bool = flag("compute the units again that had failures", False, action="store_true")
     max_failure_rate: float = flag(
         "end with exit code 3 when a larger share of the records fails, 0 to 1", 0.01, type=float, metavar="SHARE"

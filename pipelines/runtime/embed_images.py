@@ -77,7 +77,7 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
         """Stage the model; then plan, embed and finish."""
         read = self.input_options.read_options()
         options = self.output_options
-        folder = prepare.RunFolder(storage.absolute(options.output), {})
+        folder = prepare.read_run(prepare.RunFolder(storage.absolute(options.output), {}))
         staged = prepare.stage_model(self.model_options.config(), folder)
         run = launch.Run(
             folder,
@@ -87,6 +87,7 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
             options.max_failure_rate,
             time.time(),
             detached=True,
+            prune=options.prune,
         )
         return (
             patterns
@@ -104,6 +105,7 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
                 embed=EmbedOptions(self.model_options.image_options(staged.spec), self.model_options.batch_size),
                 part=PartOptions(options.embedding_type, options.embedding_dtype, read.keep_columns),
                 retry_failed=options.retry_failed,
+                generation=folder.generation,
             )
             | "Finish" >> launch.Finish(run)
             | "Manifest" >> beam.Map(_manifest_uri, output=folder.output).with_output_types(str)
@@ -130,7 +132,7 @@ def _open_run(patterns: Sequence[str], options: InputOptions, output: OutputOpti
     ordered = _in_known_order({storage.absolute(pattern) for pattern in patterns}, folder)
     source = prepare.open_input(dataclasses.replace(options, input=ordered))
     prepare.prepare_output(output, source)
-    storage.delete(storage.join(folder, manifest.MANIFEST_FILE))
+    manifest.set_aside(folder)
     return source.patterns
 
 

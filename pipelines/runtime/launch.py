@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import logging
 import re
 import time
@@ -16,15 +15,17 @@ from apache_beam.runners.runner import PipelineState
 
 from pipelines.common.console import ProgressBar, say
 from pipelines.common.log import add_totals
+from pipelines.options.extraction import OutputOptions
 from pipelines.runtime.prepare import RunFolder, read_run
 from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.labels import LabelCount
 from transforms.core.progress import PROGRESS
 from transforms.inputs.types import Note
-from transforms.runs import manifest, part_files
-from transforms.runs.manifest import ModelFacts, Totals, UnitReport
+from transforms.runs import lease, manifest, part_files
+from transforms.runs.manifest import ModelFacts, Settled, Times, Totals, UnitReport
 from transforms.runs.reports import delete_reports, new_reports_folder, read_reports
+from transforms.runs.settle import settle
 from transforms.runs.write_reports import WriteReports
 
 _JAVA_FRAME = re.compile(r"\s*(at \S+\(|\.\.\. \d+ more)")
@@ -47,6 +48,7 @@ class Run:
         max_failure_rate: the largest share of the records that may fail, 0 to 1.
         started: seconds since 1970.
         detached: whether the launcher only describes the job, which runs without it: a template, or a dry run.
+        prune: remove parts whose inputs are not found any more.
     """
 
     folder: RunFolder
@@ -56,6 +58,7 @@ class Run:
     max_failure_rate: float
     started: float
     detached: bool
+    prune: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,25 +79,32 @@ class Result:
         return 3 if self.problems else 0
 
 
-@contextlib.contextmanager
-def running(folder: RunFolder, staged: ModelFacts, beam_args: Sequence[str], max_failure_rate: float) -> Iterator[Run]:
-    """A pipeline to fill, `Finish` last; it runs when the block ends, with progress shown.
+def open_pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
+    """An empty pipeline with its runner: whatever is wrong with Beam's flags is told before anything is written.
 
     Raises:
         ImagebeamError: for flags that Beam refuses.
-        JobError: if the runner gives up. What is committed stays.
     """
     # DirectRunner would look for a Prism binary first and fetch it from the network.
     runner = [] if any(arg.split("=")[0] == "--runner" for arg in beam_args) else ["--runner=FnApiRunner"]
-    options = PipelineOptions([*runner, *beam_args])
-    values = options.get_all_options()
     try:
-        pipeline = beam.Pipeline(options=options)
+        return beam.Pipeline(options=PipelineOptions([*runner, *beam_args]))
     except ValueError as error:
         raise ImagebeamError(f"Beam does not take its flags: {error}") from error
-    storage.delete(storage.join(folder.output, manifest.MANIFEST_FILE))
+
+
+@contextlib.contextmanager
+def running(folder: RunFolder, staged: ModelFacts, pipeline: beam.Pipeline, options: OutputOptions) -> Iterator[Run]:
+    """A pipeline to fill, `Finish` last; it runs when the block ends, with progress shown.
+
+    Raises:
+        JobError: if the runner gives up. What is committed stays.
+    """
+    values = pipeline.options.get_all_options()
     detached = bool(values["template_location"] or values["dry_run"])
-    run = Run(folder, staged, pipeline, new_reports_folder(folder.output), max_failure_rate, time.time(), detached)
+    manifest.set_aside(folder.output)
+    reports = new_reports_folder(folder.output)
+    run = Run(folder, staged, pipeline, reports, options.max_failure_rate, time.time(), detached, options.prune)
     PROGRESS.reset()
     yield run
     # Beam logs the traceback of what it raises too; --debug prints it.
@@ -188,7 +198,6 @@ def _reconcile(run: Run) -> Result:
     output, parts = run.folder.output, run.folder.parts
     reports, notes = _read_reports(run)
     problems = manifest.reconcile(reports, output, parts)
-    superseded = manifest.remove_superseded(reports, output, parts) if reports and not problems else 0
     totals = manifest.sum_up(reports)
     problems += _shown(manifest.describe_unread(reports))
     if totals.retryable:
@@ -203,26 +212,32 @@ def _reconcile(run: Run) -> Result:
             f"{totals.failed:,} of {totals.records:,} records failed ({totals.failure_rate:.2%}), more than "
             f"--max_failure_rate {run.max_failure_rate}"
         )
-    finished = time.time()
-    progress = PROGRESS.snapshot()
+    previous = manifest.read_previous(output)
+    lease.check(output)
+    settled = Settled()
+    if not problems:  # A run that went wrong replaces nothing.
+        settled = settle(reports, output, parts, generation=run.folder.generation, previous=previous, prune=run.prune)
+    if settled.kept:
+        rows = sum(commit.embedded for commit in settled.kept)
+        problems.append(
+            f"the inputs of {rows:,} rows in {len(settled.kept):,} parts are not found any more, such as "
+            f"{', '.join(settled.examples)}; the rows stay. --prune removes them"
+        )
+    times = Times(run.started, time.time())
     manifest.write_manifest(
         output,
         run.folder.run,
         run.staged,
         reports,
         folder=parts,
-        superseded=superseded,
+        generation=run.folder.generation,
+        settled=settled,
+        times=times,
+        previous=previous,
         notes=notes,
-        timings={
-            "started": _iso(run.started),
-            "finished": _iso(finished),
-            "seconds": round(finished - run.started, 3),
-            "images_embedded_by_this_launcher": progress.images,
-            "model_seconds": round(progress.model_seconds, 3),
-        },
     )
     labels = manifest.sum_up_labels(reports)
-    _print_summary(totals, labels, problems, run.folder, superseded, finished - run.started, notes)
+    _print_summary(totals, labels, problems, run.folder, settled, times.finished - times.started, notes)
     return Result(totals, tuple(problems))
 
 
@@ -244,16 +259,12 @@ def _read_reports(run: Run) -> tuple[list[UnitReport], list[Note]]:
         raise JobError(f"{error}. {run.folder.how_to_go_on()}") from error
 
 
-def _iso(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
-
-
 def _print_summary(
     totals: Totals,
     labels: LabelCount,
     problems: list[str],
     folder: RunFolder,
-    superseded: int,
+    settled: Settled,
     seconds: float,
     notes: list[Note],
 ) -> None:
@@ -287,8 +298,10 @@ def _print_summary(
         say(f"  left out, {left_out['kind']}: {left_out['count']:,}{f' ({names})' if names else ''}")
     if totals.icc_profiles_ignored:
         say(f"  ICC colour profiles ignored: {totals.icc_profiles_ignored:,}")
-    if superseded:
-        say(f"  parts of changed input removed: {superseded:,}")
+    if settled.superseded:
+        say(f"  parts of changed input removed: {settled.superseded:,}")
+    if settled.pruned:
+        say(f"  parts of missing input removed: {settled.pruned:,}")
     say(f"  {storage.join(folder.output, folder.parts)}")
     say(f"  {storage.join(folder.output, manifest.MANIFEST_FILE)}")
     for problem in problems:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
+import secrets
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,12 +23,15 @@ from transforms.inputs.types import ReadOptions
 from transforms.models import staged
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import Embedder, resolve
-from transforms.models.staged import MODEL_FILE, SPEC_FILE, StagedModel
-from transforms.runs import manifest, part_files, reports
-from transforms.training.output import ResultFile
+from transforms.models.staged import StagedModel
+from transforms.runs import lease, manifest, part_files
 
 RUN_FILE = "run.json"
 _CUTS = "plan"
+_GENERATION = "generation"
+_PARTS_LOOKED_AT = 32
+_PART_FOLDERS = (part_files.EMBEDDINGS, part_files.PREDICTIONS, part_files.FAILURES)
+_OVERWRITES = "--overwrite replaces what it holds, once the new parts are committed."
 
 
 @dataclass(frozen=True)
@@ -68,11 +75,13 @@ class RunFolder:
         output: absolute.
         run: what makes two runs the same but for the model.
         parts: the folder below that holds the parts; also what their rows are called.
+        generation: of its parts: empty at first, another after every --overwrite.
     """
 
     output: str
     run: dict[str, Any]
     parts: str = part_files.EMBEDDINGS
+    generation: str = ""
 
     @property
     def model(self) -> str:
@@ -98,7 +107,8 @@ class RunFolder:
             committed = f"{self.count_committed():,} units are committed"
         except OSError:  # What broke the run may break this too.
             committed = "What is committed stays"
-        return f"{committed} in {self.output}; the same command goes on from there."
+        flags = ", without --overwrite," if self.generation else ""
+        return f"{committed} in {self.output}; the same command{flags} goes on from there."
 
 
 def open_input(options: InputOptions, label_lists: str | None = plan.LABEL_LISTS) -> Source:
@@ -116,8 +126,12 @@ def open_input(options: InputOptions, label_lists: str | None = plan.LABEL_LISTS
     return Source(patterns, options.input_format, read)
 
 
-def prepare_output(options: OutputOptions, source: Described, parts: str = part_files.EMBEDDINGS) -> RunFolder:
-    """Check that the output is empty, or holds an earlier attempt at this very run; empty it if asked to.
+@contextlib.contextmanager
+def claim_output(options: OutputOptions, source: Described, parts: str = part_files.EMBEDDINGS) -> Iterator[RunFolder]:
+    """Hold the output for this run: it is empty, or holds an earlier attempt at this very run, or may be overwritten.
+
+    Nothing that was committed is removed: with --overwrite a new generation of parts begins, which takes the place of
+    the old one as it is committed.
 
     Args:
         options: which folder, and how rows are stored.
@@ -125,38 +139,63 @@ def prepare_output(options: OutputOptions, source: Described, parts: str = part_
         parts: see `RunFolder`.
 
     Raises:
-        ImagebeamError: naming what differs from the run the folder holds, or a file in it that no run wrote, or why
-            the folder cannot be written.
+        ImagebeamError: naming what differs from the run the folder holds, or a file in it that no run wrote, or who
+            else is working on it, or why the folder cannot be written.
     """
-    try:
+    with contextlib.ExitStack() as stack:
+        with _usable(options):
+            stack.enter_context(lease.hold(check_output(options, source, parts).output))
+        yield prepare_output(options, source, parts)
+
+
+def prepare_output(options: OutputOptions, source: Described, parts: str = part_files.EMBEDDINGS) -> RunFolder:
+    """What `claim_output` does without holding the output; for jobs that no launcher waits for.
+
+    Raises:
+        ImagebeamError: as `claim_output`.
+    """
+    with _usable(options):
         folder = check_output(options, source, parts)
+        _write_run(folder)
         if options.overwrite:
-            _empty(folder.output)
-        storage.publish(storage.join(folder.output, RUN_FILE), json.dumps(folder.run, indent=2).encode())
+            forget_cuts(folder.cuts)
         for name in (parts, part_files.FAILURES, "model", _CUTS):
             storage.remove_leftovers(storage.join(folder.output, name))
-    except OSError as error:
-        raise ImagebeamError(f"The output cannot be used: {error}. Received: --output {options.output!r}.") from error
     return folder
 
 
 def refuse_output(options: OutputOptions, source: Described, parts: str = part_files.EMBEDDINGS) -> None:
-    """The checks of `prepare_output` alone, for before the model is loaded.
+    """The checks of `claim_output` that write nothing, for before the model is loaded.
 
     Raises:
-        ImagebeamError: as `prepare_output`.
+        ImagebeamError: as `claim_output`.
     """
-    try:
+    with _usable(options):
         check_output(options, source, parts)
+
+
+@contextlib.contextmanager
+def _usable(options: OutputOptions) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ImagebeamError(f"The output cannot be used: {error}. Received: --output {options.output!r}.") from error
 
 
+def _write_run(folder: RunFolder) -> None:
+    content = {**folder.run, **({_GENERATION: folder.generation} if folder.generation else {})}
+    uri = storage.join(folder.output, RUN_FILE)
+    with contextlib.suppress(ImagebeamError):  # One that cannot be understood is written anew.
+        if _read_json(uri) == content:
+            return
+    storage.publish(uri, json.dumps(content, indent=2).encode())
+
+
 def check_output(options: OutputOptions, source: Described, parts: str = part_files.EMBEDDINGS) -> RunFolder:
-    """The checks of `prepare_output`, which write nothing.
+    """The checks of `claim_output`, which write nothing.
 
     Raises:
-        ImagebeamError: as `prepare_output`.
+        ImagebeamError: as `claim_output`.
         OSError: if the folder cannot be read.
     """
     output = storage.absolute(options.output)
@@ -173,27 +212,52 @@ def check_output(options: OutputOptions, source: Described, parts: str = part_fi
             f"another --output."
         )
     if options.overwrite:
-        return RunFolder(output, run, parts)
-    if (before := _read_json(storage.join(output, RUN_FILE))) is not None:
-        differences = [
-            f"{name}: {before.get(name)} != {run.get(name)}"
-            for name in {**before, **run}
-            if before.get(name) != run.get(name)
-        ]
-        if differences:
-            raise ImagebeamError(
-                f"{output} holds another run ({'; '.join(differences)}). Choose another --output, or --overwrite."
-            )
-    elif next(part_files.list_parts(folder), None):
+        return RunFolder(output, run, parts, secrets.token_hex(8))
+    has_parts = next(part_files.list_parts(folder), None) is not None
+    before = _read_run(output)
+    if before is None and has_parts:
+        raise ImagebeamError(f"{folder} holds parts, but no {RUN_FILE} says of which run. Choose another --output.")
+    generation = (before or {}).pop(_GENERATION, "")
+    differences = [
+        f"{name}: {before.get(name)} != {run.get(name)}"
+        for name in {**(before or {}), **run}
+        if before and before.get(name) != run.get(name)
+    ]
+    if differences and has_parts:  # Nothing was committed by an attempt without parts: it binds nobody.
         raise ImagebeamError(
-            f"{folder} holds parts, but no {RUN_FILE} says of which run. Choose another --output, or --overwrite."
+            f"{output} holds another run ({'; '.join(differences)}). Choose another --output. ({_OVERWRITES})"
         )
-    return RunFolder(output, run, parts)
+    return RunFolder(output, run, parts, generation)
+
+
+def _read_run(output: str) -> dict[str, Any] | None:
+    """What run.json says; where it is missing or damaged, what the run's manifest says of it.
+
+    Raises:
+        ImagebeamError: if run.json cannot be understood, and there is no manifest.
+    """
+    try:
+        run = _read_json(storage.join(output, RUN_FILE))
+    except ImagebeamError:
+        if (run := _run_of_manifest(output)) is None:
+            raise
+    return run if run is not None else _run_of_manifest(output)
+
+
+def _run_of_manifest(output: str) -> dict[str, Any] | None:
+    for name in (manifest.MANIFEST_FILE, manifest.PREVIOUS_FILE):
+        with contextlib.suppress(ImagebeamError):
+            about = _read_json(storage.join(output, name)) or {}
+            if isinstance(about.get("run"), dict):
+                return {**about["run"], **({_GENERATION: about[_GENERATION]} if about.get(_GENERATION) else {})}
+    return None
 
 
 def read_run(folder: RunFolder) -> RunFolder:
     """The folder with what its run.json says of the run; of a job that describes itself only where it runs."""
-    return dataclasses.replace(folder, run=_read_json(storage.join(folder.output, RUN_FILE)) or folder.run)
+    run = _read_json(storage.join(folder.output, RUN_FILE)) or dict(folder.run)
+    generation = run.pop(_GENERATION, folder.generation)
+    return dataclasses.replace(folder, run=run, generation=generation)
 
 
 def _read_json(uri: str) -> dict[str, Any] | None:
@@ -202,21 +266,31 @@ def _read_json(uri: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ImagebeamError(f"{uri} cannot be understood ({error}). Run with --overwrite to start anew.") from error
+        raise ImagebeamError(f"{uri} cannot be understood ({error}). Choose another --output.") from error
     return content if isinstance(content, dict) else {}
 
 
-def _empty(output: str) -> None:
-    """Delete what a run wrote, and nothing else; run.json last, so that a kill leaves a known run."""
-    storage.delete(storage.join(output, manifest.MANIFEST_FILE))
-    for folder in (part_files.EMBEDDINGS, part_files.PREDICTIONS, part_files.FAILURES):
-        for _, uri in list(part_files.list_parts(storage.join(output, folder))):
-            storage.delete(uri)
-    for name in (SPEC_FILE, MODEL_FILE, ResultFile.CLASSIFIER):
-        storage.delete(storage.join(output, "model", name))
-    forget_cuts(storage.join(output, _CUTS))
-    reports.delete_reports(output)
-    storage.delete(storage.join(output, RUN_FILE))
+def open_output_apart(options: OutputOptions, patterns: Iterable[str]) -> None:
+    """Refuse an output that the input's patterns reach into: the next run would read what this one writes.
+
+    Raises:
+        ImagebeamError: naming both flags.
+    """
+    output = storage.absolute(options.output)
+    written = [
+        storage.join(output, name)
+        for name in (
+            *(f"{folder}/part-0123456789abcdef.parquet" for folder in _PART_FOLDERS),
+            *(RUN_FILE, manifest.MANIFEST_FILE, "report.html", f"{_CUTS}/0123456789abcdef.json"),
+        )
+    ]
+    for pattern in patterns:
+        if any(storage.may_match(pattern, uri) for uri in written):
+            raise ImagebeamError(
+                f"The output lies where the input is read, so that a rerun would read it too. Received: --input "
+                f"{pattern!r}, --output {options.output!r}. Choose an --output beside the input, or name the input's "
+                f"files with a glob."
+            )
 
 
 def load_model(config: EmbedderConfig) -> Embedder:
@@ -229,23 +303,23 @@ def load_model(config: EmbedderConfig) -> Embedder:
     return resolve(config)
 
 
-def stage_model(config: EmbedderConfig, folder: RunFolder, loaded: Embedder | None = None) -> StagedModel:
+def stage_model(
+    config: EmbedderConfig, folder: RunFolder, loaded: Embedder | None = None, *, overwrite: bool = False
+) -> StagedModel:
     """The staged model this run wants: the one that is there if it is the same, else resolved, built and staged.
 
     Args:
         config: which model.
         folder: of the run.
         loaded: what `load_model` gave, where it was called before.
+        overwrite: whether the parts that are there will be replaced, whatever their spec.
 
     Raises:
         ImagebeamError: if the folder was filled by another spec, naming the fields that differ, or the model cannot
             be built.
         JobError: if it cannot be stored.
     """
-    held = None
-    if staged.read_staged(folder.model) is None:  # Someone may have deleted model/ beside parts.
-        part = next(part_files.list_parts(storage.join(folder.output, folder.parts)), None)
-        held = None if part is None else part_files.read_spec(part[1])
+    held = None if overwrite else _held_spec(folder)
 
     def check(held: EmbedderSpec, wanted: EmbedderSpec) -> None:
         check_spec(folder, held, wanted)
@@ -254,9 +328,49 @@ def stage_model(config: EmbedderConfig, folder: RunFolder, loaded: Embedder | No
         return loaded or load_model(config)
 
     try:
-        return staged.stage_model(config, folder.model, held=held, load=load, check=check)
+        found = _read_sound(folder.model)
+        if found is not None and held is not None:
+            return staged.stage_model(config, folder.model, held=held, load=load, check=check)
+        source = staged.weights_source(config)
+        if (
+            found is not None
+            and not overwrite
+            and (found.weights, found.spec)
+            == (
+                source,
+                config.spec(found.spec.weights_sha256),
+            )
+        ):
+            return found
+        embedder = load(config)
+        if held is not None:  # Someone deleted or damaged model/ beside parts.
+            check_spec(folder, held, embedder.spec)
+        return staged.stage(embedder, folder.model, source)
     except OSError as error:
         raise JobError(f"The model cannot be staged: {error}. {folder.how_to_go_on()}") from error
+
+
+def _held_spec(folder: RunFolder) -> EmbedderSpec | None:
+    """The spec of a part of the run's generation; those of an earlier one are to be replaced, whatever theirs.
+
+    After an --overwrite that was stopped early, most parts are such. So only the first are looked at: the workers
+    compare each part with the spec.
+    """
+    parts = part_files.list_parts(storage.join(folder.output, folder.parts))
+    for _, uri in itertools.islice(parts, _PARTS_LOOKED_AT):
+        commit = part_files.read_commit(uri)
+        if commit is not None and commit.generation == folder.generation:
+            return part_files.read_spec(uri)
+    return None
+
+
+def _read_sound(folder: str) -> StagedModel | None:
+    """The staged model; None where its file is missing or its spec.json cannot be understood: it is staged again."""
+    try:
+        found = staged.read_staged(folder)
+    except ImagebeamError:
+        return None
+    return found if found is not None and storage.exists(found.model_uri) else None
 
 
 def check_spec(folder: RunFolder, held: EmbedderSpec, wanted: EmbedderSpec) -> None:
@@ -267,6 +381,6 @@ def check_spec(folder: RunFolder, held: EmbedderSpec, wanted: EmbedderSpec) -> N
     """
     if differences := held.differences(wanted):
         raise ImagebeamError(
-            f"{folder.output} holds embeddings of another spec ({'; '.join(differences)}). Choose another --output, or "
-            f"--overwrite."
+            f"{folder.output} holds embeddings of another spec ({'; '.join(differences)}). Choose another --output. "
+            f"({_OVERWRITES})"
         )

@@ -3,6 +3,7 @@
 import errno
 import os
 
+import numpy as np
 import pytest
 
 from pipelines.runtime import launch
@@ -113,13 +114,42 @@ def test_a_staged_model_that_changed_is_not_used(broken, source, output):
     path = output / "model" / "embedder.keras"
     path.write_bytes(path.read_bytes() + b"\0")
     assert "is not the file that was staged" in broken(2)
-    assert extract(source, output, "--overwrite") == 0
+    path.unlink()
+    assert extract(source, output) == 0
     assert files_of(output) == before
+    path.write_bytes(path.read_bytes() + b"\0")
+    old = embeddings(output)
+    assert extract(source, output, "--overwrite") == 0
+    new = embeddings(output)
+    assert new.keys() == old.keys()
+    assert all(np.array_equal(new[key], old[key]) for key in old)
+
+
+def test_an_overwrite_that_breaks_off_leaves_the_old_parts_and_goes_on_without_the_flag(
+    broken, source, output, monkeypatch
+):
+    def fail(_):
+        raise OSError("the disk is gone")
+
+    assert extract(source, output) == 0
+    old = embeddings(output)
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "new_reports_folder", fail)
+        broken(1, "--overwrite", "--pooling", "max")
+    kept = embeddings(output)
+    assert all(np.array_equal(kept[key], old[key]) for key in old)
+    assert extract(source, output, "--pooling", "max") == 0
+    new = embeddings(output)
+    assert new.keys() == old.keys()
+    assert all((new[key] > old[key]).any() for key in new)
 
 
 def test_a_folder_description_that_cannot_be_read(broken, source, output):
     assert extract(source, output) == 0
     (output / "run.json").write_text("{")
+    assert extract(source, output) == 0  # The manifest says of which run the folder is.
+    (output / "run.json").write_text("{")
+    (output / "manifest.json").unlink()
     assert "run.json cannot be understood" in broken(2)
     (output / "model" / "spec.json").write_text("[]")
     assert extract(source, output, "--overwrite") == 0

@@ -30,5 +30,13 @@ class FakeModel:
 
     embedder: Any = field(default_factory=ChannelMeans)
 
+    @property
+    def spec(self) -> EmbedderSpec:
+        return self.embedder.spec
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        return self.embedder.dimensions
+
     def load(self) -> Any:
         return self.embedder

@@ -100,12 +100,14 @@ class ClassifyEmbeddings(beam.PTransform):  # type: ignore[misc]
         output: the run's folder.
         embeddings: what is read; its row groups are found anew by the workers.
         layout: how predictions are stored.
+        generation: of the run; see `CommitUnits`.
     """
 
     classifier: StagedClassifier
     output: str
     embeddings: EmbeddingSet
     layout: PredictionLayout
+    generation: str = ""
 
     def expand(self, folders: beam.PCollection) -> beam.PCollection:
         """Find the row groups, and label each."""
@@ -114,7 +116,7 @@ class ClassifyEmbeddings(beam.PTransform):  # type: ignore[misc]
             folders
             | "Name parts" >> beam.Map(lambda folders: tuple(storage.join(folder, EMBEDDINGS) for folder in folders))
             | "Plan units" >> PlanUnits(InputFormat.PARQUET, sys.maxsize, ReadOptions(), share=False)
-            | "Label units" >> CommitUnits(self.classifier, self.output, work, self.layout)
+            | "Label units" >> CommitUnits(self.classifier, self.output, work, self.layout, generation=self.generation)
         )
 
 

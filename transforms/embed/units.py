@@ -13,6 +13,7 @@ import apache_beam as beam
 import numpy as np
 
 from transforms.core.batching import batch_by_shape, decode_pool, map_ahead
+from transforms.core.spec import EmbedderSpec
 from transforms.core.types import Failure, Image, Record, Row, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
 from transforms.inputs.image_files import read_file
@@ -37,10 +38,22 @@ class ImageModel(UnitModel, Protocol):
 
 
 class ModelSource(Protocol):
-    """Whatever can give the model to a worker: `staging.StagedModel`, or a fake in tests."""
+    """Whatever can give the model to a worker: `staged.StagedModel`, or a fake in tests."""
 
     def load(self) -> ImageModel:
         """Load it; called once a process."""
+
+
+class UnitModelSource(ModelSource, Protocol):
+    """A `ModelSource` that knows what the model will say of itself."""
+
+    @property
+    def spec(self) -> EmbedderSpec:
+        """Of the model."""
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """Column name -> vector length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,19 +244,21 @@ class EmbedUnits(beam.PTransform):  # type: ignore[misc]
         embed: image policy and batches.
         part: how rows are stored.
         retry_failed: work the failed records of committed units again.
+        generation: of the run; a part of another one is not committed.
     """
 
-    model: ModelSource
+    model: UnitModelSource
     output: str
     read: ReadOptions
     embed: EmbedOptions
     part: PartLayout
     retry_failed: bool = False
+    generation: str = ""
 
     def expand(self, units: beam.PCollection) -> beam.PCollection:
         """Spread the units over the workers, and embed each."""
         work = _ReadAndEmbed(self.read, self.embed)
-        return units | CommitUnits(self.model, self.output, work, self.part, self.retry_failed)
+        return units | CommitUnits(self.model, self.output, work, self.part, self.retry_failed, self.generation)
 
 
 @dataclass(frozen=True)

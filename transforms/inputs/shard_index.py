@@ -7,13 +7,13 @@ that goes on after a crash, or that comes every night, need not do that again fo
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from transforms import storage
 from transforms.core.formats import InputFormat
+from transforms.core.sealed_json import seal, unseal
 from transforms.core.spec import canonical_json
 from transforms.inputs.types import Note, ReadOptions, Shard, ShardSlice
 
@@ -26,14 +26,25 @@ _WALKED = (InputFormat.TFRECORD, InputFormat.WEBDATASET)
 _RULES = 2
 """Changes with the way shards are cut, so that older files are not used."""
 
+_FILES = f"{'[0-9a-f]' * 16}.json"
+
 _FIELDS = ("start", "count", "offset", "errors")
 
 
 def forget_cuts(folder: str) -> None:
     """Delete what was remembered in the folder, and nothing else."""
-    for info in list(storage.list_below(folder, f"{'[0-9a-f]' * 16}.json")):
+    for info in list(storage.list_below(folder, _FILES)):
         storage.delete(info.uri)
     storage.remove_empty_folder(folder)
+
+
+def damaged_cuts(folder: str) -> Iterator[str]:
+    """URIs of remembered cuts whose bytes are not those that were written."""
+    for info in storage.list_below(folder, _FILES):
+        try:
+            unseal(storage.read_bytes(info.uri))
+        except ValueError:
+            yield info.uri
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ class CutMemory:
             OSError: if the storage cannot be read.
         """
         try:
-            found = json.loads(storage.read_bytes(self._uri(shard)))
+            found = unseal(storage.read_bytes(self._uri(shard)))
             if found["of"] != self._identity(shard):
                 return None
             slices = [_slice(shard, *cut) for cut in found["cuts"]]
@@ -90,7 +101,7 @@ class CutMemory:
             yield part
         if readable:
             content = {"of": self._identity(shard), "cuts": cuts, "notes": notes}
-            storage.publish(self._uri(shard), json.dumps(content).encode())
+            storage.publish(self._uri(shard), seal(content))
 
     def _uri(self, shard: Shard) -> str:
         """The same for every version of the shard: a new one takes the place of the old."""

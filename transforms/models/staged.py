@@ -58,7 +58,9 @@ class StagedModel:
                 check_sha256(path, self.sha256, self.model_uri)
                 return Embedder(self.spec, keras.saving.load_model(path, compile=False, safe_mode=True))
         except FileNotFoundError as error:
-            raise ImagebeamError(f"The staged model is missing: {self.model_uri}. Run with --overwrite.") from error
+            raise ImagebeamError(
+                f"The staged model is missing: {self.model_uri}. The same command stages it again."
+            ) from error
 
 
 def stage_model(
@@ -86,7 +88,7 @@ def stage_model(
         OSError: if it cannot be stored.
     """
     folder = storage.absolute(folder)
-    source = _weights_source(config)
+    source = weights_source(config)
     staged = read_staged(folder)
 
     def refuse(spec: EmbedderSpec, wanted: EmbedderSpec) -> None:
@@ -122,7 +124,7 @@ def _check_loadable(path: Path) -> None:
         ) from error
 
 
-def _weights_source(config: EmbedderConfig) -> dict[str, str | None]:
+def weights_source(config: EmbedderConfig) -> dict[str, str | None]:
     """What spec.json says of where the weights came from."""
     weights = config.model if config.has_own_weights else config.weights
     source: dict[str, str | None] = {"source": weights, "file_sha256": None}
@@ -176,7 +178,9 @@ def read_staged(folder: str) -> StagedModel | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise ImagebeamError(f"{uri} cannot be understood ({error!r}). Run with --overwrite to start anew.") from error
+        raise ImagebeamError(
+            f"{uri} cannot be understood ({error!r}). Delete the folder; the same command stages the model again."
+        ) from error
 
 
 def file_sha256(path: Path) -> str:
@@ -195,5 +199,5 @@ def check_sha256(path: Path, expected: str, uri: str) -> None:
     if actual != expected:
         raise ImagebeamError(
             f"{uri} is not the file that was staged: sha256 {actual[:16]}..., not {expected[:16]}... "
-            f"Run with --overwrite to stage it anew."
+            f"Delete it and give the same command again: what is committed stays."
         )

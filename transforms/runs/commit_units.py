@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
 
+from transforms.core.errors import ImagebeamError
 from transforms.core.progress import PROGRESS
 from transforms.core.spec import EmbedderSpec
 from transforms.core.types import Failure, Row
@@ -37,7 +39,15 @@ class UnitModel(Protocol):
 
 
 class UnitModelSource(Protocol):
-    """Whatever can give the model to a worker."""
+    """Whatever can give the model to a worker; it knows what the model will say of itself."""
+
+    @property
+    def spec(self) -> EmbedderSpec:
+        """Of the model."""
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """Column name -> vector length."""
 
     def load(self) -> UnitModel:
         """Load it; called once a process."""
@@ -97,6 +107,7 @@ class CommitUnits(beam.PTransform):  # type: ignore[misc]
         layout: how rows are stored.
         retry_failed: work the failed records of committed units again; those that failed through the machine's fault
             are worked again always.
+        generation: of the run; a part of another one is not committed.
     """
 
     model: UnitModelSource
@@ -104,6 +115,7 @@ class CommitUnits(beam.PTransform):  # type: ignore[misc]
     work: UnitWork
     layout: PartLayout
     retry_failed: bool = False
+    generation: str = ""
 
     def expand(self, units: beam.PCollection) -> beam.PCollection:
         """Spread the units over the workers, and work each."""
@@ -114,6 +126,7 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
     def __init__(self, job: CommitUnits) -> None:
         self._job = job
         self._shared = Shared()
+        self._expected: pa.Schema | None = None
 
     def setup(self) -> None:
         self._job.work.setup()
@@ -123,24 +136,49 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
             yield unit
             return
         job = self._job
-        done = part_files.read_commit(part_files.part_uri(job.output, job.layout.folder, unit.id))
-        if done is not None and done.version != unit.version:
+        uri = part_files.part_uri(job.output, job.layout.folder, unit.id)
+        done, schema = part_files.read_part_footer(uri) or (None, None)
+        if done is not None and (done.version, done.generation) != (unit.version, job.generation):
             done = None
+        if done is not None:
+            self._check_same(done, schema, uri)
+            done = part_files.with_failures(job.output, done)
         retried = done is not None and (done.retryable or (job.retry_failed and done.failed))
-        if done is not None and not retried and self._has_its_failures(done):
+        if done is not None and not retried and (done.failures_file or not done.failed):
             PROGRESS.skipped(unit.count)
             Metrics.counter(METRICS_NAMESPACE, "units_skipped").inc()
             yield UnitReport(unit.count, done, skipped=True)
             return
         again = 0 if done is None else done.retryable
-        yield UnitReport(unit.count, self._work(unit, done), skipped=False, worked_again=again)
+        _tally.images, _tally.seconds = 0, 0.0
+        commit = self._work(unit, done)
+        yield UnitReport(
+            unit.count,
+            commit,
+            skipped=False,
+            worked_again=again,
+            images=_tally.images,
+            model_seconds=_tally.seconds,
+        )
 
-    def _has_its_failures(self, done: Commit) -> bool:
-        """Whether the failures beside a part are those it speaks of: a retry killed at its end leaves later ones."""
-        if not done.failed:
-            return True
-        failures = part_files.read_commit(part_files.failures_uri(self._job.output, done.unit_id))
-        return failures is not None and (failures.version, failures.failures) == (done.version, done.failures)
+    def _check_same(self, done: Commit, found: pa.Schema, uri: str) -> None:
+        """Refuse a part of another spec or layout.
+
+        Raises:
+            ImagebeamError: naming what differs.
+        """
+        job = self._job
+        if done.fingerprint != job.model.spec.fingerprint:
+            differences = "; ".join(part_files.read_spec(uri).differences(job.model.spec))
+            raise ImagebeamError(f"{uri} holds rows of another spec ({differences}). Choose another output folder.")
+        if self._expected is None:
+            self._expected = part_files.stored_schema(job.layout.to_table([], job.model.dimensions))
+        if not found.equals(self._expected):
+            mine, theirs = set(map(str, self._expected)), set(map(str, found))
+            raise ImagebeamError(
+                f"{uri} has other columns than this run writes ({', '.join(sorted(theirs - mine))} for "
+                f"{', '.join(sorted(mine - theirs))}). Choose another output folder."
+            )
 
     def _work(self, unit: WorkUnit, retried: Commit | None) -> Commit:
         job = self._job
@@ -167,6 +205,7 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
             model.spec,
             icc_profiles_ignored=result.icc_profiles_ignored,
             folder=job.layout.folder,
+            generation=job.generation,
         )
         self._count_unit(result, time.perf_counter() - started)
         return commit
@@ -193,9 +232,15 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
         Metrics.distribution(METRICS_NAMESPACE, "part_write_milli_secs").update(round(write_seconds * 1000))
 
 
+_tally = threading.local()
+"""What the unit in work has cost: a unit is worked by one thread from its start to its end."""
+
+
 def count_batch(rows: int, seconds: float) -> None:
     """Count one call of the model: progress, and the counters Beam's RunInference has under the same names."""
     PROGRESS.embedded(rows, seconds)
+    _tally.images = getattr(_tally, "images", 0) + rows
+    _tally.seconds = getattr(_tally, "seconds", 0.0) + seconds
     Metrics.counter(METRICS_NAMESPACE, "num_inferences").inc(rows)
     Metrics.distribution(METRICS_NAMESPACE, "inference_request_batch_size").update(rows)
     Metrics.distribution(METRICS_NAMESPACE, "inference_batch_latency_micro_secs").update(round(seconds * 1e6))

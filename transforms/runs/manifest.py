@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
+import hashlib
 import importlib.metadata
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from transforms import storage
 from transforms.core.labels import LabelCount
+from transforms.core.sealed_json import seal
 from transforms.core.spec import EmbedderSpec
 from transforms.core.text import printable
 from transforms.images.decode import DECODERS
 from transforms.inputs.types import Note
 from transforms.runs import part_files
 from transforms.runs.part_files import Commit
+from transforms.runs.stored_file import StoredFile
 
 MANIFEST_FILE = "manifest.json"
+PREVIOUS_FILE = "manifest.previous.json"
+"""The manifest before, while a run is under way."""
+
+_DESCRIPTIONS = ("run.json", "model/spec.json")
+
+_HASHED_AT_ONCE = 4
 
 _NAMES = 20
 """Names of what was left out, for each kind."""
@@ -57,12 +69,16 @@ class UnitReport:
         commit: what its part says.
         skipped: whether an earlier run had committed it.
         worked_again: records that failed through the machine's fault in an earlier run.
+        images: that the model embedded for it; None where unknown.
+        model_seconds: that the model took for them; None where unknown.
     """
 
     records: int
     commit: Commit
     skipped: bool
     worked_again: int = 0
+    images: int | None = None
+    model_seconds: float | None = None
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -72,7 +88,33 @@ class UnitReport:
     def from_json(cls, line: str | bytes) -> UnitReport:
         """The inverse of `to_json`."""
         values = json.loads(line)
-        return cls(**{**values, "commit": Commit(**values["commit"])})
+        commit = values.pop("commit")
+        files = {name: commit[name] and StoredFile(**commit[name]) for name in ("part", "failures_file")}
+        return cls(commit=Commit(**{**commit, **files}), **values)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of the parts that no report names.
+
+    Attributes:
+        superseded: parts removed because newer ones hold what they held.
+        pruned: parts removed, as asked, because their inputs are not found any more.
+        kept: parts whose inputs are not found any more.
+        examples: a few inputs of theirs.
+    """
+
+    superseded: int = 0
+    pruned: int = 0
+    kept: tuple[Commit, ...] = ()
+    examples: tuple[str, ...] = ()
+
+
+class Times(NamedTuple):
+    """When a run began and ended, in seconds since 1970."""
+
+    started: float
+    finished: float
 
 
 @dataclass
@@ -152,10 +194,10 @@ def reconcile(reports: list[UnitReport], output: str, folder: str = part_files.E
 
 def describe_unread(reports: Iterable[UnitReport]) -> list[str]:
     """One line for each file that was not read to its end, saying how much was not."""
-    return [_describe(unread) for report in reports for unread in report.commit.unread]
+    return [_describe_unread(unread) for report in reports for unread in report.commit.unread]
 
 
-def _describe(unread: dict[str, Any]) -> str:
+def _describe_unread(unread: dict[str, Any]) -> str:
     size, records = unread["bytes"], unread["records"]
     amounts = [f"{size:,} bytes"] if size else []
     if records:
@@ -177,17 +219,24 @@ def sum_up_notes(notes: Iterable[Note]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def remove_superseded(reports: list[UnitReport], output: str, parts: str = part_files.EMBEDDINGS) -> int:
-    """Delete parts of units that the input no longer has (a file was added, removed or replaced); how many."""
-    current = {report.commit.unit_id for report in reports}
-    with_failures = {report.commit.unit_id for report in reports if report.commit.failed}
-    removed = 0
-    for folder, keep in ((parts, current), (part_files.FAILURES, with_failures)):
-        for unit_id, uri in list(part_files.list_parts(storage.join(output, folder))):
-            if unit_id not in keep:
-                storage.delete(uri)
-                removed += folder == parts
-    return removed
+def set_aside(output: str) -> None:
+    """Take the manifest away before parts may change; what it says of them is still there for the next one."""
+    uri = storage.join(output, MANIFEST_FILE)
+    try:
+        content = storage.read_bytes(uri)
+    except FileNotFoundError:
+        return
+    storage.publish(storage.join(output, PREVIOUS_FILE), content)
+    storage.delete(uri)
+
+
+def read_previous(output: str) -> dict[str, Any]:
+    """The manifest that was set aside; empty where there is none, or it cannot be understood."""
+    try:
+        content = json.loads(storage.read_bytes(storage.join(output, PREVIOUS_FILE)))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_manifest(
@@ -197,39 +246,135 @@ def write_manifest(
     reports: list[UnitReport],
     *,
     folder: str = part_files.EMBEDDINGS,
-    superseded: int,
     notes: Iterable[Note] = (),
-    timings: dict[str, Any],
+    generation: str = "",
+    settled: Settled | None = None,
+    times: Times,
+    previous: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write OUT/manifest.json, and return what it holds."""
-    totals = sum_up(reports)
+    """Write OUT/manifest.json, and return what it holds.
+
+    Args:
+        output: the run's folder.
+        run: what makes two runs the same but for the model.
+        staged: the model.
+        reports: of all units.
+        folder: which holds the parts.
+        generation: of the parts.
+        settled: what became of the parts that no report names.
+        times: when the run began and ended.
+        previous: the manifest before; what it says of the parts that were skipped stays true.
+        notes: on what was left out of the input.
+    """
+    settled = settled or Settled()
+    previous = previous or {}
+    known = {part["path"]: part for part in previous.get("parts", ())}
+    commits = [*((report, report.commit) for report in reports), *((None, commit) for commit in settled.kept)]
+    parts = [
+        _describe_part(folder, commit, report, known)
+        for report, commit in sorted(commits, key=lambda pair: pair[1].unit_id)
+    ]
+    _fill_digests(output, parts)
+    worked = [report for report in reports if not report.skipped]
+    stays = not worked and {"timings", "versions"} <= previous.keys()
     manifest: dict[str, Any] = {
-        "totals": dataclasses.asdict(totals),
+        "totals": dataclasses.asdict(sum_up(reports)),
         "labels": dataclasses.asdict(sum_up_labels(reports)),
-        "superseded_parts_removed": superseded,
+        "superseded_parts_removed": settled.superseded,
+        "pruned_parts_removed": settled.pruned,
+        "missing_inputs": {"parts": len(settled.kept), "rows": sum(commit.embedded for commit in settled.kept)},
         "unread": [unread for report in reports for unread in report.commit.unread],
         "left_out": sum_up_notes(notes),
         "run": run,
+        "generation": generation,
         "fingerprint": staged.spec.fingerprint,
         "spec": staged.spec.to_dict(),
         "weights": staged.weights,
         "dimensions": staged.dimensions,
-        "versions": versions(),
+        "versions": previous["versions"] if stays else versions(),
         "decoders": {kind.value: list(decoder.packages) for kind, decoder in DECODERS.items()},
-        "timings": timings,
-        "parts": [
-            {
-                "path": f"{folder}/{part_files.part_name(report.commit.unit_id)}",
-                "rows": report.commit.embedded,
-                "failed": report.commit.failed,
-                "bytes": report.commit.part_bytes,
-                "sha256": report.commit.part_sha256,
-            }
-            for report in sorted(reports, key=lambda report: report.commit.unit_id)
-        ],
+        "timings": previous["timings"] if stays else _timings(worked, parts, times),
+        "files": _small_files(output),
+        "parts": parts,
     }
-    storage.publish(storage.join(output, MANIFEST_FILE), json.dumps(manifest, indent=1).encode())
+    storage.publish(storage.join(output, MANIFEST_FILE), seal(manifest, indent=1))
+    with contextlib.suppress(PermissionError):
+        if storage.exists(storage.join(output, PREVIOUS_FILE)):
+            storage.delete(storage.join(output, PREVIOUS_FILE))
     return manifest
+
+
+def _describe_part(
+    folder: str, commit: Commit, report: UnitReport | None, known: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    path = f"{folder}/{part_files.part_name(commit.unit_id)}"
+    before = known.get(path, {})
+    same = before.get("footer_sha256") == commit.part.footer_sha256
+    part = {
+        "path": path,
+        "rows": commit.embedded,
+        "failed": commit.failed,
+        **dataclasses.asdict(commit.part),
+        "model_seconds": before.get("model_seconds") if same else None,
+        "failures": commit.failures_file and dataclasses.asdict(commit.failures_file),
+    }
+    if part["sha256"] is None and same:
+        part["sha256"] = before.get("sha256")
+    if report is None:
+        part["input_missing"] = True
+    elif not report.skipped:
+        part["model_seconds"] = _seconds(report, before)
+    return part
+
+
+def _seconds(report: UnitReport, before: Mapping[str, Any]) -> float | None:
+    """What the model took for all rows of a unit that was worked; of a retry, with what it took before."""
+    if report.images is None or report.model_seconds is None:
+        return None
+    if report.images == report.commit.embedded:
+        return round(report.model_seconds, 6)
+    earlier = before.get("model_seconds")
+    return None if earlier is None else round(earlier + report.model_seconds, 6)
+
+
+def _small_files(output: str) -> dict[str, str]:
+    """Digests of the files that describe the run."""
+    digests = {}
+    for name in _DESCRIPTIONS:
+        with contextlib.suppress(FileNotFoundError):
+            digests[name] = _sha256(storage.join(output, name))
+    return digests
+
+
+def _fill_digests(output: str, parts: list[dict[str, Any]]) -> None:
+    """Digests of whole local files that an earlier run committed; of remote ones, footer and data have to do."""
+    if not storage.is_local(output):
+        return
+    unknown = [part for part in parts if part["sha256"] is None]
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
+        uris = [storage.join(output, part["path"]) for part in unknown]
+        for part, digest in zip(unknown, pool.map(_sha256, uris), strict=True):
+            part["sha256"] = digest
+
+
+def _sha256(uri: str) -> str:
+    return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+
+
+def _timings(worked: list[UnitReport], parts: list[dict[str, Any]], times: Times) -> dict[str, Any]:
+    images = [report.images for report in worked]
+    seconds = [part["model_seconds"] for part in parts if "input_missing" not in part]
+    return {
+        "started": _iso(times.started),
+        "finished": _iso(times.finished),
+        "seconds": round(times.finished - times.started, 3),
+        "images_embedded_by_this_run": None if None in images else sum(images),
+        "model_seconds": None if None in seconds else round(sum(seconds), 3),
+    }
+
+
+def _iso(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:

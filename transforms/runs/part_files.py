@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms import storage
@@ -24,6 +23,7 @@ from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Row, Stage
 from transforms.inputs.types import WorkUnit
 from transforms.runs.schemas import FAILURES_SCHEMA, embeddings_schema
+from transforms.runs.stored_file import DATA_KEY, StoredFile, read_footer, to_parquet
 
 ROW_GROUP_BYTES = 64 << 20
 """Embedding bytes in a row group at most: small enough to read on a laptop, large enough to scan well."""
@@ -82,8 +82,9 @@ class Commit:
         failures: records of the unit that failed, counted by "stage/error_type".
         icc_profiles_ignored: images that carried an ICC profile, which was not applied.
         fingerprint: of the spec the rows were made with.
-        part_bytes: size of the part.
-        part_sha256: of the part's bytes.
+        part: what identifies the part's bytes.
+        failures_file: what identifies the bytes of the unit's failures, where there are any.
+        generation: of the run that wrote the part; every --overwrite begins a new one.
         retryable: records that failed through the machine's fault, a part of `failures`.
         unread: what could not be read to its end, as `types.Unread` in JSON terms.
         labels: of the part's rows, as `LabelCount` in JSON terms.
@@ -96,11 +97,22 @@ class Commit:
     failures: dict[str, int]
     icc_profiles_ignored: int
     fingerprint: str
-    part_bytes: int
-    part_sha256: str
+    part: StoredFile
+    failures_file: StoredFile | None = field(default=None, compare=False)
+    generation: str = ""
     retryable: int = 0
     unread: list[dict[str, Any]] = field(default_factory=list)
     labels: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def part_bytes(self) -> int:
+        """Size of the part."""
+        return self.part.bytes
+
+    @property
+    def part_sha256(self) -> str | None:
+        """Of the part's bytes; None where only its footer was read."""
+        return self.part.sha256
 
     @property
     def failed(self) -> int:
@@ -193,6 +205,7 @@ def write_unit(
     *,
     icc_profiles_ignored: int = 0,
     folder: str = EMBEDDINGS,
+    generation: str = "",
 ) -> Commit:
     """Publish a unit's failures, then its rows into `folder`: the second is the commit.
 
@@ -212,38 +225,36 @@ def write_unit(
         "icc_profiles_ignored": icc_profiles_ignored,
         "retryable": sum(failure.retryable for failure in failures),
         "unread": [dataclasses.asdict(failure.unread) for failure in failures if failure.unread is not None],
+        "labels": _count_labels(table),
     }
+    if generation:
+        about["generation"] = generation
     metadata = {
         FINGERPRINT_KEY: spec.fingerprint.encode(),
         SPEC_KEY: spec.to_json().encode(),
         UNIT_KEY: json.dumps(about, sort_keys=True).encode(),
     }
+    failures_file = None
     if failures:
-        storage.publish(failures_uri(output, unit.id), _to_bytes(failures_to_table(failures), metadata))
-    else:
+        data, failures_file = _to_bytes(failures_to_table(failures), metadata)
+        storage.publish(failures_uri(output, unit.id), data)
+    elif storage.exists(failures_uri(output, unit.id)):  # Deleting asks for a right that a first run need not have.
         storage.delete(failures_uri(output, unit.id))
-    data = _to_bytes(table, metadata)
+    data, part = _to_bytes(table, metadata)
     storage.publish(part_uri(output, folder, unit.id), data)
-    return _commit(about, spec.fingerprint, data, table)
+    return _commit(about, spec.fingerprint, part, failures_file)
 
 
-def _to_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
+def _to_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> tuple[bytes, StoredFile]:
     row_bytes = max(1, table.nbytes // max(1, table.num_rows))
-    table = table.replace_schema_metadata(metadata)
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(
-        buffer,
-        table.schema,
-        compression="zstd",
-        write_page_checksum=True,
-        use_dictionary=[name for name in ("label", "uri", "stage", "error_type") if name in table.column_names],
-    ) as writer:
-        if table.num_rows:  # Hugging Face datasets refuses a row group without rows.
-            writer.write_table(table, row_group_size=max(1, ROW_GROUP_BYTES // row_bytes))
-    return buffer.getvalue()
+    return to_parquet(
+        table.replace_schema_metadata(metadata),
+        max(1, ROW_GROUP_BYTES // row_bytes),
+        [name for name in ("label", "uri", "stage", "error_type") if name in table.column_names],
+    )
 
 
-def _commit(about: dict[str, Any], fingerprint: str, data: bytes, table: pa.Table) -> Commit:
+def _commit(about: dict[str, Any], fingerprint: str, part: StoredFile, failures: StoredFile | None = None) -> Commit:
     return Commit(
         unit_id=about["id"],
         version=about["version"],
@@ -252,39 +263,122 @@ def _commit(about: dict[str, Any], fingerprint: str, data: bytes, table: pa.Tabl
         failures=about["failures"],
         icc_profiles_ignored=about["icc_profiles_ignored"],
         fingerprint=fingerprint,
-        part_bytes=len(data),
-        part_sha256=hashlib.sha256(data).hexdigest(),
+        part=part,
+        failures_file=failures,
+        generation=about.get("generation", ""),
         retryable=about.get("retryable", 0),
         unread=about.get("unread", []),
-        labels=dataclasses.asdict(LabelCount.of(_labels(table))),
+        labels=about.get("labels", {}),
     )
 
 
-def _labels(table: pa.Table) -> list[str | None]:
-    return table["label"].to_pylist() if "label" in table.column_names else []
+def _count_labels(table: pa.Table) -> dict[str, Any]:
+    labels = table["label"].to_pylist() if "label" in table.column_names else []
+    return dataclasses.asdict(LabelCount.of(labels))
 
 
 def read_commit(uri: str) -> Commit | None:
     """What the part at `uri`, of rows or of failures, says of itself in its footer; None where there is no part.
 
     Raises:
-        OSError: for a file that is no part of this project, or has changed since it was written.
+        OSError: as `read_part_footer`.
+    """
+    found = read_part_footer(uri)
+    return None if found is None else found[0]
+
+
+def read_part_footer(uri: str) -> tuple[Commit, pa.Schema] | None:
+    """`read_commit`, and the schema without its metadata.
+
+    The footer alone is read, by one or two ranged reads; `transforms.runs.verify` looks at the rest.
+
+    Raises:
+        OSError: for a file that is no part of this project, or whose footer is damaged.
     """
     try:
-        data = storage.read_bytes(uri)
+        footer, stored = read_footer(uri)
+        metadata = footer.metadata or {}
+        commit = _commit(json.loads(metadata[UNIT_KEY]), metadata[FINGERPRINT_KEY].decode(), stored)
+        rows = commit.failed if footer.schema.names == FAILURES_SCHEMA.names else commit.embedded
+        if footer.num_rows != rows:
+            raise ValueError(f"it has {footer.num_rows} rows, not {rows}")
+        schema = footer.schema.to_arrow_schema().remove_metadata()
     except FileNotFoundError:
         return None
-    try:
-        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
-        metadata = table.schema.metadata or {}
-        commit = _commit(json.loads(metadata[UNIT_KEY]), metadata[FINGERPRINT_KEY].decode(), data, table)
-        rows = commit.failed if table.column_names == FAILURES_SCHEMA.names else commit.embedded
-        if table.num_rows != rows:
-            raise ValueError(f"it has {table.num_rows} rows, not {rows}")
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise OSError(f"{uri} is not a part of an Imagebeam run ({reason}); delete it and run again") from error
-    return commit
+    return commit, schema
+
+
+def with_failures(output: str, done: Commit) -> Commit:
+    """A commit with what identifies its failures, if those beside the part are the ones it speaks of.
+
+    They are not after a retry that was killed at its end.
+    """
+    if not done.failed:
+        return done
+    failures = read_commit(failures_uri(output, done.unit_id))
+    found = None if failures is None else (failures.version, failures.failures, failures.generation)
+    if failures is None or found != (done.version, done.failures, done.generation):
+        return done
+    return replace(done, failures_file=failures.part)
+
+
+def stored_schema(table: pa.Table) -> pa.Schema:
+    """The schema that `read_part_footer` gives of a part with the columns of `table`."""
+    data, _ = _to_bytes(table.slice(0, 0), {})
+    return pq.read_metadata(pa.BufferReader(data)).schema.to_arrow_schema().remove_metadata()
+
+
+def read_key_uris(uri: str) -> dict[str, str]:
+    """Key -> uri of a part's rows.
+
+    Raises:
+        OSError: if the part cannot be read.
+    """
+    try:
+        table = read_table(uri, ["key", "uri"])
+    except pa.ArrowException as error:
+        raise OSError(f"{uri} cannot be read: {' '.join(str(error).split())}") from error
+    return dict(zip(table["key"].to_pylist(), table["uri"].to_pylist(), strict=True))
+
+
+def read_names(output: str, folder: str, commit: Commit) -> tuple[set[str], set[str]]:
+    """(keys, uris) of what became of a unit's records: its rows, and its failures.
+
+    The uri of a record that could not be read is left out: it says nothing of what else the file holds.
+
+    Raises:
+        OSError: if a part cannot be read.
+    """
+    rows = read_key_uris(part_uri(output, folder, commit.unit_id))
+    keys, uris = set(rows), set(rows.values())
+    if commit.failed:
+        for failure in read_table(failures_uri(output, commit.unit_id), ["key", "uri", "stage"]).to_pylist():
+            keys.add(failure["key"])
+            uris.update([failure["uri"]] if failure["stage"] != Stage.READ else [])
+    return keys, uris
+
+
+def keep_rows(output: str, folder: str, unit_id: str, keys: set[str]) -> Commit:
+    """Write a part again with those of its rows alone whose key is in `keys`, and drop its failures.
+
+    What is left is a part of no unit any more: its version is such that it is never taken for the whole unit.
+    """
+    uri = part_uri(output, folder, unit_id)
+    table = read_table(uri)
+    table = table.filter(pc.is_in(table["key"], value_set=pa.array(sorted(keys), pa.string())))
+    metadata = {name: value for name, value in table.schema.metadata.items() if name != DATA_KEY}
+    about = json.loads(metadata[UNIT_KEY])
+    about |= {"version": "reduced", "embedded": table.num_rows, "failed": 0, "failures": {}, "icc_profiles_ignored": 0}
+    about["labels"] = _count_labels(table)
+    metadata[UNIT_KEY] = json.dumps(about, sort_keys=True).encode()
+    data, part = _to_bytes(table, metadata)
+    storage.publish(uri, data)
+    if storage.exists(failures_uri(output, unit_id)):
+        storage.delete(failures_uri(output, unit_id))
+    return _commit(about, metadata[FINGERPRINT_KEY].decode(), part)
 
 
 def read_spec(uri: str) -> EmbedderSpec:

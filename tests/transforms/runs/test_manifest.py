@@ -1,6 +1,7 @@
 """Reconciliation: what does not add up is said, and what the input no longer has is removed."""
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -12,7 +13,8 @@ from transforms.core.types import Failure, Row, Stage
 from transforms.inputs.types import Shard, ShardSlice, ShardUnit
 from transforms.models.staged import StagedModel
 from transforms.runs import manifest, part_files
-from transforms.runs.manifest import UnitReport, reconcile, remove_superseded, sum_up, write_manifest
+from transforms.runs.manifest import Settled, Times, UnitReport, reconcile, sum_up, write_manifest
+from transforms.runs.settle import settle
 from transforms.storage.files import FileInfo
 
 SPEC = ChannelMeans().spec
@@ -83,7 +85,7 @@ def test_parts_that_no_report_names_are_removed_with_their_failures(tmp_path, re
     stale.write_bytes(b"of an attempt that was killed")
     (tmp_path / "embeddings" / "notes.txt").write_text("mine")
     (tmp_path / "embeddings" / "part-00000-of-00001.parquet").write_text("Spark's")
-    assert remove_superseded(reports, str(tmp_path)) == 1
+    assert settle(reports, str(tmp_path)).superseded == 1
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {
         *(f"embeddings/{part_files.part_name(one.commit.unit_id)}" for one in reports),
@@ -97,9 +99,10 @@ def test_parts_that_no_report_names_are_removed_with_their_failures(tmp_path, re
 def test_the_manifest_says_what_the_parts_are_made_of(tmp_path, reports):
     staged = StagedModel("m", SPEC, "ab" * 32, {"source": "random:0", "file_sha256": None}, {"embedding": 3})
     write_manifest(
-        str(tmp_path), {"input": ["/in/*"]}, staged, reports, superseded=1, timings={"started": "2026-11-23T18:00:00"}
+        str(tmp_path), {"input": ["/in/*"]}, staged, reports, settled=Settled(superseded=1), times=Times(0.0, 60.0)
     )
     found = json.loads((tmp_path / manifest.MANIFEST_FILE).read_text())
+    assert found["timings"]["seconds"] == 60
     assert found["fingerprint"] == SPEC.fingerprint
     assert found["spec"] == SPEC.to_dict()
     assert found["run"] == {"input": ["/in/*"]}
@@ -110,6 +113,6 @@ def test_the_manifest_says_what_the_parts_are_made_of(tmp_path, reports):
     for part in found["parts"]:
         data = (tmp_path / part["path"]).read_bytes()
         assert part["bytes"] == len(data)
-        assert part_files.read_commit(str(tmp_path / part["path"])).part_sha256 == part["sha256"]
+        assert hashlib.sha256(data).hexdigest() == part["sha256"]
     assert sum(part["rows"] for part in found["parts"]) == found["totals"]["embedded"] == 7
     assert sum(part["failed"] for part in found["parts"]) == found["totals"]["failed"] == 2

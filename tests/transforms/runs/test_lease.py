@@ -1,0 +1,94 @@
+"""One launcher at a time on one output."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from transforms.core.errors import ImagebeamError, JobError
+from transforms.runs import lease
+
+
+def leave(folder, **changes):
+    """A lease file as another launcher writes it."""
+    path = folder / "lease-0123456789abcdef.json"
+    path.write_text(json.dumps({**dataclasses.asdict(lease._me()), **changes}))
+    return path
+
+
+def test_a_second_launcher_is_refused_at_once_and_told_who_holds_it(tmp_path):
+    with lease.hold(str(tmp_path)):
+        started = time.monotonic()
+        with pytest.raises(ImagebeamError, match=rf"process {os.getpid()} of .* since 2"), lease.hold(str(tmp_path)):
+            pass
+        assert time.monotonic() - started < 2
+    assert not list(tmp_path.iterdir())
+    with lease.hold(str(tmp_path)):
+        pass
+
+
+def test_a_killed_launcher_of_this_machine_holds_nothing(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = leave(tmp_path, pid=gone.pid)
+    with lease.hold(str(tmp_path)):
+        assert not left.exists()
+
+
+def test_a_process_that_only_has_the_number_of_the_launcher_is_another(tmp_path):
+    leave(tmp_path, process_started="1")
+    with lease.hold(str(tmp_path)):
+        pass
+
+
+@pytest.mark.parametrize(("age", "is_held"), [(0, True), (90, True), (lease.TIMEOUT_SECONDS + 5, False)])
+def test_a_launcher_elsewhere_holds_it_until_it_was_not_heard_of_for_some_time(tmp_path, age, is_held):
+    path = leave(tmp_path, machine="another", host="worker-7")
+    moment = time.time() - age
+    os.utime(path, (moment, moment))
+    if is_held:
+        with pytest.raises(ImagebeamError, match="worker-7"), lease.hold(str(tmp_path)):
+            pass
+        assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    else:
+        with lease.hold(str(tmp_path)):
+            assert not path.exists()
+
+
+def test_of_launchers_that_begin_at_once_never_two_work(tmp_path):
+    inside, most, won = [], [], []
+    barrier = threading.Barrier(6)
+
+    def launch():
+        barrier.wait()
+        try:
+            with lease.hold(str(tmp_path)):
+                inside.append(1)
+                most.append(len(inside))
+                won.append(1)
+                time.sleep(0.2)
+                inside.pop()
+        except ImagebeamError:
+            pass
+
+    threads = [threading.Thread(target=launch) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert won
+    assert max(most) == 1
+
+
+def test_a_lease_that_was_taken_is_noticed(tmp_path):
+    with lease.hold(str(tmp_path)):
+        lease.check(str(tmp_path))
+        next(tmp_path.glob("lease-*")).unlink()
+        with pytest.raises(JobError, match="was lost"):
+            lease.check(str(tmp_path))
+    lease.check(str(tmp_path))

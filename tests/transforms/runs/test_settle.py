@@ -1,0 +1,99 @@
+"""What becomes of the parts that no unit of the input stands for."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.fakes import ChannelMeans
+from transforms.core.formats import InputFormat
+from transforms.core.types import Failure, Row, Stage
+from transforms.inputs.types import ListUnit, RecordRef
+from transforms.runs import part_files
+from transforms.runs.manifest import UnitReport
+from transforms.runs.part_files import PartOptions
+from transforms.runs.settle import settle
+
+MODEL = ChannelMeans()
+
+
+def commit(output, names, failed=(), generation=""):
+    """Commit a unit of a file list; names are keys and uris."""
+    unit = ListUnit(InputFormat.FILES, tuple(RecordRef(name, name, "v1") for name in names))
+    rows = [
+        Row(name, name, None, 1, 1, "0" * 64, {"embedding": np.zeros(3, np.float32)})
+        for name in names
+        if name not in failed
+    ]
+    failures = [Failure(name, name, Stage.DECODE, "truncated", "cut") for name in failed]
+    table = part_files.rows_to_table(rows, MODEL.dimensions, PartOptions())
+    return part_files.write_unit(str(output), unit, table, failures, MODEL.spec, generation=generation)
+
+
+def report(output, names, failed=(), generation=""):
+    return UnitReport(len(names), commit(output, names, failed, generation), skipped=False)
+
+
+def rows(output):
+    return sorted(key for path in output.glob("embeddings/*") for key in pq.read_table(path)["key"].to_pylist())
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_rows_of_missing_inputs_stay_until_they_are_to_be_pruned(tmp_path, prune):
+    commit(tmp_path, ["a", "b"])
+    commit(tmp_path, ["x", "y"], failed=["y"])
+    now = [report(tmp_path, ["a", "c"])]
+    settled = settle(now, str(tmp_path), prune=prune)
+    assert rows(tmp_path) == (["a", "c"] if prune else ["a", "b", "c", "x"])
+    assert (settled.pruned, len(settled.kept)) == ((2, 0) if prune else (0, 2))
+    assert set(settled.examples) <= {"b", "x"}
+    assert len(list(tmp_path.glob("failures/*"))) == (0 if prune else 1)
+    again = settle(now, str(tmp_path), prune=prune)
+    assert (again.superseded, again.pruned) == (0, 0)
+    assert rows(tmp_path) == (["a", "c"] if prune else ["a", "b", "c", "x"])
+
+
+def test_what_is_left_of_a_part_is_never_taken_for_the_whole(tmp_path):
+    old = commit(tmp_path, ["a", "b"])
+    settle([report(tmp_path, ["a"])], str(tmp_path))
+    left = part_files.read_commit(part_files.embeddings_uri(str(tmp_path), old.unit_id))
+    assert left.embedded == 1
+    assert left.version != old.version
+
+
+def test_an_input_that_failed_later_has_no_old_row_beside_it(tmp_path):
+    commit(tmp_path, ["a", "b"])
+    settled = settle([report(tmp_path, ["a", "b", "c"], failed=["b"])], str(tmp_path))
+    assert settled.superseded == 1
+    assert rows(tmp_path) == ["a", "c"]
+
+
+def test_an_older_generation_is_replaced_as_a_whole(tmp_path):
+    commit(tmp_path, ["a", "b"])
+    commit(tmp_path, ["x"])
+    settled = settle([report(tmp_path, ["a"], generation="2")], str(tmp_path), generation="2")
+    assert (settled.superseded, settled.kept) == (2, ())
+    assert rows(tmp_path) == ["a"]
+
+
+NAMES = st.lists(st.sampled_from("abcdefghij"), unique=True, max_size=10)
+
+
+def cut(names, size):
+    return [sorted(names)[start : start + size] for start in range(0, len(names), size)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(NAMES, st.integers(1, 4)), min_size=1, max_size=4))
+def test_after_any_changes_every_input_ever_seen_has_one_row(tmp_path_factory, runs):
+    """Each run sees other files, cut in another way: no row is lost, and none comes twice."""
+    output = tmp_path_factory.mktemp("run")
+    ever = set()
+    for names, size in runs:
+        reports = [report(output, unit) for unit in cut(names, size)]
+        settle(reports, str(output))
+        ever.update(names)
+        assert rows(output) == sorted(ever)
+    settle(reports, str(output), prune=True)
+    assert rows(output) == sorted(names)
