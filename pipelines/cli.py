@@ -50,6 +50,7 @@ JOBS = {
     "finetune": Job("pipelines.finetune", "image shards -> a backbone and a classifier trained together"),
     "classify": Job("pipelines.classify", "image shards, or embeddings -> labels"),
     "report": Job("pipelines.report", "a run's folder -> report.html"),
+    "verify": Job("pipelines.verify", "every byte of a run's output against its manifest"),
     "demo": Job("pipelines.demo", "the whole way on real data, in a few minutes"),
 }
 

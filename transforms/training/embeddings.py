@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from transforms.core.spec import EmbedderSpec
 from transforms.models.staged import StagedModel, read_staged
 from transforms.runs.manifest import MANIFEST_FILE
 from transforms.runs.part_files import EMBEDDINGS, FINGERPRINT_KEY, SPEC_KEY, list_parts
+from transforms.runs.verify import check_bytes
 
 MODEL_FOLDER = "model"
 """Where an extract output holds its embedder."""
@@ -226,7 +227,26 @@ def _part_uris(folder: str, *, allow_unfinished: bool) -> list[str]:
             f"{folder} was changed since its manifest was written: {name} {what}. Run extract again, or take the "
             "parts that are there with --allow_unfinished."
         )
+    _check_bytes(uris, manifest["parts"])
     return list(uris.values())
+
+
+def _check_bytes(uris: Mapping[str, str], entries: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse parts whose bytes are not those of the manifest."""
+
+    def check(entry: Mapping[str, Any]) -> None:
+        uri = uris[entry["path"].rsplit("/", 1)[-1]]
+        try:
+            check_bytes(storage.read_bytes(uri), entry)
+        except ValueError as error:
+            raise ImagebeamError(
+                f"{uri} is not the part that extract wrote: {error}. `imagebeam verify` finds what is damaged, and "
+                "says how to mend it."
+            ) from error
+
+    with ThreadPoolExecutor(_FOOTER_WORKERS) as pool:
+        for _ in pool.map(check, (entry for entry in entries if "bytes" in entry)):
+            pass
 
 
 def _read_footer(uri: str) -> tuple[pa.Schema, list[int]]:

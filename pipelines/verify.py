@@ -1,0 +1,68 @@
+"""`imagebeam verify`: every byte of a finished run against its manifest."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.common.console import say
+from pipelines.common.fields import Options, flag
+from pipelines.common.flags import JobParser, parse
+
+DESCRIPTION = """\
+Check a finished run of extract or classify: the bytes of every part, of its failures and of the files beside them,
+rows, keys that come twice, and values that are no numbers. Exit code 3 where something is wrong. --discard removes the
+files that are damaged, and nothing else; the run's own command then makes those again."""
+
+
+@dataclass(frozen=True)
+class VerifyOptions(Options):
+    """What to do about what is damaged."""
+
+    discard: bool = flag(
+        "remove damaged files, so that the run's own command makes them again", False, action="store_true"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `imagebeam verify`."""
+    parser.add_argument("folder", metavar="DIR", help="output of extract or classify, local or gs://")
+    VerifyOptions.add_arguments(parser, "verify")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; the exit code is 0, or 3 where something is wrong."""
+    from transforms import storage
+    from transforms.core.errors import JobError
+    from transforms.core.text import printable
+    from transforms.runs.verify import discard, verify
+
+    parser = JobParser("verify", DESCRIPTION)
+    add_arguments(parser)
+    args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
+    folder = storage.absolute(args.folder)
+    try:
+        verdict = verify(folder)
+        for damage in verdict.damages:
+            sys.stdout.write(printable(f"{damage.uri}: {damage.problem}") + "\n")
+        removed = discard(verdict.damages) if VerifyOptions.from_args(args).discard else None
+    except OSError as error:
+        raise JobError(f"The run cannot be read: {error}") from error
+    if not verdict.damages:
+        say(f"{verdict.parts:,} parts, {verdict.rows:,} rows, {verdict.bytes:,} bytes: as the manifest says.")
+        return 0
+    files = {uri for damage in verdict.damages for uri in damage.discard}
+    say(f"{len(verdict.damages):,} things are wrong with {folder}.")
+    if removed is not None:
+        say(f"{removed:,} files were removed. Give the run's own command again: it makes those anew, and nothing else.")
+    elif files:
+        say(f"To mend it: `imagebeam verify {folder} --discard`, then the run's own command; it makes those anew.")
+    return 3
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_job
+
+    sys.exit(run_job("verify"))
