@@ -98,12 +98,15 @@ def running(folder: RunFolder, staged: ModelFacts, pipeline: beam.Pipeline, opti
     """A pipeline to fill, `Finish` last; it runs when the block ends, with progress shown.
 
     Raises:
-        JobError: if the runner gives up. What is committed stays.
+        JobError: if the output cannot be written, or the runner gives up. What is committed stays.
     """
     values = pipeline.options.get_all_options()
     detached = bool(values["template_location"] or values["dry_run"])
-    manifest.set_aside(folder.output)
-    reports = new_reports_folder(folder.output)
+    try:
+        manifest.set_aside(folder.output)
+        reports = new_reports_folder(folder.output)
+    except OSError as error:
+        raise JobError(f"The output cannot be written: {error}. {folder.how_to_go_on()}") from error
     run = Run(folder, staged, pipeline, reports, options.max_failure_rate, time.time(), detached, options.prune)
     PROGRESS.reset()
     yield run
