@@ -223,7 +223,9 @@ def check_output(options: OutputOptions, source: Described, parts: str = part_fi
         for name in {**(before or {}), **run}
         if before and before.get(name) != run.get(name)
     ]
-    if differences and has_parts:  # Nothing was committed by an attempt without parts: it binds nobody.
+    # Nothing was committed by an attempt without parts: it binds nobody.
+    committed = any(True for name in _PART_FOLDERS for _ in part_files.list_parts(storage.join(output, name)))
+    if differences and committed:
         raise ImagebeamError(
             f"{output} holds another run ({'; '.join(differences)}). Choose another --output. ({_OVERWRITES})"
         )

@@ -39,6 +39,8 @@ def test_the_folder_is_what_extract_writes(tmp_path, form):
     assert files_of(tmp_path / "ours") == files_of(tmp_path / "theirs")
     ours, theirs = manifest(tmp_path / "ours"), manifest(tmp_path / "theirs")
     assert len(failures(tmp_path / "ours")) == 1
+    for about in (ours, theirs):
+        assert all(part.pop("model_seconds") > 0 for part in about["parts"])
     for key in ("totals", "run", "fingerprint", "spec", "weights", "dimensions", "parts"):
         assert ours[key] == theirs[key]
 
