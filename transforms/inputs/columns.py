@@ -11,7 +11,7 @@ import numbers
 import re
 import unicodedata
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -105,7 +105,10 @@ def as_label(value: Any) -> str | None:
     if isinstance(value, bytes):
         value = value.decode("utf-8-sig")
     if isinstance(value, str):
-        value.encode()  # Raises for half a character; see `_convert`.
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # Half a character, or bytes of a text that is not UTF-8.
+            raise ValueError(f"the label is not Unicode text; save the file as UTF-8 ({error})") from error
         text = unicodedata.normalize("NFC", value.strip())
         if match := _WHOLE_NUMBER.fullmatch(text):
             text = match[1]
@@ -123,7 +126,7 @@ def as_label(value: Any) -> str | None:
         if math.isnan(number):  # How pandas writes a missing number.
             return None
         return str(int(number)) if number.is_integer() else str(value)
-    raise ValueError(f"a label is a text or a number; received {value!r:.80} (keep a list with --keep_columns)")
+    raise ValueError(f"a label is a text or a number; received {value!r:.80}; keep other values with --keep_columns")
 
 
 class NamedLabels:
@@ -177,9 +180,15 @@ def convert(values: Mapping[str, Any], options: ReadOptions) -> dict[str, Any]:
 def _convert(name: str, value: Any, kind: pa.DataType) -> Any:
     if value is None:
         return None
-    if is_list_type(kind) and not isinstance(value, list):  # A TFRecord does not tell one value from a list of one.
+    if is_list_type(kind) and not isinstance(
+        value, list | pa.Scalar
+    ):  # A TFRecord does not tell one value from a list of one.
         value = [value]
     try:
+        if isinstance(value, pa.Scalar):
+            return value if value.type == kind else value.cast(kind)
+        if isinstance(value, int) and not isinstance(value, bool) and pa.types.is_uint64(kind):
+            return pa.scalar(value, kind).as_py()  # `pa.scalar` alone takes it for an int64.
         value = _storable(value)
         if isinstance(value, str) and pa.types.is_string(kind):
             return value
@@ -199,6 +208,29 @@ def _storable(value: Any) -> Any:
     if isinstance(value, dict):
         return {_storable(name): _storable(item) for name, item in value.items()}
     return value
+
+
+def to_rows(batch: pa.RecordBatch, kept: Collection[str]) -> list[dict[str, Any]]:
+    """The rows of a batch as Python values, but what Python's types cannot hold of the kept columns as Arrow scalars.
+
+    Those are times in nanoseconds, maps, decimals and the like.
+    """
+    columns = {
+        name: [value if value.is_valid else None for value in column]
+        if name in kept and not _is_plain(column.type)
+        else column.to_pylist()
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+    }
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if is_list_type(kind):
+        return _is_plain(kind.value_type)
+    types = pa.types
+    text = types.is_string(kind) or types.is_large_string(kind)
+    number = types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind)
+    return bool(text or number or types.is_null(kind) or types.is_dictionary(kind) or is_bytes(kind))
 
 
 def infer(rows: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:

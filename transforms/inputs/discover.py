@@ -22,7 +22,7 @@ from transforms.storage.globs import expand_braces
 _EXTENSIONS = {
     InputFormat.TFRECORD: r"\.(tfrecords?|tfrec|records?)(\.(gz|gzip|zlib))?(-\d+-of-\d+)?(\.(gz|gzip|zlib))?",
     InputFormat.WEBDATASET: r"\.(tar(\.(gz|gzip|bz2|xz))?|tgz|tbz2?|txz)",
-    InputFormat.PARQUET: r"\.(parquet|parq|pq)",
+    InputFormat.PARQUET: r"\.(parquet|parq|pqt?)",
     InputFormat.MANIFEST: r"\.(csv|tsv|jsonl|ndjson)(\.gz)?",
     InputFormat.FILES: "|".join(map(re.escape, sorted(IMAGE_EXTENSIONS))),
 }

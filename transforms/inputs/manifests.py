@@ -203,7 +203,7 @@ def _class(uri: str, folder: str, options: ReadOptions) -> str | None:
 
 
 def _is_parquet(uri: str) -> bool:
-    return uri.lower().endswith((".parquet", ".parq", ".pq"))
+    return uri.lower().endswith((".parquet", ".parq", ".pq", ".pqt"))
 
 
 def table_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Iterator[Row]:
@@ -229,7 +229,7 @@ def _text_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Generator[Ro
     is_utf_16 = data.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     encoding, errors = ("utf-16", "replace") if is_utf_16 else ("utf-8-sig", "surrogateescape")
     with io.TextIOWrapper(data, encoding=encoding, errors=errors, newline="") as text:
-        yield from _json_rows(text) if _JSON_LINES.search(uri) else _csv_rows(text, options.uri_column)
+        yield from _json_rows(text) if _JSON_LINES.search(uri) else _csv_rows(text, options)
 
 
 def _json_rows(lines: Iterable[str]) -> Iterator[Row]:
@@ -272,6 +272,13 @@ class _Lines(Iterator[str]):
         self.next_record()
 
 
+def _refuse_repeated(header: Sequence[str], options: ReadOptions) -> None:
+    asked_for = (options.uri_column, options.label_column, KEY_COLUMN, *options.kept_from.values())
+    for name in asked_for:
+        if header.count(name) > 1:
+            raise ImagebeamError(f"{header.count(name)} columns are called {name!r}. Rename all but one.")
+
+
 def _delimiter(names: str, uri_column: str) -> str:
     """What separates the names of a CSV file's first line; a comma where it cannot be told."""
     for delimiter in _DELIMITERS:
@@ -281,14 +288,18 @@ def _delimiter(names: str, uri_column: str) -> str:
     return ","
 
 
-def _csv_rows(text: Iterable[str], uri_column: str) -> Iterator[Row]:
-    """Rows of CSV. A line that is not CSV, such as one whose quote is not closed, is one bad row and no more."""
+def _csv_rows(text: Iterable[str], options: ReadOptions) -> Iterator[Row]:
+    """Rows of CSV. A line that is not CSV, such as one whose quote is not closed, is one bad row and no more.
+
+    Raises:
+        ImagebeamError: if two columns have a name that is asked for.
+    """
     rest = iter(text)
     first = next(rest, "")
     if told := _SEPARATOR_LINE.fullmatch(first):  # Spreadsheets read it; it is no line of names.
         delimiter = told[1]
     else:
-        delimiter = _delimiter(first, uri_column)
+        delimiter = _delimiter(first, options.uri_column)
         rest = itertools.chain([first], rest)
     lines = _Lines(rest)
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
@@ -305,6 +316,7 @@ def _csv_rows(text: Iterable[str], uri_column: str) -> Iterator[Row]:
             return
         if header is None and fields:
             header = [name.strip() for name in fields]
+            _refuse_repeated(header, options)
         elif header is not None and fields and len(fields) != len(header):
             yield RecordError("corrupt", f"the line has {len(fields)} fields, the first line {len(header)}")
             lines.give_back()

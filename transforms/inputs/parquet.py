@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.core.types import Failure, Record
 from transforms.inputs.base import Cut, LeftOut, RecordError, caught, make_record, shard_folder, too_large
-from transforms.inputs.columns import NamedLabels, describe
+from transforms.inputs.columns import NamedLabels, describe, to_rows
 from transforms.inputs.image_files import read_file
 from transforms.inputs.reach import reach
 from transforms.inputs.types import ReadOptions, RecordRef, ShardSlice
@@ -46,7 +46,7 @@ def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[R
         known = dict(zip(schema.names, schema.types, strict=True))
         raise RecordError("no_image", f"the shard has no column {options.image_column!r}. {describe(known)}")
     names = NamedLabels.of(schema.metadata, options.label_column)
-    rows = _rows(file, part, [name for name in wanted if name in schema.names])
+    rows = _rows(file, part, [name for name in wanted if name in schema.names], options)
     folder = shard_folder(part.shard, options)
     for index, row in enumerate(rows, start=part.start):
         yield caught(_record, f"{uri}#{index}", uri, row, options, names, folder)
@@ -82,8 +82,9 @@ def _open(stream: BinaryIO) -> pq.ParquetFile:
     return pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True)
 
 
-def _rows(file: pq.ParquetFile, part: ShardSlice, names: list[str]) -> Iterator[dict[str, Any]]:
-    """The slice's rows as Python values."""
+def _rows(file: pq.ParquetFile, part: ShardSlice, names: list[str], options: ReadOptions) -> Iterator[dict[str, Any]]:
+    """The slice's rows; see `to_rows`."""
+    kept = set(options.kept_from.values()) - {options.image_column, options.label_column}
     group = before = 0
     while before + file.metadata.row_group(group).num_rows <= part.start:
         before += file.metadata.row_group(group).num_rows
@@ -93,7 +94,7 @@ def _rows(file: pq.ParquetFile, part: ShardSlice, names: list[str]) -> Iterator[
         rows = batch.slice(skip, left)
         skip = max(0, skip - batch.num_rows)
         left -= rows.num_rows
-        yield from rows.to_pylist()
+        yield from to_rows(rows, kept)
         if not left:
             return
 

@@ -25,6 +25,8 @@ _ARCHIVES = (
     (b"SQLite format 3\0", "an SQLite database"),
 )
 
+_JSON = (b'{"', b"[{", b'["')
+
 _COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "Zstandard"))
 
 
@@ -42,9 +44,11 @@ def other_kind(head: bytes) -> str | None:
     for signature, kind in _ARCHIVES:
         if head.startswith(signature):
             return kind
+    if b"".join(head.split()).startswith(_JSON):
+        return "a JSON file"
     for signature, kind in _COMPRESSED:
         if head.startswith(signature):
-            return f"a {kind} file"
+            return f"compressed by {kind}"
     return None
 
 

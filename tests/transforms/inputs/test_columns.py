@@ -201,3 +201,45 @@ def test_kept_columns_are_renamed(tmp_path):
     missing = ReadOptions(keep_columns=(("b", pa.null()),), renamed=(("b", "nope"),))
     with pytest.raises(ImagebeamError, match="--keep_columns 'nope'"):
         inspect_input([str(tmp_path)], None, missing)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([1, None], pa.timestamp("ns")),
+        pa.array([1_600_000_000_000_001], pa.timestamp("us", "Europe/Berlin")),
+        pa.array([1, None], pa.duration("ns")),
+        pa.array([1, None], pa.time64("ns")),
+        pa.array([[("a", 1)], None, []], pa.map_(pa.string(), pa.int32())),
+        pa.array([decimal.Decimal("3.00"), None]),
+        pa.array([{"a": 1, "t": 1}, None], pa.struct([("a", pa.int8()), ("t", pa.timestamp("ns"))])),
+        pa.array([[1], [], None], pa.list_(pa.timestamp("ns"))),
+        pa.array([2**64 - 1, None], pa.uint64()),
+        pa.array([2**53 + 1, None]),
+        pa.array([[1.5]], pa.large_list(pa.float64())),
+        pa.array(["a", None, "b"]).dictionary_encode(),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_kept_columns_hold_what_the_shard_does(tmp_path, values):
+    write_png_table(tmp_path / "x.parquet", c=values)
+    options = inspect_input([str(tmp_path)], None, ReadOptions(keep_columns=(("c", pa.null()),)))
+    found = [record.extras["c"] for record in read_all(tmp_path, options)]
+    kind = options.keep_columns[0][1]
+    assert pa.array(found, kind).cast(values.type).equals(values)
+
+
+def test_a_column_that_is_asked_for_and_stands_twice_is_refused(tmp_path):
+    (tmp_path / "m.csv").write_text("uri,label,label,x,x\na.png,cat,dog,1,2\n")
+    with pytest.raises(ImagebeamError, match="2 columns are called 'label'"):
+        inspect_input([f"{tmp_path}/m.csv"], None, ReadOptions())
+    with pytest.raises(ImagebeamError, match="2 columns are called 'x'"):
+        inspect_input([f"{tmp_path}/m.csv"], None, ReadOptions(label_column="l", keep_columns=(("x", pa.null()),)))
+
+
+def test_a_label_that_is_not_utf_8_names_the_remedy(tmp_path):
+    (tmp_path / "m.csv").write_bytes("uri,label\na.png,caf\xe9\n".encode("latin-1"))
+    ((failure,),) = (
+        unit.refs for item in plan([f"{tmp_path}/m.csv"], None, 9) for unit in cut_shard(item, 9, ReadOptions())
+    )
+    assert "save the file as UTF-8" in failure.message
