@@ -167,10 +167,10 @@ class TestFigures:
         assert metrics["accuracy"] == (right / len(answered) if answered else None)
 
     def test_are_none_where_no_label_is_one_of_the_classes(self, folder, tmp_path, capfd):
-        (tmp_path / "images").mkdir()
+        (tmp_path / "in" / "images").mkdir(parents=True)
         for number, path in enumerate((folder / "images" / "a").iterdir()):
-            shutil.copy(path, tmp_path / "images" / f"{number}.jpg")
-        assert classify("--input", tmp_path / "images", folder=folder, output=tmp_path / "out") == 0
+            shutil.copy(path, tmp_path / "in" / "images" / f"{number}.jpg")
+        assert classify("--input", tmp_path / "in", folder=folder, output=tmp_path / "out") == 0
         assert {row["label"] for row in rows_of(tmp_path / "out").values()} == {"images"}
         assert "Accuracy" not in capfd.readouterr().err
         assert not (tmp_path / "out" / "metrics.json").exists()

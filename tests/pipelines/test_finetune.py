@@ -274,7 +274,7 @@ class TestErrors:
         assert not (tmp_path / "out").exists()
 
     def test_one_class(self, folder, tmp_path, capfd):
-        assert finetune(folder / "images" / "b", tmp_path / "out") == 2
+        assert finetune(folder / "images" / "b" / "*", tmp_path / "out") == 2
         assert "at least two classes" in capfd.readouterr().err
 
     def test_what_is_there_is_not_overwritten(self, folder, capfd):
