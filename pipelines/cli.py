@@ -49,13 +49,14 @@ JOBS = {
     "train": Job("pipelines.train", "embeddings -> a dense classifier"),
     "finetune": Job("pipelines.finetune", "image shards -> a backbone and a classifier trained together"),
     "classify": Job("pipelines.classify", "image shards, or embeddings -> labels"),
+    "compare": Job("pipelines.compare", "outputs of extract over the same images -> which embedding is the better one"),
     "report": Job("pipelines.report", "a run's folder -> report.html"),
     "verify": Job("pipelines.verify", "every byte of a run's output against its manifest"),
     "demo": Job("pipelines.demo", "the whole way on real data, in a few minutes"),
 }
 
 
-_PRINT_RESULTS = ("layers", "plan")
+_PRINT_RESULTS = ("compare", "layers", "plan")
 """Jobs whose result is what they print, so that a reader who leaves ends them."""
 
 _GO_ON = "what was committed stays, and the same command goes on from there"

@@ -32,7 +32,8 @@ from transforms.images.decode import ImageOptions, decode_image
 from transforms.storage import gcs as gcs_store
 
 ROOT = Path(__file__).parents[2]
-IMAGE = "us-central1-docker.pkg.dev/shop/images/imagebeam:0.1.0-py3.11-beam2.77.0-gpu"
+HERE = f"py{sys.version_info.major}.{sys.version_info.minor}-beam{beam.__version__}"
+IMAGE = f"us-central1-docker.pkg.dev/shop/images/imagebeam:0.1.0-{HERE}-gpu"
 JOB = ["--runner=DataflowRunner", "--project=shop", "--region=us-central1", "--temp_location=gs://test-bucket/tmp"]
 JOB += [f"--sdk_container_image={IMAGE}"]
 L4 = "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"
@@ -154,7 +155,10 @@ class TestRefusals:
         with pytest.raises(ImagebeamError, match=what):
             dataflow.check_image(f"host:5000/images/imagebeam:{tag}")
 
-    @pytest.mark.parametrize("image", [IMAGE, "host:5000/a/imagebeam:1", "a/happy3.9-beam1", "a/b@sha256:1", None])
+    @pytest.mark.parametrize(
+        "image",
+        ["a/b:0.1.0-py3.11-beam2.77.0-gpu", "host:5000/a/imagebeam:1", "a/happy3.9-beam1", "a/b@sha256:1", None],
+    )
     def test_other_images_pass(self, monkeypatch, image):
         monkeypatch.setattr(sys, "version_info", type("Version", (), {"major": 3, "minor": 11}))
         monkeypatch.setattr(beam, "__version__", "2.77.0")

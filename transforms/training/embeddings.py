@@ -186,6 +186,12 @@ def open_embeddings(
     return EmbeddingSet(folders, tuple(groups), spec, column, dimension, first)
 
 
+def open_columns(folder: str) -> list[EmbeddingSet]:
+    """Look at one output of extract: a set for each of its embedding columns; raises as `open_embeddings`."""
+    first = _part_uris(storage.absolute(folder), allow_unfinished=False)[0]
+    return [open_embeddings([folder], column) for column in _embedding_columns(_read_footer(first)[0])]
+
+
 def ahead(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
     """Like `map(work, items)`, with `workers` threads that stay at most as many items ahead of the caller."""
     with ThreadPoolExecutor(workers) as pool:
@@ -308,10 +314,12 @@ def _plain(schema: pa.Schema) -> pa.Schema:
     return pa.schema(fields)
 
 
+def _embedding_columns(schema: pa.Schema) -> list[str]:
+    return [name for name in schema.names if name == "embedding" or name.startswith(("embedding_", "embedding."))]
+
+
 def _choose_column(schema: pa.Schema, column: str | None) -> str:
-    columns: list[str] = [
-        name for name in schema.names if name == "embedding" or name.startswith(("embedding_", "embedding."))
-    ]
+    columns = _embedding_columns(schema)
     if column is None and len(columns) == 1:
         return columns[0]
     if column is None or column not in columns:

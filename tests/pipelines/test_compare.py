@@ -1,0 +1,112 @@
+"""`imagebeam compare` over sets whose better embedding is known, held against plain scikit-learn."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from pipelines.cli import run_job
+from tests.support.embedding_sets import blobs, write_output
+from transforms.training.compare import Answers, common_rows, cut_folds, nearest_neighbours
+
+ROWS = 300
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """The same images as good, noisy and useless vectors, each in an order of its own."""
+    folder = tmp_path_factory.mktemp("compare")
+    vectors, labels = blobs(ROWS, classes=4, spread=2.0)
+    random = np.random.default_rng(1)
+    images = [f"{number:064x}" for number in range(ROWS)]
+    made = {
+        "good": vectors,
+        "noisy": vectors + random.normal(size=vectors.shape) * 4,
+        "none": random.normal(size=vectors.shape),
+    }
+    for name, values in made.items():
+        order = random.permutation(ROWS)
+        write_output(
+            folder / name,
+            values[order].astype(np.float32),
+            [labels[row] for row in order],
+            images=[images[row] for row in order],
+        )
+    return folder, vectors, labels
+
+
+def compare(capsys, *arguments, code=0):
+    assert run_job("compare", [*map(str, arguments), "--format", "json"]) == code
+    captured = capsys.readouterr()
+    return json.loads(captured.out) if code == 0 else captured.err
+
+
+def test_the_better_embedding_comes_first_and_differences_are_paired(sets, capsys):
+    folder, *_ = sets
+    best, noisy, useless = compare(capsys, folder / "none", folder / "noisy", folder / "good")
+    assert [row["embedding"].split()[0].rsplit("/", 1)[-1] for row in (best, noisy, useless)] == [
+        "good",
+        "noisy",
+        "none",
+    ]
+    for method in ("linear_probe", "neighbours"):
+        assert best[method]["difference"] == 0
+        low, high = useless[method]["difference_interval_95"]
+        assert low < useless[method]["difference"] < high < -0.2
+        assert useless[method]["difference"] == pytest.approx(useless[method]["accuracy"] - best[method]["accuracy"])
+    assert useless["linear_probe"]["accuracy"] < 0.4
+    assert best["images"] == ROWS
+
+
+def test_neighbours_are_those_of_scikit_learn(sets):
+    _, vectors, labels = sets
+    targets = np.unique(labels, return_inverse=True)[1]
+    folds = cut_folds(targets, 5, seed=3)
+    plain = KNeighborsClassifier(7, metric="cosine", weights="distance")
+    expected = np.zeros(len(targets), bool)
+    for train, rest in folds:
+        expected[rest] = plain.fit(vectors[train], targets[train]).predict(vectors[rest]) == targets[rest]
+    found = nearest_neighbours(vectors, targets, folds, 7).right
+    assert (found == expected).mean() > 0.99  # of the same neighbours, weighed by another distance
+
+
+def test_the_probe_is_as_good_as_cross_validated_logistic_regression(sets, capsys):
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    folder, vectors, labels = sets
+    best = compare(capsys, folder / "good", folder / "noisy")[0]
+    baseline = make_pipeline(
+        StandardScaler(), LogisticRegressionCV(Cs=10, max_iter=500, l1_ratios=(0,), use_legacy_attributes=False)
+    )
+    expected = cross_val_score(baseline, vectors, labels, cv=StratifiedKFold(5, shuffle=True, random_state=0)).mean()
+    assert best["linear_probe"]["accuracy"] == pytest.approx(expected, abs=0.03)
+
+
+def test_images_that_only_one_has_and_images_that_come_twice_are_left_out():
+    rows = common_rows([["b", "a", "x", "b"], ["y", "a", "b"]], 10, 0)
+    assert [found.tolist() for found in rows] == [[1, 0], [1, 2]]
+
+
+def test_intervals_are_of_the_differences():
+    left, right = Answers(np.array([True] * 80 + [False] * 20)), Answers(np.array([True] * 70 + [False] * 30))
+    mean, low, high = left.difference(right)
+    assert mean == pytest.approx(0.1)
+    assert (low, high) == pytest.approx((0.1 - 1.96 * 0.3015 / 10, 0.1 + 1.96 * 0.3015 / 10), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["good"], "nothing to compare it with"),
+        (["good", "noisy", "--folds", "1"], "--folds is at least 2"),
+        (["good", "noisy", "--label_column", "no"], "--label_column 'no'"),
+        (["good", "missing"], "no embeddings in"),
+    ],
+)
+def test_errors(sets, capsys, arguments, message):
+    paths = [sets[0] / word if word in ("good", "noisy", "missing") else word for word in arguments]
+    assert message in compare(capsys, *paths, code=2)
