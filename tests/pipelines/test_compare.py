@@ -80,7 +80,8 @@ def test_the_probe_is_as_good_as_cross_validated_logistic_regression(sets, capsy
     folder, vectors, labels = sets
     best = compare(capsys, folder / "good", folder / "noisy")[0]
     baseline = make_pipeline(
-        StandardScaler(), LogisticRegressionCV(Cs=10, max_iter=500, l1_ratios=(0,), use_legacy_attributes=False)
+        StandardScaler(),
+        LogisticRegressionCV(Cs=10, max_iter=500, l1_ratios=(0,), scoring="accuracy", use_legacy_attributes=False),
     )
     expected = cross_val_score(baseline, vectors, labels, cv=StratifiedKFold(5, shuffle=True, random_state=0)).mean()
     assert best["linear_probe"]["accuracy"] == pytest.approx(expected, abs=0.03)
