@@ -164,23 +164,32 @@ def test_softmax_regression_is_as_good_as_logistic_regression(digits, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-def test_without_flags_it_is_no_worse_than_scaled_logistic_regression_with_a_chosen_penalty(digits, tmp_path, seed):
-    """Trained on 300 digits, so that the penalty matters; scikit-learn has the validation rows too."""
+def test_without_flags_it_is_no_worse_than_scaled_logistic_regression_with_a_chosen_penalty(digits, tmp_path):
+    """Five times trained on 300 digits, so that the penalty matters, and tested on 700; scikit-learn has the same rows.
+
+    One of 700 rows is 0.0014, and the standard error of a difference on one split about 0.006, of their mean 0.003.
+    """
+    differences = [difference_to_scikit_learn(digits, tmp_path / str(seed), seed) for seed in range(5)]
+    assert np.mean(differences) >= -0.003
+    assert min(differences) >= -0.012
+
+
+def difference_to_scikit_learn(digits, folder, seed):
+    """Accuracy of the job without flags less that of the baseline, on the job's test rows."""
     vectors, labels, _ = digits
     chosen = np.random.default_rng(seed).permutation(len(vectors))[:1000]
     vectors, labels = vectors[chosen], labels[chosen]
     images = [row.tobytes().hex() for row in vectors]
-    folder = write_output(tmp_path / "set", vectors, labels.astype(str), images=images)
+    written = write_output(folder / "set", vectors, labels.astype(str), images=images)
     rows = RowOptions(test_split=0.7, validation_split=0.05, split_seed=seed)
-    metrics = run(options(folder, tmp_path / "out", rows=rows, fit=FitOptions())).metrics
+    metrics = run(options(written, folder / "out", rows=rows, fit=FitOptions())).metrics
     held_out = np.array(split_of(images, labels, test=0.7, validation=0.05, seed=seed)) == "test"
     baseline = make_pipeline(StandardScaler(), LogisticRegressionCV(max_iter=1000, cv=5))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's, of arguments that will change their defaults
         baseline.fit(vectors[~held_out], labels[~held_out])
     assert metrics["rows"]["test"] == held_out.sum()
-    assert metrics["accuracy"] >= baseline.score(vectors[held_out], labels[held_out]) - 0.005
+    return metrics["accuracy"] - baseline.score(vectors[held_out], labels[held_out])
 
 
 def test_the_exact_solver_says_what_it_did_and_repeats_it(blob_set, tmp_path):
