@@ -169,6 +169,10 @@ check_pool() { # STAGE: a launcher in one container, its units worked by the wor
     setsid buildah "${storage[@]}" run --hostname localhost --user "$user" --volume "$work/shared:$work/shared" "$worker" -- \
         /opt/apache/beam/boot --worker_pool > "$work/pool.log" 2>&1 &
     pool=$!
+    for ((second = 0; second < 120; second++)); do # a launcher does not wait for it
+        (: < /dev/tcp/localhost/50000) 2> /dev/null && break
+        sleep 1
+    done
     say "extract through $1's worker pool at localhost:50000"
     inside timeout 300 imagebeam extract "${small[@]}" --output "$output" --runner=PortableRunner \
         --job_endpoint=embed --environment_type=EXTERNAL --environment_config=localhost:50000 > "$work/log" 2>&1 \

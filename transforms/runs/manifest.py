@@ -368,7 +368,7 @@ def _timings(worked: list[UnitReport], parts: list[dict[str, Any]], times: Times
         "started": _iso(times.started),
         "finished": _iso(times.finished),
         "seconds": round(times.finished - times.started, 3),
-        "images_embedded_by_this_run": None if None in images else sum(images),
+        "images_embedded_by_this_launcher": None if None in images else sum(images),
         "model_seconds": None if None in seconds else round(sum(seconds), 3),
     }
 

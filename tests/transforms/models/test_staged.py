@@ -59,7 +59,7 @@ def test_a_model_file_without_its_description_was_never_finished(folder):
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"spec": {"model": "VGG16"}}', '{"spec": 5}'])
 def test_a_description_that_cannot_be_understood_is_named(folder, text):
     (folder / SPEC_FILE).write_text(text)
-    with pytest.raises(ImagebeamError, match=rf"{SPEC_FILE} cannot be understood.*--overwrite"):
+    with pytest.raises(ImagebeamError, match=rf"{SPEC_FILE} cannot be understood.*Delete the folder"):
         read_staged(str(folder))
 
 
