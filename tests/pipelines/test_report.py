@@ -1,6 +1,7 @@
 """`imagebeam report` of real runs: the page parses, is safe to open, and says what the manifest says."""
 
 import base64
+import csv
 import io
 import json
 import tarfile
@@ -92,7 +93,12 @@ def mixed(tmp_path_factory):
     images = {f"{NASTY}/{index}.png": encode(picture(20 + index, 40, seed=index), "PNG") for index in range(20)}
     images |= {f"_猫/{index}.png": encode(picture(20, 40, seed=index), "PNG") for index in range(3)}
     images |= {f"bad/{index}{NASTY}.jpg": b"<script>alert(1)</script>" * index for index in range(7)}
-    assert extracting.extract(write(folder / "in", images), folder / "run", "--max_failure_rate", "1") == 0
+    write(folder / "in", images)
+    with (folder / "in.csv").open("w", newline="", encoding="utf-8") as file:  # a folder "_猫" would be left out
+        rows = csv.writer(file)
+        rows.writerow(["key", "uri", "label"])
+        rows.writerows([*[folder / "in" / name] * 2, name.split("/")[0]] for name in images)
+    assert extracting.extract(folder / "in.csv", folder / "run", "--max_failure_rate", "1") == 0
     return folder / "run"
 
 
