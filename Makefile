@@ -63,7 +63,7 @@ production-check: $(INSTALLED) ## each job from requirements.lock and the wheel 
 
 image-check: ## build the Dockerfile's CPU stages without a daemon, and work images in them
 	@echo "==> images"
-	deploy/image/check.sh
+	deploy/image/check.sh worker rootless dataflow
 
 lint: $(INSTALLED) ## ruff (rules, format), mypy (types), import-linter (order of the packages), hadolint (Dockerfile)
 	@echo "==> ruff check"

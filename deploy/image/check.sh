@@ -7,6 +7,7 @@
 # is to be had nowhere else, so that the launcher of the stage `dataflow` is an empty file.
 #
 # The package registry and its certificate come from pip's own settings, and from PIP_CERT and SSL_CERT_FILE.
+# Usage: deploy/image/check.sh [STAGE...]: worker (the default), rootless, dataflow.
 # Exit code: 0 all holds, 1 something does not, 77 this machine cannot build images (the last line says why).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -184,13 +185,22 @@ check_pool() { # STAGE: a launcher in one container, its units worked by the wor
     echo "extract through the pool: 24 of 24 images"
 }
 
-build worker
-check_stage worker 0
-check_pool worker
-build rootless
-check_stage rootless 10001
-build dataflow
-check_stage dataflow 0
-inside test -x /opt/google/dataflow/python_template_launcher || fail "the stage dataflow has no template launcher"
-inside python -m py_compile /opt/imagebeam/extract.py || fail "the template's program cannot be compiled"
-say "every CPU stage is built and runs"
+for stage in "${@:-worker}"; do
+    build "$stage"
+    case $stage in
+        worker)
+            check_stage worker 0
+            check_pool worker
+            ;;
+        rootless)
+            check_stage rootless 10001
+            ;;
+        dataflow)
+            check_stage dataflow 0
+            inside test -x /opt/google/dataflow/python_template_launcher || fail "the stage dataflow has no template launcher"
+            inside python -m py_compile /opt/imagebeam/extract.py || fail "the template's program cannot be compiled"
+            ;;
+        *) fail "no such stage: $stage" ;;
+    esac
+done
+say "built and run: ${*:-worker}"
