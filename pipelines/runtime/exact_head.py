@@ -57,6 +57,8 @@ def _obstacle(lesson: Lesson, head: HeadOptions, options: FitOptions, search: Se
                 return f"--{field.name} {text}"
     if lesson.multi_label:
         return "--multi_label"
+    if np.count_nonzero(lesson.counts) < 2:
+        return "training rows of one class"
     sources = lesson.sources
     if not isinstance(sources.train, MatrixSource) or not isinstance(sources.validation, MatrixSource | None):
         return f"{sources.train.rows:,} training rows, more than --max_memory_mb holds"

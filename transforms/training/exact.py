@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -102,7 +102,7 @@ def solve(
         seed: of the folds.
     """
     if held_out is None:
-        parts = list(_folds(targets, images, seed))
+        parts = cut_folds(targets, images, FOLDS, seed)
     else:
         parts = [(np.flatnonzero(~held_out), np.flatnonzero(held_out))]
     found: list[Candidate] = []
@@ -129,19 +129,28 @@ def _threads(vectors: np.ndarray, at_once: int) -> int | None:
     return None if at_once == 1 and vectors.size >= _WORTH_THREADS else 1
 
 
-def _folds(targets: np.ndarray, images: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows to train on, rows left out), `FOLDS` times or as often as there are images; equal images stay together."""
-    folds = min(FOLDS, len(np.unique(images)))
-    if folds < 2:
-        everything = np.arange(len(targets))
-        yield everything, everything
-        return
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # fewer rows than folds
-        for train, rest in splitter.split(targets, targets, images):
-            if len(np.unique(targets[train])) > 1 and len(rest):
-                yield train, rest
+def cut_folds(targets: np.ndarray, images: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(rows to train on, rows left out) of each fold, stratified by class.
+
+    There are fewer folds where there are fewer images, or where no class has as many rows. Where no fold leaves two
+    classes to train on, all rows are both trained on and left out.
+
+    Args:
+        targets: class numbers, int [n].
+        images: a number for each row's image or group [n]: equal ones are left out together.
+        folds: how many at most.
+        seed: of the cut.
+    """
+    folds = min(folds, len(np.unique(images)), int(np.bincount(targets).max()))
+    found = []
+    if folds >= 2:
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # fewer rows than folds
+            found = list(splitter.split(targets, targets, images))
+    usable = [(train, rest) for train, rest in found if len(np.unique(targets[train])) > 1 and len(rest)]
+    everything = np.arange(len(targets))
+    return usable or [(everything, everything)]
 
 
 @dataclass(frozen=True)

@@ -75,3 +75,13 @@ def test_fewer_rows_of_a_class_than_folds():
     targets[:] = 0
     targets[:2] = 1
     assert np.isfinite(solve(vectors, targets, np.arange(30), 2).best.log_loss)
+
+
+@pytest.mark.parametrize("counts", [(3, 3, 3), (2, 1), (1, 1), (4, 4), (1, 1, 7)])
+def test_classes_of_a_few_rows_each(counts):
+    """scikit-learn refuses more folds than every class has rows, and a fold that leaves one class to train on."""
+    targets = np.repeat(np.arange(len(counts)), counts)
+    vectors, _ = rows(len(targets))
+    solution = solve(vectors, targets, np.arange(len(targets)), len(counts))
+    assert np.isfinite(solution.kernel).all()
+    assert np.isfinite(solution.best.log_loss)
