@@ -82,23 +82,26 @@ def run(options: CompareOptions) -> list[Compared]:
 
     import numpy as np
 
-    from transforms.training.compare import common_rows, cut_folds, keep_measurable, nearest_neighbours, probe
+    from transforms.training.compare import common_rows, nearest_neighbours, probe
+    from transforms.training.exact import cut_folds
 
-    tables = [_read_names(embeddings, options.label_column) for embeddings in sets]
-    rows = common_rows([digests for digests, _ in tables], options.max_rows, options.seed)
-    labels = np.array([tables[0][1][row] for row in rows[0]], object)
-    known = np.array([label is not None for label in labels], bool)
-    classes, targets = np.unique(labels[known].astype(str), return_inverse=True)
-    kept = np.flatnonzero(known)[keep_measurable(targets)] if len(targets) else np.array([], int)
-    if len(kept) < options.folds or len(np.unique(labels[kept].astype(str))) < 2:
+    for embeddings in sets:
+        _check_label_column(embeddings, options.label_column)
+    labels = np.array(_read_column(sets[0], options.label_column), object)
+    rows = common_rows([_read_column(embeddings, "sha256") for embeddings in sets], options.max_rows, options.seed)
+    names = labels[rows[0]]
+    known = np.flatnonzero([name is not None for name in names])
+    _, numbers, counts = np.unique(names[known].astype(str), return_inverse=True, return_counts=True)
+    kept = known[counts[numbers] >= 2]  # Of a class with one row, nothing can be left out and learned.
+    classes, targets = np.unique(names[kept].astype(str), return_inverse=True)
+    if len(kept) < options.folds or len(classes) < 2:
         raise ImagebeamError(
-            f"The outputs have {len(rows[0]):,} images in common, {len(kept):,} of them with a label that another has "
+            f"The outputs have {len(names):,} images in common, {len(kept):,} of them with a label that another has "
             f"too; at least {options.folds} of two classes are needed. Received: {', '.join(options.outputs)}. Extract "
             "the same images for each."
         )
-    classes, targets = np.unique(labels[kept].astype(str), return_inverse=True)
     say(f"Comparing {len(sets)} embeddings on {len(kept):,} images of {len(classes):,} classes, {options.folds} folds")
-    folds = cut_folds(targets, options.folds, options.seed)
+    folds = cut_folds(targets, np.arange(len(targets)), options.folds, options.seed)
     found = []
     for embeddings, own_rows in zip(sets, rows, strict=True):
         name = f"{embeddings.folders[0]} {embeddings.column}"
@@ -110,17 +113,16 @@ def run(options: CompareOptions) -> list[Compared]:
     return sorted(found, key=lambda compared: -compared.linear_probe.accuracy)
 
 
-def _read_names(embeddings: EmbeddingSet, label_column: str) -> tuple[list[str], list[Any]]:
-    """Digests and labels of all rows, in order."""
-    if label_column not in embeddings.schema.names:
+def _check_label_column(embeddings: EmbeddingSet, column: str) -> None:
+    if column not in embeddings.schema.names:
         known = ", ".join(embeddings.schema.names)
-        raise ImagebeamError(f"There is no such column. Received: --label_column {label_column!r}. Known are {known}.")
-    digests: list[str] = []
-    labels: list[Any] = []
-    for _, table in embeddings.read(embeddings.groups, ["sha256", label_column]):
-        digests += table["sha256"].to_pylist()
-        labels += table[label_column].to_pylist()
-    return digests, labels
+        raise ImagebeamError(f"There is no such column. Received: --label_column {column!r}. Known are {known}.")
+
+
+def _read_column(embeddings: EmbeddingSet, column: str) -> list[Any]:
+    """A column of all rows, in order."""
+    tables = embeddings.read(embeddings.groups, [column])
+    return [value for _, table in tables for value in table[column].to_pylist()]
 
 
 def _read_vectors(embeddings: EmbeddingSet, rows: np.ndarray) -> np.ndarray:
@@ -146,18 +148,21 @@ def describe(found: Sequence[Compared]) -> list[dict[str, Any]]:
             "dimension": compared.dimension,
             "fingerprint": compared.fingerprint,
             "images": len(compared.linear_probe.right),
-            **{
-                method: {
-                    "accuracy": getattr(compared, method).accuracy,
-                    "interval_95": getattr(compared, method).interval,
-                    "difference": getattr(compared, method).difference(getattr(best, method))[0],
-                    "difference_interval_95": getattr(compared, method).difference(getattr(best, method))[1:],
-                }
-                for method in ("linear_probe", "neighbours")
-            },
+            "linear_probe": _describe(compared.linear_probe, best.linear_probe),
+            "neighbours": _describe(compared.neighbours, best.neighbours),
         }
         for compared in found
     ]
+
+
+def _describe(answers: Answers, best: Answers) -> dict[str, Any]:
+    difference, low, high = answers.difference(best)
+    return {
+        "accuracy": answers.accuracy,
+        "interval_95": answers.interval,
+        "difference": difference,
+        "difference_interval_95": (low, high),
+    }
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:

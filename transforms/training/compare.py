@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
+from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 
@@ -51,36 +51,34 @@ class Answers:
         return mean, mean - half, mean + half
 
 
-def cut_folds(targets: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(rows to train on, rows left out) of each fold, stratified by class.
-
-    Args:
-        targets: class numbers, int [n]; every class has at least two rows.
-        folds: how many.
-        seed: of the cut.
-    """
-    rows = np.arange(len(targets))
-    folds = min(folds, int(np.bincount(targets).max()))
-    return list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(rows, targets, rows))
+Folds = Sequence[tuple[np.ndarray, np.ndarray]]
+"""(rows to train on, rows left out) of each, as `exact.cut_folds` gives them."""
 
 
-def probe(
-    vectors: np.ndarray, targets: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]], seed: int
-) -> Answers:
+def probe(vectors: np.ndarray, targets: np.ndarray, folds: Folds, seed: int) -> Answers:
     """Softmax regression as `imagebeam train` solves it, its penalty chosen within each fold's training rows.
 
     Args:
         vectors: float32 [n, dimension].
         targets: class numbers, int [n].
-        folds: as `cut_folds` gives them.
+        folds: of the rows.
         seed: of the choice's cut.
     """
-    right = np.zeros(len(targets), bool)
     classes = int(targets.max()) + 1
-    for train, rest in folds:
+
+    def predict(train: np.ndarray, rest: np.ndarray) -> np.ndarray:
         held_out = _choosing_rows(targets[train], seed)
         solution = solve(vectors[train], targets[train], np.arange(len(train)), classes, held_out=held_out, seed=seed)
-        right[rest] = _predict(solution, vectors[rest]) == targets[rest]
+        return _predict(solution, vectors[rest])
+
+    return _left_out(targets, folds, predict)
+
+
+def _left_out(targets: np.ndarray, folds: Folds, predict: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Answers:
+    """Compare with `targets` what `predict`, given rows to train on and rows left out, says of the latter."""
+    right = np.zeros(len(targets), bool)
+    for train, rest in folds:
+        right[rest] = predict(train, rest) == targets[rest]
     return Answers(right)
 
 
@@ -103,23 +101,22 @@ def _predict(solution: Solution, vectors: np.ndarray) -> np.ndarray:
     return np.asarray(logits.argmax(axis=1))
 
 
-def nearest_neighbours(
-    vectors: np.ndarray, targets: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]], neighbours: int
-) -> Answers:
+def nearest_neighbours(vectors: np.ndarray, targets: np.ndarray, folds: Folds, neighbours: int) -> Answers:
     """The vote of the rows nearest by cosine, nearer ones weighing more; nothing is trained.
 
     Args:
         vectors: float32 [n, dimension].
         targets: class numbers, int [n].
-        folds: as `cut_folds` gives them.
+        folds: of the rows.
         neighbours: how many vote, at most.
     """
-    right = np.zeros(len(targets), bool)
     unit = normalize(vectors)
-    for train, rest in folds:
+
+    def predict(train: np.ndarray, rest: np.ndarray) -> np.ndarray:
         voters = KNeighborsClassifier(min(neighbours, len(train)), weights="distance")  # Euclidean, of unit vectors
-        right[rest] = voters.fit(unit[train], targets[train]).predict(unit[rest]) == targets[rest]
-    return Answers(right)
+        return np.asarray(voters.fit(unit[train], targets[train]).predict(unit[rest]))
+
+    return _left_out(targets, folds, predict)
 
 
 def common_rows(digests: Sequence[Sequence[str]], max_rows: int, seed: int) -> list[np.ndarray]:
@@ -130,14 +127,9 @@ def common_rows(digests: Sequence[Sequence[str]], max_rows: int, seed: int) -> l
         max_rows: how many to take at most, drawn by `seed`.
         seed: of the draw.
     """
-    first_rows = [dict(reversed([(digest, row) for row, digest in enumerate(rows)])) for rows in digests]
+    first_rows = [{digest: len(rows) - row for row, digest in enumerate(reversed(rows), 1)} for rows in digests]
     shared = sorted(set(first_rows[0]).intersection(*first_rows[1:]))
     if len(shared) > max_rows:
         chosen = np.random.default_rng(seed).permutation(len(shared))[:max_rows]
         shared = [shared[number] for number in sorted(chosen)]
     return [np.array([rows[digest] for digest in shared], np.int64) for rows in first_rows]
-
-
-def keep_measurable(targets: np.ndarray) -> np.ndarray:
-    """Rows whose class has two rows or more: of the others nothing can be left out and learned; bool [n]."""
-    return np.asarray(np.bincount(targets)[targets] >= 2)
