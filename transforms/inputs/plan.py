@@ -69,7 +69,6 @@ def plan(
     rows_per_unit: int,
     left_out: Counter[str] | None = None,
     *,
-    follow_links: bool = False,
     options: ReadOptions = _DEFAULTS,
 ) -> Iterator[Shard | ShardGroup | WorkUnit]:
     """What is to be done, streamed: work units of image files, and shards and manifests still to be cut.
@@ -77,7 +76,6 @@ def plan(
     Raises:
         ImagebeamError: as `list_inputs` does.
     """
-    options = dataclasses.replace(options, follow_links=options.follow_links or follow_links)
     return _gather_files(
         list_inputs(patterns, input_format, left_out, follow_links=options.follow_links), rows_per_unit, options
     )
@@ -89,7 +87,6 @@ def plan_in_parts(
     rows_per_unit: int,
     left_out: Counter[str] | None = None,
     *,
-    follow_links: bool = False,
     options: ReadOptions = _DEFAULTS,
 ) -> Iterator[Shard | ShardGroup | WorkUnit | ListingPart]:
     """`plan`, of a long listing of images its beginning alone: the rest is left to others, a `ListingPart` each.
@@ -100,7 +97,6 @@ def plan_in_parts(
         ImagebeamError: as `list_inputs` does.
         OSError: if a folder cannot be listed.
     """
-    options = dataclasses.replace(options, follow_links=options.follow_links or follow_links)
     inputs = list_inputs(patterns, input_format, left_out, follow_links=options.follow_links)
     images = 0
 
@@ -117,13 +113,13 @@ def plan_in_parts(
 
 
 def plan_part(
-    part: ListingPart, rows_per_unit: int, left_out: Counter[str] | None = None, options: ReadOptions | None = None
+    part: ListingPart, rows_per_unit: int, left_out: Counter[str] | None = None, options: ReadOptions = _DEFAULTS
 ) -> Iterator[Shard | ShardGroup | WorkUnit]:
     """`plan` of a part of the listing."""
     return _gather_files(
         list_inputs(part.patterns, part.input_format, left_out, part.within, follow_links=part.follow_links),
         rows_per_unit,
-        options or ReadOptions(),
+        options,
     )
 
 

@@ -124,7 +124,7 @@ def read_images(
 def _records(
     patterns: Sequence[str], input_format: InputFormat | None, read: ReadOptions
 ) -> Iterator[Record | Failure]:
-    for item in plan(patterns, input_format, _ROWS_PER_UNIT, follow_links=read.follow_links):
+    for item in plan(patterns, input_format, _ROWS_PER_UNIT, options=read):
         for unit in cut_shard(item, _ROWS_PER_UNIT, read):
             if isinstance(unit, WorkUnit):
                 yield from read_records(unit, read)

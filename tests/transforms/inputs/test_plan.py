@@ -103,7 +103,7 @@ def test_links_that_leave_a_folder_are_counted_and_followed_when_asked(tmp_path)
         assert names == ["a.jpg", "gone.jpg", "inside.jpg", "sub/b.jpg"]
         assert list(left_out.values()) == [2]
         assert "--follow_links" in str(left_out)
-    (unit,) = plan([str(tmp_path / "in")], None, 10, follow_links=True)
+    (unit,) = plan([str(tmp_path / "in")], None, 10, options=ReadOptions(follow_links=True))
     assert unit.count == 6
     (unit,) = plan([str(tmp_path / "in" / "*.jpg")], None, 10)
     assert unit.count == 4
