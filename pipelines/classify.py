@@ -16,6 +16,7 @@ from pipelines.common.flags import JobParser, parse
 from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments, complete
 from pipelines.options.extraction import InputOptions, OutputOptions, image_options, kept_name
 from transforms.core.errors import ImagebeamError
+from transforms.core.text import first_few
 
 if TYPE_CHECKING:
     from pipelines.runtime.launch import Result
@@ -138,11 +139,8 @@ def run(options: ClassifyOptions) -> Result:
     options = dataclasses.replace(options, beam_args=beam_args)
     classifier = open_classifier(options.label.classifier)
     if options.input is None:
-        result = _label_vectors(options, classifier)
-    else:
-        result = _label_images(options, options.input, classifier)
-    _measure(result, options.output.output, classifier)
-    return result
+        return _label_vectors(options, classifier)
+    return _label_images(options, options.input, classifier)
 
 
 def _label_images(options: ClassifyOptions, images: InputOptions, classifier: TrainedClassifier) -> Result:
@@ -154,12 +152,10 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
     described = _Described(source.describe(), classifier, options.label)
     prepare.refuse_output(options.output, described, PREDICTIONS)
 
-    import apache_beam as beam  # takes seconds, which an error above does not wait for
-
+    # Beam takes seconds to import, which an error above does not wait for.
     from pipelines.runtime import launch
     from transforms.classify.staged import stage_classifier
     from transforms.embed.units import EmbedOptions, EmbedUnits
-    from transforms.inputs.plan_units import PlanUnits
     from transforms.runs.part_files import PartOptions
 
     pipeline = launch.open_pipeline(options.beam_args)
@@ -177,15 +173,9 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
             retry_failed=options.output.retry_failed,
             generation=folder.generation,
         )
-        with launch.running(folder, staged, pipeline, options.output) as run:
-            _ = (
-                run.pipeline
-                | "Patterns" >> beam.Create([source.patterns])
-                | "Plan units" >> PlanUnits(source.input_format, options.output.rows_per_unit, source.read, folder.cuts)
-                | "Label units" >> label_units
-                | "Finish" >> launch.Finish(run)
-            )
-        return launch.finish(run)
+        result = launch.work_images(source, label_units, "Label units", folder, staged, pipeline, options.output)
+        _measure(result, folder.output, classifier)
+    return result
 
 
 def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> Result:
@@ -208,6 +198,7 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
     )
     classifier.check(embeddings.spec, ", ".join(embeddings.folders))
     described = _Described({"embeddings": list(embeddings.folders)}, classifier, options.label)
+    prepare.refuse_output(options.output, described, PREDICTIONS)
     with prepare.claim_output(options.output, described, PREDICTIONS) as folder:
         staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=False)
         part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, kept_columns(embeddings))
@@ -221,7 +212,9 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
                 | "Label units" >> label_units
                 | "Finish" >> launch.Finish(run)
             )
-        return launch.finish(run)
+        result = launch.finish(run)
+        _measure(result, folder.output, classifier)
+    return result
 
 
 @dataclass(frozen=True)
@@ -258,7 +251,6 @@ def _measure(result: Result, output: str, classifier: TrainedClassifier) -> None
 
     if classifier.multi_label or not result.totals.embedded:
         return
-    output = storage.absolute(output)
     parts = json.loads(storage.read_bytes(storage.join(output, MANIFEST_FILE)))["parts"]
     metrics = measure(count_outcomes(storage.join(output, part["path"]) for part in parts), classifier.labels)
     uri = storage.join(output, ResultFile.METRICS)
@@ -282,8 +274,8 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"]},
     )
     if unknown := metrics["unknown_labels"]:
-        named = ", ".join(list(unknown)[:5]) + (", ..." if len(unknown) > 5 else "")
-        say(f"WARNING: {sum(unknown.values()):,} images have labels that the classifier does not know: {named}")
+        count, names = sum(unknown.values()), first_few(list(unknown))
+        say(f"WARNING: {count:,} images have labels that the classifier does not know: {names}")
     scores = [(name, score) for name, score in metrics["per_class"].items() if score["support"]]
     scores.sort(key=lambda entry: entry[1]["f1"])
     for name, score in scores[:_ROWS_SHOWN]:

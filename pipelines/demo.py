@@ -93,11 +93,20 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def next_commands(folder: Path) -> list[list[str]]:
     """What to type after the demo: label its digits with the classifier, and look at images of one's own."""
     labels = ["--classifier", f"{folder}/classifier", "--output", f"{folder}/labels"]
+    imagebeam = _command()
     return [
-        ["imagebeam", "classify", "--input", f"{folder}/shards/*.tar", *labels],
-        ["imagebeam", "plan", "--input", "YOUR_IMAGES"],
-        ["imagebeam", "extract", "--input", "YOUR_IMAGES", "--output", "out/embeddings"],
+        [imagebeam, "classify", "--input", f"{folder}/shards/*.tar", *labels],
+        [imagebeam, "plan", "--input", "YOUR_IMAGES"],
+        [imagebeam, "extract", "--input", "YOUR_IMAGES", "--output", "out/embeddings"],
     ]
+
+
+def _command() -> str:
+    """What starts this very installation in the shell that started the demo: `make` puts nothing on its path."""
+    installed = Path(sys.executable).with_name("imagebeam")
+    if shutil.which("imagebeam") in (None, str(installed)) and str(installed.parent) in os.get_exec_path():
+        return "imagebeam"
+    return os.path.relpath(installed) if installed.is_relative_to(Path.cwd()) else str(installed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -63,11 +63,9 @@ def run(options: ExtractOptions) -> Result:
     source = prepare.open_input(options.input)
     prepare.refuse_output(options.output, source)
 
-    import apache_beam as beam  # takes seconds, which an error above does not wait for
-
+    # Beam takes seconds to import, which an error above does not wait for.
     from pipelines.runtime import launch
     from transforms.embed.units import EmbedOptions, EmbedUnits
-    from transforms.inputs.plan_units import PlanUnits
     from transforms.runs.part_files import PartOptions
 
     pipeline = launch.open_pipeline(beam_args)
@@ -84,15 +82,7 @@ def run(options: ExtractOptions) -> Result:
             retry_failed=options.output.retry_failed,
             generation=folder.generation,
         )
-        with launch.running(folder, staged, pipeline, options.output) as run:
-            _ = (
-                run.pipeline
-                | "Patterns" >> beam.Create([source.patterns])
-                | "Plan units" >> PlanUnits(source.input_format, options.output.rows_per_unit, source.read, folder.cuts)
-                | "Embed units" >> embed_units
-                | "Finish" >> launch.Finish(run)
-            )
-        return launch.finish(run)
+        return launch.work_images(source, embed_units, "Embed units", folder, staged, pipeline, options.output)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

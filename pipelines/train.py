@@ -204,8 +204,7 @@ def _solve(lesson: Lesson, index: RowIndex, options: TrainOptions) -> _Trained:
     head, solution = solve_head(
         lesson, index.images, options.solver, options.fit, keep_validation=measured_on_validation
     )
-    rows = len(index.rows(Split.TRAIN)) + (0 if measured_on_validation else len(index.rows(Split.VALIDATION)))
-    summary = describe_solution(solution, rows)
+    summary = describe_solution(solution)
     return _Trained(head, options, summary, penalty_curves(summary["candidates"]))
 
 

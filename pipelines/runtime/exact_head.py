@@ -117,17 +117,17 @@ def solve_head(
     head.get_layer(LOGITS).set_weights([solution.kernel, solution.bias])
     best = solution.best
     say(
-        f"Solved softmax regression on {len(numbers):,} rows: L2 penalty 1/C with C = {best.inverse_penalty:.3g}, "
+        f"Solved softmax regression on {solution.rows:,} rows: L2 penalty 1/C with C = {best.inverse_penalty:.3g}, "
         f"vector transform {best.transform}; cross-validated log loss {best.log_loss:.4f}, accuracy {best.accuracy:.4f}"
     )
     return head, solution
 
 
-def describe_solution(solution: Solution, rows: int) -> dict[str, Any]:
+def describe_solution(solution: Solution) -> dict[str, Any]:
     """A solution for metrics.json."""
     return {
         "solver": str(Solver.EXACT),
-        "rows": rows,
+        "rows": solution.rows,
         "inverse_penalty": solution.best.inverse_penalty,
         "vector_transform": str(solution.best.transform),
         "candidates": [dataclasses.asdict(candidate) for candidate in solution.candidates],

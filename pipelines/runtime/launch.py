@@ -16,11 +16,13 @@ from apache_beam.runners.runner import PipelineState
 from pipelines.common.console import ProgressBar, say
 from pipelines.common.log import add_totals
 from pipelines.options.extraction import OutputOptions
-from pipelines.runtime.prepare import RunFolder, read_run
+from pipelines.runtime.prepare import RunFolder, Source, read_run
 from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.labels import LabelCount
 from transforms.core.progress import PROGRESS
+from transforms.embed.units import EmbedUnits
+from transforms.inputs.plan_units import PlanUnits
 from transforms.inputs.types import Note
 from transforms.runs import lease, manifest, part_files
 from transforms.runs.manifest import ModelFacts, Settled, Times, Totals, UnitReport
@@ -181,6 +183,40 @@ def _delete_reports(run: Run) -> None:
     """This run's, and what others left that were killed at their end long ago."""
     storage.delete_folder(run.reports)
     delete_reports(run.folder.output, older_than=_FORGOTTEN_SECONDS)
+
+
+def work_images(
+    source: Source,
+    units: EmbedUnits,
+    label: str,
+    folder: RunFolder,
+    staged: ModelFacts,
+    pipeline: beam.Pipeline,
+    options: OutputOptions,
+) -> Result:
+    """Plan the units of an input, work each, and finish the run.
+
+    Args:
+        source: the input.
+        units: what is done to a unit.
+        label: of that step.
+        folder: of the run.
+        staged: the model.
+        pipeline: as `open_pipeline` gives it.
+        options: units, and what a run must not fail.
+
+    Raises:
+        JobError: as `running` and `finish`.
+    """
+    with running(folder, staged, pipeline, options) as run:
+        _ = (
+            run.pipeline
+            | "Patterns" >> beam.Create([source.patterns])
+            | "Plan units" >> PlanUnits(source.input_format, options.rows_per_unit, source.read, folder.cuts)
+            | label >> units
+            | "Finish" >> Finish(run)
+        )
+    return finish(run)
 
 
 def finish(run: Run) -> Result:

@@ -133,6 +133,9 @@ def claim_output(options: OutputOptions, source: Described, parts: str = part_fi
     Nothing that was committed is removed: with --overwrite a new generation of parts begins, which takes the place of
     the old one as it is committed.
 
+    The checks are those of `refuse_output`, which comes first: a folder that is refused is not written to. They are
+    made again once the folder is held, since another launcher may have been at work in between.
+
     Args:
         options: which folder, and how rows are stored.
         source: what is read.
@@ -144,7 +147,7 @@ def claim_output(options: OutputOptions, source: Described, parts: str = part_fi
     """
     with contextlib.ExitStack() as stack:
         with _usable(options):
-            stack.enter_context(lease.hold(check_output(options, source, parts).output))
+            stack.enter_context(lease.hold(storage.absolute(options.output)))
         yield prepare_output(options, source, parts)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.classify.ranking import most_probable
+from transforms.classify.ranking import rank, top_columns
 from transforms.plots import training
 from transforms.runs.part_files import FINGERPRINT_KEY
 from transforms.training import metrics
@@ -78,7 +78,7 @@ def evaluate(
                 flat = pa.array(probabilities.ravel())
                 rows["probabilities"] = pa.FixedSizeListArray.from_arrays(flat, len(index.classes))
             else:
-                rows |= most_probable(probabilities, index.classes, TOP_K)[2]
+                rows |= top_columns(*rank(probabilities), index.classes, TOP_K)
             columns = {"key": table.column("key"), "uri": table.column("uri"), **rows}
             writer.write_table(pa.table(columns, schema=schema))
     truth = np.concatenate(truths)

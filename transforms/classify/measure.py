@@ -11,9 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from transforms import storage
-from transforms.training.metrics import wilson_interval
+from transforms.training.metrics import per_class_scores, wilson_interval
 
 _COUNTED = ("label", "predicted")
+
+_NOTHING = ""
+"""Stands for a prediction that was not made; no label is empty."""
 
 
 @dataclass(frozen=True)
@@ -62,40 +65,28 @@ def measure(outcomes: Outcomes, classes: Sequence[str]) -> dict[str, Any] | None
         know), accuracy of the rows not abstained on with its 95 % interval (null where all are), macro_f1 (over the
         labels that occur), and precision, recall, F1 and support per class; a row abstained on is missed, not mistaken.
     """
-    known = set(classes)
-    if not any(label in known for label, _ in outcomes.pairs):
+    from sklearn.metrics import precision_recall_fscore_support
+
+    if not any(label in classes for label, _ in outcomes.pairs):
         return None
-    total, answered, right = 0, 0, 0
     support: Counter[str] = Counter()
-    predicted: Counter[str] = Counter()
-    hits: Counter[str] = Counter()
-    for (label, guess), rows in outcomes.pairs.items():
-        total += rows
+    for (label, _), rows in outcomes.pairs.items():
         support[label] += rows
-        if guess is None:
-            continue
-        answered += rows
-        predicted[guess] += rows
-        if label == guess:
-            right += rows
-            hits[label] += rows
-    per_class = {name: _scores(hits[name], predicted[name], support[name]) for name in sorted(known | support.keys())}
+    names = sorted({*classes, *support})
+    truths = [label for label, _ in outcomes.pairs]
+    guesses = [guess or _NOTHING for _, guess in outcomes.pairs]
+    weights = list(outcomes.pairs.values())
+    scores = precision_recall_fscore_support(truths, guesses, labels=names, sample_weight=weights, zero_division=0.0)
+    per_class = per_class_scores(names, scores)
+    answered = sum(rows for (_, guess), rows in outcomes.pairs.items() if guess is not None)
+    right = sum(rows for (label, guess), rows in outcomes.pairs.items() if guess == label)
     return {
-        "rows": total,
+        "rows": support.total(),
         "unlabeled": outcomes.unlabeled,
-        "abstained": total - answered,
-        "unknown_labels": {name: support[name] for name in sorted(support.keys() - known)},
+        "abstained": support.total() - answered,
+        "unknown_labels": {name: support[name] for name in names if name not in classes},
         "accuracy": right / answered if answered else None,
         "accuracy_interval_95": wilson_interval(right, answered) if answered else None,
         "macro_f1": float(np.mean([per_class[name]["f1"] for name in support])),
         "per_class": per_class,
-    }
-
-
-def _scores(hits: int, predicted: int, support: int) -> dict[str, Any]:
-    return {
-        "precision": hits / predicted if predicted else 0.0,
-        "recall": hits / support if support else 0.0,
-        "f1": 2 * hits / (predicted + support) if predicted + support else 0.0,
-        "support": support,
     }

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
-from transforms.classify.ranking import most_probable
+from transforms.classify.ranking import rank, top_columns
 from transforms.classify.staged import EMBEDDING, PROBABILITIES, Classifier, StagedClassifier
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Row
@@ -69,7 +69,7 @@ class PredictionLayout:
         probabilities = (
             np.stack([row.vectors[PROBABILITIES] for row in rows]) if rows else np.empty((0, len(self.labels)))
         ).astype(np.float32)
-        order, ranked, top = most_probable(probabilities, self.labels, self.top_k)
+        order, ranked = rank(probabilities)
         names = np.asarray(self.labels, object)
         if self.multi_label:
             found = [names[places[values >= self.threshold]] for places, values in zip(order, ranked, strict=True)]
@@ -83,7 +83,7 @@ class PredictionLayout:
             "label": table["label"],
             "predicted": predicted,
             "probability": pa.array(ranked[:, 0], pa.float32()),
-            **top,
+            **top_columns(order, ranked, self.labels, self.top_k),
         }
         columns |= {name: table[name] for name in table.column_names if name not in columns}
         return pa.table(columns)

@@ -22,6 +22,11 @@ class LabelFrom(enum.StrEnum):
     LAST_FOLDER = "last_folder"
     NONE = "none"
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether a folder's name is the label, whatever the columns say."""
+        return self in (LabelFrom.FIRST_FOLDER, LabelFrom.LAST_FOLDER)
+
 
 class EmbeddingType(enum.StrEnum):
     """The Arrow type of an embedding column; LIST is for readers that know no fixed-size lists."""

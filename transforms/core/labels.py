@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from transforms.core.text import first_few
+
 CLASSES_KEPT = 1_000
 """Classes whose names are kept, the first by name; whether there are more is kept too."""
-
-_CLASSES_SHOWN = 5
 
 _NAME_CHARACTERS = 40
 
@@ -52,11 +52,10 @@ class LabelCount:
         if not self.labelled:
             return "labels: no row has one (see --label_column and --label_from)"
         number = f"{'more than ' if self.has_more else ''}{len(self.classes):,}"
-        names = ", ".join(_shortened(name) for name in self.classes[:_CLASSES_SHOWN])
-        more = ", ..." if len(self.classes) > _CLASSES_SHOWN else ""
+        names = first_few([_shortened(name) for name in self.classes])
         rows = "all" if self.labelled == self.rows else f"{self.labelled:,} of {self.rows:,}"
         noun = "class" if number == "1" else "classes"
-        return f"labels: {rows} rows have one, {number} {noun}: {names}{more}"
+        return f"labels: {rows} rows have one, {number} {noun}: {names}"
 
 
 def _shortened(name: str) -> str:

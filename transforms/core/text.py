@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 MESSAGE_CHARACTERS = 2_000
 """Of a failure's message at most: an input may put a megabyte into one."""
@@ -31,6 +32,11 @@ def printable(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
     if shown.isascii() and shown.isprintable():
         return shown
     return "".join(map(_character, shown))
+
+
+def first_few(names: Sequence[str], shown: int = 5) -> str:
+    """Names with commas between them, and dots for those beyond the first `shown`."""
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
 
 
 def _character(character: str) -> str:

@@ -13,13 +13,12 @@ import apache_beam as beam
 import numpy as np
 
 from transforms.core.batching import batch_by_shape, decode_pool, map_ahead
-from transforms.core.spec import EmbedderSpec
 from transforms.core.types import Failure, Image, Record, Row, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
 from transforms.inputs.image_files import read_file
 from transforms.inputs.read import open_records
 from transforms.inputs.types import MAX_RECORD_BYTES, ReadOptions, RecordRef, WorkUnit
-from transforms.runs.commit_units import CommitUnits, PartLayout, UnitModel, UnitResult, count_batch
+from transforms.runs.commit_units import CommitUnits, PartLayout, UnitModel, UnitModelSource, UnitResult, count_batch
 
 Batch = list["Decoded"]
 
@@ -44,16 +43,8 @@ class ModelSource(Protocol):
         """Load it; called once a process."""
 
 
-class UnitModelSource(ModelSource, Protocol):
+class ImageModelSource(ModelSource, UnitModelSource, Protocol):
     """A `ModelSource` that knows what the model will say of itself."""
-
-    @property
-    def spec(self) -> EmbedderSpec:
-        """Of the model."""
-
-    @property
-    def dimensions(self) -> dict[str, int]:
-        """Column name -> vector length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +238,7 @@ class EmbedUnits(beam.PTransform):  # type: ignore[misc]
         generation: of the run; a part of another one is not committed.
     """
 
-    model: UnitModelSource
+    model: ImageModelSource
     output: str
     read: ReadOptions
     embed: EmbedOptions

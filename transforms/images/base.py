@@ -11,15 +11,13 @@ from transforms.images.errors import ImageError
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a decoder may spend, and what it lets pass.
+    """What a decoder may spend.
 
     Attributes:
         max_pixels: images of more pixels are refused, and so is whatever would allocate as much on the way to fewer.
-        accept_truncated: whether a JPEG whose data stops early gives an image, grey where there is no data.
     """
 
     max_pixels: int
-    accept_truncated: bool = False
 
     def check(self, width: int, height: int, what: str = "The image") -> None:
         """Refuse a size in pixels that is beyond the limit.

@@ -76,7 +76,7 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     if header.precision == 12:
         image = image_from_samples(scale_to_8_bits(imagecodecs.jpeg8_decode(data), 4095))
     else:
-        image = _to_rgb(_decode_whole(data, header, limits), header)
+        image = _to_rgb(_decode_whole(data, header), header)
     upright = turn_upright(image, read_orientation(header.exif, header.xmp))
     return Decoded(upright, header.width, header.height, header.icc_profile)
 
@@ -112,11 +112,11 @@ def _to_rgb(pixels: np.ndarray | PIL.Image.Image, header: _Header) -> PIL.Image.
     return PIL.Image.fromarray(255 - pixels if header.adobe else pixels, "CMYK").convert("RGB")
 
 
-def _decode_whole(data: bytes, header: _Header, limits: Limits) -> np.ndarray | PIL.Image.Image:
+def _decode_whole(data: bytes, header: _Header) -> np.ndarray | PIL.Image.Image:
     """uint8 samples [height, width, components], or Pillow's image for subsampling that simplejpeg does not know.
 
     Raises:
-        ImageError: for data that stops early or is damaged, unless it is accepted.
+        ImageError: for data that stops early or is damaged.
     """
     space = _SPACES[header.components]
     try:
@@ -126,21 +126,22 @@ def _decode_whole(data: bytes, header: _Header, limits: Limits) -> np.ndarray | 
         warning = str(error)
         if "subsampling" in warning:
             return load(JpegImageFile, data)
-        pixels = simplejpeg.decode_jpeg(_tidy(data, header), space, strict=False)
-        warning = _judge(data, header, space)
+        tidy = _tidy(data, header)
+        pixels = simplejpeg.decode_jpeg(tidy, space, strict=False)
+        warning = _judge(tidy, space)
     if warning is None and _has_several_scans(data, header) and not _scans_are_complete(data, header):
         warning = "Premature end: the last scans are missing"
-    if warning is None or limits.accept_truncated:
+    if warning is None:
         return pixels
     if _STOPS_EARLY.search(warning):
         raise ImageError("truncated", f"The JPEG's data stops before the last row; libjpeg warns: {warning}.")
     raise ImageError("undecodable", f"The JPEG's data is damaged; libjpeg warns: {warning}.")
 
 
-def _judge(data: bytes, header: _Header, space: str) -> str | None:
-    """What libjpeg warns of in a file without its metadata and padding and with its end marker; None if harmless."""
+def _judge(tidy: bytes, space: str) -> str | None:
+    """What libjpeg warns of in what `_tidy` gives; None if harmless."""
     try:
-        simplejpeg.decode_jpeg(_tidy(data, header), space)
+        simplejpeg.decode_jpeg(tidy, space)
     except ValueError as error:
         return None if _HARMLESS.search(str(error)) else str(error)
     return None

@@ -47,7 +47,7 @@ def decode(data: bytes, limits: Limits) -> Decoded:
             if page.compression not in _PACKED:
                 _check_embedded(page, data, limits)
             image = to_rgb(page, _one_plane(page.asarray(maxworkers=1, squeeze=False)))
-        orientation = int(page.tags.valueof(_ORIENTATION, 1)) if page.tags.valueof(_ORIENTATION) else 1
+        orientation = int(page.tags.valueof(_ORIENTATION) or 1)
         icc_profile = _ICC_PROFILE in page.tags
     return Decoded(turn_upright(image, orientation), width, height, icc_profile)
 

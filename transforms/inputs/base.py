@@ -12,7 +12,6 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 import pyarrow as pa
 
-from transforms.core.formats import LabelFrom
 from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Record, Stage
 from transforms.inputs.columns import label_and_extras
@@ -175,7 +174,7 @@ def make_record(
 
 def shard_folder(shard: Shard, options: ReadOptions) -> str | None:
     """The folder that tells the class of all records of a shard, where folders are asked for it."""
-    if options.label_from not in (LabelFrom.FIRST_FOLDER, LabelFrom.LAST_FOLDER):
+    if not options.label_from.is_folder:
         return None
     return class_folder(shard.file.uri, shard.root, options.label_from)
 

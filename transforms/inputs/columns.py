@@ -46,7 +46,7 @@ def choose_label(stored: Any, uri: str, folder: str | None, options: ReadOptions
     rule = options.label_from
     if rule == LabelFrom.NONE:
         return None
-    if rule in (LabelFrom.FIRST_FOLDER, LabelFrom.LAST_FOLDER):
+    if rule.is_folder:
         return as_label(folder)
     if stored is None:
         stored = partitions(uri).get(options.label_column)

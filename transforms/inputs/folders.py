@@ -12,7 +12,6 @@ from transforms.core.formats import LabelFrom
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 """How Hive, Spark and pyarrow name the folder of rows without a value."""
 
-
 _HIDDEN = ("_", ".")
 _SPELLED = ("_", ".", "{_", "{.", "[_")
 

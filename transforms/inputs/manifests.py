@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.core.formats import InputFormat, LabelFrom
+from transforms.core.formats import InputFormat
 from transforms.core.text import storable
 from transforms.core.types import Failure, Unread
 from transforms.inputs.base import RecordError, bounded, caught, failure
 from transforms.inputs.columns import PEEKED_RECORDS, choose_label, convert, describe, infer, label_and_extras
 from transforms.inputs.compression import inflate, is_gzip
+from transforms.inputs.discover import detect_format
 from transforms.inputs.faults import MachineError
 from transforms.inputs.folders import class_folder, partitions
 from transforms.inputs.reach import reach
@@ -197,13 +198,13 @@ def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions) -
 
 def _class(uri: str, folder: str, options: ReadOptions) -> str | None:
     """The folder that tells the class of a row's file, where folders are asked for it."""
-    if options.label_from not in (LabelFrom.FIRST_FOLDER, LabelFrom.LAST_FOLDER):
+    if not options.label_from.is_folder:
         return None
     return class_folder(uri, folder if uri.startswith(f"{folder}/") else None, options.label_from)
 
 
 def _is_parquet(uri: str) -> bool:
-    return uri.lower().endswith((".parquet", ".parq", ".pq", ".pqt"))
+    return detect_format(uri) == InputFormat.PARQUET
 
 
 def table_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Iterator[Row]:

@@ -11,6 +11,9 @@ from transforms.core.formats import InputFormat
 HEAD_BYTES = 512
 """How much of a file is looked at."""
 
+TFRECORD_HEADER = struct.Struct("<QI")
+"""A record's length, and the masked CRC-32C of that."""
+
 _MASK_DELTA = 0xA282EAD8
 
 _ARCHIVES = (
@@ -36,7 +39,7 @@ def known_format(head: bytes) -> InputFormat | None:
         return InputFormat.PARQUET
     if head[257:262] == b"ustar":
         return InputFormat.WEBDATASET
-    return InputFormat.TFRECORD if _is_tfrecord(head) else None
+    return InputFormat.TFRECORD if begins_as_tfrecord(head) else None
 
 
 def other_kind(head: bytes) -> str | None:
@@ -52,10 +55,12 @@ def other_kind(head: bytes) -> str | None:
     return None
 
 
-def _is_tfrecord(head: bytes) -> bool:
+def begins_as_tfrecord(head: bytes) -> bool:
     """Whether a length comes first and its checksum next."""
-    if len(head) < 12:
-        return False
-    crc: int = google_crc32c.value(head[:8])
-    masked = (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
-    return bool(masked == struct.unpack_from("<I", head, 8)[0])
+    return len(head) >= TFRECORD_HEADER.size and masked_crc(head[:8]) == TFRECORD_HEADER.unpack_from(head)[1]
+
+
+def masked_crc(data: bytes) -> int:
+    """CRC-32C as TFRecords store it (tensorflow/core/lib/hash/crc32c.h), so that it is none of itself."""
+    crc: int = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF

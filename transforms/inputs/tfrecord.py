@@ -12,7 +12,6 @@ import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-import google_crc32c
 import pyarrow as pa
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
@@ -31,11 +30,10 @@ from transforms.inputs.base import (
 )
 from transforms.inputs.columns import PEEKED_RECORDS, infer
 from transforms.inputs.compression import inflate, is_compressed
+from transforms.inputs.sniff import TFRECORD_HEADER, begins_as_tfrecord, masked_crc
 from transforms.inputs.types import MAX_RECORD_BYTES, ReadOptions, ShardSlice
 
-_HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
-_MASK_DELTA = 0xA282EAD8
 
 Features = dict[str, list[Any]]
 """A `tf.train.Example`: feature name -> its values, bytes, floats or ints."""
@@ -120,10 +118,9 @@ def _value(values: list[Any]) -> Any:
 
 def _open(stream: BinaryIO) -> BinaryIO:
     """The records. A header whose CRC matches proves a plain shard: a length may look like gzip's signature."""
-    head = stream.read(_HEADER.size)
+    head = stream.read(TFRECORD_HEADER.size)
     stream.seek(0)
-    plain = len(head) == _HEADER.size and _masked_crc(head[:8]) == _HEADER.unpack(head)[1]
-    return stream if plain or not is_compressed(head) else inflate(stream)
+    return stream if begins_as_tfrecord(head) or not is_compressed(head) else inflate(stream)
 
 
 def _places(stream: BinaryIO) -> Iterator[Place]:
@@ -136,7 +133,7 @@ def _places(stream: BinaryIO) -> Iterator[Place]:
     source = _open(stream)
     offset = 0
     while (length := _read_length(source)) is not None:
-        end = offset + _HEADER.size + length + _FOOTER.size
+        end = offset + TFRECORD_HEADER.size + length + _FOOTER.size
         source.seek(end - 1)
         if not source.read(1):
             raise EOFError("the shard ends inside a record")
@@ -146,14 +143,14 @@ def _places(stream: BinaryIO) -> Iterator[Place]:
 
 def _read_length(source: BinaryIO) -> int | None:
     """The length of the payload that follows; None at the end of the shard."""
-    header = source.read(_HEADER.size)
+    header = source.read(TFRECORD_HEADER.size)
     if not header:
         return None
-    if len(header) < _HEADER.size:
+    if len(header) < TFRECORD_HEADER.size:
         raise EOFError("the shard ends inside the header of a record")
     length: int
-    length, crc = _HEADER.unpack(header)
-    if _masked_crc(header[:8]) != crc:
+    length, crc = TFRECORD_HEADER.unpack(header)
+    if masked_crc(header[:8]) != crc:
         raise RecordError("corrupt", "the CRC of a record's length does not match: nothing that follows can be found")
     return length
 
@@ -169,12 +166,7 @@ def _read_payload(source: BinaryIO, limit: int) -> bytes | RecordError | None:
     payload, footer = source.read(length), source.read(_FOOTER.size)
     if len(footer) < _FOOTER.size:
         raise EOFError("the shard ends inside a record")
-    return payload if _FOOTER.unpack(footer)[0] == _masked_crc(payload) else None
-
-
-def _masked_crc(data: bytes) -> int:
-    crc: int = google_crc32c.value(data)
-    return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
+    return payload if _FOOTER.unpack(footer)[0] == masked_crc(payload) else None
 
 
 @functools.cache

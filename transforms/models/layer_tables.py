@@ -10,12 +10,12 @@ import functools
 import gzip
 import importlib.metadata
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.models.architectures import ARCHITECTURES, Architecture, get_architecture, nearest, size_text
 from transforms.models.keras_import import import_keras
@@ -64,10 +64,7 @@ def list_layers(
     layers = list(build_layers(architecture, image_size))
     if path:
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, no more
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(_to_json(layers)), encoding="utf-8")
-            partial.replace(path)
+            storage.publish(str(path), json.dumps(_to_json(layers)).encode())
     return layers
 
 

@@ -342,7 +342,7 @@ def _small_files(output: str) -> dict[str, str]:
     digests = {}
     for name in _DESCRIPTIONS:
         with contextlib.suppress(FileNotFoundError):
-            digests[name] = _sha256(storage.join(output, name))
+            digests[name] = stored_sha256(storage.join(output, name))
     return digests
 
 
@@ -353,11 +353,12 @@ def _fill_digests(output: str, parts: list[dict[str, Any]]) -> None:
     unknown = [part for part in parts if part["sha256"] is None]
     with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
         uris = [storage.join(output, part["path"]) for part in unknown]
-        for part, digest in zip(unknown, pool.map(_sha256, uris), strict=True):
+        for part, digest in zip(unknown, pool.map(stored_sha256, uris), strict=True):
             part["sha256"] = digest
 
 
-def _sha256(uri: str) -> str:
+def stored_sha256(uri: str) -> str:
+    """Digest of a stored file's bytes; raises as `storage.read_bytes`."""
     return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
 
 

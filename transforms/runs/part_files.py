@@ -238,8 +238,8 @@ def write_unit(
     if failures:
         data, failures_file = _to_bytes(failures_to_table(failures), metadata)
         storage.publish(failures_uri(output, unit.id), data)
-    elif storage.exists(failures_uri(output, unit.id)):  # Deleting asks for a right that a first run need not have.
-        storage.delete(failures_uri(output, unit.id))
+    else:
+        delete_failures(output, unit.id)
     data, part = _to_bytes(table, metadata)
     storage.publish(part_uri(output, folder, unit.id), data)
     return _commit(about, spec.fingerprint, part, failures_file)
@@ -376,9 +376,15 @@ def keep_rows(output: str, folder: str, unit_id: str, keys: set[str]) -> Commit:
     metadata[UNIT_KEY] = json.dumps(about, sort_keys=True).encode()
     data, part = _to_bytes(table, metadata)
     storage.publish(uri, data)
-    if storage.exists(failures_uri(output, unit_id)):
-        storage.delete(failures_uri(output, unit_id))
+    delete_failures(output, unit_id)
     return _commit(about, metadata[FINGERPRINT_KEY].decode(), part)
+
+
+def delete_failures(output: str, unit_id: str) -> None:
+    """Remove a unit's failures where there are any: deleting asks for a right that a first run need not have."""
+    uri = failures_uri(output, unit_id)
+    if storage.exists(uri):
+        storage.delete(uri)
 
 
 def read_spec(uri: str) -> EmbedderSpec:

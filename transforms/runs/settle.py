@@ -122,8 +122,7 @@ def _missing_keys(
 def _remove(output: str, folder: str, unit_id: str) -> None:
     """The part goes first: failures without a part are nothing, a part without its failures would be worked again."""
     storage.delete(part_files.part_uri(output, folder, unit_id))
-    if storage.exists(part_files.failures_uri(output, unit_id)):
-        storage.delete(part_files.failures_uri(output, unit_id))
+    part_files.delete_failures(output, unit_id)
 
 
 def _remove_failures(output: str, current: Sequence[Commit], kept: Sequence[Commit]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from transforms.inputs.shard_index import damaged_cuts
 from transforms.inputs.unique_keys import SeenKeys
 from transforms.models.staged import SPEC_FILE, file_sha256
 from transforms.runs import part_files
-from transforms.runs.manifest import MANIFEST_FILE
+from transforms.runs.manifest import MANIFEST_FILE, stored_sha256
 from transforms.runs.stored_file import identify
 
 _READ_AT_ONCE = 4
@@ -162,7 +161,7 @@ def _files_beside(output: str, manifest: Mapping[str, Any]) -> Iterator[Damage]:
     for name, expected in manifest.get("files", {}).items():
         uri = storage.join(output, name)
         try:
-            if hashlib.sha256(storage.read_bytes(uri)).hexdigest() != expected:
+            if stored_sha256(uri) != expected:
                 yield Damage(uri, "its bytes are not those that the run wrote", (uri,))
         except FileNotFoundError:
             yield Damage(uri, "it is gone", (uri,))

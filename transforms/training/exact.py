@@ -62,6 +62,7 @@ class Solution:
     """A solved softmax regression.
 
     Attributes:
+        rows: that it was solved on.
         best: the candidate it was solved with.
         candidates: all that were tried, best first.
         mean: of the transformed vectors, float32 [dimension].
@@ -70,6 +71,7 @@ class Solution:
         bias: float32 [classes].
     """
 
+    rows: int
     best: Candidate
     candidates: tuple[Candidate, ...]
     mean: np.ndarray
@@ -121,7 +123,7 @@ def solve(
     with threadpool_limits(_threads(values, 1)):
         _fit(model, ((values - mean) / np.sqrt(variance)).astype(np.float64), targets)
     kernel, bias = _weights(model, classes)
-    return Solution(best, candidates, mean, variance, kernel, bias)
+    return Solution(len(vectors), best, candidates, mean, variance, kernel, bias)
 
 
 def _threads(vectors: np.ndarray, at_once: int) -> int | None:

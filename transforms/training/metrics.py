@@ -76,7 +76,7 @@ def single_label_metrics(rows: Ranked, classes: Sequence[str], train_counts: np.
         "log_loss": float(-np.log(np.maximum(rows.truth_probability, smallest), dtype=np.float64).mean()),
         "expected_calibration_error": calibration_error(rows.confidence, rows.truth == rows.predicted),
         "baseline": {"class": classes[majority], "accuracy": float((rows.truth == majority).mean())},
-        "per_class": _per_class(classes, per_class),
+        "per_class": per_class_scores(classes, per_class),
     }
 
 
@@ -103,7 +103,9 @@ def multi_label_metrics(
     predicted = probabilities >= 0.5
     clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
     baseline = np.broadcast_to(train_shares > 0.5, truth.shape)
-    per_class = _per_class(classes, precision_recall_fscore_support(truth, predicted, average=None, zero_division=0.0))
+    per_class = per_class_scores(
+        classes, precision_recall_fscore_support(truth, predicted, average=None, zero_division=0.0)
+    )
     precisions = {
         name: float(average_precision_score(truth[:, number], probabilities[:, number]))
         if truth[:, number].any()
@@ -147,7 +149,8 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     return float(np.abs(sums).sum() / len(confidence))
 
 
-def _per_class(classes: Sequence[str], scores: Sequence[np.ndarray]) -> dict[str, dict[str, Any]]:
+def per_class_scores(classes: Sequence[str], scores: Sequence[np.ndarray]) -> dict[str, dict[str, Any]]:
+    """What scikit-learn's `precision_recall_fscore_support` gives of all classes, in JSON terms."""
     return {
         name: {"precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support)}
         for name, precision, recall, f1, support in zip(classes, *scores, strict=True)

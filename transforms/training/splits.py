@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from transforms.core.text import first_few
+
 DROPPED = -1
 """Code of a row in no split."""
 
@@ -129,8 +131,8 @@ def describe_small(counts: np.ndarray, classes: Sequence[str], split: Split) -> 
     few = [f"{name} ({count})" for name, count in zip(classes, counts[split.code], strict=True) if count < FEW_ROWS]
     if not few or not counts[split.code].sum():
         return None
-    names = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
-    return f"{len(few)} of {len(classes)} classes have fewer than {FEW_ROWS} {split} rows, too few to measure: {names}"
+    what = f"{len(few)} of {len(classes)} classes have fewer than {FEW_ROWS} {split} rows"
+    return f"{what}, too few to measure: {first_few(few)}"
 
 
 def straddling(numbers: np.ndarray, codes: np.ndarray) -> int:
@@ -169,6 +171,5 @@ def describe_gaps(counts: np.ndarray, classes: Sequence[str]) -> list[str]:
     for split, row in zip(Split, counts, strict=True):
         missing = [name for name, count in zip(classes, row, strict=True) if not count]
         if missing and row.sum():
-            names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            lines.append(f"{len(missing)} of {len(classes)} classes have no {split} rows: {names}")
+            lines.append(f"{len(missing)} of {len(classes)} classes have no {split} rows: {first_few(missing)}")
     return lines
