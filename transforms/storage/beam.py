@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from transforms.storage.base import replaced
 from transforms.storage.files import FileInfo, UriRange
 from transforms.storage.globs import Glob
-from transforms.storage.uris import missing_file_system
+from transforms.storage.uris import lacks_extra, missing_file_system
 
 
 def stat(uri: str) -> FileInfo | None:
@@ -123,6 +123,8 @@ def _file_info(info: FileMetadata) -> FileInfo:
 
 
 def _file_system(uri: str) -> FileSystem:
+    if lacks_extra(uri):
+        raise missing_file_system(uri)
     if FileSystems._pipeline_options is None:
         FileSystems.set_options(PipelineOptions([]))  # those of s3:// and azfs:// refuse to work without any
     try:

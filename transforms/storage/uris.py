@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import re
 import urllib.parse
@@ -13,8 +15,8 @@ SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 _FILE = re.compile(r"file:", re.IGNORECASE)
 _LOCAL_HOSTS = ("", "localhost", "127.0.0.1")
-_EXTRAS = {"gs": None, "hdfs": None, "s3": "s3", "azfs": "azure"}
-"""Scheme -> the extra of Imagebeam that brings its file system; None where none is needed."""
+_EXTRAS = {"gs": None, "hdfs": None, "s3": ("s3", "boto3"), "azfs": ("azure", "azure.storage.blob")}
+"""Scheme -> the extra of Imagebeam that brings its file system, and a module of it; None where none is needed."""
 
 _MEANT = {
     "gcs": "gs",
@@ -92,6 +94,23 @@ def from_file_url(uri: str) -> str:
     return os.path.abspath(urllib.parse.unquote(path, errors="surrogateescape"))
 
 
+def lacks_extra(uri: str) -> bool:
+    """Whether the extra that brings the URL's file system is not installed.
+
+    Beam has some of the file systems without it and fails late, in its own words.
+    """
+    extra = _EXTRAS.get(uri.partition("://")[0])
+    return extra is not None and not _is_installed(extra[1])
+
+
+@functools.cache
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a package above it
+        return False
+
+
 def missing_file_system(uri: str) -> ImagebeamError:
     """The error for a URL of a scheme whose file system is not installed, with what to install or to write."""
     scheme = uri.partition("://")[0]
@@ -99,7 +118,7 @@ def missing_file_system(uri: str) -> ImagebeamError:
     if scheme in _WEB:
         remedy = "Files are not read from web servers; download them first."
     elif extra is not None:
-        remedy = f"Install it with pip install 'imagebeam[{extra}]'."
+        remedy = f"Install it with pip install 'imagebeam[{extra[0]}]'."
     elif scheme in _MEANT:
         remedy = f"Did you mean {_MEANT[scheme]}://?"
     else:
