@@ -26,7 +26,7 @@ WORKERS ?= 2
 # More arguments for pytest, or for the demo: `make test ARGS=tests/pipelines/test_cli.py`, `make demo ARGS=/tmp/run`.
 ARGS ?=
 
-.PHONY: help venv demo test test-long parity lint format lock bench flink-demo clean
+.PHONY: help venv demo test test-long parity lint format lock bench flink-demo clean schedule-check
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,10 @@ production-check: $(INSTALLED) ## each job from requirements.lock and the wheel 
 	@echo "==> production environment"
 	$(BIN)/pytest -m install tests/project/test_production.py $(ARGS)
 
+schedule-check: $(INSTALLED) ## Airflow itself, in an environment of its own, runs the DAG that ships
+	@echo "==> Airflow"
+	$(BIN)/pytest -m install tests/project/test_airflow.py $(ARGS)
+
 image-check: ## build the Dockerfile's CPU stages without a daemon, and work images in them
 	@echo "==> images"
 	deploy/image/check.sh worker rootless dataflow
@@ -87,11 +91,12 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --
 	--python-version 3.11 $(if $(UPGRADE),--upgrade)
 
 lock: $(INSTALLED) ## resolve setup.py into the lock files; UPGRADE=1 takes newer versions
-	@echo "==> requirements.lock, requirements-dev.lock, requirements-gpu.lock, requirements-build.lock"
+	@echo "==> requirements.lock, requirements-dev.lock, requirements-gpu.lock, requirements-build.lock, requirements-airflow.lock"
 	$(COMPILE) setup.py --extra all --universal -o requirements.lock
 	$(COMPILE) setup.py --extra all --universal --extra dev -c requirements.lock -o requirements-dev.lock
 	$(COMPILE) setup.py --extra all --python-platform linux --extra gpu -c requirements.lock -o requirements-gpu.lock
 	echo setuptools | $(COMPILE) - --universal -c requirements.lock -o requirements-build.lock
+	echo 'apache-airflow-core>=3.1' | $(COMPILE) - --universal -o requirements-airflow.lock
 
 bench: $(INSTALLED) ## every benchmark; each prints its figures and says what it compares
 	@failed=0; \
