@@ -698,5 +698,6 @@ def test_files_of_pillows_corpus_that_show_the_same_are_alike(corpus):
         assert distance(f"g4_orientation_{turn}.tif", "g4_orientation_1.tif") < 1
     np.testing.assert_array_equal(pixels(corpus["truncated_jpeg.jpg"]), pixels(corpus["truncated_jpeg.jpg"] + b"\xd9"))
     assert distance("pil_sample_cmyk.jpg", "pil_sample_rgb.jpg") < 6
-    assert distance("tiff_16bit_RGBa.tiff", "tiff_16bit_RGBa_target.png") == 0
+    # The target's colours were divided by their alpha and rounded to 8 bits; ours are laid on white from 16 bits.
+    assert distance("tiff_16bit_RGBa.tiff", "tiff_16bit_RGBa_target.png") < 1
     assert distance("16bit.cropped.tif", "16bit.cropped.jp2") == 0
