@@ -26,7 +26,7 @@ WORKERS ?= 2
 # More arguments for pytest, or for the demo: `make test ARGS=tests/pipelines/test_cli.py`, `make demo ARGS=/tmp/run`.
 ARGS ?=
 
-.PHONY: help venv demo test test-long parity lint format lock bench flink-demo clean schedule-check
+.PHONY: help venv demo test test-long parity lint format lock bench flink-demo clean schedule-check pixels
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ package-check: $(INSTALLED) ## build wheel and sdist, install each into an empty
 production-check: $(INSTALLED) ## each job from requirements.lock and the wheel alone, and with each extra
 	@echo "==> production environment"
 	$(BIN)/pytest -m install tests/project/test_production.py $(ARGS)
+
+pixels: $(INSTALLED) ## decode a matrix of images by many writers, hold it against other readers, write docs/pixels.md
+	@echo "==> pixels"
+	$(BIN)/python -m tests.support.pixels $(ARGS)
 
 schedule-check: $(INSTALLED) ## Airflow itself, in an environment of its own, runs the DAG that ships
 	@echo "==> Airflow"

@@ -1,0 +1,102 @@
+"""PNG: every colour type and depth, interlaced and not, animated, cut."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import zlib
+from collections.abc import Iterator
+
+import imagecodecs
+import numpy as np
+import PIL.Image
+
+from tests.support.image_samples import encode, picture, png
+from tests.support.pixels.case import CHANNELS, HEIGHT, WIDTH, Case, by_opencv, right, samples
+
+
+def png_cases() -> Iterator[Case]:
+    types = {"grey": 0, "RGB": 2, "grey+alpha": 4, "RGBA": 6}
+    for (colour, colour_type), bits, layout in itertools.product(types.items(), (1, 2, 4, 8, 16), ("", "interlaced")):
+        if bits < 8 and colour != "grey":
+            continue
+        values = samples(CHANNELS[colour], bits)
+        make = (
+            (lambda v=values, b=bits, t=colour_type: interlaced_png(v, b, t))
+            if layout
+            else (lambda v=values, b=bits, t=colour_type: png(WIDTH, HEIGHT, b, t, pack(v, b)))
+        )
+        yield Case(f"PNG {layout}".strip(), f"{colour} {bits} bits", "by hand", make, right(values, bits))
+    for colour, bits in itertools.product(CHANNELS, (8, 16)):
+        values = samples(CHANNELS[colour], bits)
+        yield Case(
+            "PNG",
+            f"{colour} {bits} bits",
+            "imagecodecs",
+            lambda v=values: imagecodecs.png_encode(v.squeeze()),
+            right(values, bits),
+        )
+        if colour != "grey+alpha":
+            yield Case(
+                "PNG", f"{colour} {bits} bits", "OpenCV", lambda v=values: by_opencv(v, ".png"), right(values, bits)
+            )
+    palette = picture(1, 16).reshape(16, 3)
+    for bits, layout in itertools.product((1, 2, 4, 8), ("", "interlaced")):
+        indices = (np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH, 1) % min(2**bits, 16)).astype(np.uint8)
+        alpha = np.linspace(0, 255, 2).astype(np.uint8)
+        over = palette.astype(np.float64)
+        over[:2] = over[:2] * alpha[:, None] / 255 + 255 - alpha[:, None]
+        chunks = ((b"PLTE", palette[: 2**bits].tobytes()), (b"tRNS", alpha.tobytes()))
+        make = (
+            (lambda i=indices, b=bits, c=chunks: interlaced_png(i, b, 3, *c))
+            if layout
+            else (lambda i=indices, b=bits, c=chunks: png(WIDTH, HEIGHT, b, 3, pack(i, b), *c))
+        )
+        expected = np.rint(over[indices[..., 0]]).astype(np.uint8)
+        yield Case(f"PNG {layout}".strip(), f"palette {bits} bits, transparent colours", "by hand", make, expected)
+    values = samples(3, 8)
+    frames = [PIL.Image.fromarray(values), PIL.Image.fromarray(255 - values)]
+    yield Case(
+        "PNG animated",
+        "first frame",
+        "Pillow",
+        lambda: encode(frames[0], "PNG", save_all=True, append_images=frames[1:]),
+        values,
+    )
+    yield Case("PNG", "fewer rows than the header says", "by hand", lambda: _fewer_rows(values), failure="truncated")
+
+
+def pack(values: np.ndarray, bits: int) -> bytes:
+    """Samples of 1, 2, 4, 8 or 16 bits -> rows of whole bytes, big end first."""
+    rows = values.reshape(len(values), -1)
+    if bits == 16:
+        return rows.astype(">u2").tobytes()
+    wide = np.unpackbits(rows.astype(np.uint8)[..., None], axis=2)[..., 8 - bits :]
+    return np.packbits(wide.reshape(len(rows), -1), axis=1).tobytes()
+
+
+def interlaced_png(values: np.ndarray, bits: int, colour_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """Adam7, by hand: no writer in Python has it."""
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    data = b""
+    for top, left, down, across in passes:
+        part = values[top::down, left::across]
+        if part.size:
+            stride = len(pack(part, bits)) // len(part)
+            packed = pack(part, bits)
+            data += b"".join(b"\0" + packed[row * stride : (row + 1) * stride] for row in range(len(part)))
+    height, width = values.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 1)
+    content = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in content
+    )
+
+
+def _fewer_rows(values: np.ndarray) -> bytes:
+    """A PNG whose header says twice as many rows as its data, which is whole and checks."""
+    data = png(WIDTH, HEIGHT, 8, 2, values.tobytes())
+    header = struct.pack(">IIBBBBB", WIDTH, 2 * HEIGHT, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    return data[:8] + chunk + data[33:]
