@@ -196,6 +196,18 @@ def _failure_row(failure: Failure) -> dict[str, Any]:
     return {**values, "message": printable(failure.message)}
 
 
+def _counts(table: pa.Table, failures: Sequence[Failure]) -> dict[str, Any]:
+    """What a part's footer says of its rows and of the records that have none."""
+    return {
+        "embedded": table.num_rows,
+        "failed": len(failures),
+        "failures": dict(Counter(f"{failure.stage}/{failure.error_type}" for failure in failures)),
+        "retryable": sum(failure.retryable for failure in failures),
+        "unread": [dataclasses.asdict(failure.unread) for failure in failures if failure.unread is not None],
+        "labels": _count_labels(table),
+    }
+
+
 def write_unit(
     output: str,
     unit: WorkUnit,
@@ -214,18 +226,12 @@ def write_unit(
     Raises:
         OSError: if the storage refuses; nothing is committed then.
     """
-    kinds = Counter(f"{failure.stage}/{failure.error_type}" for failure in failures)
     about = {
         "id": unit.id,
         "version": unit.version,
         "inputs": unit.inputs,
-        "embedded": table.num_rows,
-        "failed": len(failures),
-        "failures": dict(kinds),
         "icc_profiles_ignored": icc_profiles_ignored,
-        "retryable": sum(failure.retryable for failure in failures),
-        "unread": [dataclasses.asdict(failure.unread) for failure in failures if failure.unread is not None],
-        "labels": _count_labels(table),
+        **_counts(table, failures),
     }
     if generation:
         about["generation"] = generation
@@ -371,8 +377,7 @@ def keep_rows(output: str, folder: str, unit_id: str, keys: set[str]) -> Commit:
     table = table.filter(pc.is_in(table["key"], value_set=pa.array(sorted(keys), pa.string())))
     metadata = {name: value for name, value in table.schema.metadata.items() if name != DATA_KEY}
     about = json.loads(metadata[UNIT_KEY])
-    about |= {"version": "reduced", "embedded": table.num_rows, "failed": 0, "failures": {}, "icc_profiles_ignored": 0}
-    about["labels"] = _count_labels(table)
+    about |= {"version": "reduced", "icc_profiles_ignored": 0, **_counts(table, [])}
     metadata[UNIT_KEY] = json.dumps(about, sort_keys=True).encode()
     data, part = _to_bytes(table, metadata)
     storage.publish(uri, data)

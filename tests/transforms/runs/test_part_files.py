@@ -11,7 +11,7 @@ import pytest
 
 from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat
 from transforms.core.spec import EmbedderSpec
-from transforms.core.types import Failure, Row, Stage
+from transforms.core.types import Failure, Row, Stage, Unread
 from transforms.inputs.types import Shard, ShardSlice, ShardUnit
 from transforms.runs import part_files
 from transforms.runs.part_files import PartOptions, read_commit, rows_to_table, write_unit
@@ -210,3 +210,16 @@ def test_unit_identity_and_version():
     assert unit("v2").version != UNIT.version
     assert unit(start=15).id != UNIT.id
     assert unit(count=4).id != UNIT.id
+
+
+def test_a_reduced_part_says_nothing_of_records_that_are_gone(tmp_path):
+    away = Unread("/in/a.tfrecord", "the mount was away", records=2)
+    gone = Failure("a#5", "/in/a.tfrecord", Stage.READ, "unread", "away", retryable=True, unread=away)
+    whole = write(tmp_path, make_rows(3), [*FAILURES, gone])
+    assert (whole.failed, whole.retryable, len(whole.unread)) == (3, 1, 1)
+    reduced = part_files.keep_rows(str(tmp_path), "embeddings", UNIT.id, {"a#0", "a#2"})
+    assert (reduced.embedded, reduced.failed, reduced.retryable, reduced.unread) == (2, 0, 0, [])
+    part = pq.read_table(tmp_path / "embeddings" / f"part-{UNIT.id}.parquet")
+    assert part["key"].to_pylist() == ["a#0", "a#2"]
+    assert read_commit(str(tmp_path / "embeddings" / f"part-{UNIT.id}.parquet")) == reduced
+    assert not list((tmp_path / "failures").iterdir())
