@@ -59,11 +59,12 @@ def test_any_flipped_byte_is_found(finished):
     assert not verify(str(finished)).damages
 
 
-def test_a_flipped_byte_of_a_footer_counts(finished):
+@pytest.mark.slow
+def test_every_byte_of_a_footer_counts(finished):
     path = next(finished.glob("failures/*"))
     data = path.read_bytes()
     length = int.from_bytes(data[-8:-4], "little") + 8
-    for place in range(len(data) - length, len(data), 7):
+    for place in range(len(data) - length, len(data)):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         assert [damage.uri for damage in verify(str(finished)).damages] == [str(path)]
 

@@ -369,7 +369,7 @@ def test_many_files_are_listed_in_little_memory(tmp_path):
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     shutil.rmtree(folder)
     assert int(found[0]) == 200_000
-    assert int(found[1]) < 40_000, "KiB"
+    assert int(found[1]) < 30_000, "KiB"
 
 
 # gs://
