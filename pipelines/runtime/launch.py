@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -21,14 +22,15 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.labels import LabelCount
 from transforms.core.progress import PROGRESS
-from transforms.embed.units import EmbedUnits
-from transforms.inputs.plan_units import PlanUnits
 from transforms.inputs.types import Note
 from transforms.runs import lease, manifest, part_files
 from transforms.runs.manifest import ModelFacts, Settled, Times, Totals, UnitReport
 from transforms.runs.reports import delete_reports, new_reports_folder, read_reports
 from transforms.runs.settle import settle
 from transforms.runs.write_reports import WriteReports
+
+if TYPE_CHECKING:
+    from transforms.embed.units import EmbedUnits
 
 _JAVA_FRAME = re.compile(r"\s*(at \S+\(|\.\.\. \d+ more)")
 
@@ -208,6 +210,8 @@ def work_images(
     Raises:
         JobError: as `running` and `finish`.
     """
+    from transforms.inputs.plan_units import PlanUnits  # reads every format, which labelling vectors does not
+
     with running(folder, staged, pipeline, options) as run:
         _ = (
             run.pipeline

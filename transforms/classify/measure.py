@@ -67,12 +67,13 @@ def measure(outcomes: Outcomes, classes: Sequence[str]) -> dict[str, Any] | None
     """
     from sklearn.metrics import precision_recall_fscore_support
 
-    if not any(label in classes for label, _ in outcomes.pairs):
+    known = set(classes)
+    if not any(label in known for label, _ in outcomes.pairs):
         return None
     support: Counter[str] = Counter()
     for (label, _), rows in outcomes.pairs.items():
         support[label] += rows
-    names = sorted({*classes, *support})
+    names = sorted(known | support.keys())
     truths = [label for label, _ in outcomes.pairs]
     guesses = [guess or _NOTHING for _, guess in outcomes.pairs]
     weights = list(outcomes.pairs.values())
@@ -84,7 +85,7 @@ def measure(outcomes: Outcomes, classes: Sequence[str]) -> dict[str, Any] | None
         "rows": support.total(),
         "unlabeled": outcomes.unlabeled,
         "abstained": support.total() - answered,
-        "unknown_labels": {name: support[name] for name in names if name not in classes},
+        "unknown_labels": {name: support[name] for name in names if name not in known},
         "accuracy": right / answered if answered else None,
         "accuracy_interval_95": wilson_interval(right, answered) if answered else None,
         "macro_f1": float(np.mean([per_class[name]["f1"] for name in support])),

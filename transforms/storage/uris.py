@@ -8,6 +8,7 @@ import os
 import re
 import urllib.parse
 from collections.abc import Callable
+from typing import NamedTuple
 
 from transforms.core.errors import ImagebeamError
 
@@ -15,8 +16,17 @@ SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 _FILE = re.compile(r"file:", re.IGNORECASE)
 _LOCAL_HOSTS = ("", "localhost", "127.0.0.1")
-_EXTRAS = {"gs": None, "hdfs": None, "s3": ("s3", "boto3"), "azfs": ("azure", "azure.storage.blob")}
-"""Scheme -> the extra of Imagebeam that brings its file system, and a module of it; None where none is needed."""
+
+
+class _Extra(NamedTuple):
+    """Of Imagebeam: its name, and a module that it brings."""
+
+    name: str
+    module: str
+
+
+_EXTRAS = {"gs": None, "hdfs": None, "s3": _Extra("s3", "boto3"), "azfs": _Extra("azure", "azure.storage.blob")}
+"""Scheme -> the extra that brings its file system; None where none is needed."""
 
 _MEANT = {
     "gcs": "gs",
@@ -100,7 +110,7 @@ def lacks_extra(uri: str) -> bool:
     Beam has some of the file systems without it and fails late, in its own words.
     """
     extra = _EXTRAS.get(uri.partition("://")[0])
-    return extra is not None and not _is_installed(extra[1])
+    return extra is not None and not _is_installed(extra.module)
 
 
 @functools.cache
@@ -118,7 +128,7 @@ def missing_file_system(uri: str) -> ImagebeamError:
     if scheme in _WEB:
         remedy = "Files are not read from web servers; download them first."
     elif extra is not None:
-        remedy = f"Install it with pip install 'imagebeam[{extra[0]}]'."
+        remedy = f"Install it with pip install 'imagebeam[{extra.name}]'."
     elif scheme in _MEANT:
         remedy = f"Did you mean {_MEANT[scheme]}://?"
     else:
