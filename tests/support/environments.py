@@ -136,9 +136,17 @@ class Environment:
         command = [self.folder / "bin" / "python", "-m", "pipelines", *arguments]
         return self._run(command, code, variables)
 
-    def command(self, name: str, *arguments: str | Path) -> str:
-        """Run a console script; returns its output."""
-        return self._run([self.folder / "bin" / name, *arguments])
+    def command(self, name: str, *arguments: str | Path, code: int = 0, seconds: float | None = None) -> str:
+        """Run a console script; returns its output.
+
+        Args:
+            name: of the script.
+            arguments: its arguments.
+            code: the exit code it must give.
+            seconds: it is stopped after so many, and `code` is that of coreutils' `timeout`, 124.
+        """
+        limit = [] if seconds is None else ["timeout", str(seconds)]
+        return self._run([*limit, self.folder / "bin" / name, *arguments], code)
 
     @property
     def site_packages(self) -> Path:

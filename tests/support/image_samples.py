@@ -19,6 +19,19 @@ def picture(height: int = 24, width: int = 32, seed: int = 0) -> np.ndarray:
     return np.asarray(PIL.Image.fromarray(coarse).resize((width, height), PIL.Image.Resampling.BICUBIC))
 
 
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: np.swapaxes(stored, 0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(np.swapaxes(stored, 0, 1), 2),
+    8: np.rot90,
+}
+"""EXIF orientation -> what turns the stored rows and columns upright, as the EXIF standard words it."""
+
+
 def encode(pixels: np.ndarray | PIL.Image.Image, image_format: str, **options: Any) -> bytes:
     """What Pillow writes."""
     image = pixels if isinstance(pixels, PIL.Image.Image) else PIL.Image.fromarray(pixels)
@@ -43,18 +56,36 @@ def png(
     image_data: bool = True,
 ) -> bytes:
     """A PNG by hand: `rows` are the packed samples of all rows, `chunks` stand between header and image data."""
+    data = filter_rows(rows, height) if image_data else None
+    return png_file(width, height, depth, color_type, data, *chunks)
+
+
+def filter_rows(rows: bytes, height: int) -> bytes:
+    """Packed rows as PNG stores them, each behind a filter that does nothing."""
     stride = len(rows) // height
-    filtered = b"".join(b"\0" + rows[row * stride : (row + 1) * stride] for row in range(height))
-    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
+    return b"".join(b"\0" + rows[row * stride : (row + 1) * stride] for row in range(height))
+
+
+def png_file(
+    width: int,
+    height: int,
+    depth: int,
+    color_type: int,
+    data: bytes | None,
+    *chunks: tuple[bytes, bytes],
+    interlaced: bool = False,
+) -> bytes:
+    """A PNG by hand of filtered rows, whatever its header says; None for no image data at all."""
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, interlaced)
     content = [
         (b"IHDR", header),
         *chunks,
-        *([(b"IDAT", zlib.compress(filtered))] if image_data else []),
+        *([] if data is None else [(b"IDAT", zlib.compress(data))]),
         (b"IEND", b""),
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in content
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in content
     )
 
 

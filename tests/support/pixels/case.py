@@ -9,7 +9,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import PIL.Image
 import tifffile
 
 from tests.support.image_samples import encode, picture
@@ -47,10 +46,9 @@ class Case:
 def samples(channels: int, bits: int) -> np.ndarray:
     """[height, width, channels] from 0 to the top of the depth; every channel has both ends."""
     rgb = picture(HEIGHT, WIDTH).astype(np.float64) / 255
-    ramp = np.linspace(0, 1, WIDTH)[None, :].repeat(HEIGHT, 0)
-    stack = np.dstack([rgb, ramp]) if channels == 4 else np.dstack([rgb[..., 0], ramp][:channels])
-    if channels == 3:
-        stack = rgb
+    colours = rgb if channels >= 3 else rgb[..., :1]
+    ramp = np.linspace(0, 1, WIDTH)[None, :, None].repeat(HEIGHT, 0)
+    stack = np.concatenate([colours, ramp] if channels in (2, 4) else [colours], axis=2)
     stack[0, :2] = 0
     stack[0, 2:4] = 1
     values: np.ndarray = np.rint(stack * (2**bits - 1)).astype(np.uint8 if bits <= 8 else np.uint16)
@@ -88,7 +86,5 @@ def by_opencv(values: np.ndarray, suffix: str, *parameters: int) -> bytes:
     return data.tobytes()
 
 
-def by_pillow(values: np.ndarray, image_format: str, mode: str | None = None, **options: Any) -> bytes:
-    values = values[..., 0] if values.shape[2] == 1 else values
-    image = PIL.Image.fromarray(values) if mode is None else PIL.Image.fromarray(values, mode)
-    return encode(image, image_format, **options)
+def by_pillow(values: np.ndarray, image_format: str, **options: Any) -> bytes:
+    return encode(values[..., 0] if values.shape[2] == 1 else values, image_format, **options)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import itertools
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import cv2
 import imagecodecs
 import numpy as np
 import PIL.Image
 
-from tests.support.image_samples import encode, exif
+from tests.support.image_samples import UPRIGHT, encode, exif
 from tests.support.pixels.case import HEIGHT, WIDTH, Case, by_opencv, by_pillow, by_tifffile, right, samples
 
 
@@ -147,17 +147,7 @@ def heic_cases() -> Iterator[Case]:
 
 def orientation_cases() -> Iterator[Case]:
     values = samples(3, 8)
-    turns: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.transpose(1, 0, 2),
-        6: lambda a: np.rot90(a, 3),
-        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
-        8: lambda a: np.rot90(a),
-    }
-    for number, turn in turns.items():
+    for number, turn in UPRIGHT.items():
         block = exif(number)
         expected = turn(values)
         yield Case(

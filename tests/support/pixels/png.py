@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import struct
-import zlib
 from collections.abc import Iterator
 
 import imagecodecs
 import numpy as np
-import PIL.Image
 
-from tests.support.image_samples import encode, picture, png
+from tests.support.image_samples import animation, filter_rows, picture, png, png_file
 from tests.support.pixels.case import CHANNELS, HEIGHT, WIDTH, Case, by_opencv, right, samples
 
 
@@ -55,14 +53,8 @@ def png_cases() -> Iterator[Case]:
         expected = np.rint(over[indices[..., 0]]).astype(np.uint8)
         yield Case(f"PNG {layout}".strip(), f"palette {bits} bits, transparent colours", "by hand", make, expected)
     values = samples(3, 8)
-    frames = [PIL.Image.fromarray(values), PIL.Image.fromarray(255 - values)]
-    yield Case(
-        "PNG animated",
-        "first frame",
-        "Pillow",
-        lambda: encode(frames[0], "PNG", save_all=True, append_images=frames[1:]),
-        values,
-    )
+    animated = functools.partial(animation, "PNG", [values, 255 - values])
+    yield Case("PNG animated", "first frame", "Pillow", animated, values)
     yield Case("PNG", "fewer rows than the header says", "by hand", lambda: _fewer_rows(values), failure="truncated")
 
 
@@ -78,25 +70,11 @@ def pack(values: np.ndarray, bits: int) -> bytes:
 def interlaced_png(values: np.ndarray, bits: int, colour_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
     """Adam7, by hand: no writer in Python has it."""
     passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
-    data = b""
-    for top, left, down, across in passes:
-        part = values[top::down, left::across]
-        if part.size:
-            stride = len(pack(part, bits)) // len(part)
-            packed = pack(part, bits)
-            data += b"".join(b"\0" + packed[row * stride : (row + 1) * stride] for row in range(len(part)))
-    height, width = values.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 1)
-    content = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in content
-    )
+    parts = [values[top::down, left::across] for top, left, down, across in passes]
+    data = b"".join(filter_rows(pack(part, bits), len(part)) for part in parts if part.size)
+    return png_file(values.shape[1], len(values), bits, colour_type, data, *chunks, interlaced=True)
 
 
 def _fewer_rows(values: np.ndarray) -> bytes:
     """A PNG whose header says twice as many rows as its data, which is whole and checks."""
-    data = png(WIDTH, HEIGHT, 8, 2, values.tobytes())
-    header = struct.pack(">IIBBBBB", WIDTH, 2 * HEIGHT, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
-    return data[:8] + chunk + data[33:]
+    return png_file(WIDTH, 2 * HEIGHT, 8, 2, filter_rows(values.tobytes(), HEIGHT))

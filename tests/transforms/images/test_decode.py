@@ -28,6 +28,7 @@ from PIL import AvifImagePlugin
 from tests.support.image_samples import (
     BAD,
     GOOD,
+    UPRIGHT,
     animation,
     cmyk_jpeg,
     encode,
@@ -53,18 +54,6 @@ from transforms.images.decode import (
 from transforms.images.sniff import Format
 
 NATIVE = ImageOptions(image_size=None)
-
-UPRIGHT = {
-    1: lambda stored: stored,
-    2: np.fliplr,
-    3: lambda stored: np.rot90(stored, 2),
-    4: np.flipud,
-    5: lambda stored: np.swapaxes(stored, 0, 1),
-    6: lambda stored: np.rot90(stored, -1),
-    7: lambda stored: np.rot90(np.swapaxes(stored, 0, 1), 2),
-    8: np.rot90,
-}
-"""EXIF orientation -> what turns the stored rows and columns upright, as the EXIF standard words it."""
 
 
 def pixels(data):
@@ -699,5 +688,5 @@ def test_files_of_pillows_corpus_that_show_the_same_are_alike(corpus):
     np.testing.assert_array_equal(pixels(corpus["truncated_jpeg.jpg"]), pixels(corpus["truncated_jpeg.jpg"] + b"\xd9"))
     assert distance("pil_sample_cmyk.jpg", "pil_sample_rgb.jpg") < 6
     # The target's colours were divided by their alpha and rounded to 8 bits; ours are laid on white from 16 bits.
-    assert distance("tiff_16bit_RGBa.tiff", "tiff_16bit_RGBa_target.png") < 1
+    assert distance("tiff_16bit_RGBa.tiff", "tiff_16bit_RGBa_target.png") < 0.5
     assert distance("16bit.cropped.tif", "16bit.cropped.jp2") == 0

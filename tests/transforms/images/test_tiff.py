@@ -1,23 +1,16 @@
 """TIFFs of kinds that are rare, against what tifffile wrote and what Pillow and Little CMS make of it."""
 
-import io
 import struct
 
 import numpy as np
 import PIL.Image
 import pytest
-import tifffile
 
 from tests.support.image_samples import encode, picture, tiff
+from tests.support.pixels.case import by_tifffile
 from transforms.images.decode import ImageError, ImageOptions, decode_image
 
 NATIVE = ImageOptions(image_size=None)
-
-
-def written(samples, **options):
-    stream = io.BytesIO()
-    tifffile.imwrite(stream, samples, **options)
-    return stream.getvalue()
 
 
 def pixels(data):
@@ -28,14 +21,14 @@ def pixels(data):
 @pytest.mark.parametrize("size", [(24, 32), (400, 600)])
 def test_bilevel_of_any_size(size, inverted):
     bits = picture(*size)[..., 0] > 128
-    data = written(bits, photometric="miniswhite" if inverted else "minisblack")
+    data = by_tifffile(bits, photometric="miniswhite" if inverted else "minisblack")
     np.testing.assert_array_equal(pixels(data)[..., 0], np.where(bits ^ inverted, 255, 0))
 
 
 @pytest.mark.parametrize(("photometric", "offset"), [("cielab", 0), ("icclab", 128)])
 def test_lab(photometric, offset):
     lab = picture(24, 32)
-    found = pixels(written(lab ^ np.uint8([0, offset, offset]), photometric=photometric))
+    found = pixels(by_tifffile(lab ^ np.uint8([0, offset, offset]), photometric=photometric))
     # Pillow takes a* and b* as CIE Lab has them in TIFF: two's complement.
     expected = PIL.Image.frombytes("LAB", (32, 24), lab.tobytes()).convert("RGB")
     np.testing.assert_array_equal(found, np.asarray(expected))
@@ -45,13 +38,13 @@ def test_lab_of_16_bits_is_lab_of_8_bits():
     lab = picture(24, 32)
     deep = lab.astype(np.uint16) * np.uint16([257, 256, 256])
     np.testing.assert_array_equal(
-        pixels(written(deep, photometric="cielab")), pixels(written(lab, photometric="cielab"))
+        pixels(by_tifffile(deep, photometric="cielab")), pixels(by_tifffile(lab, photometric="cielab"))
     )
 
 
 def test_white_and_black_of_lab():
     lab = np.uint8([[[255, 0, 0], [0, 0, 0]]])
-    np.testing.assert_allclose(pixels(written(lab, photometric="cielab")), [[[255] * 3, [0] * 3]], atol=1)
+    np.testing.assert_allclose(pixels(by_tifffile(lab, photometric="cielab")), [[[255] * 3, [0] * 3]], atol=1)
 
 
 def test_jpeg_of_the_old_style():
@@ -76,9 +69,9 @@ def test_jpeg_of_the_old_style():
 
 def test_webp_inside():
     rgb = picture(24, 32)
-    np.testing.assert_array_equal(pixels(written(rgb, photometric="rgb", compression="webp")), rgb)
+    np.testing.assert_array_equal(pixels(by_tifffile(rgb, photometric="rgb", compression="webp")), rgb)
     with pytest.raises(ImageError) as caught:
-        decode_image(written(rgb, photometric="rgb", compression="webp"), ImageOptions(max_image_pixels=700))
+        decode_image(by_tifffile(rgb, photometric="rgb", compression="webp"), ImageOptions(max_image_pixels=700))
     assert caught.value.error_type == "too_many_pixels"
 
 
