@@ -82,6 +82,6 @@ def test_what_a_retry_cannot_change_is_not_tried_again(airflow, command, code):
 def test_the_others_are(airflow, command):
     """Airflow waits ten minutes for it, which nobody does here."""
     calls = command("exit 1")
-    log = airflow.command(*RUN, "2026-03-01", code=124, seconds=40)
+    log = airflow.command(*RUN, "2026-03-01", code=-9, seconds=40)
     assert "new_state=up_for_retry" in log
     assert len(calls()) == 1

@@ -143,9 +143,9 @@ class Environment:
             name: of the script.
             arguments: its arguments.
             code: the exit code it must give.
-            seconds: it is stopped after so many, and `code` is that of coreutils' `timeout`, 124.
+            seconds: it is killed after so many, and `code` is then -9; Airflow does not end by SIGTERM.
         """
-        limit = [] if seconds is None else ["timeout", str(seconds)]
+        limit = [] if seconds is None else ["timeout", "--signal=KILL", str(seconds)]
         return self._run([*limit, self.folder / "bin" / name, *arguments], code)
 
     @property
