@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +24,9 @@ from transforms.runs.commit_units import CommitUnits, PartLayout, UnitModel, Uni
 
 Batch = list["Decoded"]
 
+_CALLS_AHEAD = 2
+"""Batches with the model at once."""
+
 _NO_IMAGE = ("not_an_image",)
 """Errors of decoding that say that a file holds something else."""
 
@@ -30,7 +35,10 @@ _PROBE_SIZE = (224, 224)
 
 
 class ImageModel(UnitModel, Protocol):
-    """Whatever turns images into vectors: an `embedder.Embedder`, a `classify.Classifier`, or a fake in tests."""
+    """Whatever turns images into vectors: an `embedder.Embedder`, a `classify.Classifier`, or a fake in tests.
+
+    Two threads call it at once.
+    """
 
     def embed(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Images of one shape, uint8 RGB [n, height, width, 3] -> column name -> float32 [n, dimension]."""
@@ -130,17 +138,31 @@ def embed_records(
     def shape_of(item: Decoded) -> tuple[int, ...]:
         return item.image.pixels.shape
 
-    for batch in batch_by_shape(decoded(), shape_of, options.batch_size, options.batch_pixels):
-        started, embedded = time.perf_counter(), len(rows)
-        for item, outcome in _embed_batch(batch, embedder):
+    def embed(batch: Batch) -> tuple[float, list[tuple[Decoded, Row | Failure]], float]:
+        started = time.perf_counter()
+        outcomes = _embed_batch(batch, embedder)
+        return started, outcomes, time.perf_counter()
+
+    ended = 0.0
+    batches = batch_by_shape(decoded(), shape_of, options.batch_size, options.batch_pixels)
+    for started, outcomes, end in map_ahead(embed, batches, _model_pool(), _CALLS_AHEAD):
+        embedded, seconds = len(rows), end - max(started, ended)  # without what the batch before overlaps with it
+        ended = max(ended, end)
+        for item, outcome in outcomes:
             icc_profiles_ignored += item.image.icc_profile_ignored
             if isinstance(outcome, Failure):
                 failures[item.index] = outcome
             else:
                 rows[item.index] = outcome
         if on_batch is not None:
-            on_batch(len(rows) - embedded, time.perf_counter() - started)
+            on_batch(len(rows) - embedded, max(0.0, seconds))
     return UnitResult(_in_order(rows), _in_order(failures), icc_profiles_ignored)
+
+
+@functools.cache
+def _model_pool() -> ThreadPoolExecutor:
+    """The process's threads that call the model: while a device computes for the one, the other's batch is copied."""
+    return ThreadPoolExecutor(_CALLS_AHEAD, thread_name_prefix="model")
 
 
 def _in_order(items: dict[int, Any]) -> list[Any]:

@@ -16,6 +16,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec, Pooling, Precision
 from transforms.models import weights as weights_module
 from transforms.models.architectures import Architecture, get_architecture, nearest
+from transforms.models.compiled import CompiledModel
 from transforms.models.config import EmbedderConfig
 from transforms.models.graph import graph_sha256
 from transforms.models.keras_import import import_keras, pinned_keras
@@ -41,6 +42,7 @@ class Embedder:
         names = columns(spec.layers)
         shapes = {name: output.shape for name, output in zip(sorted(names), model.outputs, strict=True)}
         self.dimensions: dict[str, int] = {name: shapes[name][-1] for name in names}  # Keras sorts a dict's outputs
+        self._call = CompiledModel(model, spec.precision)
         self._lock = threading.Lock()
 
     def embed(self, images: np.ndarray, **arguments: Any) -> dict[str, np.ndarray]:
@@ -53,14 +55,12 @@ class Embedder:
         Returns:
             Column name -> float32 [n, dimension].
         """
+        if not arguments:
+            return self._call(images)
         import keras
 
-        # Beam's harness threads share one embedder, and Keras' compiled call is not re-entrant.
-        with self._lock, pinned_keras():
-            if arguments:
-                vectors = keras.tree.map_structure(keras.ops.convert_to_numpy, self.model(images, **arguments))
-            else:
-                vectors = self.model.predict_on_batch(images)
+        with self._lock, pinned_keras():  # Beam's harness threads share one embedder, and Keras' call is not re-entrant
+            vectors = keras.tree.map_structure(keras.ops.convert_to_numpy, self.model(images, **arguments))
         return vectors if isinstance(vectors, dict) else {"embedding": vectors}
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -30,12 +31,23 @@ def import_keras() -> None:
     with _import_lock:
         if "keras" in sys.modules:
             return
+        _choose_backend()
         if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") < "2":
             importlib.import_module("keras")
         else:
             _import_quietly()
         for setter, _, value in _settings():
             setter(value)
+
+
+def _choose_backend() -> None:
+    """Where nobody chose one and TensorFlow, Keras' default, is not installed: JAX, or else PyTorch."""
+    if "KERAS_BACKEND" in os.environ:
+        return
+    installed = (name for name in ("tensorflow", "jax", "torch") if importlib.util.find_spec(name) is not None)
+    backend = next(installed, "tensorflow")
+    if backend != "tensorflow":
+        os.environ["KERAS_BACKEND"] = backend
 
 
 @contextlib.contextmanager
