@@ -6,8 +6,9 @@ It runs on any of Keras' backends, with TensorFlow installed or not, and on a CP
 figure is written as soon as it is known, and what the time limit leaves out is named.
 
 * bare: the Keras model alone on one uint8 batch that lies on the device, as many calls as fit in a second.
-* decode: reading, decoding and resizing the JPEGs on all cores, with a model that costs nothing.
-* extract: JPEG files in, Parquet out, from the first batch to the last part.
+* decode: reading, decoding and resizing the JPEGs in one process on all cores, with a model that costs nothing; its
+  ceiling: decoding and resizing alone, in as many processes as there are cores.
+* extract: JPEG files in, Parquet out, in one and in several processes, from each process's first part to the last.
 * peak: of a bfloat16 matrix product of 8192 x 8192 x 8192 in this run. Operations of a model are two for each
   multiplication of its convolutions and dense layers.
 """
@@ -15,7 +16,6 @@ figure is written as soon as it is known, and what the time limit leaves out is 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import logging
 import math
@@ -282,27 +282,45 @@ def decode_rate(jpegs: Path, images: int) -> float:
     from transforms.inputs.read import open_records
     from transforms.inputs.types import ReadOptions
 
-    (unit,) = plan([str(jpegs)], None, images)
+    unit = next(iter(plan([str(jpegs)], None, images)))
     options = EmbedOptions(ImageOptions(image_size=(SIZE, SIZE)), 128)
     started = time.perf_counter()
     embed_records(open_records(unit, ReadOptions()), Nothing(), options)  # type: ignore[arg-type]
     return images / (time.perf_counter() - started)
 
 
-def extract_rate(jpegs: Path, model: str, precision: Precision, batch_size: int, output: Path, *flags: str) -> float:
-    """Images/s of `imagebeam extract`, from the first batch to the last part."""
-    from benchmarks import extract_speed
-    from pipelines.extract import ExtractOptions
-    from pipelines.options.extraction import InputOptions, ModelOptions, OutputOptions
+def decode_ceiling(jpegs: Path) -> float:
+    """Images/s of decoding and resizing in as many processes as there are cores."""
+    import multiprocessing
 
-    options = ExtractOptions(
-        InputOptions(input=(f"{jpegs}/*/*.jpg",)),
-        ModelOptions(model=model, weights="random:0", precision=precision, batch_size=batch_size),
-        OutputOptions(output=str(output), overwrite=True),
-        beam_args=flags,
-    )
-    with contextlib.redirect_stdout(sys.stderr):
-        return extract_speed.extract_rate(options)
+    pieces = [[str(path) for path in sorted(jpegs.glob("*/*.jpg"))[:DIFFERENT_JPEGS]]] * available_cores()
+    with multiprocessing.get_context("spawn").Pool(available_cores()) as pool:
+        pool.map(_decode_all, [piece[:8] for piece in pieces])
+        started = time.perf_counter()
+        pool.map(_decode_all, pieces, chunksize=1)
+        return sum(map(len, pieces)) / (time.perf_counter() - started)
+
+
+def _decode_all(paths: list[str]) -> None:
+    from transforms.images.decode import ImageOptions, decode_image
+
+    for path in paths:
+        decode_image(Path(path).read_bytes(), ImageOptions(image_size=(SIZE, SIZE)))
+
+
+def extract_rate(jpegs: Path, model: str, precision: Precision, batch_size: int, output: Path, workers: int) -> float:
+    """Images/s of `imagebeam extract` in a process of its own, from the first part to the last."""
+    command = [sys.executable, "-m", "pipelines", "extract", "--input", f"{jpegs}/*/*.jpg", "--output", str(output)]
+    flags = {"model": model, "weights": "random:0", "precision": precision, "batch_size": batch_size}
+    command += [f"--{name}={value}" for name, value in flags.items()]
+    command += ["--rows_per_unit=1024", "--overwrite"]
+    if workers > 1:
+        command += [f"--direct_num_workers={workers}", "--direct_running_mode=multi_processing"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stdout[-1000:] + done.stderr[-1000:])
+    parts = sorted(path.stat().st_mtime for path in (output / "embeddings").iterdir())
+    return (len(parts) - workers) * 1024 / (parts[-1] - parts[workers - 1])
 
 
 def link_copies(jpegs: Path, count: int) -> None:
@@ -357,9 +375,10 @@ def measure(
         del embedder, call
         if clock.allows(f"{name} {precision} extract", 40):
             output = scratch / "out"
-            rates = [extract_rate(jpegs, name, precision, batch_size, output) for _ in range(args.rounds)]
-            figures["extract_images_s"] = rates
-            figures["extract_over_bare"] = statistics.median(rates) / bare
+            for workers in args.local_workers:
+                figures[f"extract_{workers}_images_s"] = extract_rate(
+                    jpegs, name, precision, batch_size, output, workers
+                )
         figures["device_memory_gb"] = memory_gb()
         yield f"{name} {precision}", figures
 
@@ -373,9 +392,9 @@ def main() -> None:
         nargs="+",
         default=[Precision.BFLOAT16, Precision.FLOAT32, Precision.FLOAT16],
     )
-    parser.add_argument("--images", type=int, default=16_384, help="files that extract reads")
+    parser.add_argument("--images", type=int, default=32_768, help="files that extract reads")
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=2, help="runs of extract")
+    parser.add_argument("--local_workers", type=int, nargs="+", default=[1, 8], help="processes that extract runs in")
     parser.add_argument("--limit_s", type=float, default=540.0, help="no measurement begins that would end later")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -391,8 +410,10 @@ def main() -> None:
         write_jpegs(jpegs, min(args.images, DIFFERENT_JPEGS))
         link_copies(jpegs, args.images)
         figures["peak_tflops"] = peak_tflops()
-        decode_rate(jpegs, args.images)
-        figures["decode_images_s"] = [decode_rate(jpegs, args.images) for _ in range(3)]
+        few = min(args.images, 4096)
+        decode_rate(jpegs, few)
+        figures["decode_images_s"] = [decode_rate(jpegs, few) for _ in range(3)]
+        figures["decode_ceiling_images_s"] = decode_ceiling(jpegs)
         print({**figures}, flush=True)
         for name in args.models:
             for label, found in measure(name, args, jpegs, scratch, clock, figures["peak_tflops"]):
@@ -407,10 +428,12 @@ def main() -> None:
     for label, found in figures.items():
         if not isinstance(found, dict):
             continue
-        bare, extract = (statistics.median(found.get(f"{side}_images_s", [math.nan])) for side in ("bare", "extract"))
+        bare = statistics.median(found["bare_images_s"])
+        extract = max(found.get(f"extract_{workers}_images_s", math.nan) for workers in args.local_workers)
         share, cosine = found["share_of_matmul_peak"], found["parity"]["lowest_cosine"]
         rows.append((label, f"{bare:9.1f} | {share:6.1%} | {extract:8.1f} | {extract / bare:5.2f} | {cosine:.7f}"))
     rows.append(("decode alone, images/s", f"{statistics.median(figures['decode_images_s']):9.1f}"))
+    rows.append(("its ceiling", f"{figures['decode_ceiling_images_s']:9.1f}"))
     rows.append(("matrix product, TFLOP/s", f"{figures['peak_tflops']:9.1f}"))
     publish(f"gpu_check_{figures['backend']}", figures, rows)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import imagecodecs
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 import simplejpeg
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -33,7 +34,8 @@ _ALONE = {0x01, 0xD8, *range(0xD0, 0xD8)}
 _NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd9-\xfe]")
 _HARMLESS = re.compile(r"extraneous bytes before marker 0xd9|Invalid SOS parameters for sequential|Adobe color")
 _STOPS_EARLY = re.compile(r"[Pp]remature end")
-_SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
+_SPACES = {1: "GRAY", 3: "RGBX", 4: "CMYK"}
+"""By components. RGBX is how Pillow holds RGB, so that it takes the pixels as they are."""
 _JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 
 
@@ -108,7 +110,8 @@ def _to_rgb(pixels: np.ndarray | PIL.Image.Image, header: _Header) -> PIL.Image.
     if header.components == 1:
         return PIL.Image.fromarray(pixels[..., 0]).convert("RGB")
     if header.components == 3:
-        return PIL.Image.fromarray(pixels)
+        values = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), 4)
+        return PIL.Image.fromarrow(values, "RGB", (header.width, header.height))  # `fromarray` copies, holding the GIL
     return PIL.Image.fromarray(255 - pixels if header.adobe else pixels, "CMYK").convert("RGB")
 
 
