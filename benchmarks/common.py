@@ -30,7 +30,8 @@ def write_jpegs(folder: Path, count: int, size: tuple[int, int] = (500, 375), qu
         photograph = photographs[index % len(photographs)]
         share = rng.uniform(0.5, 1.0)
         width, height = int(photograph.width * share), int(photograph.height * share)
-        left, top = rng.integers(0, photograph.width - width + 1), rng.integers(0, photograph.height - height + 1)
+        left = int(rng.integers(0, photograph.width - width + 1))
+        top = int(rng.integers(0, photograph.height - height + 1))
         crop = photograph.crop((left, top, left + width, top + height)).resize(size, Image.Resampling.BICUBIC)
         path = folder / f"class{index % 10}" / f"{index:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

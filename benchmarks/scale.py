@@ -107,8 +107,8 @@ def files(count: int) -> dict[str, Any]:
         else:
             yield from (f"{folder}/{number:06d}/" for number in range(-(-count // FILES_A_FOLDER)))
 
-    storage.matches = matches
-    local.is_folder = lambda _: True
+    vars(storage)["matches"] = matches
+    local.is_folder = lambda uri: True  # noqa: ARG005
     local.list_folders = list_folders
     return plan(("/data",), None)
 

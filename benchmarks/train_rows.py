@@ -118,6 +118,7 @@ def measure_speed(args: argparse.Namespace) -> dict[str, Any]:
     held, _ = open_set(args.folder, max_memory_mb=2**20)
     assert isinstance(held.train, MatrixSource)
     assert isinstance(held.validation, MatrixSource)
+    assert streamed.validation is not None
     labels, held_out = (index.targets(source.numbers) for source in (held.train, held.validation))
     plain_model, model = make_model(held, args), make_model(streamed, args)
     order = EpochOrder(0)

@@ -5,6 +5,7 @@ python examples/vectors_to_sqlite.py DATABASE PATTERN
 
 import sqlite3
 import sys
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -13,7 +14,7 @@ from apache_beam.io import fileio
 import imagebeam
 
 
-class WriteRows(beam.DoFn):
+class WriteRows(beam.DoFn):  # type: ignore[misc]
     """Row -> table images; a row that is tried again replaces itself."""
 
     def __init__(self, database: str) -> None:
@@ -23,7 +24,7 @@ class WriteRows(beam.DoFn):
         self._connection = sqlite3.connect(self._database)
         self._connection.execute("create table if not exists images (key text primary key, embedding blob)")
 
-    def process(self, row: dict) -> None:
+    def process(self, row: dict[str, Any]) -> None:
         vector = np.array(row["embedding"], np.float32).tobytes()
         self._connection.execute("insert or replace into images values (?, ?)", (row["key"], vector))
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from namespaces import UnavailableError
 
+from pipelines.common.cache import cache_folder
 from pipelines.common.console import say
-from pipelines.demo import cache_folder
 
 HERE = Path(__file__).parent
 

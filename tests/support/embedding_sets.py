@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from transforms.core.formats import EmbeddingDtype, EmbeddingType
 from transforms.core.spec import EmbedderSpec
 from transforms.runs.schemas import embeddings_schema
 
@@ -27,8 +28,8 @@ def write_output(
     row_group_size: int = 64,
     spec: EmbedderSpec = SPEC,
     images: Sequence[str] | None = None,
-    embedding_type: str = "fixed_size_list",
-    embedding_dtype: str = "float32",
+    embedding_type: EmbeddingType = EmbeddingType.FIXED_SIZE_LIST,
+    embedding_dtype: EmbeddingDtype = EmbeddingDtype.FLOAT32,
     column: str = "embedding",
     keep: dict[str, tuple[pa.DataType, Sequence[Any]]] | None = None,
     finished: bool = True,
@@ -72,7 +73,9 @@ def write_output(
     return str(folder)
 
 
-def blobs(rows: int, classes: int = 3, dimension: int = 8, *, seed: int = 0, spread: float = 1.0):
+def blobs(
+    rows: int, classes: int = 3, dimension: int = 8, *, seed: int = 0, spread: float = 1.0
+) -> tuple[np.ndarray, list[str]]:
     """Vectors in one cloud a class, and their labels as text."""
     random = np.random.default_rng(seed)
     centers = random.normal(size=(classes, dimension)) * 3

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.embedding_sets import SPEC, blobs, write_output
 from transforms.core.errors import ImagebeamError, JobError
+from transforms.core.formats import EmbeddingType
 from transforms.core.spec import Pooling
 from transforms.training.embeddings import ahead, open_embeddings
 
@@ -118,8 +119,8 @@ def test_a_vector_that_is_not_finite_is_refused_by_its_key(tmp_path, value):
 
 def test_a_vector_of_another_length_is_refused(tmp_path):
     vectors, labels = blobs(40)
-    write_output(tmp_path / "a", vectors[:20], labels[:20], embedding_type="list")
-    write_output(tmp_path / "b", vectors[20:, :6], labels[20:], embedding_type="list")
+    write_output(tmp_path / "a", vectors[:20], labels[:20], embedding_type=EmbeddingType.LIST)
+    write_output(tmp_path / "b", vectors[20:, :6], labels[20:], embedding_type=EmbeddingType.LIST)
     with pytest.raises(ImagebeamError, match="not of length 8"):
         read_all(open_embeddings([str(tmp_path / "a"), str(tmp_path / "b")]))
 
