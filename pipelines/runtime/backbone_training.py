@@ -96,8 +96,8 @@ def embed_images(embedder: keras.Model, images: ImageSet, index: RowIndex) -> Le
     from sklearn.preprocessing import StandardScaler
 
     from pipelines.runtime.head_training import Lesson
+    from transforms.training.sources import MatrixSource, Sources, moments
     from transforms.training.splits import Split
-    from transforms.training.tf_data import MatrixSource, Sources, moments
 
     say(f"Embedding {len(images.table):,} images for the first phase")
     wanted = [split for split in (Split.TRAIN, Split.VALIDATION) if len(index.rows(split))]

@@ -14,7 +14,7 @@ from pipelines.runtime.head_training import Lesson, check_searchable
 from transforms.core.errors import ImagebeamError
 from transforms.training.exact import LARGEST, LARGEST_WITH_FOLDS, Solution, solve
 from transforms.training.head import LOGITS, Normalization, Solver, VectorTransform, build_head
-from transforms.training.tf_data import MatrixSource
+from transforms.training.sources import MatrixSource
 
 if TYPE_CHECKING:
     import keras

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,14 @@ from pipelines.common.epochs import EpochBar
 from pipelines.options.search import SearchOptions
 from pipelines.options.training import FitOptions, HeadOptions
 from transforms.core.errors import ImagebeamError
+from transforms.training.batches import vector_batches
 from transforms.training.checkpoint import Checkpoint
 from transforms.training.fit import FitState, fit
 from transforms.training.head import balanced_weights, build_head, compile_head
-from transforms.training.tf_data import EpochOrder, MatrixSource, Sources, moments, to_dataset
+from transforms.training.sources import EpochOrder, MatrixSource, Sources, moments
 
 if TYPE_CHECKING:
     import keras
-    import tensorflow as tf
 
 _INNER_VALIDATION = 0.1
 """Share of a fold's training rows that early stopping looks at, as it looks at the validation rows otherwise."""
@@ -84,8 +85,8 @@ def train_head(
         options,
         lesson.counts,
         sources.train.rows,
-        lambda order: to_dataset(sources.train, lesson.targets, options.batch_size, order),
-        sources.validation and to_dataset(sources.validation, lesson.targets, options.batch_size),
+        lambda order: vector_batches(sources.train, lesson.targets, options.batch_size, order),
+        sources.validation and vector_batches(sources.validation, lesson.targets, options.batch_size),
         multi_label=multi_label,
         checkpoint=checkpoint,
         watched=watched,
@@ -98,8 +99,8 @@ def fit_as_told(
     options: FitOptions,
     counts: np.ndarray,
     rows: int,
-    train: Callable[[EpochOrder], tf.data.Dataset],
-    validation: tf.data.Dataset | None,
+    train: Callable[[EpochOrder], Any],
+    validation: Any | None,
     *,
     multi_label: bool,
     checkpoint: Checkpoint | None,
@@ -149,14 +150,30 @@ def fit_as_told(
 
 
 def use_deterministic_ops() -> None:
-    """Let a GPU add up in the same order every time; a CPU does so by itself."""
+    """Let a GPU add up in the same order every time; a CPU does so by itself.
+
+    To be called before anything is computed: that is when XLA, under JAX, reads its flags.
+    """
     from transforms.models.keras_import import import_keras
 
     import_keras()  # settles Keras' global settings before anything is built
-    import tensorflow as tf
+    import keras
 
-    if tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.enable_op_determinism()
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        if tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.enable_op_determinism()
+    elif backend == "jax":
+        flags = os.environ.get("XLA_FLAGS", "")
+        if "--xla_gpu_deterministic_ops" not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    elif backend == "torch":
+        import torch
+
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def check_searchable(lesson: Lesson) -> MatrixSource:

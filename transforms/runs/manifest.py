@@ -8,6 +8,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +40,8 @@ _NAMES = 20
 _NAME_CHARACTERS = 300
 
 _PACKAGES = (
-    *("imagebeam", "apache-beam", "keras", "numpy", "pyarrow", "tensorflow"),
+    *("imagebeam", "apache-beam", "keras", "numpy", "pyarrow"),
+    *("jax", "tensorflow", "torch"),
     *sorted({package for decoder in DECODERS.values() for package in decoder.packages} - {"numpy"}),
 )
 
@@ -379,11 +381,13 @@ def _iso(seconds: float) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what the numbers depend on."""
+    """Installed versions of what the numbers depend on; and, once Keras is imported, which backend it computes with."""
     found = {}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    if "keras" in sys.modules:
+        found["keras-backend"] = sys.modules["keras"].backend.backend()
     return found

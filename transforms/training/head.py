@@ -178,13 +178,15 @@ def compile_head(
         loss = _single_label_loss(head.output_shape[-1], label_smoothing, class_weights)
         accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
     trained = keras.Model(head.input, head.get_layer(LOGITS).output, name="training")
+    backend = keras.backend.backend()
     trained.compile(
         optimizer,
         loss,
         metrics=[accuracy],
-        # XLA gains nothing on a few small matrix products, and costs a compilation for every shape of batch.
-        jit_compile=False,
-        steps_per_execution=1 if keras.backend.backend() == "torch" else _STEPS_PER_EXECUTION,
+        # To TensorFlow XLA gains nothing on a few small matrix products, and costs a compilation for every shape of
+        # batch. JAX has no other way to compile.
+        jit_compile=backend == "jax",
+        steps_per_execution=1 if backend == "torch" else _STEPS_PER_EXECUTION,
     )
     return trained
 

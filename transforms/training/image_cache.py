@@ -19,8 +19,9 @@ from transforms.images.decode import ImageError, ImageOptions, decode_image, pre
 from transforms.inputs.plan import cut_shard, plan
 from transforms.inputs.read import read_records
 from transforms.inputs.types import ReadOptions, WorkUnit
+from transforms.training.batches import to_dataset
 from transforms.training.embeddings import RowGroup
-from transforms.training.tf_data import EpochOrder
+from transforms.training.sources import EpochOrder
 
 LABEL = "label"
 """The column with the label, whatever it was called in the input."""
@@ -29,6 +30,9 @@ _ROWS_PER_UNIT = 2048
 
 _AHEAD = 64
 """Records between the reader and the file."""
+
+_BATCHES_AHEAD = 4
+"""Batches of images that wait for the model: they cost it far more time than it takes to gather them."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def image_batches(
     batch_size: int,
     order: EpochOrder | None = None,
 ) -> Any:
-    """Rows as a `tf.data.Dataset` of batches, the last of which may be smaller.
+    """Rows as a dataset of batches, the last of which may be smaller.
 
     Args:
         images: all of them.
@@ -163,9 +167,8 @@ def image_batches(
         order: shuffle, in the order of its epoch; None to keep the rows as they are.
 
     Returns:
-        Dataset of (uint8 [batch_size, height, width, 3], targets).
+        What `batches.to_dataset` gives, of (uint8 [batch_size, height, width, 3], targets).
     """
-    import tensorflow as tf
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         places = rows if order is None else order.generator().permutation(rows)
@@ -173,13 +176,5 @@ def image_batches(
             chosen = places[start : start + batch_size]
             yield images.pixels[chosen], targets(chosen)
 
-    none = targets(np.empty(0, np.int64))
-    signature = (
-        tf.TensorSpec((None, *images.pixels.shape[1:]), tf.uint8),
-        tf.TensorSpec((None, *none.shape[1:]), none.dtype),
-    )
-    return (
-        tf.data.Dataset.from_generator(batches, output_signature=signature)
-        .apply(tf.data.experimental.assert_cardinality(-(-len(rows) // batch_size)))
-        .prefetch(tf.data.AUTOTUNE)
-    )
+    example = images.pixels[:0], targets(np.empty(0, np.int64))
+    return to_dataset(batches, example, len(rows), batch_size, _BATCHES_AHEAD)

@@ -4,10 +4,11 @@ import pytest
 
 from tests.support.embedding_sets import blobs
 from transforms.core.errors import ImagebeamError
+from transforms.training.batches import vector_batches
 from transforms.training.checkpoint import Checkpoint
 from transforms.training.fit import FitState, fit
 from transforms.training.head import Normalization, Schedule, build_head, compile_head
-from transforms.training.tf_data import EpochOrder, MatrixSource, to_dataset
+from transforms.training.sources import EpochOrder, MatrixSource
 
 VECTORS, LABELS = blobs(300, spread=3.0)
 CLASSES = np.array([int(label[-1]) for label in LABELS], np.int32)
@@ -34,9 +35,18 @@ class Killer:
             raise KilledError
 
 
-def train(checkpoint=None, watcher=None, epochs=8, patience=0, validated=True, learning_rate=0.02, taught=CLASSES):
+def train(
+    checkpoint=None,
+    watcher=None,
+    epochs=8,
+    patience=0,
+    validated=True,
+    learning_rate=0.02,
+    taught=CLASSES,
+    normalization=Normalization.BATCH,
+):
     """Everything that has a state: dropout, batch normalisation, a schedule, momentum, early stopping."""
-    head = build_head(8, 3, hidden_units=(16,), dropout=0.3, normalization=Normalization.BATCH, seed=5)
+    head = build_head(8, 3, hidden_units=(16,), dropout=0.3, normalization=normalization, seed=5)
     model = compile_head(
         head, steps=7 * epochs, learning_rate=learning_rate, schedule=Schedule.COSINE, weight_decay=0.01
     )
@@ -44,8 +54,8 @@ def train(checkpoint=None, watcher=None, epochs=8, patience=0, validated=True, l
     source, held_out = (MatrixSource(VECTORS[rows], np.arange(300)[rows]) for rows in (slice(200), slice(200, 300)))
     state = fit(
         model,
-        to_dataset(source, lambda rows: taught[rows], 32, order),
-        to_dataset(held_out, lambda rows: CLASSES[rows], 32) if validated else None,
+        vector_batches(source, lambda rows: taught[rows], 32, order),
+        vector_batches(held_out, lambda rows: CLASSES[rows], 32) if validated else None,
         epochs=epochs,
         patience=patience,
         begin_epoch=order.begin_epoch,
@@ -92,13 +102,13 @@ def test_checkpoints_are_no_more_frequent_than_asked(tmp_path, monkeypatch):
     checkpoint = Checkpoint(str(tmp_path))
     monkeypatch.setattr(checkpoint, "save_state", lambda values, arrays: saved.append(values["epochs"]))
     head = compile_head(build_head(8, 3, normalization=Normalization.NONE), steps=9)
-    data = to_dataset(MatrixSource(VECTORS, np.arange(300)), lambda rows: CLASSES[rows], 100)
+    data = vector_batches(MatrixSource(VECTORS, np.arange(300)), lambda rows: CLASSES[rows], 100)
     fit(head, data, None, epochs=3, checkpoint=checkpoint, checkpoint_seconds=1000)
     assert saved == [3]  # the end is always kept, so that a kill while evaluating costs no training
 
 
 def test_the_weights_of_the_best_epoch_are_kept():
-    head, state = train(epochs=4, taught=WRONG)
+    head, state = train(epochs=4, taught=WRONG, normalization=Normalization.NONE)
     losses = state.history["val_loss"]
     assert state.best_epoch == 1 + int(np.argmin(losses))
     assert state.best_epoch < state.epochs  # or this test shows nothing
@@ -108,7 +118,7 @@ def test_the_weights_of_the_best_epoch_are_kept():
 
 
 def test_patience_ends_a_run_early():
-    _, state = train(epochs=30, patience=2, taught=WRONG)
+    _, state = train(epochs=30, patience=2, taught=WRONG, normalization=Normalization.NONE)
     assert state.stopped
     assert state.epochs == state.best_epoch + 2 < 30
     assert len(state.history["loss"]) == state.epochs

@@ -5,11 +5,12 @@ import pytest
 
 from tests.support.embedding_sets import blobs, write_output
 from transforms.core.errors import ImagebeamError
+from transforms.training.batches import vector_batches
 from transforms.training.embeddings import open_embeddings
 from transforms.training.row_index import LabelRules, SplitRules, index_rows
 from transforms.training.row_stores import LocalCopy, ParquetRows
+from transforms.training.sources import EpochOrder, MatrixSource, open_sources
 from transforms.training.splits import Split
-from transforms.training.tf_data import EpochOrder, MatrixSource, open_sources, to_dataset
 
 ROWS, DIMENSION = 900, 512
 MEGABYTES = ROWS * DIMENSION * 4 / 2**20  # 1.8: a budget of 1 holds the validation rows, of 2 all
@@ -124,11 +125,11 @@ def test_a_nan_anywhere_is_found_before_training(tmp_path):
 def test_batches_have_the_rows_and_their_targets(opened, batch_size):
     vectors, embeddings, index = opened
     sources = open_sources(embeddings, index, 2)
-    batches = [(x.numpy(), y.numpy()) for x, y in to_dataset(sources.train, index.targets, batch_size)]
+    batches = [(x.numpy(), y.numpy()) for x, y in vector_batches(sources.train, index.targets, batch_size)]
     sizes = [len(targets) for _, targets in batches]
     assert sum(sizes) == sources.train.rows
     assert set(sizes[:-1]) <= {batch_size}
-    assert len(to_dataset(sources.train, index.targets, batch_size)) == len(batches)
+    assert len(vector_batches(sources.train, index.targets, batch_size)) == len(batches)
     rows = index.rows(Split.TRAIN)
     assert np.array_equal(np.concatenate([x for x, _ in batches]), vectors[rows])
     assert np.array_equal(np.concatenate([y for _, y in batches]), index.labels[rows])

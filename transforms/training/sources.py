@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from sklearn.preprocessing import StandardScaler
@@ -15,10 +15,7 @@ from transforms.training.row_stores import Block, LocalCopy, ParquetRows, RowSto
 from transforms.training.splits import Split
 
 _BLOCK_BYTES = 16 << 20
-"""Vectors handed to tf.data at once: the price of crossing from Python into its threads is paid once a block."""
-
-_BATCHES_AHEAD = 32
-"""Batches that wait for the model: a fixed number, where TensorFlow's own choice takes memory as it likes."""
+"""Vectors handed on at once: the price of crossing from Python into tf.data's threads is paid once a block."""
 
 _ALIGNMENT = 64
 """Bytes; Eigen's, and so TensorFlow's."""
@@ -225,36 +222,3 @@ class EpochOrder:
     def generator(self) -> np.random.Generator:
         """A fresh generator for the epoch."""
         return np.random.default_rng([self._seed, self._epoch])
-
-
-def to_dataset(
-    source: Source, targets: Callable[[np.ndarray], np.ndarray], batch_size: int, order: EpochOrder | None = None
-) -> Any:
-    """A source as a `tf.data.Dataset` of batches, the last of which may be smaller.
-
-    Args:
-        source: vectors and numbers of their rows.
-        targets: row numbers [n] -> targets [n, ...], such as `RowIndex.targets`.
-        batch_size: rows.
-        order: shuffle, in the order of its epoch; None to keep the rows as stored.
-
-    Returns:
-        Dataset of (float32 [batch_size, dimension], targets).
-    """
-    import tensorflow as tf
-
-    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for vectors, rows in source.blocks(order.generator() if order is not None else None):
-            yield vectors, targets(rows)
-
-    none = targets(np.empty(0, np.int64))
-    signature = (
-        tf.TensorSpec((None, source.dimension), tf.float32),
-        tf.TensorSpec((None, *none.shape[1:]), none.dtype),
-    )
-    return (
-        tf.data.Dataset.from_generator(blocks, output_signature=signature)
-        .rebatch(batch_size)
-        .apply(tf.data.experimental.assert_cardinality(-(-source.rows // batch_size)))
-        .prefetch(_BATCHES_AHEAD)
-    )
