@@ -80,7 +80,7 @@ def run(options: FinetuneOptions) -> TrainResult:
         print_layers(layers)
         if output.claim(_identity(options, spec, index)):
             say(f"Going on with the run in {output.uri}")
-        lesson = embed_images(assemble(spec, backbone), images, index)
+        lesson = embed_images(assemble(spec, backbone), images, index, options.model.batch_size)
         head, state = train_head(lesson, options.head, options.fit, watched=True)
         phases = {"head": dataclasses.asdict(state)}
         if any(layer.trainable for layer in layers):

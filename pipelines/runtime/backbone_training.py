@@ -86,7 +86,7 @@ def print_layers(layers: Sequence[TunedLayer]) -> None:
     say(f"{tuned:,} of {parameters:,} parameters of the model are trainable")
 
 
-def embed_images(embedder: keras.Model, images: ImageSet, index: RowIndex) -> Lesson:
+def embed_images(embedder: keras.Model, images: ImageSet, index: RowIndex, batch_size: int) -> Lesson:
     """The vectors of the images as they are before tuning: what the head learns from alone.
 
     Raises:
@@ -96,18 +96,18 @@ def embed_images(embedder: keras.Model, images: ImageSet, index: RowIndex) -> Le
     from sklearn.preprocessing import StandardScaler
 
     from pipelines.runtime.head_training import Lesson
+    from transforms.models.prediction import predict_rows
     from transforms.training.sources import MatrixSource, Sources, moments
     from transforms.training.splits import Split
 
     say(f"Embedding {len(images.table):,} images for the first phase")
-    wanted = [split for split in (Split.TRAIN, Split.VALIDATION) if len(index.rows(split))]
-    held: dict[Split, list[np.ndarray]] = {split: [] for split in wanted}
-    for group in images.groups:
-        for split in wanted:
-            chosen = group.start + index.chosen(group, split)
-            if len(chosen):
-                held[split].append(embedder.predict_on_batch(images.pixels[chosen]))
-    sources = {split: MatrixSource(np.concatenate(vectors), index.rows(split)) for split, vectors in held.items()}
+    sources: dict[Split, MatrixSource] = {}
+    for split in (Split.TRAIN, Split.VALIDATION):
+        rows = index.rows(split)
+        if len(rows):
+            batches = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+            vectors = [predict_rows(embedder, images.pixels[batch], batch_size) for batch in batches]
+            sources[split] = MatrixSource(np.concatenate(vectors), rows)
     if not all(np.isfinite(source.vectors).all() for source in sources.values()):
         raise ImagebeamError("The model gives NaN or infinity for some images. Use other --weights.")
     train = sources[Split.TRAIN]

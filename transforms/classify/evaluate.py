@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.classify.ranking import rank, top_columns
+from transforms.models.prediction import predict_rows
 from transforms.plots import training
 from transforms.runs.part_files import FINGERPRINT_KEY
 from transforms.training import metrics
@@ -103,8 +104,7 @@ def _predict(
     for group, table in embeddings.read(groups, ["key", "uri", embeddings.column]):
         chosen = index.chosen(group, split)
         vectors = embeddings.vectors(group, table)[chosen]
-        pieces = [vectors[start : start + _BATCH_ROWS] for start in range(0, len(vectors), _BATCH_ROWS)]
-        probabilities = np.concatenate([head.predict_on_batch(piece) for piece in pieces])
+        probabilities = predict_rows(head, vectors, _BATCH_ROWS)
         yield table.take(chosen), probabilities, index.targets(group.start + chosen)
 
 

@@ -15,11 +15,15 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
 from transforms.models.embedder import Embedder, columns
 from transforms.models.keras_import import pinned_keras
+from transforms.models.prediction import predict_rows
 from transforms.models.staged import StagedModel, check_sha256, file_sha256, read_staged, stage
 from transforms.training.output import ResultFile
 
 if TYPE_CHECKING:
     import keras
+
+_BATCH_ROWS = 4096
+"""Vectors labelled at once, at most."""
 
 PROBABILITIES, EMBEDDING = "probabilities", "embedding"
 """Columns that a `Classifier` gives."""
@@ -134,7 +138,7 @@ class Classifier:
     def label(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
         """Vectors, float32 [n, dimension] -> float32 [n, classes] and, if kept, the vectors themselves."""
         with self._lock:
-            columns = {PROBABILITIES: self._head.predict_on_batch(vectors), EMBEDDING: vectors}
+            columns = {PROBABILITIES: predict_rows(self._head, vectors, _BATCH_ROWS), EMBEDDING: vectors}
         return {name: columns[name] for name in self.dimensions}
 
 

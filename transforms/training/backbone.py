@@ -34,6 +34,7 @@ class Augmentation(enum.StrEnum):
 
 def augmentation_layers(augmentations: Sequence[Augmentation], seed: int) -> list[keras.layers.Layer]:
     """Keras' layers, in the order given; they change images only while training."""
+    import keras
     from keras import layers
 
     makers: dict[Augmentation, Callable[[int], keras.layers.Layer]] = {
@@ -43,7 +44,11 @@ def augmentation_layers(augmentations: Sequence[Augmentation], seed: int) -> lis
         Augmentation.ZOOM: lambda seed: layers.RandomZoom(0.1, seed=seed),
         Augmentation.CONTRAST: lambda seed: layers.RandomContrast(0.2, value_range=(0, 255), seed=seed),
     }
-    return [makers[augmentation](seed * 1000 + number) for number, augmentation in enumerate(augmentations)]
+    made = [makers[augmentation](seed * 1000 + number) for number, augmentation in enumerate(augmentations)]
+    if keras.backend.backend() == "jax":
+        for layer in made:
+            layer.supports_jit = True  # Keras says no, because of TensorFlow; and JAX computes op by op without.
+    return made
 
 
 @dataclass(frozen=True)

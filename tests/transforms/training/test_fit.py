@@ -8,6 +8,7 @@ from transforms.training.batches import vector_batches
 from transforms.training.checkpoint import Checkpoint
 from transforms.training.fit import FitState, fit
 from transforms.training.head import Normalization, Schedule, build_head, compile_head
+from transforms.training.numpy_dataset import NumpyDataset
 from transforms.training.sources import EpochOrder, MatrixSource
 
 VECTORS, LABELS = blobs(300, spread=3.0)
@@ -72,6 +73,16 @@ def same(one, other):
 
 def test_the_same_run_gives_the_same_weights_to_the_last_bit():
     (one, state), (other, other_state) = train(), train()
+    assert same(one, other)
+    assert state == other_state
+
+
+def test_the_other_backends_dataset_gives_the_same_weights(monkeypatch):
+    one, state = train()
+    monkeypatch.setattr(
+        "transforms.training.batches._tensorflow_dataset", lambda blocks, _, *a: NumpyDataset(blocks, *a[:2])
+    )
+    other, other_state = train()
     assert same(one, other)
     assert state == other_state
 

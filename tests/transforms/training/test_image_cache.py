@@ -2,6 +2,7 @@
 
 import tempfile
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -10,7 +11,8 @@ from transforms.core.formats import LabelFrom
 from transforms.core.spec import EmbedderSpec
 from transforms.images.decode import ImageOptions
 from transforms.inputs.types import ReadOptions
-from transforms.training.image_cache import read_images
+from transforms.training.image_cache import ImageSet, image_batches, read_images
+from transforms.training.sources import EpochOrder
 
 
 @pytest.mark.parametrize(
@@ -40,3 +42,22 @@ def test_folders_tell_labels_and_columns_as_asked(tmp_path, options, labels, spl
     assert rows["label"].to_pylist() == labels
     if splits:
         assert rows["split"].to_pylist() == splits
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_batches_have_the_pixels_of_their_rows_in_the_order_of_the_epoch(monkeypatch, backend):
+    if backend == "tensorflow":
+        pytest.importorskip("tensorflow")
+    monkeypatch.setattr("keras.backend.backend", lambda: backend)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 4, 5, 3), np.uint8)
+    images = ImageSet(pixels, pa.table({}), (), EmbedderSpec("VGG16", "0" * 64), ())
+    rows, classes, order = np.arange(3, 48), np.arange(50, dtype=np.int32) % 3, EpochOrder(1)
+    dataset = image_batches(images, rows, lambda rows: classes[rows], 16, order)
+    for epoch in (0, 1):
+        order.begin_epoch(epoch)
+        wanted = order.generator().permutation(rows)
+        found = [[np.array(array) for array in batch] for batch in dataset]
+        assert [len(batch) for batch, _ in found] == [16, 16, 13]
+        assert found[0][0].dtype == np.uint8
+        assert np.array_equal(np.concatenate([batch for batch, _ in found]), pixels[wanted])
+        assert np.array_equal(np.concatenate([targets for _, targets in found]), classes[wanted])

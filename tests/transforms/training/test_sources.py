@@ -5,7 +5,6 @@ import pytest
 
 from tests.support.embedding_sets import blobs, write_output
 from transforms.core.errors import ImagebeamError
-from transforms.training.batches import vector_batches
 from transforms.training.embeddings import open_embeddings
 from transforms.training.row_index import LabelRules, SplitRules, index_rows
 from transforms.training.row_stores import LocalCopy, ParquetRows
@@ -119,20 +118,6 @@ def test_a_nan_anywhere_is_found_before_training(tmp_path):
         index = index_rows(embeddings, LabelRules(), SplitRules(0.3, 0.3))
         with pytest.raises(ImagebeamError, match=f"key-{row}"):
             open_sources(embeddings, index, 1)
-
-
-@pytest.mark.parametrize("batch_size", [64, 128, 10_000])
-def test_batches_have_the_rows_and_their_targets(opened, batch_size):
-    vectors, embeddings, index = opened
-    sources = open_sources(embeddings, index, 2)
-    batches = [(x.numpy(), y.numpy()) for x, y in vector_batches(sources.train, index.targets, batch_size)]
-    sizes = [len(targets) for _, targets in batches]
-    assert sum(sizes) == sources.train.rows
-    assert set(sizes[:-1]) <= {batch_size}
-    assert len(vector_batches(sources.train, index.targets, batch_size)) == len(batches)
-    rows = index.rows(Split.TRAIN)
-    assert np.array_equal(np.concatenate([x for x, _ in batches]), vectors[rows])
-    assert np.array_equal(np.concatenate([y for _, y in batches]), index.labels[rows])
 
 
 def test_what_tensorflow_takes_over_is_a_copy():
