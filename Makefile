@@ -57,9 +57,9 @@ package-check: $(INSTALLED) ## build wheel and sdist, install each into an empty
 	@echo "==> wheel and sdist"
 	$(BIN)/pytest -m install tests/project/test_package.py $(ARGS)
 
-production-check: $(INSTALLED) ## each job from requirements.lock and the wheel alone, and with each extra
+production-check: $(INSTALLED) ## each job from requirements.lock and the wheel alone, with each extra, and with JAX for TensorFlow
 	@echo "==> production environment"
-	$(BIN)/pytest -m install tests/project/test_production.py $(ARGS)
+	$(BIN)/pytest -m install tests/project/test_production.py tests/project/test_without_tensorflow.py $(ARGS)
 
 pixels: $(INSTALLED) ## decode a matrix of images by many writers, hold it against other readers, write docs/pixels.md
 	@echo "==> pixels"
@@ -94,11 +94,15 @@ format: $(INSTALLED) ## let ruff mend and format the code
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url \
 	--python-version 3.11 $(if $(UPGRADE),--upgrade)
 
+# What JAX needs and requirements.lock has, with or without TensorFlow.
+HAD := ml-dtypes numpy scipy
+
 lock: $(INSTALLED) ## resolve setup.py into the lock files; UPGRADE=1 takes newer versions
-	@echo "==> requirements.lock, requirements-dev.lock, requirements-gpu.lock, requirements-build.lock, requirements-airflow.lock"
+	@echo "==> requirements.lock, requirements-dev.lock, -gpu, -jax, -build, -airflow"
 	$(COMPILE) setup.py --extra all --universal -o requirements.lock
 	$(COMPILE) setup.py --extra all --universal --extra dev -c requirements.lock -o requirements-dev.lock
 	$(COMPILE) setup.py --extra all --python-platform linux --extra gpu -c requirements.lock -o requirements-gpu.lock
+	echo 'jax>=0.10,<0.11' | $(COMPILE) - --universal -c requirements.lock $(HAD:%=--no-emit-package %) -o requirements-jax.lock
 	echo setuptools | $(COMPILE) - --universal -c requirements.lock -o requirements-build.lock
 	echo 'apache-airflow-core>=3.1' | $(COMPILE) - --universal -o requirements-airflow.lock
 

@@ -14,37 +14,14 @@ import PIL.Image
 import pytest
 
 from tests.support import environments
-from tests.support.environments import ROOT, Environment, pins
+from tests.support.environments import pins
 from tests.support.extracting import WRITERS
-from tests.support.image_samples import encode, picture
-from tests.support.newer_wheels import write_newer_wheels
+from tests.support.image_samples import picture
+from tests.support.production import SMALL, folder_of_classes, samples, totals
 
 pytestmark = [pytest.mark.slow, pytest.mark.install, pytest.mark.timeout(1200)]
 
-SMALL = ("--model", "VGG16", "--weights", "random:0", "--layer", "block1_pool", "--image_size", "32x32")
 EXTRAS = ("train", "onnx", "heif", "s3", "azure")
-
-
-@pytest.fixture(scope="module")
-def production(tmp_path_factory):
-    """Installed with newer releases of everything on offer, without a cache."""
-    folder = tmp_path_factory.mktemp("production")
-    newer = write_newer_wheels(folder / "newer", [ROOT / "requirements.lock"])
-    environment = Environment(folder / "all", newer)
-    bare = environment.installed()
-    environment.install_lock(ROOT / "requirements.lock")
-    (wheel,) = environments.build(tmp_path_factory.mktemp("dist")).glob("*.whl")
-    environment.pip(*environments.INSTALL, wheel)
-    environment.pip("check")
-    assert environment.installed() == bare | pins("requirements.lock") | {"imagebeam": metadata.version("imagebeam")}
-    return environment
-
-
-@pytest.fixture(scope="module")
-def requires(production):
-    """Package -> its Requires-Dist lines, of all that is installed."""
-    found = metadata.distributions(path=[str(production.site_packages)])
-    return {environments.canonicalize_name(entry.name): entry.requires or [] for entry in found}
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +37,6 @@ def with_extra(production, requires, tmp_path_factory):
         return environment
 
     return make
-
-
-def samples(count=20):
-    """File name -> JPEG; two classes, by the first letter."""
-    return {f"{'ab'[index % 2]}{index:02}.jpg": encode(picture(seed=index), "JPEG") for index in range(count)}
-
-
-def folder_of_classes(folder):
-    for name, data in samples().items():
-        path = folder / name[0] / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder
-
-
-def totals(output):
-    return json.loads((output / "manifest.json").read_text())["totals"]
 
 
 @pytest.fixture(scope="module")

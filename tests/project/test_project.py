@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 LOCKS = {"runtime": "requirements.lock", "dev": "requirements-dev.lock", "gpu": "requirements-gpu.lock"}
+JAX_LOCK = "requirements-jax.lock"
 PLATFORMS = [
     {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"},
     {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "aarch64"},
@@ -77,10 +78,16 @@ class TestLocks:
         runtime, other = pins(LOCKS["runtime"]), pins(LOCKS[lock])
         assert {name: other.get(name) for name in runtime} == runtime
 
-    @pytest.mark.parametrize("lock", LOCKS.values())
-    def test_pin_and_hash_everything(self, lock):
+    @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+    def test_of_jax_goes_with_the_runtime_lock(self, python):
+        runtime, added = pins(LOCKS["runtime"], python), pins(JAX_LOCK, python)
+        assert added["jax"] == added["jaxlib"]
+        assert {name: runtime[name] for name in added.keys() & runtime.keys()}.items() <= added.items()
+
+    @pytest.mark.parametrize(("lock", "least"), [*((name, 50) for name in LOCKS.values()), (JAX_LOCK, 2)])
+    def test_pin_and_hash_everything(self, lock, least):
         entries = lock_entries(lock)
-        assert len(entries) > 50
+        assert len(entries) > least
         for entry, hashes in entries:
             assert re.fullmatch(r"==[^,*]+", str(entry.specifier)), f"{entry} is not pinned"
             assert hashes, f"{entry} has no hash"
