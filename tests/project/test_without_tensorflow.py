@@ -1,4 +1,4 @@
-"""The jobs where TensorFlow is not installed: Keras computes with JAX, of requirements-jax.lock."""
+"""The jobs without TensorFlow: JAX is installed, from requirements-jax.lock, and nobody says which to take."""
 
 import json
 
@@ -22,7 +22,6 @@ def jax(production, requires, tmp_path_factory):
     environment = production.copy(tmp_path_factory.mktemp("without-tensorflow") / "jax")
     environment.pip("uninstall", "--quiet", "--yes", *sorted(pins("requirements.lock").keys() - wanted))
     environment.pip(*environments.INSTALL, "--require-hashes", "-r", ROOT / "requirements-jax.lock")
-    environment.variables["KERAS_BACKEND"] = "jax"
     return environment
 
 
@@ -89,7 +88,7 @@ def test_train_by_epochs_repeats_itself_and_classify_takes_it(jax, run):
 
 
 def test_finetune(jax, run, model):
-    flags = ("--epochs", "1", "--tune_epochs", "1", "--freeze_until", "block4_pool", "--augment", "flip,rotation")
+    flags = ("--epochs", "1", "--tune_epochs", "1", "--layer", "block1_pool", "--augment", "flip,rotation")
     jax.imagebeam("finetune", "--input", "classes", "--output", "tuned", *model, *flags)
     assert metrics(jax.home / "tuned")["training"]["phases"]["tuning"]["epochs"] == 1
     assert (jax.home / "tuned" / "backbone.weights.h5").exists()

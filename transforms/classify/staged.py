@@ -215,8 +215,6 @@ def stage_classifier(
 
 
 def _stage_embedder(classifier: TrainedClassifier, folder: str, dimension: int) -> StagedModel:
-    import keras
-
     uri = storage.join(classifier.folder, ResultFile.IMAGE_CLASSIFIER)
     try:
         with storage.local_file(uri) as path:
@@ -227,6 +225,8 @@ def _stage_embedder(classifier: TrainedClassifier, folder: str, dimension: int) 
             f"{uri} is missing: the classifier was trained with --skip_image_classifier. Classify embeddings with "
             "--embeddings, or train without it."
         ) from error
+    import keras
+
     vectors = whole.layers[-2].output  # what the last layer, the head, takes: see `classifier.join`
     if vectors.shape[1:] != (dimension,):
         raise ImagebeamError(f"{uri} does not end in the classifier beside it. Train the classifier again.")

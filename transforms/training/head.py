@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transforms.models.keras_import import import_keras
+
 if TYPE_CHECKING:
     import keras
 
@@ -87,6 +89,7 @@ def build_head(
     Returns:
         Keras model, float32 vectors [n, dimension] -> float32 probabilities [n, classes].
     """
+    import_keras()
     import keras
 
     seeds = iter(range(seed * 1000, (seed + 1) * 1000))
