@@ -87,7 +87,7 @@ def test_the_other_backends_dataset_gives_the_same_weights(monkeypatch):
     assert state == other_state
 
 
-@pytest.mark.parametrize("in_the_middle", [False, True])
+@pytest.mark.parametrize("in_the_middle", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path, in_the_middle):
     undisturbed, state = train(patience=6)
     checkpoint = Checkpoint(str(tmp_path))
