@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import say
-from pipelines.common.fields import Options, flag
+from pipelines.common.fields import Options, flag, one_of
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments, complete
 from pipelines.options.extraction import InputOptions, OutputOptions, image_options, kept_name
 from transforms.core.errors import ImagebeamError
+from transforms.core.formats import TruncatedImages
 from transforms.core.text import first_few
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ class LabelOptions(Options):
         100_000_000,
         type=int,
         metavar="N",
+    )
+    truncated_images: TruncatedImages = flag(
+        "a JPEG whose data stops early is a failure, or is labelled with grey where it has none",
+        TruncatedImages.REFUSE,
+        **one_of(TruncatedImages),
     )
 
     def __post_init__(self) -> None:
@@ -167,7 +173,8 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
             output=folder.output,
             read=source.read,
             embed=EmbedOptions(
-                image_options(classifier.spec, options.label.max_image_pixels), options.label.batch_size
+                image_options(classifier.spec, options.label.max_image_pixels, options.label.truncated_images),
+                options.label.batch_size,
             ),
             part=_layout(options, classifier, part),
             retry_failed=options.output.retry_failed,

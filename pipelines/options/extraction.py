@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipelines.common.fields import Options, flag, one_of
 from transforms.core.errors import ImagebeamError
-from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom
+from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
 from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision, Preprocessing, ResizeMode
 from transforms.models.architectures import Architecture
 from transforms.models.own_model import OwnModel, find_model
@@ -237,6 +237,11 @@ class ModelOptions(Options):
         type=int,
         metavar="N",
     )
+    truncated_images: TruncatedImages = flag(
+        "a JPEG whose data stops early is a failure, or is embedded with grey where it has none",
+        TruncatedImages.REFUSE,
+        **one_of(TruncatedImages),
+    )
 
     def __post_init__(self) -> None:
         self.config()  # refuses what can be refused before any framework is imported
@@ -246,7 +251,7 @@ class ModelOptions(Options):
 
     def image_options(self, spec: EmbedderSpec) -> ImageOptions:
         """How images are decoded for an embedder of `spec`."""
-        return image_options(spec, self.max_image_pixels)
+        return image_options(spec, self.max_image_pixels, self.truncated_images)
 
     def config(self) -> EmbedderConfig:
         """The embedder these options ask for."""
@@ -323,12 +328,17 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     OutputOptions.add_arguments(parser, "output")
 
 
-def image_options(spec: EmbedderSpec, max_image_pixels: int) -> ImageOptions:
+def image_options(spec: EmbedderSpec, max_image_pixels: int, truncated: TruncatedImages) -> ImageOptions:
     """How images are decoded for an embedder of `spec`."""
     from transforms.images.decode import ImageOptions
 
     smallest = find_model(spec.model).min_size
-    return ImageOptions.from_spec(spec, max_image_pixels=max_image_pixels, min_size=(smallest, smallest))
+    return ImageOptions.from_spec(
+        spec,
+        max_image_pixels=max_image_pixels,
+        min_size=(smallest, smallest),
+        accept_truncated=truncated == TruncatedImages.ACCEPT,
+    )
 
 
 def check_uris(name: str, *uris: str) -> None:

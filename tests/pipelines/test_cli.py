@@ -23,7 +23,7 @@ from pipelines.options.extraction import (
     add_output_arguments,
 )
 from transforms.core.errors import ImagebeamError, JobError
-from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom
+from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
 from transforms.core.spec import Interpolation, Pooling, Precision, Preprocessing, ResizeMode
 
 HEAVY = {"apache_beam", "google", "keras", "matplotlib", "numpy", "pandas", "pyarrow", "sklearn", "tensorflow", "yaml"}
@@ -52,6 +52,7 @@ FLAGS = {
     "--resize_mode": (ModelOptions, ["pad"], "resize_mode", ResizeMode.PAD),
     "--precision": (ModelOptions, ["bfloat16"], "precision", Precision.BFLOAT16),
     "--batch_size": (ModelOptions, ["7"], "batch_size", 7),
+    "--truncated_images": (ModelOptions, ["accept"], "truncated_images", TruncatedImages.ACCEPT),
     "--max_image_pixels": (ModelOptions, ["1000"], "max_image_pixels", 1000),
     "--output": (OutputOptions, ["elsewhere"], "output", "elsewhere"),
     "--embedding_type": (OutputOptions, ["list"], "embedding_type", EmbeddingType.LIST),

@@ -28,6 +28,13 @@ class LabelFrom(enum.StrEnum):
         return self in (LabelFrom.FIRST_FOLDER, LabelFrom.LAST_FOLDER)
 
 
+class TruncatedImages(enum.StrEnum):
+    """What becomes of a JPEG whose data stops early."""
+
+    REFUSE = "refuse"
+    ACCEPT = "accept"
+
+
 class EmbeddingType(enum.StrEnum):
     """The Arrow type of an embedding column; LIST is for readers that know no fixed-size lists."""
 

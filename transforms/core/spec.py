@@ -36,6 +36,8 @@ class ResizeMode(enum.StrEnum):
     """How an image of another aspect ratio meets the image size."""
 
     STRETCH = "stretch"
+    STRETCH_ALIASED = "stretch_aliased"
+    """Stretched without antialiasing: from the four nearest pixels, as TensorFlow does it."""
     CENTER_CROP = "center_crop"
     PAD = "pad"
 

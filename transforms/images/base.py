@@ -11,13 +11,15 @@ from transforms.images.errors import ImageError
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a decoder may spend.
+    """What a decoder may spend, and let pass.
 
     Attributes:
         max_pixels: images of more pixels are refused, and so is whatever would allocate as much on the way to fewer.
+        accept_truncated: a JPEG whose data stops early is decoded as far as it goes.
     """
 
     max_pixels: int
+    accept_truncated: bool = False
 
     def check(self, width: int, height: int, what: str = "The image") -> None:
         """Refuse a size in pixels that is beyond the limit.

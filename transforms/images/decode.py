@@ -28,6 +28,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec, Interpolation, ResizeMode
 from transforms.core.types import Image
 from transforms.images import bmp, heif, jpeg, jpeg2000, netpbm, pillow, png, tiff
+from transforms.images.aliased import resize_aliased
 from transforms.images.base import Decoded, Limits
 from transforms.images.errors import ImageError as ImageError
 from transforms.images.errors import explain, explain_unknown
@@ -100,6 +101,7 @@ class ImageOptions:
         resize_mode: what happens to the aspect ratio when resizing; see `decode_image`.
         max_image_pixels: images of more pixels are refused.
         min_size: (height, width) below which an image that keeps its own size is refused: the model's smallest input.
+        accept_truncated: a JPEG whose data stops early is taken, grey where it has none, and not a failure.
     """
 
     image_size: tuple[int, int] | None = (224, 224)
@@ -107,6 +109,7 @@ class ImageOptions:
     resize_mode: ResizeMode = ResizeMode.STRETCH
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
     min_size: tuple[int, int] | None = None
+    accept_truncated: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size is not None and min(self.image_size) < 1:
@@ -121,9 +124,10 @@ class ImageOptions:
         *,
         max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
         min_size: tuple[int, int] | None = None,
+        accept_truncated: bool = False,
     ) -> ImageOptions:
-        """The options that a spec asks for; the limits are the run's, since they change no pixels."""
-        return cls(spec.image_size, spec.interpolation, spec.resize_mode, max_image_pixels, min_size)
+        """The options that a spec asks for; the rest is the run's, since it changes the pixels of no sound image."""
+        return cls(spec.image_size, spec.interpolation, spec.resize_mode, max_image_pixels, min_size, accept_truncated)
 
 
 def prepare_pillow() -> None:
@@ -140,9 +144,10 @@ def decode_image(data: bytes, options: ImageOptions) -> Image:
     """Encoded bytes -> an image as the options say; safe to call from many threads.
 
     Images are turned to RGB first and resized then, from all their pixels (no JPEG draft mode). ``stretch`` gives the
-    pixels of ``keras.utils.load_img(path, target_size=..., interpolation=...)``. ``center_crop`` cuts the largest
-    centred part of the right aspect ratio and resizes it (``PIL.ImageOps.fit``). ``pad`` resizes the whole image to
-    fit inside and centres it on black (``PIL.ImageOps.pad``).
+    pixels of ``keras.utils.load_img(path, target_size=..., interpolation=...)``. ``stretch_aliased`` does without
+    antialiasing, as ``keras.utils.image_dataset_from_directory`` does (see `resize_aliased`). ``center_crop`` cuts the
+    largest centred part of the right aspect ratio and resizes it (``PIL.ImageOps.fit``). ``pad`` resizes the whole
+    image to fit inside and centres it on black (``PIL.ImageOps.pad``).
 
     Args:
         data: an encoded image file.
@@ -160,7 +165,7 @@ def decode_image(data: bytes, options: ImageOptions) -> Image:
     if kind is None:
         raise explain_unknown(data)
     _silence()
-    limits = Limits(options.max_image_pixels)
+    limits = Limits(options.max_image_pixels, options.accept_truncated)
     try:
         decoded = DECODERS[kind].decode(data, limits)
         image = _resize(decoded.image, options)
@@ -203,6 +208,8 @@ def _resize(image: PIL.Image.Image, options: ImageOptions) -> PIL.Image.Image:
     match options.resize_mode:
         case ResizeMode.STRETCH:
             return image.resize(size, resample)
+        case ResizeMode.STRETCH_ALIASED:
+            return resize_aliased(image, height, width, nearest=options.interpolation == Interpolation.NEAREST)
         case ResizeMode.CENTER_CROP:
             return ImageOps.fit(image, size, resample)
         case ResizeMode.PAD:

@@ -78,7 +78,7 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     if header.precision == 12:
         image = image_from_samples(scale_to_8_bits(imagecodecs.jpeg8_decode(data), 4095))
     else:
-        image = _to_rgb(_decode_whole(data, header), header)
+        image = _to_rgb(_decode_whole(data, header, limits.accept_truncated), header)
     upright = turn_upright(image, read_orientation(header.exif, header.xmp))
     return Decoded(upright, header.width, header.height, header.icc_profile)
 
@@ -115,11 +115,11 @@ def _to_rgb(pixels: np.ndarray | PIL.Image.Image, header: _Header) -> PIL.Image.
     return PIL.Image.fromarray(255 - pixels if header.adobe else pixels, "CMYK").convert("RGB")
 
 
-def _decode_whole(data: bytes, header: _Header) -> np.ndarray | PIL.Image.Image:
+def _decode_whole(data: bytes, header: _Header, accept_truncated: bool) -> np.ndarray | PIL.Image.Image:
     """uint8 samples [height, width, components], or Pillow's image for subsampling that simplejpeg does not know.
 
     Raises:
-        ImageError: for data that stops early or is damaged.
+        ImageError: for data that is damaged, or stops early where that isn't accepted.
     """
     space = _SPACES[header.components]
     try:
@@ -134,7 +134,7 @@ def _decode_whole(data: bytes, header: _Header) -> np.ndarray | PIL.Image.Image:
         warning = _judge(tidy, space)
     if warning is None and _has_several_scans(data, header) and not _scans_are_complete(data, header):
         warning = "Premature end: the last scans are missing"
-    if warning is None:
+    if warning is None or (accept_truncated and _STOPS_EARLY.search(warning)):
         return pixels
     if _STOPS_EARLY.search(warning):
         raise ImageError("truncated", f"The JPEG's data stops before the last row; libjpeg warns: {warning}.")
@@ -153,11 +153,18 @@ def _judge(tidy: bytes, space: str) -> str | None:
 def _tidy(data: bytes, header: _Header) -> bytes:
     """The same image without metadata, without zeros behind its data, and with an end marker."""
     end = data.find(_END, header.scan)
-    scans = data[header.scan : end if end >= 0 else len(data)]
+    scans = data[header.scan : end] if end >= 0 else _without_cut_segment(data[header.scan :])
     padded = scans.rstrip(b"\0")
     if padded.endswith(b"\xff"):  # The 0 behind a data byte of 255 belongs to it; half a marker belongs to nothing.
         padded = padded + b"\0" if len(padded) < len(scans) else padded[:-1]
     return b"\xff\xd8" + b"".join(header.needed) + padded + _END
+
+
+def _without_cut_segment(scans: bytes) -> bytes:
+    """Scans without a last segment, such as a further scan's tables, that stops early."""
+    last = max((match.start() for match in _NEXT_MARKER.finditer(scans)), default=0)
+    whole = last + 4 <= len(scans) and last + 2 + int.from_bytes(scans[last + 2 : last + 4], "big") <= len(scans)
+    return scans if whole else scans[:last]
 
 
 def _read_header(data: bytes) -> _Header:
@@ -222,6 +229,8 @@ def _scans_are_complete(data: bytes, header: _Header) -> bool:
     position = header.scan
     while data[position + 1] != _END_OF_IMAGE:
         length = int.from_bytes(data[position + 2 : position + 4], "big")
+        if position + 4 > len(data) or position + 2 + length > len(data):
+            return False
         if data[position + 1] == _START_OF_SCAN:
             scan = data[position + 4 : position + 2 + length]
             count = scan[0]

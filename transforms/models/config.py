@@ -15,6 +15,8 @@ from transforms.models.weights import is_file
 
 E = TypeVar("E", bound=enum.StrEnum)
 
+_ALIASED = (Interpolation.BILINEAR, Interpolation.NEAREST)
+
 ImageSize = tuple[int, int] | Literal["default", "native"] | None
 
 
@@ -31,7 +33,8 @@ class EmbedderConfig:
         image_size: (height, width) in pixels that images are resized to; "default" for the size the model was trained
             at; "native" or None to keep each image's own size.
         interpolation: filter used when resizing: "bilinear", "nearest", "bicubic" or "lanczos".
-        resize_mode: what resizing does to another aspect ratio: "stretch", "center_crop" or "pad".
+        resize_mode: what resizing does to another aspect ratio: "stretch", "stretch_aliased" (without
+            antialiasing, as TensorFlow resizes), "center_crop" or "pad".
         precision: what the backbone computes in: "float32", "bfloat16" or "float16"; vectors are always float32.
         preprocessing: what a `.keras` file is given: "none" for RGB values in 0..255, which is the default, "unit",
             "tf", "torch" or "caffe" (see `Preprocessing`). A model of `keras.applications` has its own.
@@ -59,6 +62,11 @@ class EmbedderConfig:
             ("precision", Precision),
         ):
             object.__setattr__(self, name, _member(kind, name, getattr(self, name)))
+        if self.resize_mode == ResizeMode.STRETCH_ALIASED and self.interpolation not in _ALIASED:
+            raise ImagebeamError(
+                f"Without antialiasing images are resized by {' or '.join(_ALIASED)}. Received: resize_mode="
+                f"{self.resize_mode}, interpolation={self.interpolation}. Choose another of the two."
+            )
         self._check_own_model()
         is_file(self.weights)  # raises for what is neither a keyword nor a file
         object.__setattr__(self, "image_size", self._resolve_size())

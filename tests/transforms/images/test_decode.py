@@ -424,6 +424,51 @@ def test_stretch_gives_the_pixels_of_keras(tmp_path, size, interpolation):
         )
 
 
+@pytest.mark.parametrize("shape", [(37, 53), (500, 375), (8, 8), (1, 90), (224, 224)])
+@pytest.mark.parametrize("size", [(32, 32), (20, 45), (224, 224)])
+def test_stretch_aliased_gives_the_pixels_of_tensorflow(shape, size):
+    import tensorflow as tf
+
+    image = picture(*shape)
+    for interpolation in (Interpolation.BILINEAR, Interpolation.NEAREST):
+        expected = tf.image.resize(image, size, method=interpolation.value).numpy()
+        options = ImageOptions(size, interpolation, ResizeMode.STRETCH_ALIASED)
+        found = decode_image(encode(image, "PNG"), options).pixels
+        np.testing.assert_array_equal(found, np.rint(expected))
+
+
+def test_stretch_aliased_is_what_image_dataset_from_directory_gives(tmp_path):
+    from keras.utils import image_dataset_from_directory
+
+    (tmp_path / "a").mkdir()
+    for number in range(6):
+        (tmp_path / "a" / f"{number}.png").write_bytes(encode(picture(90 + number, 120, seed=number), "PNG"))
+    dataset = image_dataset_from_directory(
+        tmp_path, labels=None, image_size=(64, 48), shuffle=False, batch_size=6, verbose=False
+    )
+    (expected,) = (batch.numpy() for batch in dataset)
+    options = ImageOptions((64, 48), resize_mode=ResizeMode.STRETCH_ALIASED)
+    found = [decode_image(path.read_bytes(), options).pixels for path in sorted((tmp_path / "a").iterdir())]
+    np.testing.assert_array_equal(np.stack(found), np.rint(expected))
+
+
+@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_a_jpeg_that_stops_early_is_taken_where_asked_for(settings):
+    data = encode(picture(96, 96), "JPEG", quality=90, **settings)
+    half = data[: len(data) * 6 // 10]
+    with pytest.raises(ImageError) as caught:
+        decode_image(half, ImageOptions(None))
+    assert caught.value.error_type == "truncated"
+    found = decode_image(half, ImageOptions(None, accept_truncated=True)).pixels
+    whole = decode_image(data, ImageOptions(None)).pixels
+    assert found.shape == whole.shape
+    if not settings.get("progressive"):
+        np.testing.assert_array_equal(found[:24], whole[:24])
+        assert np.abs(found.astype(int) - whole).max() > 20
+    with pytest.raises(ImageError):  # only what stops early
+        decode_image(b"\xff\xd8" + bytes(100), ImageOptions(None, accept_truncated=True))
+
+
 def test_center_crop_keeps_the_middle_and_the_aspect_ratio():
     middle = picture(20, 20)
     wide = np.concatenate([np.zeros((20, 15, 3), np.uint8), middle, np.full((20, 15, 3), 255, np.uint8)], axis=1)
