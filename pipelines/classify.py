@@ -14,7 +14,7 @@ from pipelines.common.console import say
 from pipelines.common.fields import Options, flag, one_of
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments, complete
-from pipelines.options.extraction import InputOptions, OutputOptions, image_options, kept_name
+from pipelines.options.extraction import InputOptions, OutputOptions, image_options
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import TruncatedImages
 from transforms.core.text import first_few
@@ -115,7 +115,7 @@ class ClassifyOptions:
 
         if (self.input is None) == (not self.vectors.embeddings):
             raise ImagebeamError("Give either --input, to label images, or --embeddings, to label vectors.")
-        for name in (kept_name(column) for column, _ in self.input.keep_columns) if self.input else ():
+        for name in (column.name for column in self.input.keep_columns) if self.input else ():
             if name in PREDICTION_COLUMNS:
                 raise ImagebeamError(
                     f"--keep_columns cannot take a name the output uses itself ({', '.join(PREDICTION_COLUMNS)}). "

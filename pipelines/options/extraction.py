@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pipelines.common.fields import Options, flag, one_of
+from pipelines.options.kept_columns import KEEP_TYPES, KeptColumn, parse_kept_columns
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
 from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision, Preprocessing, ResizeMode
@@ -22,15 +23,6 @@ if TYPE_CHECKING:
 
 ImageSize = tuple[int, int] | Literal["default", "native"]
 """(height, width) in pixels, the size the model was trained at, or each image's own."""
-
-KEEP_TYPES = ("string", "bool", "int32", "int64", "float32", "float64", "binary")
-"""What a kept column may be declared as, under the names pyarrow gives them."""
-
-UNDECLARED = "null"
-"""The type of a kept column whose flag names none: the first records tell it."""
-
-OUTPUT_COLUMNS = ("key", "uri", "label", "width", "height", "sha256", "embedding")
-"""Columns a part always has: an input column cannot be kept under such a name."""
 
 
 def _input_format(text: str) -> InputFormat | None:
@@ -63,23 +55,6 @@ def resolve_image_size(image_size: ImageSize, architecture: Architecture | OwnMo
     if image_size == "default":
         return architecture.default_image_size
     return image_size
-
-
-def _keep_columns(text: str) -> tuple[tuple[str, str], ...]:
-    """Parse "a,b=c:int64" into (("a", "null"), ("b=c", "int64"))."""
-    pairs = (item.strip().partition(":") for item in text.split(","))
-    return tuple((name, kind if colon else UNDECLARED) for name, colon, kind in pairs)
-
-
-def kept_name(column: str) -> str:
-    """The output's name of a kept column: NEW of "NAME=NEW", else NAME."""
-    name, equals, new = column.partition("=")
-    return new if equals else name
-
-
-def _item_type(kind: str) -> str:
-    """Of "list<string>", "string"; of any other type, itself."""
-    return kind[5:-1] if kind.startswith("list<") and kind.endswith(">") else kind
 
 
 def _prefix(text: str) -> str:
@@ -117,11 +92,11 @@ class InputOptions(Options):
         LabelFrom.AUTO,
         **one_of(LabelFrom),
     )
-    keep_columns: tuple[tuple[str, str], ...] = flag(
+    keep_columns: tuple[KeptColumn, ...] = flag(
         f"input columns to copy into the output, under a NEW name if given; TYPE is one of {', '.join(KEEP_TYPES)}, "
-        "or list<TYPE> in quotes (default: as the first records have it)",
+        "or list<TYPE> in quotes (default: what holds the values of a sample of the records)",
         (),
-        type=_keep_columns,
+        type=parse_kept_columns,
         metavar="NAME[=NEW][:TYPE],...",
     )
 
@@ -148,34 +123,14 @@ class InputOptions(Options):
             if not value:
                 raise ImagebeamError(f"{name} is the name of a column. Received: {value!r}.")
         _refuse_below_one("--max_record_bytes", self.max_record_bytes)
-        _refuse_repeated("--keep_columns", (kept_name(column) for column, _ in self.keep_columns), any_case=True)
-        for column, kind in self.keep_columns:
-            name = kept_name(column)
-            if name.casefold() in OUTPUT_COLUMNS or name.casefold().startswith(("embedding_", "embedding.")):
-                raise ImagebeamError(
-                    f"--keep_columns cannot take a name the output uses itself ({', '.join(OUTPUT_COLUMNS)}, "
-                    f"embedding_*), in whatever case. Received: {name!r}. Rename it: {column.partition('=')[0]}=NEW."
-                )
-            if not name or column.startswith("=") or (kind != UNDECLARED and _item_type(kind) not in KEEP_TYPES):
-                raise ImagebeamError(
-                    f"--keep_columns is a list of NAME, NAME=NEW, NAME:TYPE or NAME=NEW:TYPE, with a TYPE of "
-                    f"{', '.join(KEEP_TYPES)}, or 'list<TYPE>'. Received: {f'{column}:{kind}'!r}."
-                )
+        _refuse_repeated("--keep_columns", (column.name for column in self.keep_columns), any_case=True)
 
     def read_options(self) -> ReadOptions:
         """What readers need of this, with Arrow types."""
-        import pyarrow as pa
-
         from transforms.inputs.types import ReadOptions
 
-        def arrow_type(kind: str) -> pa.DataType:
-            item = pa.type_for_alias(_item_type(kind))
-            return pa.list_(item) if kind != _item_type(kind) else item
-
-        kept = tuple((kept_name(column), arrow_type(kind)) for column, kind in self.keep_columns)
-        renamed = tuple(
-            (kept_name(column), column.partition("=")[0]) for column, _ in self.keep_columns if "=" in column
-        )
+        kept = tuple((column.name, column.arrow_type) for column in self.keep_columns)
+        renamed = tuple((column.name, column.source) for column in self.keep_columns if column.name != column.source)
         prefixes = tuple(_prefix(prefix) for prefix in self.allow_uri_prefix)
         return ReadOptions(
             self.image_column,

@@ -193,13 +193,19 @@ def _read(keyword: str, field: dataclasses.Field[Any], value: Any) -> Any:
     return tuple(value) if isinstance(value, Iterable) else value
 
 
-def _column_list(value: Any) -> Any:
-    """{"a": "int64"} or ["a:int64"] -> "a:int64"."""
+def _column_list(value: Any) -> str | tuple[()]:
+    """{"a": "int64"} or ["a:int64"] -> "a:int64".
+
+    Raises:
+        ImagebeamError: for anything else.
+    """
     if isinstance(value, Mapping):
         return ",".join(f"{name}:{kind}" for name, kind in value.items())
     if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return ",".join(value) or ()
-    return value
+    if isinstance(value, str):
+        return value
+    raise ImagebeamError(f"keep_columns is {{NAME: TYPE, ...}} or ['NAME:TYPE', ...]. Received: {value!r}.")
 
 
 def _options(group: type[O], values: Mapping[str, Any]) -> O:

@@ -14,7 +14,6 @@ from pipelines import cli
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments
 from pipelines.options.extraction import (
-    KEEP_TYPES,
     InputOptions,
     ModelOptions,
     OutputOptions,
@@ -22,6 +21,7 @@ from pipelines.options.extraction import (
     add_model_arguments,
     add_output_arguments,
 )
+from pipelines.options.kept_columns import KEEP_TYPES, KeptColumn, parse_kept_columns
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
 from transforms.core.spec import Interpolation, Pooling, Precision, Preprocessing, ResizeMode
@@ -41,7 +41,12 @@ FLAGS = {
     "--max_record_bytes": (InputOptions, ["1000"], "max_record_bytes", 1000),
     "--allow_uri_prefix": (InputOptions, ["/data/", "gs://b/"], "allow_uri_prefix", ("/data/", "gs://b/")),
     "--follow_links": (InputOptions, [], "follow_links", True),
-    "--keep_columns": (InputOptions, ["a,b=c:int64"], "keep_columns", (("a", "null"), ("b=c", "int64"))),
+    "--keep_columns": (
+        InputOptions,
+        ["a,b=c:int64"],
+        "keep_columns",
+        (KeptColumn("a", "a"), KeptColumn("b", "c", "int64")),
+    ),
     "--model": (ModelOptions, ["ResNet50"], "model", "ResNet50"),
     "--weights": (ModelOptions, ["random:3"], "weights", "random:3"),
     "--layer": (ModelOptions, ["block4_pool"], "layers", ("block4_pool",)),
@@ -143,11 +148,26 @@ class TestFlags:
         assert (spec.image_size, spec.precision) == ((50, 60), "float16")
 
     def test_kept_columns_become_arrow_types(self):
-        options = InputOptions(("x",), keep_columns=tuple((kind, kind) for kind in KEEP_TYPES))
+        options = InputOptions(("x",), keep_columns=tuple(KeptColumn(kind, kind, kind) for kind in KEEP_TYPES))
         kinds = dict(options.read_options().keep_columns)
         assert kinds["int64"] == pa.int64()
         assert kinds["string"] == pa.string()
         assert len(kinds) == len(KEEP_TYPES)
+
+    @pytest.mark.parametrize(
+        ("text", "column", "kind"),
+        [
+            ("a", KeptColumn("a", "a"), pa.null()),
+            (" a=b", KeptColumn("a", "b"), pa.null()),
+            ("a=b:list<float>", KeptColumn("a", "b", "list<float32>"), pa.list_(pa.float32())),
+            ("a:double", KeptColumn("a", "a", "float64"), pa.float64()),
+            ("a=a:uint64", KeptColumn("a", "a", "uint64"), pa.uint64()),
+        ],
+    )
+    def test_a_kept_column_is_parsed_once(self, text, column, kind):
+        assert KeptColumn.parse(text) == column
+        assert column.arrow_type == kind
+        assert KeptColumn.parse(str(column)) == column
 
 
 class TestRefusals:
@@ -184,15 +204,19 @@ class TestRefusals:
             (lambda: InputOptions(()), r"--input names at least one"),
             (lambda: InputOptions(("a", "")), r"--input names at least one"),
             (lambda: InputOptions(("a",), image_column=""), r"--image_column is the name of a column"),
-            (lambda: InputOptions(("a",), keep_columns=(("sha256", "string"),)), r"'sha256'\. Rename"),
-            (lambda: InputOptions(("a",), keep_columns=(("embedding.fc1", "string"),)), r"'embedding\.fc1'\. Rename"),
-            (lambda: InputOptions(("a",), keep_columns=(("Embedding", "string"),)), r"'Embedding'\. Rename"),
-            (lambda: InputOptions(("a",), keep_columns=(("embedding_fc1", "string"),)), r"'embedding_fc1'\. Rename"),
-            (lambda: InputOptions(("a",), keep_columns=(("x", "string"), ("X", "string"))), r"'x' 2 times"),
-            (lambda: InputOptions(("a",), keep_columns=(("x", "int65"),)), r"TYPE of string, .*'x:int65'"),
-            (lambda: InputOptions(("a",), keep_columns=(("x", "list<list<string>>"),)), r"'x:list<list<string>>'"),
-            (lambda: InputOptions(("a",), keep_columns=(("x", "list<null>"),)), r"'x:list<null>'"),
-            (lambda: InputOptions(("a",), keep_columns=(("x", "string"),) * 2), r"'x' 2 times"),
+            (lambda: KeptColumn.parse("sha256"), r"'sha256'\. Rename it: sha256=NEW"),
+            (lambda: KeptColumn.parse("a=sha256:string"), r"'sha256'\. Rename it: a=NEW"),
+            (lambda: KeptColumn.parse("embedding.fc1:string"), r"'embedding\.fc1'\. Rename"),
+            (lambda: KeptColumn.parse("Embedding"), r"'Embedding'\. Rename"),
+            (lambda: KeptColumn.parse("embedding_fc1"), r"'embedding_fc1'\. Rename"),
+            (lambda: KeptColumn.parse("x:int65"), r"TYPE of string, .*'x:int65'"),
+            (lambda: KeptColumn.parse("x=y:"), r"TYPE of string, .*'x=y:'"),
+            (lambda: KeptColumn.parse("=y"), r"a list of NAME, .*'=y'"),
+            (lambda: KeptColumn.parse("x="), r"a list of NAME, .*'x='"),
+            (lambda: KeptColumn.parse("x:list<list<string>>"), r"'x:list<list<string>>'"),
+            (lambda: KeptColumn.parse("x:list<null>"), r"'x:list<null>'"),
+            (lambda: InputOptions(("a",), keep_columns=parse_kept_columns("x,X")), r"'x' 2 times"),
+            (lambda: InputOptions(("a",), keep_columns=parse_kept_columns("x,y=x:int64")), r"'x' 2 times"),
             (lambda: ModelOptions(model="VGG61"), r"model='VGG61'.*VGG16"),
             (lambda: ModelOptions(model="Xception", image_size=(70, 80)), r"at least 71x71.*70x80"),
             (lambda: ModelOptions(image_size="native", pooling=Pooling.FLATTEN), r"varying length.*pooling=flatten"),

@@ -323,7 +323,7 @@ class TestTemplate:
         "label_from": (["auto", "first_folder", "none"], ["folder"]),
         "uri_column": (["file_name"], [""]),
         "keep_columns": (
-            ["a", "a,b:int64", "a:list<string>,b", "a=b,c=d:int64"],
+            ["a", "a,b:int64", "a:list<string>,b", "a=b,c=d:int64", "a:double,b:list<uint64>"],
             ["a,", "a=", "=b", ":int64", "a:int", "a:list<int>", "a:list<string"],
         ),
         "model": (["VGG16"], [""]),

@@ -67,6 +67,8 @@ def test_training_takes_the_folder(source, output, tmp_path):
 def test_kept_columns_need_their_types_and_are_kept(tmp_path):
     with pytest.raises(imagebeam.ImagebeamError, match="camera"):
         EmbedImages(str(tmp_path / "out"), keep_columns=["camera"])
+    with pytest.raises(imagebeam.ImagebeamError, match=r"\{NAME: TYPE, \.\.\.\}.*camera"):
+        EmbedImages(str(tmp_path / "out"), keep_columns=[("camera", "string")])
     picture = next(iter(photographs().values()))
     pq.write_table(pa.table({"image": [picture] * 3, "camera": ["a", "b", "c"]}), tmp_path / "in.parquet")
     embed(tmp_path / "out", tmp_path / "in.parquet", keep_columns={"camera": "string"}, embedding_dtype="float16")
