@@ -131,7 +131,7 @@ def _refuse_early(options: FinetuneOptions) -> None:
         ImagebeamError: for input that is not there, and a model or layer that cannot be had.
     """
     from transforms import storage
-    from transforms.inputs.plan import inspect_input
+    from transforms.inputs.inspection import inspect_input
     from transforms.models.availability import check_available
     from transforms.models.layer_tables import check_layer_names
 

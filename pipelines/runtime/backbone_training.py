@@ -38,7 +38,7 @@ def hold_images(options: FinetuneOptions, spec: EmbedderSpec, file: BinaryIO) ->
     import pyarrow as pa
 
     from transforms import storage
-    from transforms.inputs.plan import inspect_input
+    from transforms.inputs.inspection import inspect_input
     from transforms.training.image_cache import read_images
 
     patterns = tuple(storage.absolute(pattern) for pattern in options.input.input)

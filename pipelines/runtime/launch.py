@@ -22,6 +22,7 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.labels import LabelCount
 from transforms.core.progress import PROGRESS
+from transforms.inputs.faults import ColumnTypeError
 from transforms.inputs.types import Note
 from transforms.runs import lease, manifest, part_files
 from transforms.runs.manifest import ModelFacts, Settled, Times, Totals, UnitReport
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
     from transforms.embed.units import EmbedUnits
 
 _JAVA_FRAME = re.compile(r"\s*(at \S+\(|\.\.\. \d+ more)")
+
+_COLUMN_TYPE_ERROR = re.compile(r"([a-z_]+\.)*ColumnTypeError: ")
+"""How a runner hands on an error as text."""
+
+_WHILE_RUNNING = re.compile(r" \[while running '[^']*'\]$")
 
 _LINES_SHOWN = 20
 _NAMES_SHOWN = 3
@@ -103,6 +109,7 @@ def running(folder: RunFolder, staged: ModelFacts, pipeline: beam.Pipeline, opti
 
     Raises:
         JobError: if the output cannot be written, or the runner gives up. What is committed stays.
+        ImagebeamError: if a worker finds the input to be other than what was looked at before the run.
     """
     values = pipeline.options.get_all_options()
     detached = bool(values["template_location"] or values["dry_run"])
@@ -125,7 +132,11 @@ def running(folder: RunFolder, staged: ModelFacts, pipeline: beam.Pipeline, opti
     except Exception as error:
         if interrupt := _interrupt_behind(error):
             raise interrupt from error
-        raise JobError(f"{_last_line(error)}. {folder.how_to_go_on()}") from error
+        line = _last_line(error)
+        if isinstance(error, ColumnTypeError) or _COLUMN_TYPE_ERROR.match(line):
+            wrong = _WHILE_RUNNING.sub("", _COLUMN_TYPE_ERROR.sub("", line))
+            raise ImagebeamError(f"{wrong}. {folder.how_to_go_on(' with that type')}") from error
+        raise JobError(f"{line}. {folder.how_to_go_on()}") from error
     if state not in (None, PipelineState.DONE):
         raise JobError(f"The runner ended the job as {state}. {folder.how_to_go_on()}")
 

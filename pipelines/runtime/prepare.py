@@ -17,7 +17,8 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.formats import InputFormat, LabelFrom
 from transforms.core.spec import EmbedderSpec
-from transforms.inputs import plan
+from transforms.inputs import inspection
+from transforms.inputs.column_types import holds, parse_type
 from transforms.inputs.shard_index import forget_cuts
 from transforms.inputs.types import ReadOptions
 from transforms.models import staged
@@ -101,28 +102,28 @@ class RunFolder:
         """
         return sum(1 for _ in part_files.list_parts(storage.join(self.output, self.parts)))
 
-    def how_to_go_on(self) -> str:
-        """What to tell the user when the run breaks off."""
+    def how_to_go_on(self, changed: str = "") -> str:
+        """What to tell the user when the run breaks off, where the command is to be `changed` with those words."""
         try:
             committed = f"{self.count_committed():,} units are committed"
         except OSError:  # What broke the run may break this too.
             committed = "What is committed stays"
         flags = ", without --overwrite," if self.generation else ""
-        return f"{committed} in {self.output}; the same command{flags} goes on from there."
+        return f"{committed} in {self.output}; the same command{changed}{flags} goes on from there."
 
 
-def open_input(options: InputOptions, label_lists: str | None = plan.LABEL_LISTS) -> Source:
+def open_input(options: InputOptions, label_lists: str | None = inspection.LABEL_LISTS) -> Source:
     """Look at the input before anything runs.
 
     Args:
         options: which input.
-        label_lists: see `plan.inspect_input`.
+        label_lists: see `inspection.inspect_input`.
 
     Raises:
         ImagebeamError: for a pattern without matches, or a column the first shard does not have.
     """
     patterns = tuple(storage.absolute(pattern) for pattern in options.input)
-    read = plan.inspect_input(patterns, options.input_format, options.read_options(), label_lists)
+    read = inspection.inspect_input(patterns, options.input_format, options.read_options(), label_lists)
     return Source(patterns, options.input_format, read)
 
 
@@ -224,7 +225,7 @@ def check_output(options: OutputOptions, source: Described, parts: str = part_fi
     differences = [
         f"{name}: {before.get(name)} != {run.get(name)}"
         for name in {**(before or {}), **run}
-        if before and before.get(name) != run.get(name)
+        if before and before.get(name) != run.get(name) and not _is_widened(name, before, run)
     ]
     # Nothing was committed by an attempt without parts: it binds nobody.
     committed = any(True for name in _PART_FOLDERS for _ in part_files.list_parts(storage.join(output, name)))
@@ -233,6 +234,19 @@ def check_output(options: OutputOptions, source: Described, parts: str = part_fi
             f"{output} holds another run ({'; '.join(differences)}). Choose another --output. ({_OVERWRITES})"
         )
     return RunFolder(output, run, parts, generation)
+
+
+def _is_widened(name: str, before: dict[str, Any], run: dict[str, Any]) -> bool:
+    """Whether a run differs by wider types of its kept columns alone: its parts are written again then, as they are."""
+    kept, wanted = before.get(name), run.get(name)
+    if name != "keep_columns" or not isinstance(kept, dict) or not isinstance(wanted, dict):
+        return False
+    if [*kept] != [*wanted]:
+        return False
+    pairs = [
+        (parse_type(kept[column]), parse_type(wanted[column])) for column in kept if kept[column] != wanted[column]
+    ]
+    return all(narrow is not None and wide is not None and holds(wide, narrow) for narrow, wide in pairs)
 
 
 def _read_run(output: str) -> dict[str, Any] | None:

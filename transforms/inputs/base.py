@@ -15,7 +15,7 @@ import pyarrow as pa
 from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Record, Stage
 from transforms.inputs.columns import label_and_extras
-from transforms.inputs.faults import MachineError
+from transforms.inputs.faults import ColumnTypeError, StopError
 from transforms.inputs.folders import class_folder
 from transforms.inputs.types import ReadOptions, Shard, ShardSlice
 from transforms.storage import ReplacedError
@@ -89,6 +89,28 @@ class RecordError(Exception):
         return self.message
 
 
+@dataclass(frozen=True, slots=True)
+class SampleLimits:
+    """How far into a file its records are looked at for the types of columns.
+
+    Attributes:
+        records: at most.
+        bytes: of the stored file that are passed, read or not.
+    """
+
+    records: int
+    bytes: int
+
+
+_ALL_SAMPLED = 64
+"""Records at the beginning of a shard that are looked at one by one; behind them, half as many of each doubling."""
+
+
+def is_sampled(index: int) -> bool:
+    """Whether a record whose content is costly to read is one of a sample."""
+    return index < _ALL_SAMPLED or index % (1 << (index.bit_length() - _ALL_SAMPLED.bit_length() + 1)) == 0
+
+
 class ShardReader(Protocol):
     """A module for one shard format."""
 
@@ -104,6 +126,12 @@ class ShardReader(Protocol):
 
     def columns(self, stream: BinaryIO) -> dict[str, pa.DataType]:
         """The columns, of the first few records where the format has no schema; none of an empty shard."""
+
+    def sample(self, stream: BinaryIO, options: ReadOptions, limits: SampleLimits) -> Iterator[Mapping[str, Any]]:
+        """Columns of some records, the kept ones at least, by name; no records where the format has a schema.
+
+        They are all of the first records and ever fewer of those behind; see `is_sampled`.
+        """
 
 
 def cut_at(places: Iterable[Place], rows_per_unit: int) -> Iterator[Cut]:
@@ -184,10 +212,13 @@ def caught(make: Callable[..., T], key: str, uri: str, *args: Any) -> T | Failur
 
     Raises:
         MachineError: as `make` does.
+        ColumnTypeError: naming the record, for a kept value that does not fit a type that nobody declared.
     """
     try:
         return make(key, uri, *args)
-    except MachineError:
+    except ColumnTypeError as error:
+        raise ColumnTypeError(f"{storable(key)}: {error}") from error
+    except StopError:
         raise
     except MemoryError as error:
         return machine_failure(key, uri, error)

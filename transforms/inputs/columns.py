@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import decimal
 import json
@@ -18,7 +17,8 @@ import pyarrow as pa
 
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import LabelFrom
-from transforms.core.text import storable
+from transforms.inputs.column_types import fit, is_bytes, is_list_type, remedy, type_of, widest
+from transforms.inputs.faults import ColumnTypeError
 from transforms.inputs.folders import partitions
 from transforms.inputs.types import ReadOptions
 
@@ -172,42 +172,31 @@ def convert(values: Mapping[str, Any], options: ReadOptions) -> dict[str, Any]:
 
     Raises:
         ValueError: naming the column and the value that does not fit.
+        ColumnTypeError: likewise, where nobody declared the type; it names the remedy.
     """
     sources = options.kept_from
-    return {name: _convert(name, values.get(sources[name]), kind) for name, kind in options.keep_columns}
+    return {
+        name: _convert(name, sources[name], values.get(sources[name]), kind, declared=name not in options.inferred)
+        for name, kind in options.keep_columns
+    }
 
 
-def _convert(name: str, value: Any, kind: pa.DataType) -> Any:
-    if value is None:
-        return None
-    if is_list_type(kind) and not isinstance(
-        value, list | pa.Scalar
-    ):  # A TFRecord does not tell one value from a list of one.
-        value = [value]
+def _convert(name: str, source: str, value: Any, kind: pa.DataType, *, declared: bool) -> Any:
     try:
-        if isinstance(value, pa.Scalar):
-            return value if value.type == kind else value.cast(kind)
-        if isinstance(value, int) and not isinstance(value, bool) and pa.types.is_uint64(kind):
-            return pa.scalar(value, kind).as_py()  # `pa.scalar` alone takes it for an int64.
-        value = _storable(value)
-        if isinstance(value, str) and pa.types.is_string(kind):
-            return value
-        if isinstance(value, bytes) and not is_bytes(kind):
-            value = value.decode()
-        return pa.scalar(value).cast(kind).as_py()  # Not `pa.scalar(value, kind)`, which makes 1 of 1.5.
-    except (pa.ArrowException, UnicodeError, OverflowError) as error:
-        raise ValueError(f"the kept column {name!r} is {kind}, which {value!r:.80} is not") from error
+        return fit(value, kind, declared=declared)
+    except ValueError as error:
+        if declared:
+            raise ValueError(f"the kept column {name!r} is {kind}, which {value!r:.80} is not") from error
+        raise ColumnTypeError(
+            f"the kept column {name!r} is {kind} in the records that were looked at before the run, which "
+            f"{value!r:.80} is not. Say its type: --keep_columns {column_flag(name, source, remedy(kind, value))}"
+        ) from error
 
 
-def _storable(value: Any) -> Any:
-    r"""A value whose texts can be stored: JSON can write half of a character, "\ud83d", which costs no image."""
-    if isinstance(value, str):
-        return storable(value)
-    if isinstance(value, list):
-        return [_storable(item) for item in value]
-    if isinstance(value, dict):
-        return {_storable(name): _storable(item) for name, item in value.items()}
-    return value
+def column_flag(name: str, source: str, kind: str) -> str:
+    """A kept column as the flag has it, with its type: "NAME:TYPE" or "SOURCE=NAME:TYPE"."""
+    flag = f"{source if name == source else f'{source}={name}'}:{kind}"
+    return f"'{flag}'" if "<" in flag else flag
 
 
 def to_rows(batch: pa.RecordBatch, kept: Collection[str]) -> list[dict[str, Any]]:
@@ -234,38 +223,26 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def infer(rows: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:
-    """The columns of some rows; bytes that are text in every row count as strings."""
-    values: dict[str, list[Any]] = {}
+    """The columns of some rows; the first type of each where no type holds all of its values."""
+    kinds: dict[str, list[pa.DataType]] = {}
     for row in rows:
         for name, value in row.items():
-            values.setdefault(name, []).append(_storable(value))
-    return {name: _type_of(found) for name, found in values.items()}
+            kinds.setdefault(name, []).append(_type_or_text(value))
+    return {name: _widest_or_first(found) for name, found in kinds.items()}
 
 
-def _type_of(values: list[Any]) -> pa.DataType:
-    for guess in (values, [value for value in values if value is not None][:1]):  # The first decides where they differ.
-        try:
-            kind = pa.array(guess).type
-            if is_bytes(kind):
-                pa.array(guess, pa.string())
-                return pa.string()
-        except (pa.ArrowException, OverflowError):
-            continue
-        return kind
-    return pa.binary()
+def _type_or_text(value: Any) -> pa.DataType:
+    try:
+        return type_of(value)
+    except ValueError:
+        return pa.string()
 
 
-def is_list_type(kind: pa.DataType) -> bool:
-    """Whether a column's values are lists."""
-    types = pa.types
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    """Whether a column's values are bytes."""
-    types = pa.types
-    variable = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
-    return bool(variable or types.is_fixed_size_binary(kind))
+def _widest_or_first(kinds: list[pa.DataType]) -> pa.DataType:
+    try:
+        return widest(kinds)
+    except ValueError:
+        return next(kind for kind in kinds if not pa.types.is_null(kind))
 
 
 def check_image_column(name: str, schema: Schema) -> None:
@@ -304,13 +281,3 @@ def check_other_columns(options: ReadOptions, schema: Schema) -> None:
 def describe(schema: Schema) -> str:
     """Name the columns: "The columns are image (binary), label (int64)"."""
     return f"The columns are {', '.join(f'{name} ({kind})' for name, kind in schema.items()) or 'none'}"
-
-
-def resolve_types(options: ReadOptions, schema: Schema) -> ReadOptions:
-    """The options, kept columns whose type was left open (`pa.null()`) with the type that the schema tells."""
-    sources = options.kept_from
-    kept = tuple(
-        (name, schema.get(sources[name], kind) if pa.types.is_null(kind) else kind)
-        for name, kind in options.keep_columns
-    )
-    return dataclasses.replace(options, keep_columns=kept)

@@ -37,8 +37,16 @@ _RECORDS_OWN = frozenset(
 """What the system answers to a wrong name; ENOENT is looked at more closely."""
 
 
-class MachineError(Exception):
+class StopError(Exception):
+    """The job cannot go on: what is in work should not be committed, and no record is at fault."""
+
+
+class MachineError(StopError):
     """The machine cannot go on: nothing should be committed. The message says why."""
+
+
+class ColumnTypeError(StopError):
+    """A kept column holds what the type that its first records told does not; the message names the remedy."""
 
 
 def is_machine_fault(error: BaseException) -> bool:

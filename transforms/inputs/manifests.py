@@ -23,11 +23,11 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.core.text import storable
 from transforms.core.types import Failure, Unread
-from transforms.inputs.base import RecordError, bounded, caught, failure
-from transforms.inputs.columns import PEEKED_RECORDS, choose_label, convert, describe, infer, label_and_extras
+from transforms.inputs.base import RecordError, SampleLimits, bounded, caught, failure
+from transforms.inputs.columns import PEEKED_RECORDS, choose_label, convert, describe, infer, label_and_extras, to_rows
 from transforms.inputs.compression import inflate, is_gzip
 from transforms.inputs.discover import detect_format
-from transforms.inputs.faults import MachineError
+from transforms.inputs.faults import StopError
 from transforms.inputs.folders import class_folder, partitions
 from transforms.inputs.reach import reach
 from transforms.inputs.read import judge
@@ -46,6 +46,11 @@ _JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
 _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
 
 _READ_BYTES = 1 << 20
+
+_TAIL_BYTES = 1 << 20
+"""Of the end of JSON lines, looked at for the types of columns."""
+
+_BOMS_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 _RECORD_LINES = 1_000
 """Lines of one CSV record at most: a quoted field may hold line ends."""
@@ -128,6 +133,8 @@ def manifest_columns(manifest: FileInfo, options: ReadOptions) -> dict[str, pa.D
             with contextlib.closing(_text_rows(stream, manifest.uri, options)) as rows:
                 first = itertools.islice(rows, PEEKED_RECORDS)
                 columns = infer(row for row in first if not isinstance(row, RecordError))
+            if not _JSON_LINES.search(manifest.uri):
+                columns = dict.fromkeys(columns, pa.string())
     if columns and options.uri_column not in columns:
         raise ImagebeamError(
             f"A manifest needs a column {options.uri_column!r}. {describe(columns)}. Name another with --uri_column. "
@@ -135,6 +142,38 @@ def manifest_columns(manifest: FileInfo, options: ReadOptions) -> dict[str, pa.D
             "or as UTF-16 with its byte order mark."
         )
     return columns
+
+
+def sample_manifest(manifest: FileInfo, options: ReadOptions, limits: SampleLimits) -> Iterator[Mapping[str, Any]]:
+    """Rows of JSON lines: the first ones, and the last ones if they can be got at; CSV is text, Parquet has types."""
+    if not _JSON_LINES.search(manifest.uri):
+        return
+    for row in itertools.chain(_first_rows(manifest, options, limits), _last_rows(manifest)):
+        if not isinstance(row, RecordError):
+            yield row
+
+
+def _first_rows(manifest: FileInfo, options: ReadOptions, limits: SampleLimits) -> Iterator[Row]:
+    with (
+        Source(manifest.uri, manifest.version) as source,
+        contextlib.closing(_text_rows(cast(BinaryIO, source), manifest.uri, options)) as rows,
+    ):
+        for row in itertools.islice(rows, limits.records):
+            yield row
+            if source.tell() > limits.bytes:
+                return
+
+
+def _last_rows(manifest: FileInfo) -> Iterator[Row]:
+    """Of JSON lines that are neither compressed nor UTF-16."""
+    with Source(manifest.uri, manifest.version) as source:
+        head = source.read(2)
+        if is_gzip(head) or head in _BOMS_UTF_16:
+            return
+        start = source.seek(max(0, manifest.size - _TAIL_BYTES))
+        lines = source.read().split(b"\n")
+    whole = lines[1:] if start else lines
+    yield from _json_rows(line.decode("utf-8-sig", "surrogateescape") for line in whole)
 
 
 def _file_ref(file: FileInfo, root: str | None, options: ReadOptions) -> RecordRef:
@@ -157,7 +196,7 @@ def _refs(manifest: FileInfo, options: ReadOptions, seen: SeenKeys) -> Iterator[
                 if isinstance(ref, RecordRef) and not seen.add(ref.key):
                     ref = failure(key, manifest.uri, "repeated_key: an earlier row has the same key")
                 yield ref
-    except MachineError:
+    except StopError:
         raise
     except Exception as error:  # The rest cannot be read.
         reason, retryable = judge(source, error)
@@ -214,8 +253,9 @@ def table_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Iterator[Row
         return
     file = pq.ParquetFile(stream)
     wanted = {options.uri_column, KEY_COLUMN, options.label_column, *options.kept_from.values()}
+    kept = set(options.kept_from.values()) - {options.uri_column, KEY_COLUMN, options.label_column}
     for batch in file.iter_batches(columns=[name for name in file.schema_arrow.names if name in wanted]):
-        yield from batch.to_pylist()
+        yield from to_rows(batch, kept)
 
 
 def _text_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Generator[Row, None, None]:
@@ -227,7 +267,7 @@ def _text_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Generator[Ro
     stream.seek(0)
     inflated = inflate(stream) if is_gzip(head) else stream
     data = io.BufferedReader(cast(io.RawIOBase, inflated), _READ_BYTES)
-    is_utf_16 = data.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    is_utf_16 = data.peek(2)[:2] in _BOMS_UTF_16
     encoding, errors = ("utf-16", "replace") if is_utf_16 else ("utf-8-sig", "surrogateescape")
     with io.TextIOWrapper(data, encoding=encoding, errors=errors, newline="") as text:
         yield from _json_rows(text) if _JSON_LINES.search(uri) else _csv_rows(text, options)

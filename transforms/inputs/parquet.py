@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.types import Failure, Record
-from transforms.inputs.base import Cut, LeftOut, RecordError, caught, make_record, shard_folder, too_large
+from transforms.inputs.base import Cut, LeftOut, RecordError, SampleLimits, caught, make_record, shard_folder, too_large
 from transforms.inputs.columns import NamedLabels, describe, to_rows
 from transforms.inputs.image_files import read_file
 from transforms.inputs.reach import reach
@@ -76,6 +76,12 @@ def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
     """The schema; see `base.ShardReader`."""
     schema = _open(stream).schema_arrow
     return dict(zip(schema.names, schema.types, strict=True))
+
+
+def sample(stream: BinaryIO, options: ReadOptions, limits: SampleLimits) -> Iterator[dict[str, Any]]:
+    """Nothing: the schema is exact; see `base.ShardReader`."""
+    del stream, options, limits
+    return iter(())
 
 
 def _open(stream: BinaryIO) -> pq.ParquetFile:

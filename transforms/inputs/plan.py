@@ -1,30 +1,21 @@
-"""Input files -> work units; the input looked at before a run."""
+"""Input files -> work units."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, cast
 
-import pyarrow as pa
-
 from transforms import storage
-from transforms.core.errors import ImagebeamError
-from transforms.core.formats import InputFormat, LabelFrom
-from transforms.core.text import printable, storable
+from transforms.core.formats import InputFormat
+from transforms.core.text import storable
 from transforms.core.types import Unread
-from transforms.inputs import webdataset
 from transforms.inputs.base import Cut, LeftOut
-from transforms.inputs.columns import check_image_column, check_other_columns, describe, is_list_type, resolve_types
-from transforms.inputs.discover import LeftOutFiles, detect_format, list_inputs
-from transforms.inputs.faults import MachineError
-from transforms.inputs.folders import partitions
-from transforms.inputs.manifests import cut_manifest, files_unit, has_keys, manifest_columns, unit_end
+from transforms.inputs.discover import LeftOutFiles, list_inputs
+from transforms.inputs.faults import StopError
+from transforms.inputs.manifests import cut_manifest, files_unit, has_keys, unit_end
 from transforms.inputs.read import judge, reader
 from transforms.inputs.shard_index import CutMemory
-from transforms.inputs.sniff import HEAD_BYTES, known_format, other_kind
 from transforms.inputs.source import Source
 from transforms.inputs.types import (
     ListingPart,
@@ -52,15 +43,6 @@ SHARDS_TOGETHER = 256
 """Small shards that one worker cuts, and that may share units, at most."""
 
 _DEFAULTS = ReadOptions()
-
-LABEL_LISTS = "labels"
-"""The output's column of lists of labels: `train --multi_label --label_column labels` reads it."""
-
-_LOOKED_AT = 20
-"""Inputs that are looked at, at most, for the columns of their formats before a run."""
-
-_LISTED_FOR_NAMES = 10_000
-"""Inputs whose names are looked at, so that a file of another kind is found before the run."""
 
 
 def plan(
@@ -255,7 +237,7 @@ def _walk_shard(shard: Shard, rows_per_unit: int, options: ReadOptions) -> Itera
                     break
                 yield ShardSlice(shard, cut.start, cut.count, cut.offset, cut.errors)
                 records += cut.count
-    except MachineError:
+    except StopError:
         raise
     except Exception as error:  # It did not even open.
         yield _rest(shard, source, Cut(records, 1, failed=error))
@@ -276,135 +258,3 @@ def _rest(shard: Shard, source: Source | None, cut: Cut) -> ShardSlice:
     records = round(missing * cut.start / read) if cut.start and read else None
     unread = Unread(shard.file.uri, reason, missing, records)
     return ShardSlice(shard, cut.start, 1, unread=unread, retryable=retryable)
-
-
-def inspect_input(
-    patterns: Sequence[str],
-    input_format: InputFormat | None,
-    options: ReadOptions,
-    label_lists: str | None = None,
-) -> ReadOptions:
-    """Look at the input before a run: every pattern matches, and the columns asked for are there.
-
-    Args:
-        patterns: see `list_inputs`.
-        input_format: likewise.
-        options: which columns hold what.
-        label_lists: where the label column holds lists, the kept column that gets them; None where none should.
-
-    Returns:
-        The options with the types of the kept columns filled in.
-
-    Raises:
-        ImagebeamError: naming the pattern without matches, or the columns there are.
-    """
-    schemas: dict[InputFormat, Mapping[str, pa.DataType]] = {}
-    formats = set()
-    in_folders: set[str] = set()
-    inputs = list_inputs(patterns, input_format, follow_links=options.follow_links)
-    looked_at = list(itertools.islice(inputs, _LOOKED_AT))
-    if input_format is None:
-        _refuse_other_kinds(itertools.chain(looked_at, itertools.islice(inputs, _LISTED_FOR_NAMES)))
-    for shard in looked_at:
-        formats.add(shard.format)
-        if shard.format != InputFormat.FILES and not schemas.get(shard.format):
-            schema = _look_at(shard, options)
-            schemas[shard.format] = schema
-            options = resolve_types(_keep_label_lists(options, schema, label_lists), schema)
-        else:
-            found = dict.fromkeys(partitions(shard.file.uri), pa.string())
-            in_folders.update(found)
-            options = resolve_types(options, found)
-    missing = [name for name in options.kept_from.values() if name not in in_folders]
-    if missing and formats == {InputFormat.FILES}:
-        names = ", ".join(missing)
-        raise ImagebeamError(
-            f"Image files have no columns to keep. Received: --keep_columns {names}. Name the files in a manifest."
-        )
-    for name, kind in options.keep_columns:
-        if pa.types.is_null(kind):
-            raise ImagebeamError(
-                f"The first records do not tell the type of a kept column. Received: --keep_columns {name}. Say it, as "
-                f"in --keep_columns {name}:string."
-            )
-    return options
-
-
-def _keep_label_lists(options: ReadOptions, schema: Mapping[str, pa.DataType], name: str | None) -> ReadOptions:
-    """The options, lists of labels kept under `name`, unless the user keeps them or something of that name."""
-    column = options.label_column
-    is_list = is_list_type(schema.get(column, pa.null())) and options.label_from in (LabelFrom.AUTO, LabelFrom.COLUMN)
-    taken = {kept.casefold() for kept in options.kept_from}
-    if name is None or not is_list or column in options.kept_from.values() or name in taken:
-        return options
-    return dataclasses.replace(
-        options,
-        keep_columns=(*options.keep_columns, (name, pa.list_(pa.string()))),
-        renamed=(*options.renamed, (name, column)),
-    )
-
-
-def _refuse_other_kinds(inputs: Iterable[Shard]) -> None:
-    """Refuse files that were named or matched, whose names tell nothing, and whose first bytes tell no image.
-
-    Raises:
-        ImagebeamError: naming the file, what it is, and the flag to read it with.
-    """
-    unnamed = (shard.file for shard in inputs if detect_format(shard.file.uri) is None)
-    for file in itertools.islice(unnamed, _LOOKED_AT):
-        try:
-            with storage.open_read(file.uri, file.version) as stream:
-                head = stream.read(HEAD_BYTES)
-        except OSError:
-            continue  # Whoever reads it will say so.
-        if shard_format := known_format(head):
-            raise ImagebeamError(
-                f"{printable(file.uri)} begins as a {shard_format} file does, and its name does not say so. Pass "
-                f"--input_format {shard_format}."
-            )
-        if kind := other_kind(head):
-            raise ImagebeamError(
-                f"{printable(file.uri)} is {kind}, which is no input. Unpack it into images, a tar, TFRecords or "
-                f"Parquet, leave it out of the pattern, or say how to read it with --input_format."
-            )
-
-
-def _refuse_choice(shard: Shard, options: ReadOptions) -> None:
-    """Refuse a tar whose samples have several images where nobody said which one is meant.
-
-    Raises:
-        ImagebeamError: naming them.
-    """
-    if options.image_column != _DEFAULTS.image_column:
-        return
-    with Source(shard.file.uri, shard.file.version) as source:
-        found = webdataset.several_images(cast(BinaryIO, source))
-    if found is not None:
-        sample, images = found
-        choice = " or ".join(f"--image_column {image}" for image in images)
-        raise ImagebeamError(f"Sample {sample!r} has {len(images)} images: {', '.join(images)}. Pass {choice}.")
-
-
-def _look_at(shard: Shard, options: ReadOptions) -> Mapping[str, pa.DataType]:
-    """The checked columns of a shard; none where it is empty or damaged, which is not a mistake of the user's."""
-    try:
-        if shard.format == InputFormat.MANIFEST:
-            schema = manifest_columns(shard.file, options)
-        else:
-            with Source(shard.file.uri, shard.file.version) as source:
-                schema = reader(shard.format).columns(cast(BinaryIO, source))
-        if not schema:
-            return {}
-        schema = {**dict.fromkeys(partitions(shard.file.uri), pa.string()), **schema}
-        if shard.format == InputFormat.WEBDATASET:
-            if not webdataset.check_image(schema, options.image_column):
-                raise ImagebeamError(f"{describe(schema)}. Received: --image_column {options.image_column!r}.")
-            _refuse_choice(shard, options)
-        elif shard.format != InputFormat.MANIFEST:
-            check_image_column(options.image_column, schema)
-        check_other_columns(options, schema)
-    except ImagebeamError as error:
-        raise ImagebeamError(f"{shard.file.uri} ({shard.format}): {error}") from error
-    except Exception:
-        return {}
-    return schema

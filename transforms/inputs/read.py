@@ -14,7 +14,7 @@ from transforms.core.batching import map_ahead
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Record, Unread
 from transforms.inputs.base import RecordError, ShardReader, explain, failure
-from transforms.inputs.faults import MachineError, is_retryable
+from transforms.inputs.faults import StopError, is_retryable
 from transforms.inputs.image_files import read_file
 from transforms.inputs.source import Source
 from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, ShardSlice, ShardUnit, WorkUnit
@@ -42,6 +42,7 @@ def read_records(unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Fail
 
     Raises:
         MachineError: if too many reads in a row fail, and not for what the files hold.
+        ColumnTypeError: for a kept value that does not fit a type that nobody declared.
     """
     if isinstance(unit, ListUnit):
         yield from _read_files(unit, options.max_record_bytes)
@@ -66,7 +67,7 @@ def _read_slice(part: ShardSlice, options: ReadOptions) -> Iterator[Record | Fai
                 error = errors.get(index)
                 yield item if error is None else failure(_unread_key(part, index), part.shard.file.uri, error)
             caught = RecordError("truncated", "the shard has fewer records than when it was planned")
-    except MachineError:
+    except StopError:
         raise
     except Exception as error:  # Whatever a damaged shard makes a library raise.
         caught = error
@@ -86,7 +87,7 @@ def judge(source: Source | None, error: Exception) -> tuple[str, bool]:
         MachineError: if the storage failed too often in a row.
     """
     cause = error if source is None else source.fault or error
-    if isinstance(cause, MachineError):
+    if isinstance(cause, StopError):
         raise cause
     from_storage = source is None or source.fault is not None or isinstance(error, MemoryError)
     return explain(cause), from_storage and is_retryable(cause)

@@ -6,6 +6,7 @@ uint32 masked CRC-32C of the payload; all little-endian.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import struct
@@ -22,8 +23,10 @@ from transforms.inputs.base import (
     LeftOut,
     Place,
     RecordError,
+    SampleLimits,
     caught,
     cut_at,
+    is_sampled,
     make_record,
     shard_folder,
     too_large,
@@ -83,6 +86,43 @@ def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
         if isinstance(payload, bytes):
             rows.append({name: _value(values) for name, values in parse_example(payload).items()})
     return infer(rows)
+
+
+def sample(stream: BinaryIO, options: ReadOptions, limits: SampleLimits) -> Iterator[dict[str, Any]]:
+    """The kept features of some records; see `base.ShardReader`."""
+    wanted = set(options.kept_from.values())
+    for payload in _sampled(stream, limits):
+        try:
+            features = parse_example(payload)
+        except RecordError:
+            continue
+        yield {name: _value(features[name]) for name in wanted & features.keys()}
+
+
+def _sampled(stream: BinaryIO, limits: SampleLimits) -> Iterator[bytes]:
+    """The contents of some records, the last one among them where the end is reached; the others are passed over."""
+    source = _open(stream)
+    skipped: int | None = None
+    with contextlib.suppress(EOFError, RecordError):  # The end, or what cannot be read on.
+        for index in range(limits.records):
+            if stream.tell() > limits.bytes:
+                return
+            start = source.tell()
+            if is_sampled(index):
+                payload = _read_payload(source, MAX_RECORD_BYTES)
+                if isinstance(payload, bytes):
+                    yield payload
+            elif (length := _read_length(source)) is None:
+                break
+            else:
+                source.seek(length + _FOOTER.size, io.SEEK_CUR)
+            skipped = None if is_sampled(index) else start
+    if skipped is not None and source is stream:  # What is compressed is read forward only.
+        source.seek(skipped)
+        with contextlib.suppress(EOFError):
+            payload = _read_payload(source, MAX_RECORD_BYTES)
+            if isinstance(payload, bytes):
+                yield payload
 
 
 def parse_example(payload: bytes) -> Features:

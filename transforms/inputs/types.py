@@ -255,6 +255,7 @@ class ReadOptions:
         label_from: where labels come from.
         uri_column: column of a manifest that names its files.
         renamed: kept columns that are called otherwise in the input: (name in the output, name in the input).
+        inferred: kept columns whose type nobody declared: a sample of the records told it.
     """
 
     image_column: str = "image"
@@ -266,6 +267,7 @@ class ReadOptions:
     label_from: LabelFrom = LabelFrom.AUTO
     uri_column: str = "uri"
     renamed: tuple[tuple[str, str], ...] = ()
+    inferred: tuple[str, ...] = ()
 
     @property
     def kept_from(self) -> dict[str, str]:

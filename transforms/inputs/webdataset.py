@@ -8,6 +8,7 @@ back later in the shard, that later sample is a failure, so that keys stay uniqu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -26,6 +27,7 @@ from transforms.inputs.base import (
     LeftOut,
     Place,
     RecordError,
+    SampleLimits,
     caught,
     cut_at,
     make_record,
@@ -139,6 +141,20 @@ def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
     return infer(rows)
 
 
+def sample(stream: BinaryIO, options: ReadOptions, limits: SampleLimits) -> Iterator[dict[str, Any]]:
+    """The kept members and JSON fields of the first samples, which cost little; see `base.ShardReader`."""
+    wanted = options.kept_from.values()
+    contents = _Contents(_PEEKED_BYTES, frozenset({"json", *wanted}), images=False)
+    with _open(stream, 0) as tar:
+        for members in itertools.islice(_samples(tar, options, LeftOut(), contents), limits.records):
+            if stream.tell() > limits.bytes:
+                return
+            held = {name: member.data for name, member in _by_extension(members).items() if contents.wants(member)}
+            with contextlib.suppress(RecordError):
+                row = _fields(held) | held
+                yield {name: row[name] for name in wanted if name in row}
+
+
 def check_image(names: Iterable[str], image_column: str) -> bool:
     """Whether a sample with members of these extensions has an image."""
     return _image_extension(list(names), image_column) is not None
@@ -237,16 +253,21 @@ class _Contents:
     Attributes:
         limit: bytes of one at most.
         wanted: extensions beside those of images; None for all.
+        images: whether those of images are.
     """
 
     limit: int
     wanted: frozenset[str] | None
+    images: bool = True
+
+    def wants(self, member: _Member) -> bool:
+        """Whether a member's content is read."""
+        names = (member.extension, member.extension.rpartition(".")[2])
+        return self.wanted is None or (self.images and member.is_image) or not self.wanted.isdisjoint(names)
 
     def read(self, tar: _Archive, member: _Member) -> _Member:
         """The member with its content, where it is wanted and holds any."""
-        names = (member.extension, member.extension.rpartition(".")[2])
-        is_wanted = self.wanted is None or member.is_image or not self.wanted.isdisjoint(names)
-        if not is_wanted or not member.info.isreg():
+        if not self.wants(member) or not member.info.isreg():
             return member
         if member.info.size > self.limit:
             return dataclasses.replace(member, error=too_large(member.info.size, self.limit))

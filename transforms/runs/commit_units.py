@@ -141,7 +141,7 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
         if done is not None and (done.version, done.generation) != (unit.version, job.generation):
             done = None
         if done is not None:
-            self._check_same(done, schema, uri)
+            done = self._as_laid_out(done, schema, uri)
             done = part_files.with_failures(job.output, done)
         retried = done is not None and (done.retryable or (job.retry_failed and done.failed))
         if done is not None and not retried and (done.failures_file or not done.failed):
@@ -161,8 +161,8 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
             model_seconds=_tally.seconds,
         )
 
-    def _check_same(self, done: Commit, found: pa.Schema, uri: str) -> None:
-        """Refuse a part of another spec or layout.
+    def _as_laid_out(self, done: Commit, found: pa.Schema, uri: str) -> Commit:
+        """A part of this run's spec and layout; one whose kept columns have narrower types is written again.
 
         Raises:
             ImagebeamError: naming what differs.
@@ -173,12 +173,16 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
             raise ImagebeamError(f"{uri} holds rows of another spec ({differences}). Choose another output folder.")
         if self._expected is None:
             self._expected = part_files.stored_schema(job.layout.to_table([], job.model.dimensions))
+        if not found.equals(self._expected) and part_files.can_widen(found, self._expected):
+            layout = job.layout.to_table([], job.model.dimensions).schema
+            return part_files.widen_part(job.output, job.layout.folder, done.unit_id, layout)
         if not found.equals(self._expected):
             mine, theirs = set(map(str, self._expected)), set(map(str, found))
             raise ImagebeamError(
                 f"{uri} has other columns than this run writes ({', '.join(sorted(theirs - mine))} for "
                 f"{', '.join(sorted(mine - theirs))}). Choose another output folder."
             )
+        return done
 
     def _work(self, unit: WorkUnit, retried: Commit | None) -> Commit:
         job = self._job

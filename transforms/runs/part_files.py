@@ -21,6 +21,7 @@ from transforms.core.labels import LabelCount
 from transforms.core.spec import EmbedderSpec
 from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Row, Stage
+from transforms.inputs.column_types import fit, holds
 from transforms.inputs.types import WorkUnit
 from transforms.runs.schemas import FAILURES_SCHEMA, embeddings_schema
 from transforms.runs.stored_file import DATA_KEY, StoredFile, read_footer, to_parquet
@@ -329,6 +330,33 @@ def with_failures(output: str, done: Commit) -> Commit:
     if failures is None or found != (done.version, done.failures, done.generation):
         return done
     return replace(done, failures_file=failures.part)
+
+
+def can_widen(found: pa.Schema, wanted: pa.Schema) -> bool:
+    """Whether a part's kept columns can become those of another layout, of which all else is the same."""
+    return found.names == wanted.names and all(
+        one.type == other.type or (not one.name.startswith("embedding") and holds(other.type, one.type))
+        for one, other in zip(found, wanted, strict=True)
+    )
+
+
+def widen_part(output: str, folder: str, unit_id: str, wanted: pa.Schema) -> Commit:
+    """Write a part again, its kept columns as the types of another layout; see `can_widen`.
+
+    Raises:
+        OSError: if the storage refuses; the part is what it was then.
+    """
+    uri = part_uri(output, folder, unit_id)
+    table = read_table(uri)
+    metadata = {name: value for name, value in table.schema.metadata.items() if name != DATA_KEY}
+    for index, field_ in enumerate(wanted):
+        kind = table.schema.field(index).type
+        if kind != field_.type and holds(field_.type, kind):
+            values = [fit(value, field_.type, declared=True) for value in table.column(index).to_pylist()]
+            table = table.set_column(index, field_, pa.array(values, field_.type))
+    data, part = _to_bytes(table, metadata)
+    storage.publish(uri, data)
+    return _commit(json.loads(metadata[UNIT_KEY]), metadata[FINGERPRINT_KEY].decode(), part)
 
 
 def stored_schema(table: pa.Table) -> pa.Schema:

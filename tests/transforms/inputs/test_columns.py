@@ -16,7 +16,8 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.inputs.columns import NamedLabels, as_label
-from transforms.inputs.plan import cut_shard, inspect_input, plan
+from transforms.inputs.inspection import inspect_input
+from transforms.inputs.plan import cut_shard, plan
 from transforms.inputs.read import read_records
 from transforms.inputs.types import ReadOptions, Shard, WorkUnit
 

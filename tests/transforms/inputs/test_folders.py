@@ -15,7 +15,8 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.formats import LabelFrom
 from transforms.inputs.discover import LeftOutFiles, list_inputs
 from transforms.inputs.folders import class_folder, partitions
-from transforms.inputs.plan import cut_shard, inspect_input, plan
+from transforms.inputs.inspection import inspect_input
+from transforms.inputs.plan import cut_shard, plan
 from transforms.inputs.read import read_records
 from transforms.inputs.types import ReadOptions, WorkUnit
 

@@ -30,7 +30,8 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure
-from transforms.inputs.plan import cut_shard, inspect_input, plan, plan_in_parts
+from transforms.inputs.inspection import inspect_input
+from transforms.inputs.plan import cut_shard, plan, plan_in_parts
 from transforms.inputs.read import read_records
 from transforms.inputs.types import ListingPart, ListUnit, Note, ReadOptions, RecordRef, Shard, ShardUnit, WorkUnit
 

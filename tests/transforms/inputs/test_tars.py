@@ -12,7 +12,8 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.core.types import Record
 from transforms.images.decode import IMAGE_EXTENSIONS
-from transforms.inputs.plan import cut_shard, inspect_input
+from transforms.inputs.inspection import inspect_input
+from transforms.inputs.plan import cut_shard
 from transforms.inputs.read import read_records
 from transforms.inputs.types import Note, ReadOptions, Shard, WorkUnit
 

@@ -1,0 +1,162 @@
+"""Types of kept columns, told before a run by a sample of the records, or asked for."""
+
+import gzip
+import itertools
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.shard_files import example, write_tar, write_tfrecord
+from transforms.core.errors import ImagebeamError
+from transforms.inputs.base import is_sampled
+from transforms.inputs.inspection import inspect_input
+from transforms.inputs.types import ReadOptions
+
+
+def kind_of(pattern, name="n", **options):
+    found = inspect_input([str(pattern)], None, ReadOptions(keep_columns=((name, pa.null()),), **options))
+    assert found.inferred == (name,)
+    return found.keep_columns[0][1]
+
+
+def write_lines(path, values):
+    text = "".join(json.dumps({"uri": "a.png", **({} if value is ... else {"n": value})}) + "\n" for value in values)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+
+
+@pytest.mark.parametrize("name", ["m.jsonl", "m.ndjson.gz"])
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1] * 1000 + [0.5], pa.float64()),
+        ([None] * 1000 + ["x"], pa.string()),
+        ([...] * 1000 + [True], pa.bool_()),
+        ([[]] * 20 + [["x"]], pa.list_(pa.string())),
+    ],
+    ids=str,
+)
+def test_rows_far_behind_the_first_are_looked_at(tmp_path, name, values, kind):
+    write_lines(tmp_path / name, values)
+    assert kind_of(tmp_path / name) == kind
+
+
+def test_the_end_of_a_large_manifest_is_looked_at(tmp_path):
+    write_lines(tmp_path / "m.jsonl", [1] * 60_000 + [0.5])
+    assert kind_of(tmp_path / "m.jsonl") == pa.float64()
+
+
+def test_files_that_are_not_the_first_are_looked_at(tmp_path):
+    for number in range(40):
+        write_lines(tmp_path / f"{number:02}.jsonl", [1 if number < 39 else 0.5])
+    assert kind_of(f"{tmp_path}/*.jsonl") == pa.float64()
+
+
+def test_all_of_the_first_records_and_some_of_all_others_are_a_sample():
+    sampled = [index for index in range(100_000) if is_sampled(index)]
+    assert sampled[:64] == [*range(64)]
+    assert len(sampled) < 500
+    assert max(after - before for before, after in itertools.pairwise(sampled)) <= 100_000 / 32
+
+
+@pytest.mark.parametrize("compression", ["", "GZIP"])
+def test_records_are_sampled_up_to_the_last(tmp_path, compression):
+    records = [example(image=b"\xff\xd8", n=1) for _ in range(126)] + [example(image=b"\xff\xd8", n=[1, 2])]
+    write_tfrecord(tmp_path / "x.tfrecord", records, compression)
+    assert kind_of(tmp_path / "x.tfrecord") == pa.list_(pa.int64())
+    plain = write_tfrecord(tmp_path / "y.tfrecord", [example(image=b"\xff\xd8", n=1)] * 999 + records[-1:])
+    assert kind_of(plain) == pa.list_(pa.int64())
+
+
+def test_a_damaged_shard_does_not_hide_what_the_others_hold(tmp_path):
+    write_tfrecord(tmp_path / "a.tfrecord", [example(image=b"\xff\xd8", n=1)])
+    (tmp_path / "b.tfrecord").write_bytes(b"x" * 1000)
+    write_tfrecord(tmp_path / "c.tfrecord", [example(image=b"\xff\xd8", n=[1, 2])] * 3)
+    (tmp_path / "c.tfrecord").write_bytes((tmp_path / "c.tfrecord").read_bytes()[:-10])
+    (tmp_path / "d.tar").write_bytes(b"x" * 10_000)
+    (tmp_path / "e.parquet").write_bytes(b"PAR1")
+    assert kind_of(tmp_path) == pa.list_(pa.int64())
+
+
+def test_a_column_may_begin_late(tmp_path):
+    fields = [{}] * 30 + [{"n": 1}]
+    members = [
+        (f"{at:02}.{kind}", data)
+        for at, one in enumerate(fields)
+        for kind, data in (("png", b"x"), ("json", json.dumps(one).encode()))
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    assert kind_of(tmp_path / "a.tar") == pa.int64()
+    with pytest.raises(ImagebeamError, match=r"The columns are .*--keep_columns 'm'"):
+        kind_of(tmp_path / "a.tar", "m")
+
+
+def test_text_of_csv_is_text_however_empty_its_first_rows(tmp_path):
+    (tmp_path / "m.csv").write_text("uri,n\n" + "a.png,\n" * 100)
+    assert kind_of(tmp_path / "m.csv") == pa.string()
+
+
+def test_formats_of_one_run_share_their_types(tmp_path):
+    write_lines(tmp_path / "m.jsonl", [1])
+    pq.write_table(pa.table({"image": [b"x"], "n": [0.5]}), tmp_path / "a.parquet")
+    write_tfrecord(tmp_path / "x.tfrecord", [example(image=b"\xff\xd8", n=[1, 2])])
+    assert kind_of(tmp_path) == pa.list_(pa.float64())
+
+
+def test_lists_in_the_label_column_are_text_as_they_are_read(tmp_path):
+    pq.write_table(pa.table({"image": [b"x"], "label": [[1, 2]]}), tmp_path / "a.parquet")
+    assert kind_of(tmp_path / "a.parquet", "tags", renamed=(("tags", "label"),)) == pa.list_(pa.string())
+
+
+@pytest.mark.parametrize(
+    ("values", "remedy"),
+    [
+        ([1] * 100 + ["x"], "n:string"),
+        ([True, 1], "n:string"),
+        ([{"a": 1}, 1], "n:string"),
+        ([{"a": 1}, {"a": "x"}], "n:string"),
+        ([0.5, 2**53 + 1], "n:string"),
+        ([-1, 2**63], "n:string"),
+        ([0.5, 10**30], "n:string"),
+        ([10**50], "n:string"),
+        ([[], [], None], "'n:list<string>'"),
+        ([None, ...], "n:string"),
+        ([{}], "n:string"),
+        ([{"a": None}], "n:string"),
+    ],
+    ids=str,
+)
+def test_what_no_type_holds_is_refused_with_a_type_that_does(tmp_path, values, remedy):
+    write_lines(tmp_path / "m.jsonl", values)
+    with pytest.raises(ImagebeamError) as caught:
+        kind_of(tmp_path / "m.jsonl")
+    assert str(caught.value).endswith(f"--keep_columns {remedy}.")
+
+
+def test_a_refusal_names_both_values_and_files(tmp_path):
+    write_lines(tmp_path / "a.jsonl", [1])
+    write_lines(tmp_path / "b.jsonl", ["x"])
+    with pytest.raises(ImagebeamError) as caught:
+        kind_of(f"{tmp_path}/*.jsonl", "m", renamed=(("m", "n"),))
+    assert str(caught.value) == (
+        f"The kept column 'm' holds int64 (1 in {tmp_path}/a.jsonl) and string ('x' in {tmp_path}/b.jsonl), which no "
+        f"one type does. Say what to keep it as: --keep_columns n=m:string."
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.array([1], pa.timestamp("us")), pa.array([1], pa.timestamp("us", "UTC"))),
+        (pa.array([1], pa.timestamp("us", "Europe/Berlin")), pa.array([1], pa.timestamp("us", "UTC"))),
+        (pa.array([1]), pa.array(["x"])),
+        (pa.array([True]), pa.array([1])),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_parquet_shards_that_no_type_holds(tmp_path, one, other):
+    for name, column in (("a", one), ("b", other)):
+        pq.write_table(pa.table({"image": [b"x"], "n": column}), tmp_path / f"{name}.parquet")
+    with pytest.raises(ImagebeamError, match=r"a\.parquet.*b\.parquet.*--keep_columns n:string\."):
+        kind_of(tmp_path)

@@ -1,0 +1,334 @@
+"""The input looked at before a run: what it holds, whether the columns asked for are there, and of which types."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, TypeVar, cast
+
+import pyarrow as pa
+
+from transforms import storage
+from transforms.core.errors import ImagebeamError
+from transforms.core.formats import InputFormat, LabelFrom
+from transforms.core.text import printable
+from transforms.inputs import webdataset
+from transforms.inputs.base import SampleLimits
+from transforms.inputs.column_types import declaration, fit, is_list_type, is_open, remedy, type_of, widen
+from transforms.inputs.columns import as_labels, check_image_column, check_other_columns, column_flag, describe
+from transforms.inputs.discover import detect_format, list_inputs
+from transforms.inputs.folders import partitions
+from transforms.inputs.manifests import manifest_columns, sample_manifest
+from transforms.inputs.read import reader
+from transforms.inputs.sniff import HEAD_BYTES, known_format, other_kind
+from transforms.inputs.source import Source
+from transforms.inputs.types import ReadOptions, Shard
+
+T = TypeVar("T")
+
+LABEL_LISTS = "labels"
+"""The output's column of lists of labels: `train --multi_label --label_column labels` reads it."""
+
+_LOOKED_AT = 20
+"""Inputs that are looked at, at most, for the columns of their formats before a run."""
+
+_LISTED = 10_000
+"""Inputs whose names are looked at, so that a file of another kind is found before the run."""
+
+_SAMPLED_SHARDS = 16
+"""Inputs, spread over those listed, that are looked at for the types of kept columns."""
+
+_SAMPLED_RECORDS = 20_000
+"""Records of all of them together."""
+
+_LOCAL_BYTES, _REMOTE_BYTES = 1 << 30, 16 << 20
+"""Of each of them: passing over a record costs nothing on a local disk, and a request elsewhere."""
+
+
+def inspect_input(
+    patterns: Sequence[str],
+    input_format: InputFormat | None,
+    options: ReadOptions,
+    label_lists: str | None = None,
+) -> ReadOptions:
+    """Look at the input before a run: every pattern matches, and the columns asked for are there.
+
+    Args:
+        patterns: see `list_inputs`.
+        input_format: likewise.
+        options: which columns hold what.
+        label_lists: where the label column holds lists, the kept column that gets them; None where none should.
+
+    Returns:
+        The options with the types of the kept columns filled in.
+
+    Raises:
+        ImagebeamError: naming the pattern without matches, the columns there are, or the kept column whose values no
+            type holds.
+    """
+    inputs = list_inputs(patterns, input_format, follow_links=options.follow_links)
+    listed = list(itertools.islice(inputs, _LISTED if input_format is None or _open_columns(options) else _LOOKED_AT))
+    if input_format is None:
+        _refuse_other_kinds(listed)
+    seen: set[InputFormat] = set()
+    for shard in listed[:_LOOKED_AT]:
+        if shard.format != InputFormat.FILES and shard.format not in seen and (schema := _look_at(shard, options)):
+            seen.add(shard.format)
+            options = _keep_label_lists(options, schema, label_lists)
+    if {shard.format for shard in listed[:_LOOKED_AT]} == {InputFormat.FILES}:
+        _refuse_columns_of_files(options, listed)
+    return _tell_types(options, listed)
+
+
+def _refuse_columns_of_files(options: ReadOptions, files: Iterable[Shard]) -> None:
+    """Refuse kept columns that no file's folders hold.
+
+    Raises:
+        ImagebeamError: naming them.
+    """
+    missing = list(options.kept_from.values())
+    for file in files:
+        missing = [name for name in missing if name not in partitions(file.file.uri)]
+    if missing:
+        raise ImagebeamError(
+            f"Image files have no columns to keep. Received: --keep_columns {', '.join(missing)}. Name the files in a "
+            f"manifest."
+        )
+
+
+def _keep_label_lists(options: ReadOptions, schema: Mapping[str, pa.DataType], name: str | None) -> ReadOptions:
+    """The options, lists of labels kept under `name`, unless the user keeps them or something of that name."""
+    column = options.label_column
+    is_list = is_list_type(schema.get(column, pa.null())) and options.label_from in (LabelFrom.AUTO, LabelFrom.COLUMN)
+    taken = {kept.casefold() for kept in options.kept_from}
+    if name is None or not is_list or column in options.kept_from.values() or name in taken:
+        return options
+    return dataclasses.replace(
+        options,
+        keep_columns=(*options.keep_columns, (name, pa.list_(pa.string()))),
+        renamed=(*options.renamed, (name, column)),
+    )
+
+
+def _refuse_other_kinds(inputs: Iterable[Shard]) -> None:
+    """Refuse files that were named or matched, whose names tell nothing, and whose first bytes tell no image.
+
+    Raises:
+        ImagebeamError: naming the file, what it is, and the flag to read it with.
+    """
+    unnamed = (shard.file for shard in inputs if detect_format(shard.file.uri) is None)
+    for file in itertools.islice(unnamed, _LOOKED_AT):
+        try:
+            with storage.open_read(file.uri, file.version) as stream:
+                head = stream.read(HEAD_BYTES)
+        except OSError:
+            continue  # Whoever reads it will say so.
+        if shard_format := known_format(head):
+            raise ImagebeamError(
+                f"{printable(file.uri)} begins as a {shard_format} file does, and its name does not say so. Pass "
+                f"--input_format {shard_format}."
+            )
+        if kind := other_kind(head):
+            raise ImagebeamError(
+                f"{printable(file.uri)} is {kind}, which is no input. Unpack it into images, a tar, TFRecords or "
+                f"Parquet, leave it out of the pattern, or say how to read it with --input_format."
+            )
+
+
+def _refuse_choice(shard: Shard, options: ReadOptions) -> None:
+    """Refuse a tar whose samples have several images where nobody said which one is meant.
+
+    Raises:
+        ImagebeamError: naming them.
+    """
+    if options.image_column != ReadOptions().image_column:
+        return
+    with Source(shard.file.uri, shard.file.version) as source:
+        found = webdataset.several_images(cast(BinaryIO, source))
+    if found is not None:
+        name, images = found
+        choice = " or ".join(f"--image_column {image}" for image in images)
+        raise ImagebeamError(f"Sample {name!r} has {len(images)} images: {', '.join(images)}. Pass {choice}.")
+
+
+def _columns(shard: Shard, options: ReadOptions) -> dict[str, pa.DataType]:
+    """The columns of a shard's first records, or of its schema, and of its folders."""
+    if shard.format == InputFormat.MANIFEST:
+        schema = manifest_columns(shard.file, options)
+    else:
+        with Source(shard.file.uri, shard.file.version) as source:
+            schema = reader(shard.format).columns(cast(BinaryIO, source))
+    return {**dict.fromkeys(partitions(shard.file.uri), pa.string()), **schema} if schema else {}
+
+
+def _look_at(shard: Shard, options: ReadOptions) -> Mapping[str, pa.DataType]:
+    """The checked columns of a shard; none where it is empty or damaged, which is not a mistake of the user's."""
+    try:
+        schema = _columns(shard, options)
+        if not schema:
+            return {}
+        if shard.format == InputFormat.WEBDATASET:
+            if not webdataset.check_image(schema, options.image_column):
+                raise ImagebeamError(f"{describe(schema)}. Received: --image_column {options.image_column!r}.")
+            _refuse_choice(shard, options)
+        elif shard.format != InputFormat.MANIFEST:
+            check_image_column(options.image_column, schema)
+        if not schema.keys() >= set(options.kept_from.values()):  # Later records may have more columns.
+            found = set().union(*_sample(shard, options, _SAMPLED_RECORDS))
+            schema = {**dict.fromkeys(found, pa.null()), **schema}
+        check_other_columns(options, schema)
+    except ImagebeamError as error:
+        raise ImagebeamError(f"{shard.file.uri} ({shard.format}): {error}") from error
+    except Exception:
+        return {}
+    return schema
+
+
+# The types of kept columns.
+
+
+@dataclasses.dataclass
+class _Seen:
+    """What was seen of a kept column.
+
+    Attributes:
+        name: in the output.
+        source: in the input.
+        kinds: the types that were seen, each with where.
+        values: all of them that were seen.
+    """
+
+    name: str
+    source: str
+    kinds: dict[pa.DataType, str] = dataclasses.field(default_factory=dict)
+    values: list[tuple[Any, str]] = dataclasses.field(default_factory=list)
+
+    def add(self, value: Any, uri: str) -> None:
+        """Take a value into account.
+
+        Raises:
+            ImagebeamError: for one that has no type.
+        """
+        try:
+            self.kinds.setdefault(type_of(value), f"{value!r:.40} in {uri}")
+        except ValueError as error:
+            raise self._refusal(f"{value!r:.80} in {uri}: {error}", "string") from error
+        self.values.append((value, uri))
+
+    def kind(self) -> pa.DataType:
+        """The type that holds all that was seen.
+
+        Raises:
+            ImagebeamError: naming two types that nothing holds, or that no value was seen, and the flag to pass.
+        """
+        kind = pa.null()
+        for other, where in self.kinds.items():
+            try:
+                kind = widen(kind, other)
+            except ValueError:
+                before = next(text for one, text in self.kinds.items() if not _are_alike(one, other))
+                raise self._refusal(f"{kind} ({before}) and {other} ({where})", "string") from None
+        if is_open(kind):
+            raise ImagebeamError(
+                f"The records that were looked at do not tell the type of a kept column. Received: --keep_columns "
+                f"{self.name}. Say it, as in --keep_columns {column_flag(self.name, self.source, declaration(kind))}."
+            )
+        for value, uri in self.values:
+            try:
+                fit(value, kind, declared=False)
+            except ValueError:
+                raise self._refusal(f"{kind}, and {value!r:.80} in {uri}", remedy(kind, value)) from None
+        return kind
+
+    def _refusal(self, what: str, kind: str) -> ImagebeamError:
+        return ImagebeamError(
+            f"The kept column {self.name!r} holds {what}, which no one type does. Say what to keep it as: "
+            f"--keep_columns {column_flag(self.name, self.source, kind)}."
+        )
+
+
+def _are_alike(one: pa.DataType, other: pa.DataType) -> bool:
+    with contextlib.suppress(ValueError):
+        widen(one, other)
+        return True
+    return False
+
+
+def _open_columns(options: ReadOptions) -> dict[str, str]:
+    """The kept columns whose type nobody declared: name in the output -> name in the input."""
+    sources = options.kept_from
+    return {name: sources[name] for name, kind in options.keep_columns if pa.types.is_null(kind)}
+
+
+def _tell_types(options: ReadOptions, listed: Sequence[Shard]) -> ReadOptions:
+    """The options, kept columns whose type was left open with the one that holds the values of a sample.
+
+    Raises:
+        ImagebeamError: where there is none.
+    """
+    columns = [_Seen(name, source) for name, source in _open_columns(options).items()]
+    if not columns:
+        return options
+    shards = [shard for found in _by_format(listed).values() for shard in _spread(found, _SAMPLED_SHARDS)]
+    for shard in shards:
+        for column in columns:
+            if column.source in partitions(shard.file.uri):
+                column.kinds.setdefault(pa.string(), f"in the folders of {shard.file.uri}")
+        if shard.format != InputFormat.FILES:
+            _see(shard, columns, options, max(1, _SAMPLED_RECORDS // len(shards)))
+    kinds = {column.name: column.kind() for column in columns}
+    kept = tuple((name, kinds.get(name, kind)) for name, kind in options.keep_columns)
+    return dataclasses.replace(options, keep_columns=kept, inferred=tuple(kinds))
+
+
+def _see(shard: Shard, columns: Iterable[_Seen], options: ReadOptions, records: int) -> None:
+    """Take a shard's schema, or some of its records, into account; whoever reads a damaged one will say so."""
+    uri = shard.file.uri
+    schema: Mapping[str, pa.DataType] = {}
+    rows = 0
+    try:
+        for row in _sample(shard, options, records):
+            rows += 1
+            for column in columns:
+                column.add(_as_read(row.get(column.source), column.source, options), uri)
+        schema = {} if rows else _columns(shard, options)
+    except ImagebeamError:
+        raise
+    except Exception:
+        return
+    for column in columns:
+        kind = schema.get(column.source, pa.null())
+        if column.source == options.label_column and is_list_type(kind):
+            kind = pa.list_(pa.string())
+        column.kinds.setdefault(kind, f"in {uri}")
+
+
+def _as_read(value: Any, source: str, options: ReadOptions) -> Any:
+    """A value as readers give it: labels are text."""
+    return as_labels(value) if source == options.label_column and isinstance(value, list) else value
+
+
+def _sample(shard: Shard, options: ReadOptions, records: int) -> Iterator[Mapping[str, Any]]:
+    """Some records of a shard without a schema; none of others."""
+    limits = SampleLimits(records, _LOCAL_BYTES if storage.is_local(shard.file.uri) else _REMOTE_BYTES)
+    if shard.format == InputFormat.MANIFEST:
+        yield from sample_manifest(shard.file, options, limits)
+        return
+    with Source(shard.file.uri, shard.file.version) as source:
+        yield from reader(shard.format).sample(cast(BinaryIO, source), options, limits)
+
+
+def _by_format(shards: Iterable[Shard]) -> dict[InputFormat, list[Shard]]:
+    found: dict[InputFormat, list[Shard]] = {}
+    for shard in shards:
+        found.setdefault(shard.format, []).append(shard)
+    return found
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, the first and the last among them."""
+    if len(items) <= count:
+        return list(items)
+    return [items[number * (len(items) - 1) // (count - 1)] for number in range(count)]
