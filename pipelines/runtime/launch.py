@@ -127,8 +127,6 @@ def running(folder: RunFolder, staged: ModelFacts, pipeline: beam.Pipeline, opti
         with ProgressBar(folder.count_committed):
             result = pipeline.run()
             state = None if detached else result.wait_until_finish()
-    except ImagebeamError:
-        raise
     except Exception as error:
         if interrupt := _interrupt_behind(error):
             raise interrupt from error
@@ -136,6 +134,8 @@ def running(folder: RunFolder, staged: ModelFacts, pipeline: beam.Pipeline, opti
         if isinstance(error, ColumnTypeError) or _COLUMN_TYPE_ERROR.match(line):
             wrong = _WHILE_RUNNING.sub("", _COLUMN_TYPE_ERROR.sub("", line))
             raise ImagebeamError(f"{wrong}. {folder.how_to_go_on(' with that type')}") from error
+        if isinstance(error, ImagebeamError):
+            raise
         raise JobError(f"{line}. {folder.how_to_go_on()}") from error
     if state not in (None, PipelineState.DONE):
         raise JobError(f"The runner ended the job as {state}. {folder.how_to_go_on()}")

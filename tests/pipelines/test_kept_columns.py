@@ -97,6 +97,8 @@ def test_tfrecords_and_samples_whose_later_records_hold_more(tmp_path, image):
     assert read(tmp_path / "samples", "n")["n"].to_pylist() == [None, [1.0], None, [1.0, 0.5]]
 
 
+STAMPED = pa.struct([("at", pa.timestamp("us", "UTC"))])
+
 PAIRS = {
     "ints": (pa.array([1], pa.int32()), pa.array([2**40])),
     "floats": (pa.array([0.1], pa.float32()), pa.array([0.1])),
@@ -118,6 +120,10 @@ PAIRS = {
             pa.large_list(pa.int64()),
         ),
     ),
+    "halves": (pa.array([0.5], pa.float16()), pa.array([1.5], pa.float16())),
+    "codes": (pa.array([b"abcd"], pa.binary(4)), pa.array([b"efgh"], pa.binary(4))),
+    "hours": (pa.array([1], pa.time32("s")), pa.array([1_000_001], pa.time64("us"))),
+    "seen": (pa.array([{"at": 1}], STAMPED), pa.array([None], STAMPED)),
     "days": (pa.array([1], pa.date32()), pa.array([86_400_000], pa.date64())),
     "map": (
         pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int32())),

@@ -290,10 +290,10 @@ def _parse(value: Any, kind: pa.DataType) -> Any:
 
 
 def _to_json(value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, default=bytes.decode)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
+    """A value as JSON; bytes as the text they are, dates and decimals as text."""
+    return json.dumps(
+        value, ensure_ascii=False, default=lambda one: one.decode() if isinstance(one, bytes) else str(one)
+    )
 
 
 def _fit_scalar(value: pa.Scalar, kind: pa.DataType, declared: bool) -> Any:

@@ -185,11 +185,12 @@ def _convert(name: str, source: str, value: Any, kind: pa.DataType, *, declared:
     try:
         return fit(value, kind, declared=declared)
     except ValueError as error:
+        shown = value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
         if declared:
-            raise ValueError(f"the kept column {name!r} is {kind}, which {value!r:.80} is not") from error
+            raise ValueError(f"the kept column {name!r} is {kind}, which {shown!r:.80} is not") from error
         raise ColumnTypeError(
             f"the kept column {name!r} is {kind} in the records that were looked at before the run, which "
-            f"{value!r:.80} is not. Say its type: --keep_columns {column_flag(name, source, remedy(kind, value))}"
+            f"{shown!r:.80} is not. Say its type: --keep_columns {column_flag(name, source, remedy(kind, value))}"
         ) from error
 
 

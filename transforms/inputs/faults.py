@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from transforms import storage
+from transforms.core.errors import ImagebeamError
 from transforms.storage import ReplacedError
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class MachineError(StopError):
     """The machine cannot go on: nothing should be committed. The message says why."""
 
 
-class ColumnTypeError(StopError):
+class ColumnTypeError(StopError, ImagebeamError):
     """A kept column holds what the type that its first records told does not; the message names the remedy."""
 
 

@@ -40,10 +40,10 @@ _LISTED = 10_000
 _SAMPLED_SHARDS = 16
 """Inputs, spread over those listed, that are looked at for the types of kept columns."""
 
-_SAMPLED_RECORDS = 20_000
+_SAMPLED_RECORDS = 5_000
 """Records of all of them together."""
 
-_LOCAL_BYTES, _REMOTE_BYTES = 1 << 30, 16 << 20
+_LOCAL_BYTES, _REMOTE_BYTES = 1 << 30, 4 << 20
 """Of each of them: passing over a record costs nothing on a local disk, and a request elsewhere."""
 
 

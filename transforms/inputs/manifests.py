@@ -47,7 +47,7 @@ _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
 
 _READ_BYTES = 1 << 20
 
-_TAIL_BYTES = 1 << 20
+_TAIL_BYTES = 256 << 10
 """Of the end of JSON lines, looked at for the types of columns."""
 
 _BOMS_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

@@ -189,6 +189,8 @@ def test_what_a_type_holds(value, kind, held):
         ([b"x"], pa.string(), '["x"]'),
         ([{"a": 1}, "b"], pa.list_(pa.string()), ['{"a": 1}', "b"]),
         (pa.scalar(0, UTC), pa.string(), "1970-01-01 00:00:00.000000Z"),
+        (pa.scalar({"d": datetime.date(2026, 1, 2)}), pa.string(), '{"d": "2026-01-02"}'),
+        (pa.scalar([("a", 1)], pa.map_(pa.string(), pa.int32())), pa.string(), '[["a", 1]]'),
     ],
     ids=repr,
 )
