@@ -10,8 +10,12 @@ import pytest
 
 from tests.support.shard_files import example, write_tar, write_tfrecord
 from transforms.core.errors import ImagebeamError
+from transforms.inputs import inspection, manifests, tfrecord
 from transforms.inputs.base import is_sampled
+from transforms.inputs.faults import ColumnTypeError
 from transforms.inputs.inspection import inspect_input
+from transforms.inputs.plan import cut_shard, plan
+from transforms.inputs.read import read_records
 from transforms.inputs.types import ReadOptions
 
 
@@ -79,6 +83,42 @@ def test_a_damaged_shard_does_not_hide_what_the_others_hold(tmp_path):
     assert kind_of(tmp_path) == pa.list_(pa.int64())
 
 
+@pytest.mark.parametrize("name", ["m.jsonl", "x.tfrecord", "x.tar", "b.parquet"])
+def test_what_was_not_foreseen_is_no_record_s_fault(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(inspection, "_SAMPLED_RECORDS", 2)
+    monkeypatch.setattr(inspection, "_SAMPLED_SHARDS", 2)
+    monkeypatch.setattr(manifests, "_TAIL_BYTES", 0)
+    values = [1, 2, [3, 4]]
+    path = tmp_path / name
+    if name == "m.jsonl":
+        write_lines(path, values)
+    elif name == "x.tfrecord":
+        write_tfrecord(path, [example(image=b"\xff\xd8", n=value) for value in values])
+        monkeypatch.setattr(tfrecord, "is_sampled", lambda index: index < 2)
+    elif name == "x.tar":
+        write_tar(path, [(f"{at}.{end}", data) for at, n in enumerate(values) for end, data in sample(n)])
+    else:
+        for shard, column in (("a", [1]), ("b", [[3, 4]]), ("c", [2])):
+            pq.write_table(pa.table({"image": [b"x"], "n": column}), tmp_path / f"{shard}.parquet")
+    with pytest.raises(ColumnTypeError) as caught:
+        read_all(f"{tmp_path}/*")
+    assert str(caught.value) == (
+        f"{path}#{0 if name == 'b.parquet' else 2}: the kept column 'n' is int64 in the records that were looked at "
+        f"before the run, which [3, 4] is not. Say its type: --keep_columns 'n:list<int64>'"
+    )
+
+
+def read_all(pattern):
+    options = inspect_input([pattern], None, ReadOptions(keep_columns=(("n", pa.null()),)))
+    for item in plan([pattern], None, 10, options=options):
+        for unit in cut_shard(item, 10, options):
+            list(read_records(unit, options))
+
+
+def sample(n):
+    return ("png", b"x"), ("json", json.dumps({"n": n}).encode())
+
+
 def test_a_column_may_begin_late(tmp_path):
     fields = [{}] * 30 + [{"n": 1}]
     members = [
@@ -101,7 +141,7 @@ def test_formats_of_one_run_share_their_types(tmp_path):
     write_lines(tmp_path / "m.jsonl", [1])
     pq.write_table(pa.table({"image": [b"x"], "n": [0.5]}), tmp_path / "a.parquet")
     write_tfrecord(tmp_path / "x.tfrecord", [example(image=b"\xff\xd8", n=[1, 2])])
-    assert kind_of(tmp_path) == pa.list_(pa.float64())
+    assert kind_of(f"{tmp_path}/*") == pa.list_(pa.float64())
 
 
 def test_lists_in_the_label_column_are_text_as_they_are_read(tmp_path):
