@@ -164,7 +164,7 @@ def _identity(options: TrainOptions, embeddings: EmbeddingSet, index: RowIndex) 
     """Everything that decides the weights: what two runs must share for one to go on where the other was killed."""
     groups = (options.rows, options.head, options.fit, options.search, options.solver)
     flags = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
-    del flags["checkpoint_seconds"]
+    del flags["checkpoint_seconds"], flags["folds"]
     return {
         **flags,
         "max_memory_mb": options.embeddings.max_memory_mb,
@@ -196,7 +196,7 @@ class _Trained:
 
 def _solve(lesson: Lesson, index: RowIndex, options: TrainOptions) -> _Trained:
     """Train by the exact solver."""
-    from pipelines.runtime.exact_head import describe_solution, solve_head
+    from pipelines.runtime.exact_head import cross_validate, describe_solution, solve_head
     from transforms.plots.training import penalty_curves
     from transforms.training.splits import Split
 
@@ -205,7 +205,10 @@ def _solve(lesson: Lesson, index: RowIndex, options: TrainOptions) -> _Trained:
         lesson, index.images, options.solver, options.fit, keep_validation=measured_on_validation
     )
     summary = describe_solution(solution)
-    return _Trained(head, options, summary, penalty_curves(summary["candidates"]))
+    curves = penalty_curves(summary["candidates"])
+    if options.solver.folds:
+        summary["cross_validated"] = cross_validate(lesson, index.images, options.solver, options.fit)
+    return _Trained(head, options, summary, curves)
 
 
 def _fit(lesson: Lesson, index: RowIndex, options: TrainOptions, checkpoint: Checkpoint) -> _Trained:

@@ -233,6 +233,17 @@ class SolverOptions(Options):
         None,
         **one_of(VectorTransform),
     )
+    folds: int = flag(
+        "cross-validate softmax regression on the training and validation rows too: each is left out once, so that the "
+        "accuracy has a narrower interval than that on the test rows; 0 not to",
+        0,
+        type=int,
+        metavar="K",
+    )
+
+    def __post_init__(self) -> None:
+        if self.folds < 0 or self.folds == 1:
+            raise ImagebeamError(f"--folds is at least 2, or 0 for none. Received: {self.folds}.")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pipelines.runtime.head_training import Lesson, check_searchable
 from transforms.core.errors import ImagebeamError
 from transforms.training.exact import LARGEST, LARGEST_WITH_FOLDS, Solution, solve
 from transforms.training.head import LOGITS, Normalization, Solver, VectorTransform, build_head
+from transforms.training.metrics import wilson_interval
 from transforms.training.sources import MatrixSource
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ def is_exact(
         raise ImagebeamError(
             f"--vector_transform goes with the exact solver. Received: --vector_transform {solver.vector_transform} "
             f"with {reason}."
+        )
+    if solver.folds:
+        raise ImagebeamError(
+            f"--folds goes with the exact solver, which is quick enough to train anew for each. Received: --folds "
+            f"{solver.folds} with {reason}."
         )
     return False
 
@@ -90,17 +96,15 @@ def solve_head(
     train, validation = check_searchable(lesson), lesson.sources.validation
     vectors, numbers, held_out = train.vectors, train.numbers, None
     if isinstance(validation, MatrixSource) and not keep_validation:
-        vectors = np.concatenate([vectors, validation.vectors])
-        numbers = np.concatenate([numbers, validation.numbers])
+        vectors, numbers = _rows_in_memory(lesson)
         if vectors.size * len(lesson.counts) > LARGEST_WITH_FOLDS:
             held_out = np.arange(len(numbers)) >= train.rows
-    transforms = (solver.vector_transform,) if solver.vector_transform else tuple(VectorTransform)
     solution = solve(
         vectors,
         lesson.targets(numbers),
         images[numbers],
         len(lesson.counts),
-        transforms=transforms,
+        transforms=_transforms(solver),
         held_out=held_out,
         balanced=options.balance_classes,
         seed=options.seed,
@@ -121,6 +125,54 @@ def solve_head(
         f"vector transform {best.transform}; cross-validated log loss {best.log_loss:.4f}, accuracy {best.accuracy:.4f}"
     )
     return head, solution
+
+
+def _rows_in_memory(lesson: Lesson) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors and row numbers of the training rows, and behind them of the validation rows where there are some."""
+    sources = [check_searchable(lesson), lesson.sources.validation]
+    held = [source for source in sources if isinstance(source, MatrixSource)]
+    return np.concatenate([source.vectors for source in held]), np.concatenate([source.numbers for source in held])
+
+
+def _transforms(solver: SolverOptions) -> tuple[VectorTransform, ...]:
+    return (solver.vector_transform,) if solver.vector_transform else tuple(VectorTransform)
+
+
+def cross_validate(lesson: Lesson, images: np.ndarray, solver: SolverOptions, options: FitOptions) -> dict[str, Any]:
+    """Accuracy over rows that were each left out once; penalty and transform are chosen anew within each fold.
+
+    Args:
+        lesson: what to learn; its training and validation rows are in memory.
+        images: a number for each row of the set [rows], equal for images that are left out together.
+        solver: how many folds, and which transform to use.
+        options: seed and class weights.
+
+    Returns:
+        folds, rows, accuracy, accuracy_interval_95, fold_accuracies; for metrics.json.
+    """
+    from transforms.training.compare import probe
+    from transforms.training.exact import cut_folds
+
+    vectors, numbers = _rows_in_memory(lesson)
+    targets = lesson.targets(numbers)
+    folds = cut_folds(targets, images[numbers], solver.folds, options.seed)
+    answers = probe(
+        vectors, targets, folds, options.seed, transforms=_transforms(solver), balanced=options.balance_classes
+    )
+    left_out = np.concatenate([rest for _, rest in folds])
+    right = int(answers.right[left_out].sum())
+    low, high = wilson_interval(right, len(left_out))
+    say(
+        f"Cross-validated in {len(folds)} folds: accuracy {right / len(left_out):.4f} (95 % interval {low:.4f} to "
+        f"{high:.4f}) on {len(left_out):,} training and validation rows"
+    )
+    return {
+        "folds": len(folds),
+        "rows": len(left_out),
+        "accuracy": right / len(left_out),
+        "accuracy_interval_95": [low, high],
+        "fold_accuracies": [float(answers.right[rest].mean()) for _, rest in folds],
+    }
 
 
 def describe_solution(solution: Solution) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -222,6 +223,38 @@ def test_what_the_exact_solver_cannot_do_is_named(tmp_path, changes, named):
     with pytest.raises(ImagebeamError, match=named):
         run(dataclasses.replace(exact, solver=SolverOptions(Solver.EXACT)))
     assert not (tmp_path / "out").exists()
+
+
+def test_folds_leave_every_training_and_validation_row_out_once(tmp_path, capsys):
+    vectors, labels = blobs(400, spread=3.0)
+    folder = write_output(tmp_path / "set", vectors, labels)
+    asked = dataclasses.replace(options(folder, tmp_path / "out", fit=FitOptions()), solver=SolverOptions(folds=4))
+    metrics = run(asked).metrics
+    found = metrics["training"]["cross_validated"]
+    assert (found["folds"], found["rows"]) == (4, metrics["rows"]["train"] + metrics["rows"]["validation"])
+    assert len(found["fold_accuracies"]) == 4
+    assert found["accuracy_interval_95"][0] < found["accuracy"] < found["accuracy_interval_95"][1]
+    assert f"Cross-validated in 4 folds: accuracy {found['accuracy']:.4f}" in capsys.readouterr().err
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, max_iter=1000))
+    assert found["accuracy"] == pytest.approx(cross_val_score(model, vectors, labels, cv=4).mean(), abs=0.04)
+
+
+def test_folds_do_not_see_what_they_leave_out(tmp_path):
+    """Labels drawn at random cannot be learned: seen in training they would be, with more values than rows."""
+    vectors, _ = blobs(300, dimension=400)
+    labels = np.random.default_rng(3).choice(["a", "b"], 300).tolist()
+    folder = write_output(tmp_path / "set", vectors, labels)
+    asked = dataclasses.replace(options(folder, tmp_path / "out", fit=FitOptions()), solver=SolverOptions(folds=5))
+    assert abs(run(asked).metrics["training"]["cross_validated"]["accuracy"] - 0.5) < 0.1
+
+
+@pytest.mark.parametrize("change", [{"head": HeadOptions((8,))}, {"fit": FitOptions(epochs=3)}])
+def test_folds_without_the_exact_solver_are_refused(tmp_path, change):
+    vectors, labels = blobs(60)
+    folder = write_output(tmp_path / "set", vectors, labels)
+    asked = options(folder, tmp_path / "out", **{"fit": FitOptions(), **change})
+    with pytest.raises(ImagebeamError, match=r"--folds goes with the exact solver.* 3 with --"):
+        run(dataclasses.replace(asked, solver=SolverOptions(folds=3)))
 
 
 def test_one_group_stays_in_one_split(tmp_path):
@@ -434,9 +467,9 @@ def test_images_in_several_splits_are_counted(tmp_path, capfd):
             EmbeddingOptions(("d",), "e", True, 9, True, "new.csv"),
         ),
         (
-            "--solver exact --vector_transform root",
+            "--solver exact --vector_transform root --folds 5",
             "solver",
-            SolverOptions(Solver.EXACT, VectorTransform.ROOT),
+            SolverOptions(Solver.EXACT, VectorTransform.ROOT, 5),
         ),
         ("--group_column g", "rows", RowOptions(group_column="g")),
         ("--label_column l --drop_unlabeled", "rows", RowOptions("l", drop_unlabeled=True)),

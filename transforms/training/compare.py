@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 
 from transforms.training.exact import Solution, solve
-from transforms.training.head import transform_vectors
+from transforms.training.head import VectorTransform, transform_vectors
 from transforms.training.metrics import wilson_interval
 
 _CHOOSING = 0.2
@@ -55,7 +55,15 @@ Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 """(rows to train on, rows left out) of each, as `exact.cut_folds` gives them."""
 
 
-def probe(vectors: np.ndarray, targets: np.ndarray, folds: Folds, seed: int) -> Answers:
+def probe(
+    vectors: np.ndarray,
+    targets: np.ndarray,
+    folds: Folds,
+    seed: int,
+    *,
+    transforms: Sequence[VectorTransform] = tuple(VectorTransform),
+    balanced: bool = False,
+) -> Answers:
     """Softmax regression as `imagebeam train` solves it, its penalty chosen within each fold's training rows.
 
     Args:
@@ -63,12 +71,23 @@ def probe(vectors: np.ndarray, targets: np.ndarray, folds: Folds, seed: int) -> 
         targets: class numbers, int [n].
         folds: of the rows.
         seed: of the choice's cut.
+        transforms: of the vectors, those to choose from.
+        balanced: weigh rows so that every class counts the same.
     """
     classes = int(targets.max()) + 1
 
     def predict(train: np.ndarray, rest: np.ndarray) -> np.ndarray:
         held_out = _choosing_rows(targets[train], seed)
-        solution = solve(vectors[train], targets[train], np.arange(len(train)), classes, held_out=held_out, seed=seed)
+        solution = solve(
+            vectors[train],
+            targets[train],
+            np.arange(len(train)),
+            classes,
+            transforms=transforms,
+            held_out=held_out,
+            balanced=balanced,
+            seed=seed,
+        )
         return _predict(solution, vectors[rest])
 
     return _left_out(targets, folds, predict)
