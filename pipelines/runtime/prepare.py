@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from pipelines.common.console import say
 from pipelines.options.extraction import InputOptions, OutputOptions
+from pipelines.runtime.precision import warn_if_slower
 from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.formats import InputFormat, LabelFrom
@@ -313,13 +314,15 @@ def open_output_apart(options: OutputOptions, patterns: Iterable[str]) -> None:
 
 
 def load_model(config: EmbedderConfig) -> Embedder:
-    """Resolve the weights and build the embedder.
+    """Resolve the weights and build the embedder; warn where its precision does not pay here.
 
     Raises:
         ImagebeamError: if it cannot be built.
     """
     say(f"Loading {config.description}")
-    return resolve(config)
+    embedder = resolve(config)
+    warn_if_slower(config, embedder)
+    return embedder
 
 
 def stage_model(

@@ -68,6 +68,24 @@ class CompiledModel:
             return self._call.begin(images)
 
 
+def has_gpu() -> bool:
+    """Whether Keras' backend sees a GPU, or another accelerator."""
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return bool(jax.default_backend() != "cpu")
+    if backend == "torch":
+        import torch
+
+        return bool(torch.cuda.is_available())
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def _joined(pieces: list[Vectors]) -> Vectors:
     return {column: np.concatenate([piece[column] for piece in pieces]) for column in pieces[0]}
 
@@ -92,10 +110,10 @@ class _KerasCall(_Call):
     """TensorFlow's: Keras' own compiled `predict_on_batch`."""
 
     def __init__(self, model: keras.Model, precision: Precision) -> None:
-        import tensorflow as tf
-
         self._model = model
-        if precision == Precision.FLOAT32 and tf.config.list_physical_devices("GPU"):
+        if precision == Precision.FLOAT32 and has_gpu():
+            import tensorflow as tf
+
             tf.config.experimental.enable_tensor_float_32_execution(enabled=False)
 
     def begin(self, images: np.ndarray) -> Any:
@@ -155,11 +173,9 @@ class _TorchCall(_Call):
     """PyTorch's: eager, in inference mode; copies to a GPU go from pinned memory, beside its work."""
 
     def __init__(self, model: keras.Model, precision: Precision) -> None:
-        import torch
-
         self._model = model
         self._strict = precision == Precision.FLOAT32
-        self._cuda = torch.cuda.is_available()
+        self._cuda = has_gpu()
 
     def begin(self, images: np.ndarray) -> Any:
         import torch
