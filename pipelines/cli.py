@@ -124,6 +124,8 @@ def _run(name: str, arguments: list[str], *, debug: bool) -> int:
         # The reader of our output left (`imagebeam layers | head`); Python would complain again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILED
+    except OSError as error:
+        return _fail(f"error: {error}", ExitCode.FAILED, debug=debug)
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module not in EXTRAS:

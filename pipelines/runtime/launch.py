@@ -115,7 +115,9 @@ def running(folder: RunFolder, staged: ModelFacts, pipeline: beam.Pipeline, opti
     detached = bool(values["template_location"] or values["dry_run"])
     try:
         manifest.set_aside(folder.output)
-        reports = new_reports_folder(folder.output)
+        reports = new_reports_folder(folder.output, None if detached else lease.token(folder.output))
+        for token in lease.tokens_gone(folder.output):
+            storage.delete_folder(new_reports_folder(folder.output, token))
     except OSError as error:
         raise JobError(f"The output cannot be written: {error}. {folder.how_to_go_on()}") from error
     run = Run(folder, staged, pipeline, reports, options.max_failure_rate, time.time(), detached, options.prune)

@@ -15,7 +15,7 @@ from pipelines.common.console import say
 from pipelines.options.extraction import InputOptions, OutputOptions
 from pipelines.runtime.precision import warn_if_slower
 from transforms import storage
-from transforms.core.errors import ImagebeamError, JobError
+from transforms.core.errors import ImagebeamError, JobError, refused
 from transforms.core.formats import InputFormat, LabelFrom
 from transforms.core.spec import EmbedderSpec
 from transforms.inputs import inspection
@@ -146,6 +146,7 @@ def claim_output(options: OutputOptions, source: Described, parts: str = part_fi
     Raises:
         ImagebeamError: naming what differs from the run the folder holds, or a file in it that no run wrote, or who
             else is working on it, or why the folder cannot be written.
+        JobError: if the folder cannot be written, and not for what the user gave.
     """
     with contextlib.ExitStack() as stack:
         with _usable(options):
@@ -164,6 +165,7 @@ def prepare_output(options: OutputOptions, source: Described, parts: str = part_
         _write_run(folder)
         if options.overwrite:
             forget_cuts(folder.cuts)
+        storage.remove_leftovers(folder.output)
         for name in (parts, part_files.FAILURES, "model", _CUTS):
             storage.remove_leftovers(storage.join(folder.output, name))
     return folder
@@ -184,7 +186,8 @@ def _usable(options: OutputOptions) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ImagebeamError(f"The output cannot be used: {error}. Received: --output {options.output!r}.") from error
+        message = f"The output cannot be used: {error}. Received: --output {options.output!r}."
+        raise refused(message, error) from error
 
 
 def _write_run(folder: RunFolder) -> None:

@@ -1,5 +1,7 @@
 """The errors that users see; importable by the command line, so nothing heavy stands here."""
 
+import errno
+
 
 class ImagebeamError(Exception):
     """A mistake the user can mend: the message names the thing, the value received and the remedy."""
@@ -7,3 +9,20 @@ class ImagebeamError(Exception):
 
 class JobError(Exception):
     """A job that started could not finish: the message says what stopped it and what to do next."""
+
+
+_MISTAKES = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+_MISTAKEN_CODES = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
+
+
+def refused(message: str, cause: OSError) -> ImagebeamError | JobError:
+    """The error for a file or folder that cannot be used.
+
+    Args:
+        message: what cannot be used, and why.
+        cause: a wrong name or a missing right is the user's to mend; a disk that is full or fails, or a network that
+            is away, is the machine's, and the same command may work later.
+    """
+    if isinstance(cause, _MISTAKES) or cause.errno in _MISTAKEN_CODES:
+        return ImagebeamError(message)
+    return JobError(f"{message} The same command goes on once that works again.")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from transforms import storage
-from transforms.core.errors import ImagebeamError
+from transforms.core.errors import ImagebeamError, refused
 from transforms.core.formats import InputFormat
 from transforms.images.decode import IMAGE_EXTENSIONS
 from transforms.inputs.base import NAMES_KEPT
@@ -89,7 +89,8 @@ def list_inputs(
         follow_links: take files of a folder that a symbolic link finds outside of it; else they are left out.
 
     Raises:
-        ImagebeamError: for a pattern that matches nothing anywhere, naming it.
+        ImagebeamError: for a pattern that matches nothing anywhere, or may not be listed, naming it.
+        JobError: if it cannot be listed, and not for what the user gave.
     """
     left_out = LeftOutFiles() if left_out is None else left_out
     streams = [_list_pattern(pattern, input_format, left_out, within, follow_links) for pattern in patterns]
@@ -129,7 +130,7 @@ def _list_pattern(
             yield shard
             is_empty = False
     except OSError as error:
-        raise ImagebeamError(f"The input cannot be listed ({error}). Received: --input {pattern!r}.") from error
+        raise refused(f"The input cannot be listed ({error}). Received: --input {pattern!r}.", error) from error
     if is_empty and within == EVERYWHERE:
         raise ImagebeamError(_no_match(pattern, passed_over))
 

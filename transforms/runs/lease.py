@@ -3,7 +3,8 @@
 Each launcher writes a file of its own, ``OUT/lease-<token>.json``, and then lists them: whoever finds another live one
 withdraws. Since each writes before it lists, two can never both stay. The file is written again every
 `BEAT_SECONDS`; one that is older than `TIMEOUT_SECONDS` counts for nothing, and neither does one whose process ran on
-this machine and is gone. Ages are differences between two times of the storage's own clock.
+this machine and is gone. A run's reports bear the token of its lease, so that whoever finds the lease of a launcher
+that is gone can remove them. Ages are differences between two times of the storage's own clock.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class _Lease:
 
     def __init__(self, output: str) -> None:
         self.output = output
-        self.uri = storage.join(output, f"lease-{secrets.token_hex(8)}.json")
+        self.token = new_token()
+        self.uri = storage.join(output, f"lease-{self.token}.json")
+        self.gone: list[str] = []
         self.lost = False
         self._content = json.dumps(dataclasses.asdict(_me())).encode()
         self._closed = threading.Event()
@@ -145,10 +148,26 @@ class _Lease:
             if holder is not None:
                 with contextlib.suppress(OSError):
                     storage.delete(info.uri)
+                    self.gone.append(storage.basename(info.uri).removeprefix("lease-").removesuffix(".json"))
         return None
 
 
 _held: dict[str, _Lease] = {}
+
+
+def new_token() -> str:
+    """16 hexadecimal digits, the first half of which say when it was made."""
+    return f"{int(time.time()) & 0xFFFFFFFF:08x}{secrets.token_hex(4)}"
+
+
+def token(output: str) -> str:
+    """Of the lease that this process holds on `output`; a new one where it holds none."""
+    return _held[output].token if output in _held else new_token()
+
+
+def tokens_gone(output: str) -> tuple[str, ...]:
+    """Of the leases on `output` whose launchers were found to be gone when this process took its own."""
+    return tuple(_held[output].gone) if output in _held else ()
 
 
 @contextlib.contextmanager

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import secrets
 import time
 import zlib
 from collections.abc import Iterable
 
 from transforms import storage
 from transforms.inputs.types import Note
+from transforms.runs.lease import new_token
 from transforms.runs.manifest import UnitReport
 
 _NOTE = b'{"note": '
@@ -23,9 +23,14 @@ _FOLDER = re.compile(r"/reports-([0-9a-f]{8})[0-9a-f]{8}/[^/]*$")
 _FILES_OF_RUN = f"units-*-of-{FILES:05d}.jsonl"
 
 
-def new_reports_folder(output: str) -> str:
-    """A folder of a run's own, so that two runs over one output at once do not take each other's reports away."""
-    return storage.join(output, f"reports-{int(time.time()):08x}{secrets.token_hex(4)}")
+def new_reports_folder(output: str, token: str | None = None) -> str:
+    """A folder of a run's own, so that two runs over one output at once do not take each other's reports away.
+
+    Args:
+        output: of the run.
+        token: of the lease under which it runs; None of a run that goes on without its launcher.
+    """
+    return storage.join(output, f"reports-{token or new_token()}")
 
 
 def delete_reports(output: str, older_than: float = 0.0) -> None:
@@ -33,6 +38,7 @@ def delete_reports(output: str, older_than: float = 0.0) -> None:
     for info in list(storage.list_below(output, f"reports-*/{_FILES_OF_RUN}")):
         if (match := _FOLDER.search(info.uri)) and time.time() - int(match[1], 16) >= older_than:
             storage.delete(info.uri)
+            storage.remove_leftovers(storage.parent(info.uri))
             storage.remove_empty_folder(storage.parent(info.uri))
 
 

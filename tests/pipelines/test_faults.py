@@ -1,0 +1,150 @@
+"""Whatever the storage does to a run, no record is lost or comes twice, and the same command ends it."""
+
+import contextlib
+import errno
+import io
+import os
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from pipelines.cli import run_job
+from tests.support.faulty_storage import FaultyDisk, Killed, faulty
+from tests.support.plain_runs import (
+    KINDS,
+    assert_no_row_is_wrong,
+    assert_whole,
+    extract,
+    images,
+    plain,
+    rows_of,
+    write_layout,
+)
+from transforms.storage.local import TEMPORARY_PREFIX
+
+ERRORS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.ETIMEDOUT, errno.ESTALE, errno.EDQUOT, errno.EROFS, errno.EMFILE)
+
+CALLS = 500
+"""More than a run over the inputs of these tests makes."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _plain():
+    with plain():
+        yield
+
+
+def layouts():
+    return st.tuples(
+        st.sampled_from(sorted(KINDS)),
+        st.integers(1, 12),
+        st.sets(st.integers(0, 11), max_size=4),
+        st.integers(1, 3),
+        st.integers(1, 7),
+    )
+
+
+faults = st.builds(
+    FaultyDisk,
+    first=st.integers(1, CALLS),
+    errno=st.sampled_from((*ERRORS, None)),
+    lasting=st.sampled_from((1, 2, 7, 10**6)),
+    late=st.booleans(),
+)
+
+
+def check_faults(folder, layout, disks):
+    """A run for each disk, over one input and into one output; then one without faults."""
+    kind, count, bad, shards, rows = layout
+    layout = write_layout(folder / "in", kind, images(count, bad), min(shards, count))
+    output = folder / "out"
+    for disk in disks:
+        code, said = None, io.StringIO()
+        with faulty(disk), contextlib.redirect_stderr(said):
+            try:
+                code = extract(layout.patterns, output, "--rows_per_unit", rows)
+            except Killed:
+                assert disk.dead
+        check_told(code, said.getvalue())
+        if code == 0:
+            check_finished(output, layout)
+        else:
+            assert_no_row_is_wrong(output, layout)
+    # Nothing became one row: that is no good run either.
+    assert extract(layout.patterns, output, "--rows_per_unit", rows) == (0 if rows_of(output) else 3)
+    check_finished(output, layout)
+    assert not list(output.glob("lease-*"))
+
+
+def check_told(code, said):
+    """A run ends well, or says in one line, or with its problems, why it did not."""
+    errors = [line for line in said.splitlines() if line.startswith("imagebeam: ")]
+    assert code in (None, 0, 1, 2, 3)
+    assert len(errors) == (code in (1, 2)), said
+    assert "internal error" not in said
+    assert "Traceback" not in said
+    assert code != 3 or "PROBLEM" in said
+    assert code != 0 or "PROBLEM" not in said
+
+
+def check_finished(output, layout):
+    assert_whole(output, layout)
+    assert run_job("verify", [str(output)]) == 0
+
+
+def bounded(examples):
+    """The same examples every time; one that fails is told as it is, since making it smaller takes minutes."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=(Phase.explicit, Phase.generate),
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@bounded(25)
+@given(layouts(), st.lists(faults, min_size=1, max_size=2))
+def test_rows_in_are_rows_out_and_failures(tmp_path_factory, layout, disks):
+    check_faults(tmp_path_factory.mktemp("run"), layout, disks)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@bounded(600)
+@given(layouts(), st.lists(faults, min_size=1, max_size=3))
+def test_rows_in_are_rows_out_and_failures_for_long(tmp_path_factory, layout, disks):
+    check_faults(tmp_path_factory.mktemp("run"), layout, disks)
+
+
+def test_what_killed_runs_left_is_removed(tmp_path):
+    """Reports at once, since the lease tells that their launcher is gone; half-written files once they are old."""
+    layout = write_layout(tmp_path / "in", "files", images(6, ()), 2)
+    output, left = tmp_path / "out", Counter()
+    for call in ("write", "replace", "fsync"):
+        for number in range(1, 40, 4):
+            disk = FaultyDisk(number, only=(call,), late=call == "write")
+            with faulty(disk), contextlib.suppress(Killed):
+                assert extract(layout.patterns, output, "--rows_per_unit", 2) == 0
+            left.update(path.parent.name for path in half_written(output))
+            make_old(half_written(output))
+            assert len(list(output.glob("reports-*"))) <= 1
+    assert {"out", "embeddings"} < left.keys()
+    assert any(name.startswith("reports-") for name in left)
+    for _ in range(2):
+        assert extract(layout.patterns, output, "--rows_per_unit", 2) == 0
+    assert {path.name for path in output.iterdir()} == {"embeddings", "manifest.json", "run.json"}
+    assert not half_written(output)
+    check_finished(output, layout)
+
+
+def half_written(output):
+    return list(output.rglob(f"{TEMPORARY_PREFIX}*"))
+
+
+def make_old(paths):
+    for path in paths:
+        os.utime(path, (0, 0))

@@ -1,0 +1,290 @@
+"""Whole runs of `imagebeam extract` in a few milliseconds: a model that costs nothing, and plain loops for Beam.
+
+What is left out is the runner alone: flags, the input's planning, the lease, units, reports and the manifest are the
+job's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import struct
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineState
+
+from pipelines.cli import run_job
+from pipelines.runtime import launch, prepare
+from tests.support.fakes import ChannelMeans, FakeModel
+from transforms.core.spec import EmbedderSpec
+from transforms.embed.units import _ReadAndEmbed
+from transforms.inputs.plan_units import _cut, _list
+from transforms.inputs.shard_index import CutMemory
+from transforms.inputs.types import Note
+from transforms.runs import lease
+from transforms.runs.commit_units import CommitUnits, _CommitUnit
+from transforms.runs.reports import FILES, publish_group, to_line
+
+FLAGS = ("--model", "VGG16", "--weights", "random:0", "--image_size", "native", "--max_failure_rate", "1")
+
+
+@dataclass
+class StagedFake(FakeModel):
+    """A `FakeModel` that takes images as they are, and says where its weights are from."""
+
+    embedder: Any = field(default_factory=lambda: ChannelMeans(EmbedderSpec("VGG16", "0" * 64, image_size=None)))
+    weights: dict[str, str | None] = field(default_factory=lambda: {"source": "none"})
+
+
+def stage_fake(*_, **__):
+    """Stands in for `prepare.stage_model`."""
+    return StagedFake()
+
+
+class PlainPipeline:
+    """Stands in for a Beam pipeline of a job over images: one unit after the other."""
+
+    def __init__(self):
+        self.options = PipelineOptions([])
+        self._steps = None
+
+    def fill(self, source, units, folder, run, options):
+        self._steps = (source, units, folder, run, options)
+
+    def run(self):
+        source, units, folder, run, options = self._steps
+        memory = CutMemory(folder.cuts, options.rows_per_unit, source.read.image_column)
+        commit = _CommitUnit(
+            CommitUnits(units.model, units.output, _work(units), units.part, units.retry_failed, units.generation)
+        )
+        commit.setup()
+        lines = {number: [] for number in range(FILES)}
+        for item in _list(source.patterns, source.input_format, options.rows_per_unit, source.read):
+            for unit in _cut(item, options.rows_per_unit, source.read, memory, True):
+                for report in [unit] if isinstance(unit, Note) else commit.process(unit):
+                    number, line = to_line(report)
+                    lines[number].append(line)
+        for group in lines.items():
+            publish_group(group, run.reports)
+        return self
+
+    def wait_until_finish(self):
+        return PipelineState.DONE
+
+
+def _work(units):
+    return _ReadAndEmbed(units.read, units.embed)
+
+
+def _work_images(source, units, label, folder, staged, pipeline, options):
+    with launch.running(folder, staged, pipeline, options) as run:
+        pipeline.fill(source, units, folder, run, options)
+    return launch.finish(run)
+
+
+def _gone(me=lease._me):
+    """Who holds a lease: a process that is gone as soon as somebody asks, as one that was killed is."""
+    return dataclasses.replace(me(), process_started="gone")
+
+
+@contextlib.contextmanager
+def plain():
+    """Runs in this process use `StagedFake` and plain loops."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "stage_model", stage_fake)
+        patch.setattr(launch, "open_pipeline", lambda _: PlainPipeline())
+        patch.setattr(launch, "work_images", _work_images)
+        patch.setattr(lease, "_me", _gone)
+        yield
+
+
+def extract(patterns, output, *flags):
+    """Run the job; its exit code."""
+    return run_job("extract", ["--input", *map(str, patterns), "--output", str(output), *FLAGS, *map(str, flags)])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An input, and what must become of it.
+
+    Attributes:
+        patterns: for `--input`.
+        means: key -> the mean of each channel, as Pillow reads the image; None of a record that must fail.
+        shards: files that can be damaged.
+    """
+
+    patterns: list[Path]
+    means: dict[str, np.ndarray | None]
+    shards: list[Path]
+
+
+def images(count, bad):
+    """PNGs of noise in three sizes, with their means; those numbered in `bad` are none."""
+    found = []
+    for index in range(count):
+        random = np.random.default_rng(index)
+        if index in bad:
+            found.append((random.bytes(index % 3 * 50), None))
+            continue
+        pixels = random.integers(0, 256, (32 + index % 3, 33, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(pixels).save(buffer, "PNG")
+        read = np.asarray(PIL.Image.open(io.BytesIO(buffer.getvalue())).convert("RGB"), np.float64)
+        found.append((buffer.getvalue(), read.mean(axis=(0, 1))))
+    return found
+
+
+def write_layout(folder, kind, records, shards):
+    """Write `images` as files of a format, in so many shards.
+
+    Args:
+        folder: to write to.
+        kind: a key of `KINDS`.
+        records: what `images` gave.
+        shards: how many files, or folders of files.
+    """
+    Path(folder).mkdir(parents=True)
+    return KINDS[kind](Path(folder), records, shards)
+
+
+def _files(folder, records, shards):
+    means = {}
+    for index, (data, mean) in enumerate(records):
+        path = folder / f"class{index % shards}" / f"{index:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        means[str(path)] = mean
+    return Layout([folder], means, [])
+
+
+def _split(folder, records, shards, extension):
+    for shard in range(shards):
+        yield folder / f"shard{shard}.{extension}", records[shard::shards]
+
+
+def _tar(folder, records, shards):
+    means, paths = {}, []
+    for path, part in _split(folder, records, shards, "tar"):
+        with tarfile.open(path, "w") as tar:
+            for index, (data, mean) in enumerate(part):
+                member = tarfile.TarInfo(f"{index:05d}.png")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+                means[f"{path}#{index:05d}"] = mean
+        paths.append(path)
+    return Layout([folder], means, paths)
+
+
+def _tfrecord(folder, records, shards):
+    means, paths = {}, []
+    for path, part in _split(folder, records, shards, "tfrecord"):
+        path.write_bytes(b"".join(_framed(_example(data)) for data, _ in part))
+        means |= {f"{path}#{index}": mean for index, (_, mean) in enumerate(part)}
+        paths.append(path)
+    return Layout([folder], means, paths)
+
+
+def _framed(payload):
+    length = struct.pack("<Q", len(payload))
+    return length + _masked_crc(length) + payload + _masked_crc(payload)
+
+
+def _masked_crc(data):
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def _example(data):
+    """A serialised `tf.train.Example` of one bytes feature named image."""
+    feature = _field(1, _field(1, data))
+    return _field(1, _field(1, _field(1, b"image") + _field(2, feature)))
+
+
+def _field(number, data):
+    length, size = len(data), bytearray()
+    while length >= 0x80:
+        size.append(length & 0x7F | 0x80)
+        length >>= 7
+    return bytes([number << 3 | 2]) + bytes([*size, length]) + data
+
+
+def _parquet(folder, records, shards):
+    means, paths = {}, []
+    for path, part in _split(folder, records, shards, "parquet"):
+        pq.write_table(pa.table({"image": pa.array([data for data, _ in part], pa.binary())}), path, row_group_size=3)
+        means |= {f"{path}#{index}": mean for index, (_, mean) in enumerate(part)}
+        paths.append(path)
+    return Layout([folder], means, paths)
+
+
+def _manifest(folder, records, shards):
+    """CSV lists of files; of each second bad record the file is not there."""
+    means, paths = {}, []
+    (folder / "images").mkdir()
+    for path, part in _split(folder, list(enumerate(records)), shards, "csv"):
+        rows = [("uri", "label")]
+        for row, (index, (data, mean)) in enumerate(part):
+            image = folder / "images" / f"{index:03d}.png"
+            if mean is not None or index % 2:
+                image.write_bytes(data)
+            rows.append((f"images/{image.name}", "ab"[index % 2]))
+            means[f"{path}#{row}"] = mean
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+        paths.append(path)
+    return Layout([folder / "*.csv"], means, paths)
+
+
+KINDS = {"files": _files, "tar": _tar, "tfrecord": _tfrecord, "parquet": _parquet, "manifest": _manifest}
+"""Input format -> writes one."""
+
+
+def rows_of(output):
+    """Vectors by key, of the parts alone; a row that comes twice is an error."""
+    found = {}
+    for path in sorted(Path(output).glob("embeddings/part-*.parquet")):
+        table = pq.read_table(path, partitioning=None)
+        for key, vector in zip(table["key"].to_pylist(), table["embedding"].to_pylist(), strict=True):
+            assert key not in found, f"{key} has two rows"
+            found[key] = np.array(vector)
+    return found
+
+
+def failed_of(output):
+    """Keys of the failures; one that comes twice is an error."""
+    found = [
+        key
+        for path in sorted(Path(output).glob("failures/part-*.parquet"))
+        for key in pq.read_table(path, partitioning=None)["key"].to_pylist()
+    ]
+    assert len(set(found)) == len(found)
+    return set(found)
+
+
+def assert_no_row_is_wrong(output, layout):
+    """Every row is of a record, once, and says what Pillow's pixels say."""
+    rows = rows_of(output)
+    assert rows.keys() <= layout.means.keys()
+    for key, vector in rows.items():
+        np.testing.assert_allclose(vector, layout.means[key], rtol=1e-6)
+    return rows
+
+
+def assert_whole(output, layout):
+    """Every record is one row, or one failure if it must fail."""
+    rows = assert_no_row_is_wrong(output, layout)
+    failed = {key for key, mean in layout.means.items() if mean is None}
+    assert rows.keys() == layout.means.keys() - failed
+    assert failed_of(output) == failed
