@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
+BYTES_AHEAD = 256 << 20
+"""Bytes of records that wait for the model at most: a few records may be as large as many."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -25,15 +28,54 @@ def decode_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(available_cores(), thread_name_prefix="decode")
 
 
-def map_ahead(function: Callable[[T], R], items: Iterable[T], pool: Executor, limit: int) -> Iterator[R]:
+class _Budget:
+    """Bytes that may be held at once; what is larger than all of it is let in alone."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._held = 0
+        self._changed = threading.Condition()
+
+    def take(self, amount: int) -> None:
+        """Wait until there is room."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + amount <= self._total)
+            self._held += amount
+
+    def give_back(self, amount: int) -> None:
+        with self._changed:
+            self._held -= amount
+            self._changed.notify_all()
+
+    def lift(self) -> None:
+        """Let whoever waits go on."""
+        with self._changed:
+            self._held = 0
+            self._changed.notify_all()
+
+
+def map_ahead(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    pool: Executor,
+    limit: int,
+    size_of: Callable[[T], int] = lambda _: 0,
+) -> Iterator[R]:
     """Like ``map(function, items)``, computed ahead of the consumer.
 
     `items` is drawn in a thread of its own, so that reading overlaps too, and `function` runs in `pool`. At most
     `limit` items are between being drawn and being consumed: that bounds the memory. Order is kept. An exception
     of `items` or `function` is raised at its place; closing the iterator early stops the drawing.
+
+    Args:
+        function: to call.
+        items: to call it with.
+        pool: that calls it.
+        limit: items drawn and not yet consumed at most.
+        size_of: bytes that an item holds, of which there are `BYTES_AHEAD` at most, or one item.
     """
-    ready: queue.Queue[Future[R] | BaseException | None] = queue.Queue()
-    slots = threading.Semaphore(limit)
+    ready: queue.Queue[tuple[Future[R], int] | BaseException | None] = queue.Queue()
+    slots, held = threading.Semaphore(limit), _Budget(BYTES_AHEAD)
     stopped = threading.Event()
 
     def draw() -> None:
@@ -41,9 +83,11 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], pool: Executor, li
         try:
             for item in items:
                 slots.acquire()
+                size = size_of(item)
+                held.take(size)
                 if stopped.is_set():
                     break
-                ready.put(pool.submit(function, item))
+                ready.put((pool.submit(function, item), size))
         except BaseException as error:
             end = error
         ready.put(end)
@@ -51,15 +95,18 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], pool: Executor, li
     drawer = threading.Thread(target=draw, name="read-ahead", daemon=True)
     drawer.start()
     try:
-        while isinstance(future := ready.get(), Future):
+        while isinstance(drawn := ready.get(), tuple):
+            future, size = drawn
             result = future.result()
             slots.release()
+            held.give_back(size)
             yield result
-        if future is not None:
-            raise future
+        if drawn is not None:
+            raise drawn
     finally:
         stopped.set()
         slots.release()
+        held.lift()
         drawer.join()
 
 

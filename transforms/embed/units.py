@@ -17,6 +17,7 @@ import numpy as np
 from transforms.core.batching import batch_by_shape, decode_pool, map_ahead
 from transforms.core.types import Failure, Image, Record, Row, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
+from transforms.images.errors import NOT_AN_IMAGE
 from transforms.inputs.image_files import read_file
 from transforms.inputs.read import open_records
 from transforms.inputs.types import MAX_RECORD_BYTES, ReadOptions, RecordRef, WorkUnit
@@ -26,9 +27,6 @@ Batch = list["Decoded"]
 
 _CALLS_AHEAD = 2
 """Batches with the model at once."""
-
-_NO_IMAGE = ("not_an_image",)
-"""Errors of decoding that say that a file holds something else."""
 
 _PROBE_SIZE = (224, 224)
 """Height and width of the image that shows whether a model works, where images keep their own sizes."""
@@ -57,7 +55,7 @@ class ImageModelSource(ModelSource, UnitModelSource, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A record on its way to the model. `index` is its place in the unit."""
+    """A record on its way to the model, its bytes dropped. `index` is its place in the unit."""
 
     index: int
     record: Record
@@ -129,7 +127,7 @@ def embed_records(
         return index, _decode(index, record, options.images)
 
     def decoded() -> Iterator[Decoded]:
-        for index, outcome in map_ahead(decode, enumerate(records), decode_pool(), options.ahead):
+        for index, outcome in map_ahead(decode, enumerate(records), decode_pool(), options.ahead, _size):
             if isinstance(outcome, Failure):
                 failures[index] = outcome
             else:
@@ -169,14 +167,23 @@ def _in_order(items: dict[int, Any]) -> list[Any]:
     return [items[index] for index in sorted(items)]
 
 
+def _size(item: tuple[int, Record | Failure | RecordRef]) -> int:
+    """Bytes that a record holds, or will hold once it is read."""
+    record = item[1]
+    if isinstance(record, RecordRef):
+        return record.size or 0
+    return len(record.data) if isinstance(record, Record) else 0
+
+
 def _decode(index: int, record: Record | Failure, options: ImageOptions) -> Decoded | Failure:
     if isinstance(record, Failure):
         return record
     sha256 = hashlib.sha256(record.data).hexdigest()
     try:
-        return Decoded(index, record, decode_image(record.data, options), sha256)
+        image = decode_image(record.data, options)
+        return Decoded(index, dataclasses.replace(record, data=b""), image, sha256)
     except ImageError as error:
-        known = None if error.error_type in _NO_IMAGE else sha256  # Of what is no image nothing is told, nor a digest.
+        known = None if error.error_type == NOT_AN_IMAGE else sha256  # Of what is no image nothing is told.
         return Failure(record.key, record.uri, Stage.DECODE, error.error_type, str(error), known)
 
 

@@ -33,6 +33,10 @@ _ENDS_EARLY = re.compile(r"truncated|EOF|end of file|but only got|not enough (im
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
+NOT_AN_IMAGE = "not_an_image"
+"""The error type of a file that holds something else, of which neither content nor digest is told."""
+
+
 class ImageError(Exception):
     """Bytes that give no image, and why.
 
@@ -81,7 +85,7 @@ def explain_unknown(data: bytes) -> ImageError:
         name = kind.upper().replace("_", " ")
         return ImageError(f"unsupported_{kind}", f"{name} files are not decoded; convert them to JPEG or PNG.")
     # What it begins with is not told: it may be a file that the job can read and that others should not see.
-    return ImageError("not_an_image", "The file is of no image format that is decoded.")
+    return ImageError(NOT_AN_IMAGE, "The file is of no image format that is decoded.")
 
 
 def _unsupported_format(data: bytes) -> str | None:

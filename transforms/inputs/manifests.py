@@ -24,11 +24,12 @@ from transforms.core.formats import InputFormat
 from transforms.core.text import storable
 from transforms.core.types import Failure, Unread
 from transforms.inputs.base import RecordError, SampleLimits, bounded, caught, failure
-from transforms.inputs.columns import PEEKED_RECORDS, choose_label, convert, describe, infer, label_and_extras, to_rows
+from transforms.inputs.columns import PEEKED_RECORDS, choose_label, convert, describe, infer, label_and_extras
 from transforms.inputs.compression import inflate, is_gzip
 from transforms.inputs.discover import detect_format
 from transforms.inputs.faults import StopError
 from transforms.inputs.folders import class_folder, partitions
+from transforms.inputs.parquet_rows import bounded_rows
 from transforms.inputs.reach import reach
 from transforms.inputs.read import judge
 from transforms.inputs.source import Source
@@ -50,12 +51,18 @@ _READ_BYTES = 1 << 20
 _TAIL_BYTES = 256 << 10
 """Of the end of JSON lines, looked at for the types of columns."""
 
+_PARQUET_ROWS = 1_024
+"""Rows of a Parquet manifest decoded at once."""
+
 _BOMS_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 _RECORD_LINES = 1_000
 """Lines of one CSV record at most: a quoted field may hold line ends."""
 
 _RECORD_CHARACTERS = 4 << 20
+"""Characters of one line or one CSV record at most: a small compressed file may hold a line of gigabytes."""
+
+_LINE_TOO_LONG = f"the line has more than {_RECORD_CHARACTERS:,} characters"
 
 Row = Mapping[str, Any] | RecordError
 """A manifest's row by column name, or why it cannot be read."""
@@ -254,8 +261,9 @@ def table_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Iterator[Row
     file = pq.ParquetFile(stream)
     wanted = {options.uri_column, KEY_COLUMN, options.label_column, *options.kept_from.values()}
     kept = set(options.kept_from.values()) - {options.uri_column, KEY_COLUMN, options.label_column}
-    for batch in file.iter_batches(columns=[name for name in file.schema_arrow.names if name in wanted]):
-        yield from to_rows(batch, kept)
+    names = [name for name in file.schema_arrow.names if name in wanted]
+    for group in range(file.metadata.num_row_groups):
+        yield from bounded_rows(file, group, names, kept, _PARQUET_ROWS, _RECORD_CHARACTERS)
 
 
 def _text_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Generator[Row, None, None]:
@@ -270,11 +278,26 @@ def _text_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Generator[Ro
     is_utf_16 = data.peek(2)[:2] in _BOMS_UTF_16
     encoding, errors = ("utf-16", "replace") if is_utf_16 else ("utf-8-sig", "surrogateescape")
     with io.TextIOWrapper(data, encoding=encoding, errors=errors, newline="") as text:
-        yield from _json_rows(text) if _JSON_LINES.search(uri) else _csv_rows(text, options)
+        lines = _bounded_lines(text)
+        yield from _json_rows(lines) if _JSON_LINES.search(uri) else _csv_rows(lines, options)
 
 
-def _json_rows(lines: Iterable[str]) -> Iterator[Row]:
+def _bounded_lines(text: io.TextIOBase) -> Iterator[str | None]:
+    """Lines with their ends; None stands for one that is too long, which is passed over in pieces."""
+    while line := text.readline(_RECORD_CHARACTERS + 1):
+        if len(line) <= _RECORD_CHARACTERS:
+            yield line
+            continue
+        while line and not line.endswith(("\n", "\r")):
+            line = text.readline(_RECORD_CHARACTERS)
+        yield None
+
+
+def _json_rows(lines: Iterable[str | None]) -> Iterator[Row]:
     for line in lines:
+        if line is None:
+            yield RecordError("too_large", _LINE_TOO_LONG)
+            continue
         if not line.strip():
             continue
         try:
@@ -288,15 +311,17 @@ def _json_rows(lines: Iterable[str]) -> Iterator[Row]:
 class _Lines(Iterator[str]):
     """Lines that can be given back: those that the CSV record in hand has taken so far."""
 
-    def __init__(self, lines: Iterable[str]) -> None:
+    def __init__(self, lines: Iterable[str | None]) -> None:
         self._lines = iter(lines)
-        self._given_back: deque[str] = deque()
-        self.taken: list[str] = []
+        self._given_back: deque[str | None] = deque()
+        self.taken: list[str | None] = []
         self._characters = 0
 
     def __next__(self) -> str:
         line = self._given_back.popleft() if self._given_back else next(self._lines)
         self.taken.append(line)
+        if line is None:
+            raise csv.Error(_LINE_TOO_LONG)
         self._characters += len(line)
         if len(self.taken) > _RECORD_LINES or (self._characters > _RECORD_CHARACTERS and len(self.taken) > 1):
             raise csv.Error("a quote is not closed")
@@ -329,7 +354,7 @@ def _delimiter(names: str, uri_column: str) -> str:
     return ","
 
 
-def _csv_rows(text: Iterable[str], options: ReadOptions) -> Iterator[Row]:
+def _csv_rows(text: Iterable[str | None], options: ReadOptions) -> Iterator[Row]:
     """Rows of CSV. A line that is not CSV, such as one whose quote is not closed, is one bad row and no more.
 
     Raises:
@@ -337,10 +362,10 @@ def _csv_rows(text: Iterable[str], options: ReadOptions) -> Iterator[Row]:
     """
     rest = iter(text)
     first = next(rest, "")
-    if told := _SEPARATOR_LINE.fullmatch(first):  # Spreadsheets read it; it is no line of names.
+    if told := _SEPARATOR_LINE.fullmatch(first or ""):  # Spreadsheets read it; it is no line of names.
         delimiter = told[1]
     else:
-        delimiter = _delimiter(first, options.uri_column)
+        delimiter = _delimiter(first or "", options.uri_column)
         rest = itertools.chain([first], rest)
     lines = _Lines(rest)
     reader = csv.reader(lines, strict=True, delimiter=delimiter)

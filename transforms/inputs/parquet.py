@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -12,13 +13,17 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.core.types import Failure, Record
 from transforms.inputs.base import Cut, LeftOut, RecordError, SampleLimits, caught, make_record, shard_folder, too_large
-from transforms.inputs.columns import NamedLabels, describe, to_rows
+from transforms.inputs.columns import NamedLabels, describe
 from transforms.inputs.image_files import read_file
+from transforms.inputs.parquet_rows import Row, bounded_rows
 from transforms.inputs.reach import reach
 from transforms.inputs.types import ReadOptions, RecordRef, ShardSlice
 
 _BATCH_ROWS = 16
 """Rows decoded at once: their images are in memory together."""
+
+_BESIDE_BYTES = 1 << 20
+"""Bytes of a row's other columns, beside its image."""
 
 _READ_BYTES = 8 << 20
 """Bytes of a column that are read at once: a row group may hold gigabytes of images."""
@@ -53,8 +58,10 @@ def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[R
 
 
 def _record(
-    key: str, uri: str, row: dict[str, Any], options: ReadOptions, names: NamedLabels, folder: str | None
+    key: str, uri: str, row: Row, options: ReadOptions, names: NamedLabels, folder: str | None
 ) -> Record | Failure:
+    if isinstance(row, RecordError):
+        raise row
     value = row[options.image_column]
     try:
         label = names.label(row.get(options.label_column))
@@ -88,21 +95,16 @@ def _open(stream: BinaryIO) -> pq.ParquetFile:
     return pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True)
 
 
-def _rows(file: pq.ParquetFile, part: ShardSlice, names: list[str], options: ReadOptions) -> Iterator[dict[str, Any]]:
-    """The slice's rows; see `to_rows`."""
+def _rows(file: pq.ParquetFile, part: ShardSlice, names: list[str], options: ReadOptions) -> Iterator[Row]:
+    """The slice's rows; see `bounded_rows`."""
     kept = set(options.kept_from.values()) - {options.image_column, options.label_column}
     group = before = 0
     while before + file.metadata.row_group(group).num_rows <= part.start:
         before += file.metadata.row_group(group).num_rows
         group += 1
-    skip, left = part.start - before, part.count
-    for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names):
-        rows = batch.slice(skip, left)
-        skip = max(0, skip - batch.num_rows)
-        left -= rows.num_rows
-        yield from to_rows(rows, kept)
-        if not left:
-            return
+    skip = part.start - before
+    rows = bounded_rows(file, group, names, kept, _BATCH_ROWS, options.max_record_bytes + _BESIDE_BYTES, start=skip)
+    yield from itertools.islice(rows, part.count)
 
 
 def _image(value: Any) -> bytes:

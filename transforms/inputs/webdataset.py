@@ -171,7 +171,13 @@ def several_images(stream: BinaryIO) -> tuple[str, list[str]] | None:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Says so where a header is damaged, which `tarfile` takes for the end of the archive, and bounds its size."""
+    """Says so where a header is damaged, which `tarfile` takes for the end of the archive, and bounds its size.
+
+    Attributes:
+        damage: why this member alone is of no use; None where it is sound.
+    """
+
+    damage: str | None = None
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictTarInfo:
@@ -183,12 +189,30 @@ class _StrictTarInfo(tarfile.TarInfo):
         try:
             info = cls.frombuf(block, tarfile_.encoding or "utf-8", tarfile_.errors or "surrogateescape")
             info.offset = source.tell() - tarfile.BLOCKSIZE
+            if info.size < 0:  # It would lead back, for ever.
+                raise tarfile.ReadError(f"a member has {info.size:,} bytes by its header")
             if info.type in _EXTENSION_TYPES and info.size > _HEADER_BYTES:
                 raise tarfile.ReadError(f"a member has an extended header of {info.size:,} bytes")
             tarfile_.is_ended = False  # type: ignore[attr-defined]
             return info._proc_member(tarfile_)  # type: ignore[attr-defined, no-any-return]
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(f"the header of a member is damaged: {error}") from error
+
+    def _proc_gnusparse_00(self, following: _StrictTarInfo, *rest: Any) -> None:
+        self._map_holes("_proc_gnusparse_00", following, *rest)
+
+    def _proc_gnusparse_01(self, following: _StrictTarInfo, *rest: Any) -> None:
+        self._map_holes("_proc_gnusparse_01", following, *rest)
+
+    def _proc_gnusparse_10(self, following: _StrictTarInfo, *rest: Any) -> None:
+        self._map_holes("_proc_gnusparse_10", following, *rest)
+
+    def _map_holes(self, name: str, following: _StrictTarInfo, *rest: Any) -> None:
+        """Read where the holes of a sparse member are: its own matter, since the next header does not depend on it."""
+        try:
+            getattr(super(), name)(following, *rest)
+        except (ValueError, LookupError, tarfile.TarError) as error:
+            following.damage = f"its map of holes cannot be read ({error})"
 
 
 _EXTENSION_TYPES = (
@@ -269,6 +293,8 @@ class _Contents:
         """The member with its content, where it is wanted and holds any."""
         if not self.wants(member) or not member.info.isreg():
             return member
+        if damage := getattr(member.info, "damage", None):
+            return dataclasses.replace(member, error=RecordError("corrupt", damage))
         if member.info.size > self.limit:
             return dataclasses.replace(member, error=too_large(member.info.size, self.limit))
         source = tar.extractfile(member.info)

@@ -12,10 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from transforms.core.batching import decode_pool, map_ahead
+from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.core.spec import EmbedderSpec
 from transforms.core.types import Failure, Record, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
+from transforms.images.errors import NOT_AN_IMAGE
 from transforms.inputs.plan import cut_shard, plan
 from transforms.inputs.read import read_records
 from transforms.inputs.types import ReadOptions, WorkUnit
@@ -98,6 +100,7 @@ def read_images(
         batch_size: rows of a group.
 
     Raises:
+        ImagebeamError: if an image, or the rest of a shard, cannot be read, and not for what it holds.
         OSError: if the file cannot be written.
     """
     assert options.image_size is not None
@@ -108,8 +111,10 @@ def read_images(
     def decode(record: Record | Failure) -> tuple[dict[str, Any], np.ndarray] | Failure:
         return _decode(record, options)
 
-    for outcome in map_ahead(decode, _records(patterns, input_format, read), decode_pool(), _AHEAD):
+    records = _records(patterns, input_format, read)
+    for outcome in map_ahead(decode, records, decode_pool(), _AHEAD, _size):
         if isinstance(outcome, Failure):
+            _refuse_fault(outcome)
             failures.append(outcome)
         else:
             row, pixels = outcome
@@ -134,6 +139,23 @@ def _records(
                 yield from read_records(unit, read)
 
 
+def _size(record: Record | Failure) -> int:
+    return len(record.data) if isinstance(record, Record) else 0
+
+
+def _refuse_fault(failure: Failure) -> None:
+    """Stop where the machine could not read: a model trained on what was left would be another one.
+
+    Raises:
+        ImagebeamError: if that is so.
+    """
+    if failure.retryable:
+        raise ImagebeamError(
+            f"{failure.uri} cannot be read, and not for what it holds ({failure.error_type}: {failure.message}). Run "
+            "the same command again once it can."
+        )
+
+
 def _schema(read: ReadOptions) -> pa.Schema:
     text = [(name, pa.string()) for name in ("key", "uri", LABEL, "sha256")]
     return pa.schema([*text, *read.keep_columns])
@@ -146,7 +168,8 @@ def _decode(record: Record | Failure, options: ImageOptions) -> tuple[dict[str, 
     try:
         pixels = decode_image(record.data, options).pixels
     except ImageError as error:
-        return Failure(record.key, record.uri, Stage.DECODE, error.error_type, str(error), sha256)
+        known = None if error.error_type == NOT_AN_IMAGE else sha256
+        return Failure(record.key, record.uri, Stage.DECODE, error.error_type, str(error), known)
     return {**record.extras, "key": record.key, "uri": record.uri, LABEL: record.label, "sha256": sha256}, pixels
 
 

@@ -38,6 +38,22 @@ def test_map_ahead_holds_no_more_than_its_limit(pool):
     results.close()
 
 
+def test_map_ahead_holds_no_more_bytes_than_its_budget(pool, monkeypatch):
+    monkeypatch.setattr("transforms.core.batching.BYTES_AHEAD", 100)
+    drawn = []
+
+    def items():
+        for size in (40, 40, 40, 500, 10):
+            drawn.append(size)
+            yield size
+
+    results = map_ahead(lambda size: size, items(), pool, 10, lambda size: size)
+    assert next(results) == 40
+    time.sleep(0.1)
+    assert drawn == [40, 40, 40, 500]  # The last one is drawn, and waits until it is alone.
+    assert list(results) == [40, 40, 500, 10]
+
+
 def test_map_ahead_raises_the_readers_error_after_what_came_before_it(pool):
     def items():
         yield 1

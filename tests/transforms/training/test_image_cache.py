@@ -1,5 +1,6 @@
 """Images that finetune holds: their labels and kept columns come from where extract's would."""
 
+import errno
 import tempfile
 
 import numpy as np
@@ -7,9 +8,12 @@ import pyarrow as pa
 import pytest
 
 from tests.support.image_samples import encode, picture
+from transforms import storage
+from transforms.core.errors import ImagebeamError
 from transforms.core.formats import LabelFrom
 from transforms.core.spec import EmbedderSpec
 from transforms.images.decode import ImageOptions
+from transforms.inputs import faults
 from transforms.inputs.types import ReadOptions
 from transforms.training.image_cache import ImageSet, image_batches, read_images
 from transforms.training.sources import EpochOrder
@@ -42,6 +46,31 @@ def test_folders_tell_labels_and_columns_as_asked(tmp_path, options, labels, spl
     assert rows["label"].to_pylist() == labels
     if splits:
         assert rows["split"].to_pylist() == splits
+
+
+def read_folder(folder):
+    options = ImageOptions(image_size=(8, 8))
+    with tempfile.TemporaryFile() as file:
+        spec = EmbedderSpec("VGG16", "0" * 64)
+        return read_images([str(folder)], None, ReadOptions(), options, spec, file, batch_size=4)
+
+
+def test_what_the_machine_cannot_read_stops_and_what_is_no_image_does_not(tmp_path, monkeypatch):
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(encode(picture(), "PNG") if name != "b.png" else b"a secret")
+    images = read_folder(tmp_path)
+    assert [(failure.error_type, failure.sha256) for failure in images.failures] == [("not_an_image", None)]
+    original = storage.read_bytes
+
+    def refuse(uri, version=None):
+        if uri.endswith("c.png"):
+            raise OSError(errno.EIO, "Input/output error", uri)
+        return original(uri, version)
+
+    monkeypatch.setattr(storage, "read_bytes", refuse)
+    monkeypatch.setattr(faults, "WAITS", ())
+    with pytest.raises(ImagebeamError, match=r"c\.png cannot be read, and not for what it holds.*Input/output error"):
+        read_folder(tmp_path)
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])

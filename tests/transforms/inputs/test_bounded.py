@@ -1,0 +1,158 @@
+"""Inputs that cost far more than they weigh: bounded, as failures of their own records, and no neighbour is lost."""
+
+import gzip
+import os
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.shard_files import write_parquet
+from transforms import storage
+from transforms.core.formats import InputFormat
+from transforms.core.types import Record
+from transforms.inputs.plan import cut_shard
+from transforms.inputs.read import read_records
+from transforms.inputs.types import ReadOptions, Shard
+
+
+def outcomes(path, input_format, options=None):
+    """The error type of each record; None where there is none."""
+    options = options or ReadOptions()
+    shard = Shard(storage.stat(str(path)), InputFormat(input_format))
+    units = list(cut_shard(shard, 100, options))
+    items = [item for unit in units for item in read_records(unit, options)]
+    return [None if isinstance(item, Record) else item.error_type for item in items]
+
+
+def member(name, data, **pax_headers):
+    info = tarfile.TarInfo(name)
+    info.size, info.pax_headers = len(data), pax_headers
+    return info.tobuf(tarfile.PAX_FORMAT) + data.ljust(-(-len(data) // 512) * 512, b"\0")
+
+
+def write_archive(path, *members):
+    path.write_bytes(b"".join(members) + bytes(1024))
+    return path
+
+
+HOLES = {
+    "of 7 GB": ({"GNU.sparse.realsize": str(7 << 30)}, b"1\n0\n0\n", "too_large"),
+    "without their number": ({}, b"nothing", "corrupt"),
+    "that are not there": ({}, b"999999999\n0\n0\n", "corrupt"),
+}
+
+
+@pytest.mark.parametrize("what", list(HOLES))
+def test_a_sparse_member_costs_itself(tmp_path, what):
+    headers, data, error = HOLES[what]
+    sparse = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "b.jpg", **headers}
+    path = write_archive(
+        tmp_path / "x.tar", member("a.jpg", b"1"), member("b.jpg", data, **sparse), member("c.jpg", b"3")
+    )
+    assert outcomes(path, "webdataset") == [None, error, None]
+
+
+@pytest.mark.parametrize("text", ["0,x", "x,0"])
+def test_a_damaged_map_of_holes_costs_its_member(tmp_path, text):
+    sparse = {"GNU.sparse.map": text, "GNU.sparse.size": "1"}
+    path = write_archive(
+        tmp_path / "x.tar", member("a.jpg", b"1"), member("b.jpg", b"2", **sparse), member("c.jpg", b"3")
+    )
+    assert outcomes(path, "webdataset") == [None, "corrupt", None]
+
+
+def test_a_member_of_less_than_no_bytes_ends_the_archive(tmp_path):
+    """Its end would be before its start, so that reading goes round for ever (CVE-2025-8194)."""
+    info = tarfile.TarInfo("b.jpg")
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = b"\xff" + b"\xff" * 9 + b"\xf8\x00"
+    block[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(block))[0]
+    path = write_archive(tmp_path / "x.tar", member("a.jpg", b"1"), bytes(block), member("c.jpg", b"3"))
+    assert outcomes(path, "webdataset")[-1] == "corrupt"
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.csv", "x.csv.gz"])
+def test_an_endless_line_costs_itself(tmp_path, name):
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    row = b'{"uri": "a.jpg"}\n' if "jsonl" in name else b"a.jpg\n"
+    text = (b"" if "jsonl" in name else b"uri\n") + row + b" " * (9 << 20) + b"\n" + row
+    (tmp_path / name).write_bytes(gzip.compress(text, 1) if name.endswith("gz") else text)
+    found = outcomes(tmp_path / name, "manifest")
+    assert [error is None for error in found] == [True, False, True]
+
+
+def test_an_endless_line_is_not_held(tmp_path):
+    """300 MB of one line."""
+    with gzip.open(tmp_path / "x.jsonl.gz", "wb", 1) as file:
+        for _ in range(300):
+            file.write(bytes(1 << 20))
+    before = peak_of(lambda: None)
+    assert peak_of(lambda: outcomes(tmp_path / "x.jsonl.gz", "manifest")) - before < 100
+
+
+def peak_of(action):
+    """MiB of memory that a child process takes."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        finally:
+            os._exit(0)
+    _, status, usage = os.wait4(child, 0)
+    assert status == 0
+    return usage.ru_maxrss >> 10
+
+
+def repeated(value, count, kind):
+    """One value that many rows refer to."""
+    values = pa.array([value], kind)
+    return pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), values)
+
+
+def write_repeated(path, columns):
+    pq.write_table(pa.table(columns), path, compression="zstd", store_schema=False)
+    return path
+
+
+@pytest.mark.parametrize("size", [4 << 20, 80 << 20])
+def test_a_dictionary_s_value_is_held_once(tmp_path, size):
+    """16 rows of 80 MB are 1.3 GB; of 4 MB they are what the user allows."""
+    path = write_repeated(tmp_path / "x", {"image": repeated(bytes(size), 16, pa.binary())})
+    before = peak_of(lambda: None)
+    assert peak_of(lambda: outcomes(path, "parquet")) - before < 400
+    assert outcomes(path, "parquet") == [None if size < 64 << 20 else "too_large"] * 16
+
+
+def test_a_column_beside_the_images_may_not_inflate_either(tmp_path):
+    columns = {"image": [b"1"] * 20, "label": repeated("x" * (80 << 20), 20, pa.string())}
+    path = write_repeated(tmp_path / "x", columns)
+    before = peak_of(lambda: None)
+    assert peak_of(lambda: outcomes(path, "parquet")) - before < 200
+    assert outcomes(path, "parquet") == ["too_large"] * 20
+
+
+def test_a_list_of_millions_costs_its_row(tmp_path):
+    lists = pa.array([[1], list(range(3_000_000)), [3]], pa.list_(pa.int64()))
+    path = write_parquet(tmp_path / "x", {"image": [b"1", b"2", b"3"], "label": lists}, 9)
+    assert outcomes(path, "parquet", ReadOptions(max_record_bytes=1 << 20)) == [None, "too_large", None]
+
+
+def test_a_manifest_of_parquet_is_bounded_too(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    path = write_repeated(tmp_path / "x.parquet", {"uri": repeated("x" * (80 << 20), 2_000, pa.string())})
+    before = peak_of(lambda: None)
+    assert peak_of(lambda: outcomes(path, "manifest")) - before < 200
+    mixed = write_parquet(tmp_path / "y.parquet", {"uri": ["a.jpg", "x" * (5 << 20), "a.jpg"]}, 9)
+    assert outcomes(mixed, "manifest") == [None, "too_large", None]
+
+
+def test_row_groups_are_read_from_any_row(tmp_path):
+    """Slices begin anywhere in a row group, whatever the batches that it is decoded in."""
+    path = write_parquet(tmp_path / "x", {"image": [bytes([value]) for value in range(100)]}, 40)
+    for rows in (7, 16, 33):
+        shard = Shard(storage.stat(path), InputFormat.PARQUET)
+        units = list(cut_shard(shard, rows, ReadOptions()))
+        items = [item for unit in units for item in read_records(unit, ReadOptions())]
+        assert [item.data[0] for item in items] == list(range(100))
