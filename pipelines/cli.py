@@ -170,7 +170,7 @@ def _fail(message: str, code: ExitCode, *, debug: bool = False) -> ExitCode:
     """Print the error being handled, if any, and the message; pass the code on."""
     trace = traceback.format_exc().rstrip() if debug and sys.exc_info()[0] else None
     if trace and not log.SETTINGS.json:
-        sys.stderr.write(trace + "\n")
+        sys.stderr.write(log.harmless(trace) + "\n")
     fields = {"traceback": trace} if trace else {}
     log.emit(f"imagebeam: {message}", severity="ERROR", **fields)
     return code

@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TextIO
 
+from transforms.core.text import printable
+
 FORMATS = ("text", "json")
+
+_LINE_CHARACTERS = 10_000
 
 
 @dataclass
@@ -148,12 +152,19 @@ def emit(message: str, *, severity: str = "INFO", **fields: Any) -> None:
     """
     if SETTINGS.quiet and severity == "INFO" and "exit_code" not in fields:
         return
-    if SETTINGS.json:
+    if not SETTINGS.json:
+        message = harmless(message)
+    else:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = {"time": now, "severity": severity, "message": message, **fields}
         message = json.dumps(line, ensure_ascii=True, default=str)
     sys.stderr.write(message + "\n")
     sys.stderr.flush()
+
+
+def harmless(text: str) -> str:
+    """Text without what a terminal obeys; further lines are indented, so that no name passes for a line of its own."""
+    return "\n    ".join(printable(line, _LINE_CHARACTERS) for line in text.split("\n"))
 
 
 def add_totals(**totals: Any) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from pipelines.common.console import say
 from pipelines.options.finetuning import FinetuneOptions
 from transforms.core.errors import ImagebeamError
+from transforms.core.text import printable
 from transforms.models.architectures import size_text
 
 if TYPE_CHECKING:
@@ -81,9 +82,16 @@ def print_layers(layers: Sequence[TunedLayer]) -> None:
     for layer in layers:
         shape = "x".join("?" if size is None else str(size) for size in layer.output_shape)
         trainable = "yes" if layer.trainable else "no" if layer.parameters else ""
-        printed.add_row(layer.name, layer.type, shape, f"{layer.parameters:,}", trainable)
+        printed.add_row(_plain(layer.name), _plain(layer.type), shape, f"{layer.parameters:,}", trainable)
     Console(width=None if sys.stdout.isatty() else 120).print(printed)
     say(f"{tuned:,} of {parameters:,} parameters of the model are trainable")
+
+
+def _plain(name: str) -> str:
+    """A name of a model's file, which is neither markup nor anything that a terminal obeys."""
+    from rich.markup import escape
+
+    return escape(printable(name))
 
 
 def embed_images(embedder: keras.Model, images: ImageSet, index: RowIndex, batch_size: int) -> Lesson:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from transforms.core.text import printable
+
 if TYPE_CHECKING:
     from transforms.embed.inventory import Inventory
     from transforms.embed.sampling import Sample
@@ -103,7 +105,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
 def to_text(plan: Plan) -> str:
     """The plan for a person to read."""
     sections = (_input_lines(plan.inventory), _output_lines(plan), _sample_lines(plan), _estimate_lines(plan))
-    return "\n\n".join("\n".join(lines) for lines in sections)
+    return "\n\n".join("\n".join(map(printable, lines)) for lines in sections)
 
 
 def _input_lines(inventory: Inventory) -> Iterator[str]:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from transforms.core.text import MESSAGE_CHARACTERS, printable
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -16,6 +18,13 @@ LABELS_SHOWN = 200
 FAILURES_SHOWN = 100
 
 _LABELS_COLOURED = 18
+
+_NAME_CHARACTERS = 200
+
+_POLICY = (
+    "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+)
+"""Were a script to get into the page, no browser would run it, and nothing is fetched or sent."""
 
 _VIEWPORT = "<meta name=viewport content='width=device-width,initial-scale=1'>"
 
@@ -84,7 +93,7 @@ def render(
         failures: (key, error type, message) of the first few.
         classifier: trained on the run, if it is to be shown.
     """
-    title = html.escape(f"Embeddings by {manifest['spec']['model']}")
+    title = _escape(f"Embeddings by {manifest['spec']['model']}")
     sections = [
         _cards(manifest),
         *_failures(manifest["totals"], failures),
@@ -94,8 +103,8 @@ def render(
         *_what_was_run(manifest),
     ]
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8>{_VIEWPORT}<title>{title}</title><style>{_STYLE}</style>"
-        f"<h1>{title}</h1><p class=note>{html.escape(folder)}</p>{''.join(sections)}</html>"
+        f"<!doctype html><html lang=en><meta charset=utf-8>{_POLICY}{_VIEWPORT}<title>{title}</title>"
+        f"<style>{_STYLE}</style><h1>{title}</h1><p class=note>{_escape(folder)}</p>{''.join(sections)}</html>"
     )
 
 
@@ -155,7 +164,7 @@ def _embeddings(rows: Rows) -> Iterator[str]:
         picture = runs.embeddings(np.stack(rows.vectors), rows.vector_labels, shown)
         yield _image(picture, "Two principal components of the embeddings, and a histogram of their lengths")
         legend = "; colours as of the labels below" if names else ""
-        column = f"<code>{html.escape(rows.column)}</code>"
+        column = f"<code>{_escape(rows.column)}</code>"
         yield f"<p class=note>Column {column}, {len(rows.vectors):,} rows taken evenly{legend}.</p>"
     if not names:
         yield "<p>No row has a label.</p>"
@@ -165,14 +174,14 @@ def _embeddings(rows: Rows) -> Iterator[str]:
     yield "<ul class=labels>"
     for name in names[:LABELS_SHOWN]:
         colour = f"<i style='background:{shown[name]}'></i>" if name in shown else ""
-        yield f"<li>{colour}<b>{html.escape(name)}</b> · {named[name]:,}"
+        yield f"<li>{colour}<b>{_escape(name, _NAME_CHARACTERS)}</b> · {named[name]:,}"
     yield "</ul>"
     if len(names) > LABELS_SHOWN:
         yield f"<p class=note>and {len(names) - LABELS_SHOWN:,} more</p>"
 
 
 def _classifier(classifier: Classifier) -> Iterator[str]:
-    yield f"<h2>Classifier</h2><p class=note>{html.escape(classifier.folder)}</p>"
+    yield f"<h2>Classifier</h2><p class=note>{_escape(classifier.folder)}</p>"
     numbers = {name: value for name, value in classifier.metrics.items() if isinstance(value, int | float)}
     yield _table((name.replace("_", " "), value) for name, value in numbers.items())
     for name, picture in classifier.pictures.items():
@@ -192,12 +201,17 @@ def _what_was_run(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield _table(manifest["versions"].items())
 
 
+def _escape(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
+    """Text of the input as HTML: in one line, bounded, and without what turns the direction of writing."""
+    return html.escape(printable(text, limit))
+
+
 def _size(size: Sequence[int] | None) -> str:
     return "native" if size is None else f"{size[0]}x{size[1]}"
 
 
 def _table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> str:
-    head = f"<tr>{''.join(f'<th>{html.escape(name)}' for name in header)}" if header else ""
+    head = f"<tr>{''.join(f'<th>{_escape(name)}' for name in header)}" if header else ""
     body = "".join(f"<tr>{''.join(map(_cell, row))}" for row in rows)
     return f"<table{' class=list' if header else ''}>{head}{body}</table>"
 
@@ -206,7 +220,7 @@ def _cell(value: object) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"<td class=number>{value:,}" if isinstance(value, int) else f"<td class=number>{value:,.4g}"
     text = _text(value)
-    return f"<td class={'short' if len(text) <= 40 and '/' not in text else 'long'}>{html.escape(text)}"
+    return f"<td class={'short' if len(text) <= 40 and '/' not in text else 'long'}>{_escape(text)}"
 
 
 def _text(value: object) -> str:
@@ -219,4 +233,4 @@ def _text(value: object) -> str:
 
 def _image(picture: bytes, alt: str) -> str:
     source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-    return f"<p><img alt='{html.escape(alt)}' src='{source}'></p>"
+    return f"<p><img alt='{_escape(alt)}' src='{source}'></p>"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import types
+import unicodedata
 
 import pytest
 
@@ -88,6 +89,22 @@ def test_an_error_is_a_json_line_before_the_last(run, capsys, error, code):
 def test_quiet_leaves_warnings(run, capsys):
     assert run(speak, "--quiet") == 0
     assert capsys.readouterr().err == "WARNING: odd\nslow worker\n"
+
+
+NASTY = "a\x1b[2Jb\u202ec\x00d\rimagebeam: all is well"
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_no_name_reaches_a_terminal_raw(run, capsys, log_format):
+    def fail():
+        logging.getLogger("x").warning("%s\nimagebeam: all is well", NASTY)
+        say(f"WARNING: {NASTY}")
+        raise ImagebeamError(f"No such file: {NASTY}\nimagebeam: all is well")
+
+    assert run(fail, f"--log_format={log_format}", "--debug") == 2
+    written = capsys.readouterr().err
+    assert not any(unicodedata.category(one) in ("Cc", "Cf", "Zl", "Zp") for one in written.replace("\n", ""))
+    assert not [line for line in written.splitlines() if line.startswith("imagebeam: all is well")]
 
 
 @pytest.mark.parametrize("redirect", ["2>&-", "2>/dev/full", "2>&1 | head -1", ">&- 2>&-", ">/dev/full 2>/dev/full"])

@@ -5,6 +5,8 @@ import csv
 import io
 import json
 import tarfile
+import unicodedata
+from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,6 +14,7 @@ import PIL.Image
 import pytest
 
 from pipelines.cli import run_job
+from pipelines.runtime import report_page
 from tests.support import extracting
 from tests.support.image_samples import encode, picture
 from transforms.plots import runs
@@ -133,6 +136,27 @@ def test_names_and_contents_are_text_and_nothing_is_loaded(mixed):
         str(mixed.parent / "in" / "bad" / f"{index}{NASTY}.jpg") for index in range(7)
     }
     assert "<script>alert(" not in page.text  # no message quotes a file's content
+
+
+def test_a_page_runs_nothing_sends_nothing_and_is_bounded():
+    """Labels of 10,000 characters, and such that turn the direction of writing, which shows 1,239 as 932,1."""
+    labels = Counter({f"{index}\u202e\x1b[2J\n{'x' * 9_000}": 1_239 for index in range(300)})
+    failures = [("key\u2066", "type", "message\x1b]0;x\x07" * 1_000)] * 100
+    manifest = {
+        "spec": {"model": "VGG16", "image_size": None},
+        "totals": {
+            "embedded": 1, "failed": 100, "records": 101, "units": 1, "bytes": 1, "failures": {"read/type": 100},
+            "icc_profiles_ignored": 0,
+        },
+        "timings": {"seconds": 1.0, "started": "", "finished": ""},
+        **{name: {} for name in ("weights", "dimensions", "run", "versions")},
+        "fingerprint": "",
+    }  # fmt: skip
+    page = report_page.render("/run", manifest, report_page.Rows(labels=labels), failures)
+    assert "Content-Security-Policy content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\"" in page
+    assert not any(unicodedata.category(one) in ("Cc", "Cf", "Zl", "Zp") for one in page.replace("\n", ""))
+    assert "0\\u202e\\x1b[2J\\nxxx" in page
+    assert len(page) < 500_000
 
 
 def test_pictures_are_there(mixed):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from transforms.core.text import first_few
+from transforms.core.text import first_few, printable
 
 CLASSES_KEPT = 1_000
 """Classes whose names are kept, the first by name; whether there are more is kept too."""
@@ -59,5 +59,5 @@ class LabelCount:
 
 
 def _shortened(name: str) -> str:
-    shown = " ".join(name.split())
+    shown = printable(" ".join(name.split()))
     return shown if len(shown) <= _NAME_CHARACTERS else f"{shown[: _NAME_CHARACTERS - 3]}..."

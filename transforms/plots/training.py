@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transforms.core.text import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -164,7 +166,8 @@ def _write_numbers(axes: Axes, counts: np.ndarray, shares: np.ndarray, font: flo
 
 
 def _shorten(names: Sequence[str]) -> list[str]:
-    return [name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…" for name in names]
+    shown = [printable(name, 10 * _NAME_LENGTH) for name in names]
+    return [name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…" for name in shown]
 
 
 def new_figure(width: float, height: float) -> Figure:
