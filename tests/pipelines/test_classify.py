@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,15 @@ def folder(tmp_path_factory):
     flags = ["--epochs", "3", "--batch_size", "8", "--test_split", "0.3"]
     assert run_job("train", ["--embeddings", str(folder / "run"), "--output", str(folder / "trained"), *flags]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def another(folder):
+    """Another training, on the same images and labels."""
+    flags = ["--epochs", "1", "--batch_size", "8", "--test_split", "0.3", "--seed", "5"]
+    arguments = ["--embeddings", str(folder / "run"), "--output", str(folder / "another"), *flags]
+    assert run_job("train", arguments) == 0
+    return folder / "another"
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +73,51 @@ def assert_says(row, probabilities, labels):
     assert row["top_labels"] == [labels[place] for place in order]
     np.testing.assert_allclose(row["top_probabilities"], probabilities[order], atol=1e-5)
     assert row["probability"] == row["top_probabilities"][0]
+
+
+def change_labels(path, **changes):
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({**about, **{name: change(about[name]) for name, change in changes.items()}}))
+
+
+def reverse_labels(trained, other):
+    change_labels(trained / "labels.json", labels=lambda names: names[::-1])
+
+
+def name_another_spec(trained, other):
+    change_labels(trained / "labels.json", spec=lambda spec: {**spec, "weights_sha256": "0" * 64})
+
+
+def take(name):
+    def replace(trained, other):
+        shutil.copy(other / name, trained / name)
+
+    return replace
+
+
+def save_again(trained, other):
+    model = keras.saving.load_model(trained / "classifier.keras")
+    model.save(trained / "classifier.keras")
+
+
+MIXED = {
+    "labels reversed": (reverse_labels, r"classifier\.keras .* differ in labels\."),
+    "another spec": (name_another_spec, r"classifier\.keras .* differ in spec\."),
+    "another training's classifier.keras": (take("classifier.keras"), r"it is of another training"),
+    "another training's image_classifier.keras": (take("image_classifier.keras"), r"it is of another training"),
+    "a model without its labels": (save_again, r"it holds no labels\.json"),
+}
+
+
+@pytest.mark.parametrize("what", list(MIXED))
+def test_files_of_two_trainings_are_refused_before_an_image_is_read(folder, another, tmp_path, what, capfd):
+    mix, message = MIXED[what]
+    shutil.copytree(folder / "trained", tmp_path / "trained")
+    mix(tmp_path / "trained", another)
+    assert classify("--input", folder / "images", folder=tmp_path, output=tmp_path / "out") == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert re.search(message, error), error
+    assert not list((tmp_path / "out").glob("predictions/*"))
 
 
 def test_rows_are_what_the_image_classifier_says_of_the_decoded_pixels(folder, labelled):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from transforms.models.embedder import Embedder, columns
 from transforms.models.keras_import import pinned_keras
 from transforms.models.prediction import predict_rows
 from transforms.models.staged import StagedModel, check_sha256, file_sha256, read_staged, stage
+from transforms.training.head import read_labels
 from transforms.training.output import ResultFile
 
 if TYPE_CHECKING:
@@ -94,6 +97,7 @@ def open_classifier(folder: str) -> TrainedClassifier:
     try:
         about = json.loads(storage.read_bytes(uri))
         with storage.local_file(storage.join(folder, ResultFile.CLASSIFIER)) as path:
+            _refuse_other_training(path, about, storage.join(folder, ResultFile.CLASSIFIER))
             return TrainedClassifier(
                 folder,
                 tuple(about["labels"]),
@@ -102,8 +106,29 @@ def open_classifier(folder: str) -> TrainedClassifier:
                 EmbedderSpec.from_dict(about["spec"]),
                 file_sha256(path),
             )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ImagebeamError(f"{uri} cannot be understood ({error!r}). Train the classifier again.") from error
+
+
+def _refuse_other_training(path: Path | str, about: Any, uri: str) -> None:
+    """A model says itself which labels and spec it is of; the file beside it must say the same.
+
+    Raises:
+        ImagebeamError: if it does not.
+    """
+    try:
+        inside = read_labels(path)
+    except ValueError as error:
+        raise ImagebeamError(
+            f"{uri} is not what train or finetune wrote: {error}. Train the classifier again."
+        ) from error
+    if inside != about:
+        names = sorted({*inside, *about} if isinstance(about, dict) else inside)
+        differing = [name for name in names if not isinstance(about, dict) or inside.get(name) != about.get(name)]
+        raise ImagebeamError(
+            f"{uri} is not of the training that {ResultFile.LABELS} beside it is of: they differ in "
+            f"{', '.join(differing)}. Take all files of one training."
+        )
 
 
 class Classifier:
@@ -203,7 +228,12 @@ def stage_classifier(
         if not storage.exists(uri):
             storage.publish_file(uri, path)
     (dimension,), (classes,) = head.input_shape[1:], head.output_shape[1:]
-    embedder = (read_staged(folder) or _stage_embedder(classifier, folder, dimension)) if images else None
+    if classes != len(classifier.labels):
+        raise ImagebeamError(
+            f"{classifier.folder} is not of one training: the model tells {classes:,} classes apart, "
+            f"{ResultFile.LABELS} names {len(classifier.labels):,}. Take all files of one training."
+        )
+    embedder = (read_staged(folder) or _stage_embedder(classifier, folder, head)) if images else None
     return StagedClassifier(
         uri,
         classifier.sha256,
@@ -214,11 +244,12 @@ def stage_classifier(
     )
 
 
-def _stage_embedder(classifier: TrainedClassifier, folder: str, dimension: int) -> StagedModel:
+def _stage_embedder(classifier: TrainedClassifier, folder: str, head: keras.Model) -> StagedModel:
     uri = storage.join(classifier.folder, ResultFile.IMAGE_CLASSIFIER)
     try:
         with storage.local_file(uri) as path:
             sha256 = file_sha256(path)
+            _refuse_other_training(path, _about(classifier), uri)
             whole = _load(path)
     except FileNotFoundError as error:
         raise ImagebeamError(
@@ -228,10 +259,22 @@ def _stage_embedder(classifier: TrainedClassifier, folder: str, dimension: int) 
     import keras
 
     vectors = whole.layers[-2].output  # what the last layer, the head, takes: see `classifier.join`
-    if vectors.shape[1:] != (dimension,):
-        raise ImagebeamError(f"{uri} does not end in the classifier beside it. Train the classifier again.")
+    ours, theirs = head.get_weights(), whole.layers[-1].get_weights()
+    if vectors.shape[1:] != head.input_shape[1:] or not _are_equal(ours, theirs):
+        raise ImagebeamError(
+            f"{uri} does not end in the classifier beside it: it is of another training. Take all files of one "
+            "training."
+        )
     embedder = Embedder(classifier.own_spec, keras.Model(whole.input, vectors, name="embedder"))
     return stage(embedder, folder, {"source": uri, "file_sha256": sha256})
+
+
+def _about(classifier: TrainedClassifier) -> Any:
+    return json.loads(storage.read_bytes(storage.join(classifier.folder, ResultFile.LABELS)))
+
+
+def _are_equal(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> bool:
+    return len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
 
 
 def _load(path: Any) -> keras.Model:

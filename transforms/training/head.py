@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import keras
 
 LABELS_FILE = "labels.json"
+
+_LABELS_BYTES = 64 << 20
 """Beside a classifier, and inside its `.keras` file, which is a zip: the classes' names in order of the outputs, and
 what vectors they are told from."""
 
@@ -242,6 +245,24 @@ def save(model: keras.Model, labels: Mapping[str, Any], path: Path) -> None:
     model.save(path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(LABELS_FILE, to_json(labels))
+
+
+def read_labels(path: Path | str) -> dict[str, Any]:
+    """What `save` put into a file beside the model.
+
+    Raises:
+        ValueError: if there is nothing of that kind.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo(LABELS_FILE).file_size > _LABELS_BYTES:
+                raise ValueError(f"its {LABELS_FILE} is too large")
+            labels = json.loads(archive.read(LABELS_FILE))
+    except (zipfile.BadZipFile, KeyError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"it holds no {LABELS_FILE} ({error})") from error
+    if not isinstance(labels, dict):
+        raise ValueError(f"its {LABELS_FILE} holds no object")
+    return labels
 
 
 def to_json(labels: Mapping[str, Any]) -> bytes:
