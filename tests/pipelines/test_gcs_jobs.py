@@ -194,6 +194,7 @@ def test_a_broken_answer_is_asked_for_again_whatever_it_said(emulated, monkeypat
         gcs_store._client()._http.close()
 
 
+@pytest.mark.slow
 def test_weights_manifest_and_config_may_lie_there_too(emulated, tmp_path):  # noqa: F811
     import keras
 

@@ -110,6 +110,7 @@ def check(name, folder, precisions, poolings=tuple(Pooling)):
             assert off <= TOLERANCE[precision], (pooling, precision)
 
 
+@pytest.mark.slow
 def test_a_small_architecture_equals_plain_keras(tmp_path):
     check("MobileNetV3Small", tmp_path, (Precision.FLOAT32,), (Pooling.AVG,))
 

@@ -384,6 +384,7 @@ def test_the_content_says_what_a_file_is_and_the_classes_are_the_files(tmp_path,
         np.testing.assert_array_equal(found, right)
 
 
+@pytest.mark.slow
 def test_efficientnet_has_one_graph_for_one_fingerprint(tmp_path, monkeypatch):
     """Keras adds a layer for `imagenet`; a file that lists it, and the published file itself, are built with it."""
     efficientnet = pytest.importorskip("keras.src.applications.efficientnet")
