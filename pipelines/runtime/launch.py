@@ -40,6 +40,9 @@ _COLUMN_TYPE_ERROR = re.compile(r"([a-z_]+\.)*ColumnTypeError: ")
 
 _WHILE_RUNNING = re.compile(r" \[while running '[^']*'\]$")
 
+_WORKER_LOST = "Channel closed prematurely"
+"""What Beam's local runner says when one of its worker processes is gone."""
+
 _LINES_SHOWN = 20
 _NAMES_SHOWN = 3
 
@@ -124,7 +127,8 @@ def running(folder: RunFolder, staged: ModelFacts, pipeline: beam.Pipeline, opti
     PROGRESS.reset()
     yield run
     # Beam logs the traceback of what it raises too; --debug prints it.
-    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
+    for name in ("common", "portability.fn_api_runner.worker_handlers"):
+        logging.getLogger(f"apache_beam.runners.{name}").setLevel(logging.CRITICAL)
     try:
         with ProgressBar(folder.count_committed):
             result = pipeline.run()
@@ -155,6 +159,8 @@ def _last_line(error: Exception) -> str:
 
     From a cluster it comes inside Java's own traceback.
     """
+    if _WORKER_LOST in str(error):
+        return "A worker process ended before its work did: it was killed, or the machine ran out of memory"
     lines = [line for line in str(error).splitlines() if line.strip() and not _JAVA_FRAME.match(line)]
     return lines[-1].strip().rstrip(".") if lines else repr(error)
 

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import io
-import os
 from collections import Counter
 
 import pytest
@@ -17,12 +16,13 @@ from tests.support.plain_runs import (
     assert_no_row_is_wrong,
     assert_whole,
     extract,
+    half_written,
     images,
+    make_old,
     plain,
     rows_of,
     write_layout,
 )
-from transforms.storage.local import TEMPORARY_PREFIX
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.ETIMEDOUT, errno.ESTALE, errno.EDQUOT, errno.EROFS, errno.EMFILE)
 
@@ -139,12 +139,3 @@ def test_what_killed_runs_left_is_removed(tmp_path):
     assert {path.name for path in output.iterdir()} == {"embeddings", "manifest.json", "run.json"}
     assert not half_written(output)
     check_finished(output, layout)
-
-
-def half_written(output):
-    return list(output.rglob(f"{TEMPORARY_PREFIX}*"))
-
-
-def make_old(paths):
-    for path in paths:
-        os.utime(path, (0, 0))

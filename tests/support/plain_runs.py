@@ -10,6 +10,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import os
 import struct
 import tarfile
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from transforms.inputs.types import Note
 from transforms.runs import lease
 from transforms.runs.commit_units import CommitUnits, _CommitUnit
 from transforms.runs.reports import FILES, publish_group, to_line
+from transforms.storage.local import TEMPORARY_PREFIX
 
 FLAGS = ("--model", "VGG16", "--weights", "random:0", "--image_size", "native", "--max_failure_rate", "1")
 
@@ -288,3 +290,14 @@ def assert_whole(output, layout):
     failed = {key for key, mean in layout.means.items() if mean is None}
     assert rows.keys() == layout.means.keys() - failed
     assert failed_of(output) == failed
+
+
+def half_written(output):
+    """Files that a killed writer left."""
+    return list(Path(output).rglob(f"{TEMPORARY_PREFIX}*"))
+
+
+def make_old(paths):
+    """So that a run takes them for left behind."""
+    for path in paths:
+        os.utime(path, (0, 0))

@@ -1,0 +1,85 @@
+"""Jobs in processes that can be killed, forked from one that has imported everything: a start costs no import."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines import classify
+from pipelines.cli import run_job
+from pipelines.runtime import launch, prepare  # noqa: F401 - what a job imports when it starts
+from tests.support.plain_runs import StagedFake, stage_fake
+from transforms.classify import predictions, staged  # noqa: F401
+from transforms.core.spec import EmbedderSpec
+from transforms.embed import units  # noqa: F401
+
+LABELS = ("red", "green", "blue")
+
+
+@dataclass
+class Shares:
+    """A classifier that costs nothing: the share of each channel in an image's brightness."""
+
+    spec: EmbedderSpec = field(default_factory=lambda: StagedFake().spec)
+    dimensions: dict[str, int] = field(default_factory=lambda: {"probabilities": 3})
+
+    def embed(self, images):
+        means = images.mean(axis=(1, 2), dtype=np.float64)
+        return {"probabilities": (means / means.sum(axis=1, keepdims=True)).astype(np.float32)}
+
+
+def write_classifier(folder):
+    """What `classify --classifier` looks at; the models themselves are never loaded."""
+    folder = Path(folder)
+    folder.mkdir()
+    about = {"labels": LABELS, "multi_label": False, "embedding_column": "embedding", "spec": Shares().spec.to_dict()}
+    (folder / "labels.json").write_text(json.dumps(about))
+    (folder / "metrics.json").write_text("{}")
+    (folder / "classifier.keras").write_bytes(b"a head")
+
+
+def run(name: str, argv: list[str], log: str) -> Any:
+    """The target of a process: one job, with models that cost nothing."""
+    sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115 - for as long as the process lives
+    prepare.stage_model = stage_fake
+    staged.stage_classifier = lambda *_, **__: StagedFake(Shares())
+    assert classify
+    os._exit(run_job(name, argv))
+
+
+def processes():
+    """What starts them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.killable"])
+    return context
+
+
+def workers(pid):
+    """Numbers of the worker processes of Beam's local runner, below a launcher's process."""
+    found, below = [], [pid]
+    while below:
+        number = below.pop()
+        for child in _children(number):
+            below.append(child)
+            command = Path(f"/proc/{child}/cmdline").read_bytes()
+            if b"sdk_worker_main" in command and not command.startswith(b"/bin/sh"):
+                found.append(child)
+    return found
+
+
+def _children(pid):
+    try:
+        return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _words(task / "children")]
+    except FileNotFoundError:
+        return []
+
+
+def _words(path):
+    return path.read_text().split()
