@@ -26,7 +26,7 @@ WORKERS ?= 2
 # More arguments for pytest, or for the demo: `make test ARGS=tests/pipelines/test_cli.py`, `make demo ARGS=/tmp/run`.
 ARGS ?=
 
-.PHONY: help venv demo test test-long parity lint format lock bench flink-demo clean schedule-check pixels
+.PHONY: help venv demo test test-long parity lint format lock bench flink-demo clean schedule-check pixels hostile
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,10 @@ production-check: $(INSTALLED) ## each job from requirements.lock and the wheel 
 pixels: $(INSTALLED) ## decode a matrix of images by many writers, hold it against other readers, write docs/pixels.md
 	@echo "==> pixels"
 	$(BIN)/python -m tests.support.pixels $(ARGS)
+
+hostile: $(INSTALLED) ## 15,000 damaged files of every kind, in processes that may crash; writes the table in docs/security.md
+	@echo "==> hostile files"
+	$(BIN)/python -m tests.support.hostile $(ARGS)
 
 schedule-check: $(INSTALLED) ## Airflow itself, in an environment of its own, runs the DAG that ships
 	@echo "==> Airflow"
