@@ -8,14 +8,13 @@ import json
 import math
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from transforms.models.weight_files import StoredArray, StoredWeights, WeightsFileError, first_line
+from transforms.models.weight_files import StoredArray, StoredWeights, WeightsFileError, first_line, open_archive
 
 _MAX_HEADER_BYTES = 2**16
 _MAX_SAFETENSORS_HEADER = 16 * 2**20
@@ -30,12 +29,9 @@ def open_npz(path: Path) -> Iterator[StoredWeights]:
     Raises:
         WeightsFileError: for pickled objects, or a damaged archive.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            arrays = {info.filename.removesuffix(".npy"): _npz_member(archive, info) for info in archive.infolist()}
-            yield StoredWeights(by_name=arrays)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise WeightsFileError(f"the archive is damaged ({first_line(error)})") from error
+    with open_archive(path) as archive:
+        arrays = {info.filename.removesuffix(".npy"): _npz_member(archive, info) for info in archive.infolist()}
+        yield StoredWeights(by_name=arrays)
 
 
 def _npz_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> StoredArray:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.models.weight_files import StoredArray, StoredWeights, WeightsFileError, first_line
+from transforms.models.weight_files import StoredArray, StoredWeights, WeightsFileError, first_line, open_archive
 
 if TYPE_CHECKING:
     import h5py
@@ -50,23 +50,20 @@ def open_keras_archive(path: Path) -> Iterator[StoredWeights]:
     Raises:
         WeightsFileError: for layers that hold code, or a damaged archive.
     """
-    try:
-        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
-            _check_config(archive)
-            if _WEIGHTS_MEMBER not in archive.namelist():
-                raise WeightsFileError(f"the archive has no {_WEIGHTS_MEMBER}")
-            info = archive.getinfo(_WEIGHTS_MEMBER)
-            if info.file_size > _MAX_INFLATION * max(info.compress_size, 2**16):
-                raise WeightsFileError(
-                    f"{_WEIGHTS_MEMBER} inflates from {info.compress_size:,} to {info.file_size:,} bytes"
-                )
-            unpacked = Path(folder, _WEIGHTS_MEMBER)
-            with archive.open(info) as source, unpacked.open("wb") as target:
-                shutil.copyfileobj(source, target)
-            with open_hdf5(unpacked) as stored:
-                yield stored
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise WeightsFileError(f"the archive is damaged ({first_line(error)})") from error
+    with open_archive(path) as archive, tempfile.TemporaryDirectory() as folder:
+        _check_config(archive)
+        if _WEIGHTS_MEMBER not in archive.namelist():
+            raise WeightsFileError(f"the archive has no {_WEIGHTS_MEMBER}")
+        info = archive.getinfo(_WEIGHTS_MEMBER)
+        if info.file_size > _MAX_INFLATION * max(info.compress_size, 2**16):
+            raise WeightsFileError(
+                f"{_WEIGHTS_MEMBER} inflates from {info.compress_size:,} to {info.file_size:,} bytes"
+            )
+        unpacked = Path(folder, _WEIGHTS_MEMBER)
+        with archive.open(info) as source, unpacked.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        with open_hdf5(unpacked) as stored:
+            yield stored
 
 
 def _check_config(archive: zipfile.ZipFile) -> None:

@@ -6,8 +6,12 @@ Nothing is inflated or read before its shape and place are known, so a file can 
 from __future__ import annotations
 
 import contextlib
+import errno
+import lzma
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,13 +117,39 @@ def _opener(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[St
     return array_weights.open_onnx
 
 
+_DAMAGED_ARCHIVE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, NotImplementedError, RuntimeError),
+)
+"""What `zipfile` raises for what an archive holds."""
+
+
+@contextlib.contextmanager
+def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip archive.
+
+    Raises:
+        WeightsFileError: if it is damaged, also when that shows only while a member is read.
+        OSError: if it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except _DAMAGED_ARCHIVE as error:
+        raise WeightsFileError(f"the archive is damaged ({first_line(error)})") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # That a damaged directory leads to: a place before the file's beginning.
+            raise
+        raise WeightsFileError(f"the archive is damaged ({first_line(error)})") from error
+
+
 def _zip_opener(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[StoredWeights]]:
     from transforms.models import array_weights, hdf5_weights
 
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_archive(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except ValueError as error:
         raise WeightsFileError(f"the archive is damaged ({first_line(error)})") from error
     if any(name.endswith("data.pkl") for name in names):
         raise WeightsFileError("it is a PyTorch file, whose pickled objects can run code")
