@@ -127,6 +127,8 @@ def open_onnx(path: Path) -> Iterator[StoredWeights]:
         raise WeightsFileError(f"it is no ONNX file ({first_line(error)})") from error
     arrays = {}
     for initializer in initializers:
+        if not isinstance(initializer.name, str):  # What is no UTF-8 comes as bytes.
+            raise WeightsFileError("an array of the ONNX graph has a name that is not text")
         if initializer.data_location == onnx.TensorProto.EXTERNAL:
             raise WeightsFileError(f"the data of {initializer.name} lie in another file")
         if (match := _ONNX_CONVOLUTION.search(initializer.name)) is None:

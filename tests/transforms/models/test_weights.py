@@ -265,7 +265,24 @@ def bare_pickle(path):
     path.write_bytes(pickle.dumps(Evil()))
 
 
+def misplaced(path):
+    """An archive whose members would lie before its beginning."""
+    np.savez(path, x=np.zeros(3))
+    data = bytearray(path.read_bytes())
+    field = slice(len(data) - 6, len(data) - 2)
+    data[field] = (int.from_bytes(data[field], "little") + 1_000).to_bytes(4, "little")
+    path.write_bytes(data)
+
+
+def named_in_bytes(path):
+    tensor = numpy_helper.from_array(np.zeros(64, np.float32), "block1_conv1/name")
+    data = helper.make_model(helper.make_graph([], "g", [], [], [tensor])).SerializeToString()
+    path.write_bytes(data.replace(b"block1_conv1/name", b"block1_conv1/\xff\xfe\xff\xfe"))
+
+
 REFUSED = {
+    "an archive that leads before its beginning": ("a.npz", misplaced, "damaged"),
+    "ONNX names that are not text": ("a.onnx", named_in_bytes, "not text"),
     "a whole model": ("a.h5", full_model, "holds a whole model"),
     "an HDF5 file of something else": ("a.h5", lambda path: h5py.File(path, "w").close(), "names no layers"),
     "weights of VGG19, legacy": ("a.h5", of_vgg19(write_legacy), "do not fit vgg16"),
