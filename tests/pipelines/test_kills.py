@@ -21,7 +21,7 @@ IMAGES, BAD = 60, {3, 31, 58}
 LAUNCHERS_KILLED = {"extract": 56, "classify": 40}
 WORKERS_KILLED = 4
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.reliability, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

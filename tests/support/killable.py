@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import sys
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.support.plain_runs import StagedFake, stage_fake
 from transforms.classify import predictions, staged  # noqa: F401
 from transforms.core.spec import EmbedderSpec
 from transforms.embed import units  # noqa: F401
+from transforms.training.head import LABELS_FILE
 
 LABELS = ("red", "green", "blue")
 
@@ -40,9 +42,10 @@ def write_classifier(folder):
     folder = Path(folder)
     folder.mkdir()
     about = {"labels": LABELS, "multi_label": False, "embedding_column": "embedding", "spec": Shares().spec.to_dict()}
-    (folder / "labels.json").write_text(json.dumps(about))
+    (folder / LABELS_FILE).write_text(json.dumps(about))
     (folder / "metrics.json").write_text("{}")
-    (folder / "classifier.keras").write_bytes(b"a head")
+    with zipfile.ZipFile(folder / "classifier.keras", "w") as archive:
+        archive.writestr(LABELS_FILE, json.dumps(about))
 
 
 def run(name: str, argv: list[str], log: str) -> Any:
