@@ -169,9 +169,7 @@ def operations(model: Any) -> float:
     for layer in model._flatten_layers(include_self=False):
         if isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D | keras.layers.Dense):
             kernel = math.prod(layer.kernel.shape)
-            places = math.prod(layer.output.shape[1:-1]) if isinstance(layer, keras.layers.Conv2D) else 1
-            if isinstance(layer, keras.layers.DepthwiseConv2D):
-                places = math.prod(layer.output.shape[1:-1])
+            places = math.prod(layer.output.shape[1:-1])  # 1 of a dense layer on vectors
             total += 2 * kernel * places
     return total / 1e9
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from transforms.core.spec import Precision
 from transforms.models.keras_import import pinned_keras
+from transforms.models.prediction import fill_up
 
 if TYPE_CHECKING:
     import keras
@@ -152,7 +153,7 @@ class _JaxCall(_Call):
         sizes = self._sizes.setdefault(images.shape[1:], set())
         size = min((known for known in sizes if known >= count), default=count)
         if size > count:
-            images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.uint8)])
+            images = fill_up(images, size)
         with jax.default_matmul_precision(self._matmul):
             begun = self._program(self._variables, images)
         jax.tree.map(lambda vectors: vectors.copy_to_host_async(), begun)

@@ -31,12 +31,13 @@ def predict_rows(model: keras.Model, rows: np.ndarray, batch_size: int) -> np.nd
         batch = rows[start : start + batch_size]
         count = len(batch)
         if round_up:
-            batch = _fill(batch, min(batch_size, max(_SMALLEST, 1 << (count - 1).bit_length())))
+            batch = fill_up(batch, min(batch_size, max(_SMALLEST, 1 << (count - 1).bit_length())))
         outputs.append(model.predict_on_batch(batch)[:count])
     return np.concatenate(outputs)
 
 
-def _fill(batch: np.ndarray, rows: int) -> np.ndarray:
+def fill_up(batch: np.ndarray, rows: int) -> np.ndarray:
+    """A batch with zeros behind it, so that it has as many rows."""
     filled = np.zeros((rows, *batch.shape[1:]), batch.dtype)
     filled[: len(batch)] = batch
     return filled
