@@ -70,9 +70,10 @@ def run(options: ExtractOptions) -> Result:
 
     pipeline = launch.open_pipeline(beam_args)
     # A model that cannot be had must not begin a new generation of parts.
-    loaded = prepare.load_model(options.model.config()) if options.output.overwrite else None
+    config, here = options.model.config(), launch.works_here(pipeline)
+    loaded = prepare.load_model(config, works_here=here) if options.output.overwrite else None
     with prepare.claim_output(options.output, source) as folder:
-        staged = prepare.stage_model(options.model.config(), folder, loaded, overwrite=options.output.overwrite)
+        staged = prepare.stage_model(config, folder, loaded, overwrite=options.output.overwrite, works_here=here)
         embed_units = EmbedUnits(
             model=staged,
             output=folder.output,

@@ -316,20 +316,30 @@ def open_output_apart(options: OutputOptions, patterns: Iterable[str]) -> None:
             )
 
 
-def load_model(config: EmbedderConfig) -> Embedder:
-    """Resolve the weights and build the embedder; warn where its precision does not pay here.
+def load_model(config: EmbedderConfig, *, works_here: bool = False) -> Embedder:
+    """Resolve the weights and build the embedder.
+
+    Args:
+        config: which model.
+        works_here: whether this machine runs it: then warn where its precision does not pay.
 
     Raises:
         ImagebeamError: if it cannot be built.
     """
     say(f"Loading {config.description}")
     embedder = resolve(config)
-    warn_if_slower(config, embedder)
+    if works_here:
+        warn_if_slower(config, embedder)
     return embedder
 
 
 def stage_model(
-    config: EmbedderConfig, folder: RunFolder, loaded: Embedder | None = None, *, overwrite: bool = False
+    config: EmbedderConfig,
+    folder: RunFolder,
+    loaded: Embedder | None = None,
+    *,
+    overwrite: bool = False,
+    works_here: bool = False,
 ) -> StagedModel:
     """The staged model this run wants: the one that is there if it is the same, else resolved, built and staged.
 
@@ -338,6 +348,7 @@ def stage_model(
         folder: of the run.
         loaded: what `load_model` gave, where it was called before.
         overwrite: whether the parts that are there will be replaced, whatever their spec.
+        works_here: as for `load_model`.
 
     Raises:
         ImagebeamError: if the folder was filled by another spec, naming the fields that differ, or the model cannot
@@ -350,7 +361,7 @@ def stage_model(
         check_spec(folder, held, wanted)
 
     def load(config: EmbedderConfig) -> Embedder:
-        return loaded or load_model(config)
+        return loaded or load_model(config, works_here=works_here)
 
     try:
         found = _read_sound(folder.model)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pipelines.runtime import precision
+from pipelines.runtime import launch, precision
 from tests.support.fakes import ChannelMeans
 from transforms.models.config import EmbedderConfig
 
@@ -51,3 +51,9 @@ def test_nothing_is_tried_for_float32_or_on_a_gpu(float32, monkeypatch):
     monkeypatch.setattr(precision, "has_gpu", lambda: True)
     precision.warn_if_slower(EmbedderConfig(precision="float16"), Taking(0.3))
     assert not float32
+
+
+def test_only_the_local_runner_works_here():
+    assert launch.works_here(launch.open_pipeline([]))
+    assert launch.works_here(launch.open_pipeline(["--direct_num_workers=2"]))
+    assert not launch.works_here(launch.open_pipeline(["--runner=PortableRunner", "--job_endpoint=embed"]))

@@ -58,6 +58,8 @@ def stage_fake(*_, **__):
 class PlainPipeline:
     """Stands in for a Beam pipeline of a job over images: one unit after the other."""
 
+    runner = None
+
     def __init__(self):
         self.options = PipelineOptions([])
         self._steps = None
