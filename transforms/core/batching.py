@@ -6,7 +6,7 @@ import functools
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -65,7 +65,8 @@ def map_ahead(
 
     `items` is drawn in a thread of its own, so that reading overlaps too, and `function` runs in `pool`. At most
     `limit` items are between being drawn and being consumed: that bounds the memory. Order is kept. An exception
-    of `items` or `function` is raised at its place; closing the iterator early stops the drawing.
+    of `items` or `function` is raised at its place; closing the iterator early stops the drawing,
+    and closes `items` where it is a generator.
 
     Args:
         function: to call.
@@ -108,6 +109,8 @@ def map_ahead(
         slots.release()
         held.lift()
         drawer.join()
+        if isinstance(items, Generator):
+            items.close()  # It may read ahead too, which nobody would stop while an error holds on to it.
 
 
 def batch_by_shape(

@@ -1,3 +1,4 @@
+import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -117,3 +118,13 @@ def test_waiting_images_of_many_shapes_are_bounded():
         waiting -= sum(height * width for height, width in batch)
     assert peak <= 4 * 5_000 + 2_000
     assert waiting == 0
+
+
+def test_what_reads_ahead_of_something_that_reads_ahead_ends_with_it():
+    """Although the error that ended it, and here a name, still hold on to it."""
+    with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as other:
+        inner = (item for item in map_ahead(abs, itertools.count(), pool, 2))
+        with pytest.raises(ZeroDivisionError) as kept:
+            list(map_ahead(lambda number: 1 // (number - 3), inner, other, 2))
+        assert kept.value.__traceback__ is not None
+        assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
