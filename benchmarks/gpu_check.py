@@ -34,7 +34,7 @@ import numpy as np
 from benchmarks.common import publish, write_jpegs
 from transforms.core.batching import available_cores
 from transforms.core.spec import Precision
-from transforms.models.compiled import CompiledModel
+from transforms.models.compiled import CompiledModel, has_gpu
 from transforms.models.config import EmbedderConfig
 from transforms.models.keras_import import import_keras
 from transforms.models.staged import read_staged, stage_model
@@ -139,7 +139,7 @@ def peak_tflops() -> float:
     """Of a large bfloat16 matrix product."""
     import keras
 
-    side = 8192 if device_name() != "CPU" else 1024
+    side = 8192 if has_gpu() else 1024
     values = [keras.random.normal((side, side), dtype="bfloat16", seed=seed) for seed in (0, 1)]
     if keras.backend.backend() == "jax":
         import jax
@@ -339,7 +339,7 @@ def measure(
     few = rng.integers(0, 256, (PARITY_IMAGES, SIZE, SIZE, 3), np.uint8)
     reference = str(scratch / f"{name}-float32")
     stage_model(EmbedderConfig(name, "random:0", image_size=(SIZE, SIZE)), reference)
-    batch_size = args.batch_size if device_name() != "CPU" else 8
+    batch_size = args.batch_size if has_gpu() else 8
     batch = rng.integers(0, 256, (batch_size, SIZE, SIZE, 3), np.uint8)
     for precision in args.precision:
         if not clock.allows(f"{name} {precision}", 40):
@@ -358,7 +358,7 @@ def measure(
         bare = statistics.median(figures["bare_images_s"])
         figures["tflops"] = bare * operations(embedder.model) / 1e3
         figures["share_of_matmul_peak"] = figures["tflops"] / peak
-        if precision == Precision.FLOAT32 and device_name() != "CPU":
+        if precision == Precision.FLOAT32 and has_gpu():
             loose = statistics.median(rate(*bare_call(embedder.model, precision, tf32=True), on_device(batch)))
             figures["bare_tf32_images_s"] = loose
         vectors = embedder.embed(few)["embedding"]
@@ -420,7 +420,7 @@ def main() -> None:
             for label, found in measure(name, args, jpegs, scratch, clock, figures["peak_tflops"]):
                 figures[label] = found
                 print(label, found, flush=True)
-        if figures["device"] != "CPU" and clock.allows("out of memory", 60):
+        if has_gpu() and clock.allows("out of memory", 60):
             figures["out_of_memory"] = in_process(
                 OUT_OF_MEMORY, str(scratch / f"{args.models[0]}-float32"), "1024", XLA_PYTHON_CLIENT_MEM_FRACTION="0.05"
             )

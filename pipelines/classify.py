@@ -14,7 +14,7 @@ from pipelines.common.console import say
 from pipelines.common.fields import Options, flag, one_of
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments, complete
-from pipelines.options.extraction import InputOptions, OutputOptions, image_options
+from pipelines.options.extraction import InputOptions, OutputOptions
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import TruncatedImages
 from transforms.core.text import first_few
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pipelines.runtime.launch import Result
     from transforms.classify.predictions import PredictionLayout
     from transforms.classify.staged import TrainedClassifier
+    from transforms.core.spec import EmbedderSpec
+    from transforms.images.decode import ImageOptions
     from transforms.runs.part_files import PartOptions
 
 DESCRIPTION = """\
@@ -69,6 +71,13 @@ class LabelOptions(Options):
                 raise ImagebeamError(f"--{name} is at least 1. Received: {getattr(self, name)}.")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ImagebeamError(f"--threshold is a probability, 0 to 1. Received: {self.threshold}.")
+
+    def image_options(self, spec: EmbedderSpec) -> ImageOptions:
+        """How images are decoded for an embedder of `spec`."""
+        from transforms.embed.sources import image_options
+
+        accept = self.truncated_images == TruncatedImages.ACCEPT
+        return image_options(spec, self.max_image_pixels, accept_truncated=accept)
 
     def threshold_of(self, classifier: TrainedClassifier) -> float:
         """The threshold given, or the default for this classifier."""
@@ -172,10 +181,7 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
             model=staged,
             output=folder.output,
             read=source.read,
-            embed=EmbedOptions(
-                image_options(classifier.spec, options.label.max_image_pixels, options.label.truncated_images),
-                options.label.batch_size,
-            ),
+            embed=EmbedOptions(options.label.image_options(classifier.spec), options.label.batch_size),
             part=_layout(options, classifier, part),
             retry_failed=options.output.retry_failed,
             generation=folder.generation,

@@ -14,13 +14,14 @@ from typing import Any
 from pipelines import extract
 from pipelines.common.flags import JobParser
 from pipelines.options import dataflow
-from pipelines.options.kept_columns import KEEP_TYPES
+from pipelines.options.kept_columns import PRINTED_AS
+from transforms.core.formats import KEEP_TYPES
 
 LAUNCHER_FLAGS = ("--help", "--debug", "--log_format", "--quiet")
 """Flags of extract that are no parameters: what they do is for somebody in front of a terminal."""
 
 _GS = "gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
-_TYPE = "|".join([*KEEP_TYPES, "float", "double"])
+_TYPE = "|".join([*KEEP_TYPES, *PRINTED_AS])
 _COLUMN = rf"[^,:=]+(=[^,:=]+)?(:({_TYPE}|list<({_TYPE})>))?"
 
 # What the flag's own type does not say.

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pipelines.common.fields import Options, flag, one_of
-from pipelines.options.kept_columns import KEEP_TYPES, KeptColumn, parse_kept_columns
+from pipelines.options.kept_columns import KeptColumn, parse_kept_columns
 from transforms.core.errors import ImagebeamError
-from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
+from transforms.core.formats import KEEP_TYPES, EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
 from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision, Preprocessing, ResizeMode
 from transforms.models.architectures import Architecture
-from transforms.models.own_model import OwnModel, find_model
+from transforms.models.own_model import OwnModel
 
 if TYPE_CHECKING:
     from transforms.images.decode import ImageOptions
@@ -206,7 +206,10 @@ class ModelOptions(Options):
 
     def image_options(self, spec: EmbedderSpec) -> ImageOptions:
         """How images are decoded for an embedder of `spec`."""
-        return image_options(spec, self.max_image_pixels, self.truncated_images)
+        from transforms.embed.sources import image_options
+
+        accept = self.truncated_images == TruncatedImages.ACCEPT
+        return image_options(spec, self.max_image_pixels, accept_truncated=accept)
 
     def config(self) -> EmbedderConfig:
         """The embedder these options ask for."""
@@ -281,19 +284,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `OutputOptions`."""
     OutputOptions.add_arguments(parser, "output")
-
-
-def image_options(spec: EmbedderSpec, max_image_pixels: int, truncated: TruncatedImages) -> ImageOptions:
-    """How images are decoded for an embedder of `spec`."""
-    from transforms.images.decode import ImageOptions
-
-    smallest = find_model(spec.model).min_size
-    return ImageOptions.from_spec(
-        spec,
-        max_image_pixels=max_image_pixels,
-        min_size=(smallest, smallest),
-        accept_truncated=truncated == TruncatedImages.ACCEPT,
-    )
 
 
 def check_uris(name: str, *uris: str) -> None:

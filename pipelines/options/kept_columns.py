@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.formats import KEEP_TYPES
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-KEEP_TYPES = ("string", "bool", "int32", "int64", "uint64", "float32", "float64", "binary")
-"""What a kept column may be declared as, under the names pyarrow gives them."""
-
-_PRINTED_AS = {"float": "float32", "double": "float64"}
-"""What pyarrow prints for some of them."""
+PRINTED_AS = {"float": "float32", "double": "float64"}
+"""What pyarrow prints for some of them, which is taken too."""
 
 OUTPUT_COLUMNS = ("key", "uri", "label", "width", "height", "sha256", "embedding")
 """Columns a part always has: an input column cannot be kept under such a name."""
@@ -42,9 +40,9 @@ class KeptColumn:
         """NAME, NAME=NEW, NAME:TYPE or NAME=NEW:TYPE."""
         column, colon, kind = text.strip().partition(":")
         source, equals, name = column.partition("=")
-        kind = _PRINTED_AS.get(kind, kind)
+        kind = PRINTED_AS.get(kind, kind)
         if (item := _item_type(kind)) != kind:
-            kind = f"list<{_PRINTED_AS.get(item, item)}>"
+            kind = f"list<{PRINTED_AS.get(item, item)}>"
         return cls(source, name if equals else source, kind if colon else None)
 
     def __post_init__(self) -> None:

@@ -21,9 +21,9 @@ from pipelines.options.extraction import (
     add_model_arguments,
     add_output_arguments,
 )
-from pipelines.options.kept_columns import KEEP_TYPES, KeptColumn, parse_kept_columns
+from pipelines.options.kept_columns import KeptColumn, parse_kept_columns
 from transforms.core.errors import ImagebeamError, JobError
-from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
+from transforms.core.formats import KEEP_TYPES, EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
 from transforms.core.spec import Interpolation, Pooling, Precision, Preprocessing, ResizeMode
 
 HEAVY = {"apache_beam", "google", "keras", "matplotlib", "numpy", "pandas", "pyarrow", "sklearn", "tensorflow", "yaml"}

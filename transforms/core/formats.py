@@ -28,6 +28,10 @@ class LabelFrom(enum.StrEnum):
         return self in (LabelFrom.FIRST_FOLDER, LabelFrom.LAST_FOLDER)
 
 
+KEEP_TYPES = ("string", "bool", "int32", "int64", "uint64", "float32", "float64", "binary")
+"""What a kept column may be declared as, under the names pyarrow gives them."""
+
+
 class TruncatedImages(enum.StrEnum):
     """What becomes of a JPEG whose data stops early."""
 

@@ -9,7 +9,7 @@ import apache_beam as beam
 from apache_beam.utils.shared import Shared
 
 from transforms.core.types import Failure, Record, Row
-from transforms.embed.sources import image_options, model_source
+from transforms.embed.sources import image_options, model_source, spec_of
 from transforms.embed.units import EmbedOptions, ImageModel, ModelSource, embed_records
 from transforms.images.decode import DEFAULT_MAX_IMAGE_PIXELS, ImageOptions, prepare_pillow
 from transforms.models.config import EmbedderConfig
@@ -70,7 +70,7 @@ class EmbedRecords(beam.PTransform):  # type: ignore[misc]
             known = model if isinstance(model, EmbedderConfig) else self._model
             if not isinstance(known, EmbedderConfig | StagedModel):
                 raise TypeError(f"images is needed for a model of this kind. Received: {type(model).__name__}.")
-            images = image_options(known, max_image_pixels)
+            images = image_options(spec_of(known), max_image_pixels)
         self._options = EmbedOptions(images, batch_size)
 
     def expand(self, records: beam.PCollection) -> EmbeddedRecords:

@@ -15,7 +15,7 @@ from apache_beam.ml.transforms.base import EmbeddingsManager, _ImageEmbeddingHan
 
 from transforms.core.errors import ImagebeamError
 from transforms.embed.model_handler import EmbeddingModelHandler
-from transforms.embed.sources import image_options
+from transforms.embed.sources import image_options, spec_of
 from transforms.embed.units import ImageModel
 from transforms.images.decode import ImageOptions, decode_image
 from transforms.models.config import EmbedderConfig
@@ -104,7 +104,7 @@ class _ColumnHandler(EmbeddingModelHandler):
 
     def __init__(self, model: EmbedderConfig | StagedModel, **settings: Any) -> None:
         super().__init__(model, **settings)
-        self._images = image_options(model)
+        self._images = image_options(spec_of(model))
 
     def run_inference(
         self, batch: Sequence[Any], model: ImageModel, inference_args: Mapping[str, Any] | None = None

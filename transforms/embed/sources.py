@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.spec import EmbedderSpec
 from transforms.images.decode import DEFAULT_MAX_IMAGE_PIXELS, ImageOptions
-from transforms.models.architectures import get_architecture
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import Embedder, resolve
+from transforms.models.own_model import find_model
 from transforms.models.staged import StagedModel, read_staged
 
 if TYPE_CHECKING:
@@ -53,12 +54,18 @@ def model_source(model: EmbedderConfig | StagedModel | ModelSource | str) -> Mod
 
 
 def image_options(
-    model: EmbedderConfig | StagedModel, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+    spec: EmbedderSpec, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS, *, accept_truncated: bool = False
 ) -> ImageOptions:
-    """How images are decoded for a model."""
-    if isinstance(model, StagedModel):
-        smallest = get_architecture(model.spec.model).min_size
-        return ImageOptions.from_spec(model.spec, max_image_pixels=max_image_pixels, min_size=(smallest, smallest))
-    smallest = get_architecture(model.model).min_size
-    spec = model.spec("")
-    return ImageOptions.from_spec(spec, max_image_pixels=max_image_pixels, min_size=(smallest, smallest))
+    """How images are decoded for an embedder of `spec`."""
+    smallest = find_model(spec.model).min_size
+    return ImageOptions.from_spec(
+        spec,
+        max_image_pixels=max_image_pixels,
+        min_size=(smallest, smallest),
+        accept_truncated=accept_truncated,
+    )
+
+
+def spec_of(model: EmbedderConfig | StagedModel) -> EmbedderSpec:
+    """What is known of a model's spec; the weights of a request are not resolved yet."""
+    return model.spec if isinstance(model, StagedModel) else model.spec("")

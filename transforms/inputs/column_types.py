@@ -12,21 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from transforms.core.formats import KEEP_TYPES
 from transforms.core.text import storable
 
 TEXT = pa.string()
 
-_DECLARED_AS = {
-    pa.string(): "string",
-    pa.bool_(): "bool",
-    pa.int32(): "int32",
-    pa.int64(): "int64",
-    pa.uint64(): "uint64",
-    pa.float32(): "float32",
-    pa.float64(): "float64",
-    pa.binary(): "binary",
-}
-"""The types that --keep_columns takes, as it takes them."""
+_DECLARED_AS = {pa.type_for_alias(name): name for name in KEEP_TYPES}
 
 _LIST = re.compile(r"list<\w+: (\w+)>")
 

@@ -8,6 +8,8 @@ from tests.support.fakes import FakeModel
 from tests.transforms.embed.test_units import png
 from transforms.embed.embed_records import EmbedRecords, as_record
 from transforms.images.decode import ImageOptions
+from transforms.models.config import EmbedderConfig
+from transforms.models.staged import stage_model
 from transforms.runs.read_embeddings import ReadEmbeddings
 
 
@@ -29,6 +31,24 @@ def test_every_element_is_a_row_or_a_failure():
             rows | beam.Filter(lambda row: row["key"] == "rich") | beam.Map(lambda row: (row["camera"], row["uri"]))
         )
         assert_that(extras, equal_to([("x", "u")]), "extras")
+
+
+def test_a_model_of_ones_own_embeds_records(tmp_path):
+    import keras
+
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, keras.layers.Conv2D(4, 3)(image))
+    model.save(tmp_path / "own.keras")
+    config = EmbedderConfig(str(tmp_path / "own.keras"))
+    staged = stage_model(config, str(tmp_path / "model"))
+    plain = model(np.full((1, 8, 8, 3), (9, 8, 7), "float32")).numpy().mean(axis=(1, 2))[0]
+    for given in (config, staged):
+        with beam.Pipeline("FnApiRunner") as pipeline:
+            rows, _ = pipeline | beam.Create([("key", png((9, 8, 7)))]) | EmbedRecords(given)
+            assert_that(
+                rows | beam.Map(lambda row: row["embedding"]),
+                lambda found: np.testing.assert_allclose(found, [plain], rtol=1e-5, atol=1e-5),
+            )
 
 
 @pytest.mark.parametrize("element", ["key", ("key", "text"), {"key": "k"}, {"key": 5, "data": b""}, None])
