@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 TRAIN = ["matplotlib>=3.10", "scikit-learn>=1.7", "scipy>=1.13", "threadpoolctl>=3.5"]
 ONNX = ["onnx>=1.19"]
 HEIF = ["pillow-heif>=1.1"]
+OPENVINO = ["nncf>=3.4,<4", "openvino>=2026.4"]
 S3 = ["apache-beam[aws]>=2.77,<2.78"]
 AZURE = ["apache-beam[azure]>=2.77,<2.78"]
 
@@ -60,9 +61,10 @@ setup(
         "train": TRAIN,
         "onnx": ONNX,
         "heif": HEIF,
+        "openvino": OPENVINO,
         "s3": S3,
         "azure": AZURE,
-        "all": TRAIN + ONNX + HEIF + S3 + AZURE,
+        "all": TRAIN + ONNX + HEIF + OPENVINO + S3 + AZURE,
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "dev": [
             "build>=1.3",

@@ -1,18 +1,25 @@
 """Extract's steady rate, JPEG in and Parquet out, against the bare compiled model on ready batches.
 
-    python -m benchmarks.extract_speed [--images 256] [--rounds 3] [--precision float32 bfloat16]
+    python -m benchmarks.extract_speed [--images 256] [--rounds 3] [--model VGG16] [--precision float32 bfloat16]
+        [--engine keras openvino]
 
 Both are measured in turn in one process, round by round; the ratio is of the medians. The bare model is the same
-Keras model in a `tf.function` over a uint8 batch in memory, at its best batch size. Extract's rate is counted from
+model over a uint8 batch in memory, at its best batch size: for Keras in a `tf.function`, for OpenVINO compiled, and
+called by as many threads as a run has. Extract's rate is counted from
 the end of its first batch, so that loading and tracing are left out on both sides, to the last part on disk.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
+import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +28,36 @@ import numpy as np
 from benchmarks.common import publish, write_jpegs
 from pipelines.extract import ExtractOptions
 from pipelines.extract import run as run_extract
+from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import InputOptions, ModelOptions, OutputOptions
+from transforms.core.batching import MODEL_CALLS
+from transforms.core.engines import Engine, PrecisionChoice
 from transforms.core.progress import PROGRESS
-from transforms.core.spec import Precision
-from transforms.models.staged import read_staged
+from transforms.models.openvino_model import OpenVinoEmbedder
+from transforms.models.staged import StagedModel, read_staged
+
+SIZE = 224
 
 
-def bare_rate(model: Any, batch_size: int, images: int) -> float:
-    """Images/s of the compiled model over one ready batch, after a call that traces it."""
+def bare_call(staged: StagedModel) -> tuple[Callable[[np.ndarray], Any], int]:
+    """The engine's own call of the model, and how many threads make it."""
+    model = staged.load()
+    if isinstance(model, OpenVinoEmbedder):
+        return model.embed, MODEL_CALLS
     import tensorflow as tf
 
-    compiled = tf.function(lambda batch: model(batch, training=False))
-    batch = np.random.default_rng(0).integers(0, 256, (batch_size, 224, 224, 3), dtype=np.uint8)
-    compiled(batch)
+    compiled = tf.function(lambda batch: model.model(batch, training=False))
+    return lambda batch: np.asarray(compiled(batch)), 1
+
+
+def bare_rate(call: Callable[[np.ndarray], Any], threads: int, batch_size: int, images: int) -> float:
+    """Images/s of the compiled model over one ready batch, after a call that traces it."""
+    batch = np.random.default_rng(0).integers(0, 256, (batch_size, SIZE, SIZE, 3), dtype=np.uint8)
+    call(batch)
     calls = max(2, images // batch_size)
     started = time.perf_counter()
-    for _ in range(calls):
-        np.asarray(compiled(batch))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(call, [batch] * calls))
     return calls * batch_size / (time.perf_counter() - started)
 
 
@@ -70,21 +90,27 @@ def extract_rate(options: ExtractOptions) -> float:
     return sum(images for _, images in marks[1:]) / (committed[-1] - marks[0][0])
 
 
-def measure(precision: Precision, jpegs: Path, scratch: Path, args: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    engine: Engine, precision: PrecisionChoice, jpegs: Path, scratch: Path, args: argparse.Namespace
+) -> dict[str, Any]:
     """The two rates, round by round."""
+    output = str(scratch / f"{engine}-{precision}")
     options = ExtractOptions(
         InputOptions(input=(f"{jpegs}/*/*.jpg",)),
-        ModelOptions(weights=args.weights, precision=precision),
-        OutputOptions(output=str(scratch / precision), overwrite=True),
+        ModelOptions(model=args.model, weights=args.weights, image_size=(SIZE, SIZE), precision=precision),
+        OutputOptions(output=output, overwrite=True),
+        EngineOptions(engine=engine, int8_min_cosine=0.9),
     )
     extract_rate(options)  # stages the model; warms the page cache
-    staged = read_staged(str(scratch / precision / "model"))
+    options = dataclasses.replace(options, output=OutputOptions(output=output))
+    staged = read_staged(f"{output}/model")
     assert staged is not None
-    model = staged.load().model
-    best = max(args.batch_sizes, key=lambda batch_size: bare_rate(model, batch_size, 2 * batch_size))
+    call, threads = bare_call(staged)
+    best = max(args.batch_sizes, key=lambda batch_size: bare_rate(call, threads, batch_size, 2 * batch_size))
     bare, extract = [], []
     for _ in range(args.rounds):
-        bare.append(bare_rate(model, best, args.images // 2))
+        bare.append(bare_rate(call, threads, best, args.images // 2))
+        shutil.rmtree(f"{output}/embeddings")
         extract.append(extract_rate(options))
     ratio = statistics.median(extract) / statistics.median(bare)
     return {"bare_batch_size": best, "bare_images_s": bare, "extract_images_s": extract, "ratio": ratio}
@@ -94,7 +120,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--precision", type=Precision, nargs="+", default=[Precision.FLOAT32, Precision.BFLOAT16])
+    parser.add_argument("--model", default="VGG16")
+    both = [PrecisionChoice.FLOAT32, PrecisionChoice.BFLOAT16]
+    parser.add_argument("--precision", type=PrecisionChoice, nargs="+", default=both)
+    parser.add_argument("--engine", type=Engine, nargs="+", default=[Engine.KERAS])
     parser.add_argument("--weights", default="random:0")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[16, 32, 64], help="tried for the bare model")
     args = parser.parse_args()
@@ -102,16 +131,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         jpegs = Path(folder) / "jpegs"
         write_jpegs(jpegs, args.images)
-        for precision in args.precision:
-            figures[precision] = measure(precision, jpegs, Path(folder), args)
-    rows = [("VGG16, 224x224, images/s", "bare model | extract | ratio")]
-    for precision, figure in figures.items():
-        bare, extract = (statistics.median(figure[name]) for name in ("bare_images_s", "extract_images_s"))
-        rows.append((precision, f"{bare:10.2f} | {extract:7.2f} | {figure['ratio']:.3f}"))
-    if {Precision.FLOAT32, Precision.BFLOAT16} <= set(figures):
-        rates = [statistics.median(figures[one]["extract_images_s"]) for one in (Precision.BFLOAT16, Precision.FLOAT32)]
-        figures["bfloat16_over_float32"] = rates[0] / rates[1]
-        rows.append(("bfloat16 over float32", f"{rates[0] / rates[1]:.2f}"))
+        for engine, precision in itertools.product(args.engine, args.precision):
+            if (engine, precision) != (Engine.KERAS, PrecisionChoice.INT8):
+                figures[f"{engine} {precision}"] = measure(engine, precision, jpegs, Path(folder), args)
+    rows = [(f"{args.model}, {SIZE}x{SIZE}, images/s", "bare model | extract | ratio")]
+    for name, figure in figures.items():
+        bare, extract = (statistics.median(figure[which]) for which in ("bare_images_s", "extract_images_s"))
+        rows.append((name, f"{bare:10.2f} | {extract:7.2f} | {figure['ratio']:.3f}"))
+    first, *others = figures
+    for name in others:
+        rates = [statistics.median(figures[one]["extract_images_s"]) for one in (name, first)]
+        figures[name][f"extract_over_{first.replace(' ', '_')}"] = rates[0] / rates[1]
+        rows.append((f"{name} over {first}", f"{rates[0] / rates[1]:.2f}"))
     publish("extract_speed", figures, rows)
 
 

@@ -348,7 +348,7 @@ def measure(
         stage_model(EmbedderConfig(name, "random:0", image_size=(SIZE, SIZE), precision=precision), folder)
         staged = read_staged(folder)
         assert staged is not None
-        embedder = staged.load()
+        embedder = staged.load_keras()
         figures: dict[str, Any] = {"batch_size": batch_size}
         call, wait = bare_call(embedder.model, precision)
         started = time.perf_counter()

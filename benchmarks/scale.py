@@ -38,6 +38,7 @@ from transforms.embed.units import EmbedOptions, EmbedUnits
 from transforms.images.decode import ImageOptions
 from transforms.inputs.plan_units import PlanUnits
 from transforms.inputs.types import Note, ReadOptions, WorkUnit
+from transforms.models.staged import StagedEngine
 from transforms.runs.manifest import MANIFEST_FILE, UnitReport
 from transforms.runs.part_files import EMBEDDINGS, Commit, PartOptions, part_name
 from transforms.runs.reports import new_reports_folder
@@ -178,6 +179,7 @@ class _Staged:
     spec: EmbedderSpec = field(default_factory=lambda: EmbedderSpec("VGG16", "0" * 64))
     weights: dict[str, str | None] = field(default_factory=dict)
     dimensions: dict[str, int] = field(default_factory=lambda: {"embedding": 512})
+    engine: StagedEngine = field(default_factory=StagedEngine)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments, complete
+from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import (
     InputOptions,
     ModelOptions,
@@ -34,14 +35,19 @@ class ExtractOptions:
     input: InputOptions
     model: ModelOptions
     output: OutputOptions
+    engine: EngineOptions = field(default_factory=EngineOptions)
     dataflow: DataflowOptions = field(default_factory=DataflowOptions)
     beam_args: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.engine.check(self.model)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `imagebeam extract`."""
     add_input_arguments(parser)
     add_model_arguments(parser)
+    EngineOptions.add_arguments(parser, "engine")
     add_output_arguments(parser)
     add_dataflow_arguments(parser)
 
@@ -65,15 +71,16 @@ def run(options: ExtractOptions) -> Result:
 
     # Beam takes seconds to import, which an error above does not wait for.
     from pipelines.runtime import launch
+    from pipelines.runtime.engines import ModelLoader
     from transforms.embed.units import EmbedOptions, EmbedUnits
     from transforms.runs.part_files import PartOptions
 
     pipeline = launch.open_pipeline(beam_args)
     # A model that cannot be had must not begin a new generation of parts.
-    config, here = options.model.config(), launch.works_here(pipeline)
-    loaded = prepare.load_model(config, works_here=here) if options.output.overwrite else None
+    loader = ModelLoader(options.model, options.engine, source, options.dataflow.gpu is not None)
+    loaded = loader.load(loader.config(None)) if options.output.overwrite else None
     with prepare.claim_output(options.output, source) as folder:
-        staged = prepare.stage_model(config, folder, loaded, overwrite=options.output.overwrite, works_here=here)
+        staged = prepare.stage_model(loader, folder, loaded, overwrite=options.output.overwrite)
         embed_units = EmbedUnits(
             model=staged,
             output=folder.output,
@@ -96,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             InputOptions.from_args(args),
             ModelOptions.from_args(args),
             OutputOptions.from_args(args),
+            EngineOptions.from_args(args),
             DataflowOptions.from_args(args),
             tuple(beam_args),
         )

@@ -30,6 +30,7 @@ _REGEXES = {
     "gpu": f"^({'|'.join(dataflow.GPUS)})$",
     "image_size": "^([1-9][0-9]*x[1-9][0-9]*|native|default)$",
     "input": rf"^{_GS}(/.*)?$",
+    "int8_model": rf"^{_GS}(/.*)?$",
     "keep_columns": f"^{_COLUMN}(,{_COLUMN})*$",
     "output": rf"^{_GS}(/.*)?$",
     "weights": rf"^(imagenet|none|random:[0-9]+|{_GS}/.+\.(h5|npz|onnx))$",

@@ -9,13 +9,14 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipelines.common.console import say
 from pipelines.common.fields import Options, flag
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.dataflow import add_dataflow_arguments
+from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import (
     InputOptions,
     ModelOptions,
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
     from pipelines.runtime.prepare import RunFolder, Source
     from transforms.embed.inventory import Inventory
     from transforms.embed.sampling import Sample
-    from transforms.embed.units import EmbedOptions
-    from transforms.models.embedder import Embedder
+    from transforms.embed.units import EmbedOptions, ImageModel
 
 DESCRIPTION = """\
 Look at what extract would do with the same flags: shards and work units, the length of the vectors, image sizes and
@@ -74,6 +74,10 @@ class PlanOptions:
     model: ModelOptions
     output: OutputOptions
     look: LookOptions
+    engine: EngineOptions = field(default_factory=EngineOptions)
+
+    def __post_init__(self) -> None:
+        self.engine.check(self.model)
 
 
 def run(options: PlanOptions) -> Plan:
@@ -103,14 +107,13 @@ def run(options: PlanOptions) -> Plan:
         output=None if folder is None or options.output.overwrite else folder.output,
         on_unit=reservoir.add,
     )
-    say(f"Loading {options.model.model}")
-    started = time.perf_counter()
-    embedder = _load(options, folder)
-    load_seconds = time.perf_counter() - started
-    embed = EmbedOptions(options.model.image_options(embedder.spec), options.model.batch_size)
+    embed = EmbedOptions(options.model.image_options(options.model.config().spec("")), options.model.batch_size)
     prepare_pillow()
     say(f"Looking at {min(options.look.sample, inventory.records):,} of {inventory.records:,} records")
     sample = look_at(reservoir.records(source.read), embed.images, images=embed.batch_size, pixels=embed.batch_pixels)
+    started = time.perf_counter()
+    embedder = _load(options, folder, sample.images)
+    load_seconds = time.perf_counter() - started
     estimate = None
     if sample.images:
         say("Timing the model")
@@ -138,25 +141,35 @@ def _look_into_output(options: OutputOptions, source: Source) -> RunFolder | Non
         raise ImagebeamError(f"The output cannot be read: {error}. Received: --output {options.output!r}.") from error
 
 
-def _load(options: PlanOptions, folder: RunFolder | None) -> Embedder:
-    """The model asked for; ImageNet's weights are not fetched for this, since random ones take as long."""
+def _load(options: PlanOptions, folder: RunFolder | None, images: list[np.ndarray]) -> ImageModel:
+    """The model asked for, on the engine that a trial on some images chooses.
+
+    ImageNet's weights are not fetched for this, since random ones take as long.
+    """
     from pipelines.runtime import prepare
-    from transforms.models.embedder import resolve
+    from pipelines.runtime.engines import ModelLoader
     from transforms.models.staged import read_staged
 
-    config, weights = options.model.config(), options.model.weights
-    embedder = resolve(
-        dataclasses.replace(config, weights="none") if weights == "imagenet" and not config.has_own_weights else config
-    )
+    loader = ModelLoader(options.model, options.engine)
     staged = None if folder is None or options.output.overwrite else read_staged(folder.model)
-    if folder is not None and staged is not None:
-        drawn = not config.has_own_weights and weights in ("imagenet", "none")
-        resolved = staged.spec if drawn else embedder.spec
-        prepare.check_spec(folder, staged.spec, config.spec(resolved.weights_sha256, resolved.graph_sha256))
-    return embedder
+    held = None if staged is None else staged.spec
+    config, weights = loader.config(held), options.model.weights
+    drawn = not config.has_own_weights and weights in ("imagenet", "none")
+    if folder is not None and held is not None and drawn:
+        prepare.check_spec(folder, held, config.spec(held.weights_sha256, held.graph_sha256))
+    if staged is not None and held is not None and held.calibration is not None:
+        return staged.load()
+    if weights == "imagenet" and drawn:
+        config = dataclasses.replace(config, weights="none")
+    verdict = loader.try_out(config, images or None)
+    if folder is not None and held is not None and not drawn:
+        prepare.check_spec(folder, held, verdict.loaded.embedder.spec)
+    for line in verdict.lines[:1]:
+        say(line)
+    return verdict.model
 
 
-def time_model(embedder: Embedder, images: Sequence[np.ndarray], options: EmbedOptions) -> tuple[float, float]:
+def time_model(embedder: ImageModel, images: Sequence[np.ndarray], options: EmbedOptions) -> tuple[float, float]:
     """Seconds of the first call, and images per second of the next ones.
 
     Args:
@@ -213,6 +226,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `imagebeam plan`: those of extract, and its own."""
     add_input_arguments(parser)
     add_model_arguments(parser)
+    EngineOptions.add_arguments(parser, "engine")
     OutputOptions.add_arguments(parser, "output", defaults={"output": NO_OUTPUT})
     add_dataflow_arguments(parser)
     LookOptions.add_arguments(parser, "plan")
@@ -228,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ModelOptions.from_args(args),
         OutputOptions.from_args(args),
         LookOptions.from_args(args),
+        EngineOptions.from_args(args),
     )
     plan = run(options)
     sys.stdout.write((json.dumps(to_dict(plan), indent=2) if options.look.format == "json" else to_text(plan)) + "\n")

@@ -24,6 +24,7 @@ from pipelines.options.training import (
     SolverOptions,
 )
 from pipelines.runtime.training_result import TrainResult, conclude, describe_rows, installed_versions, save_models
+from transforms.core.spec import Precision
 
 if TYPE_CHECKING:
     import keras
@@ -78,6 +79,12 @@ def run(options: TrainOptions) -> TrainResult:
     read = options.embeddings
     embeddings = open_embeddings(read.embeddings, read.embedding_column, allow_unfinished=read.allow_unfinished)
     embedder = None if options.classifier.skip_image_classifier else embeddings.staged_model()
+    if embedder is not None and embedder.spec.precision == Precision.INT8:
+        say(
+            f"No {ResultFile.IMAGE_CLASSIFIER}: Keras has no int8 models. To classify images, extract them with "
+            f"--precision int8 --int8_model {embeddings.folders[0]}, then classify --embeddings"
+        )
+        embedder = None
     index = _index(embeddings, options)
     rows = describe_rows(index)
 
@@ -111,7 +118,7 @@ def run(options: TrainOptions) -> TrainResult:
         files = {
             **save_models(
                 trained.head,
-                embedder and embedder.load().model,
+                embedder and embedder.load_keras().model,
                 embeddings.column,
                 embeddings.spec,
                 index,

@@ -15,8 +15,10 @@ import apache_beam as beam
 import pyarrow as pa
 
 from pipelines.common.fields import Options
+from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import InputOptions, ModelOptions, OutputOptions
 from pipelines.runtime import launch, prepare
+from pipelines.runtime.engines import ModelLoader
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.embed.units import EmbedOptions, EmbedUnits
@@ -25,7 +27,7 @@ from transforms.runs import manifest
 from transforms.runs.part_files import PartOptions
 from transforms.runs.reports import new_reports_folder
 
-_GROUPS: tuple[type[Options], ...] = (InputOptions, ModelOptions, OutputOptions)
+_GROUPS: tuple[type[Options], ...] = (InputOptions, ModelOptions, EngineOptions, OutputOptions)
 _NEEDS_A_LAUNCHER = {
     "input": "the patterns are the elements of the input",
     "overwrite": "a transform cannot know whether its pipeline will run; delete the folder, or choose another output",
@@ -63,6 +65,8 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
         super().__init__()
         values = _read_flags({**flags, "output": output})
         self.model_options = _options(ModelOptions, values)
+        self.engine_options = _options(EngineOptions, values)
+        self.engine_options.check(self.model_options)
         self.output_options = _options(OutputOptions, values)
         # The patterns come later; all else of the input is checked now.
         self.input_options = _options(InputOptions, {**values, "input": ("*",)})
@@ -78,7 +82,7 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
         read = self.input_options.read_options()
         options = self.output_options
         folder = prepare.read_run(prepare.RunFolder(storage.absolute(options.output), {}))
-        staged = prepare.stage_model(self.model_options.config(), folder)
+        staged = prepare.stage_model(ModelLoader(self.model_options, self.engine_options), folder)
         run = launch.Run(
             folder,
             staged,

@@ -9,11 +9,10 @@ import json
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pipelines.common.console import say
 from pipelines.options.extraction import InputOptions, OutputOptions
-from pipelines.runtime.precision import warn_if_slower
+from pipelines.runtime.engines import ModelLoader
 from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError, refused
 from transforms.core.formats import InputFormat, LabelFrom
@@ -24,9 +23,12 @@ from transforms.inputs.shard_index import forget_cuts
 from transforms.inputs.types import ReadOptions
 from transforms.models import staged
 from transforms.models.config import EmbedderConfig
-from transforms.models.embedder import Embedder, resolve
-from transforms.models.staged import StagedModel
+from transforms.models.staged import LoadedModel, StagedModel
 from transforms.runs import lease, manifest, part_files
+
+if TYPE_CHECKING:
+    from transforms.embed.sampling import Drawn
+    from transforms.images.decode import ImageOptions
 
 RUN_FILE = "run.json"
 _CUTS = "plan"
@@ -60,6 +62,12 @@ class Source:
         if self.read.renamed:
             described["renamed"] = dict(self.read.renamed)
         return described
+
+    def draw_images(self, options: ImageOptions, count: int, least_bytes: int = 0) -> Drawn:
+        """Images of the input, always the same: see `sampling.draw_images`."""
+        from transforms.embed.sampling import draw_images
+
+        return draw_images(self.patterns, self.input_format, self.read, options, count, least_bytes=least_bytes)
 
 
 class Described(Protocol):
@@ -316,39 +324,16 @@ def open_output_apart(options: OutputOptions, patterns: Iterable[str]) -> None:
             )
 
 
-def load_model(config: EmbedderConfig, *, works_here: bool = False) -> Embedder:
-    """Resolve the weights and build the embedder.
-
-    Args:
-        config: which model.
-        works_here: whether this machine runs it: then warn where its precision does not pay.
-
-    Raises:
-        ImagebeamError: if it cannot be built.
-    """
-    say(f"Loading {config.description}")
-    embedder = resolve(config)
-    if works_here:
-        warn_if_slower(config, embedder)
-    return embedder
-
-
 def stage_model(
-    config: EmbedderConfig,
-    folder: RunFolder,
-    loaded: Embedder | None = None,
-    *,
-    overwrite: bool = False,
-    works_here: bool = False,
+    loader: ModelLoader, folder: RunFolder, loaded: LoadedModel | None = None, *, overwrite: bool = False
 ) -> StagedModel:
     """The staged model this run wants: the one that is there if it is the same, else resolved, built and staged.
 
     Args:
-        config: which model.
+        loader: of the model.
         folder: of the run.
-        loaded: what `load_model` gave, where it was called before.
+        loaded: what the loader gave, where it was asked before.
         overwrite: whether the parts that are there will be replaced, whatever their spec.
-        works_here: as for `load_model`.
 
     Raises:
         ImagebeamError: if the folder was filled by another spec, naming the fields that differ, or the model cannot
@@ -360,28 +345,24 @@ def stage_model(
     def check(held: EmbedderSpec, wanted: EmbedderSpec) -> None:
         check_spec(folder, held, wanted)
 
-    def load(config: EmbedderConfig) -> Embedder:
-        return loaded or load_model(config, works_here=works_here)
+    def load(config: EmbedderConfig) -> LoadedModel:
+        return loaded or loader.load(config, settled=held is not None)
 
     try:
-        found = _read_sound(folder.model)
+        found = None if overwrite else _read_sound(folder.model)
+        config = loader.config(held or (found.spec if found is not None else None))
         if found is not None and held is not None:
-            return staged.stage_model(config, folder.model, held=held, load=load, check=check)
+            return loader.settle(staged.stage_model(config, folder.model, held=held, load=load, check=check))
         source = staged.weights_source(config)
-        if (
-            found is not None
-            and not overwrite
-            and (found.weights, found.spec)
-            == (
-                source,
-                config.spec(found.spec.weights_sha256),
-            )
+        if found is not None and (found.weights, found.spec) == (
+            source,
+            config.spec(found.spec.weights_sha256, found.spec.graph_sha256),
         ):
-            return found
-        embedder = load(config)
+            return loader.settle(found)
+        model = load(config if held is not None else loader.config(None))
         if held is not None:  # Someone deleted or damaged model/ beside parts.
-            check_spec(folder, held, embedder.spec)
-        return staged.stage(embedder, folder.model, source)
+            check_spec(folder, held, model.embedder.spec)
+        return staged.stage(model, folder.model, source)
     except OSError as error:
         raise JobError(f"The model cannot be staged: {error}. {folder.how_to_go_on()}") from error
 
@@ -401,12 +382,15 @@ def _held_spec(folder: RunFolder) -> EmbedderSpec | None:
 
 
 def _read_sound(folder: str) -> StagedModel | None:
-    """The staged model; None where its file is missing or its spec.json cannot be understood: it is staged again."""
+    """The staged model; None where a file is missing or its spec.json cannot be understood: it is staged again."""
     try:
         found = staged.read_staged(folder)
     except ImagebeamError:
         return None
-    return found if found is not None and storage.exists(found.model_uri) else None
+    if found is None:
+        return None
+    files = (found.model_uri, *(storage.join(folder, name) for name in found.engine.files))
+    return found if all(map(storage.exists, files)) else None
 
 
 def check_spec(folder: RunFolder, held: EmbedderSpec, wanted: EmbedderSpec) -> None:

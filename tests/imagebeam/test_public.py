@@ -10,6 +10,7 @@ import pytest
 import imagebeam
 from pipelines.common.flags import JobParser
 from pipelines.options import extraction
+from pipelines.options.engine import EngineOptions
 
 
 @pytest.mark.parametrize("name", imagebeam.__all__)
@@ -46,5 +47,6 @@ def test_the_keywords_of_embed_images_are_the_flags_of_extract():
     parser = JobParser("extract", beam=True)
     for add in (extraction.add_input_arguments, extraction.add_model_arguments, extraction.add_output_arguments):
         add(parser)
+    EngineOptions.add_arguments(parser, "engine")
     flags = {name.removeprefix("--") for name in parser.flags} - {"help", "config", "debug", "log_format", "quiet"}
     assert set(inspect.signature(imagebeam.EmbedImages).parameters) == flags - {"input", "overwrite"}

@@ -13,6 +13,7 @@ import pytest
 from pipelines import cli
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments
+from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import (
     InputOptions,
     ModelOptions,
@@ -22,6 +23,7 @@ from pipelines.options.extraction import (
     add_output_arguments,
 )
 from pipelines.options.kept_columns import KeptColumn, parse_kept_columns
+from transforms.core.engines import Engine
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.formats import KEEP_TYPES, EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
 from transforms.core.spec import Interpolation, Pooling, Precision, Preprocessing, ResizeMode
@@ -59,6 +61,9 @@ FLAGS = {
     "--batch_size": (ModelOptions, ["7"], "batch_size", 7),
     "--truncated_images": (ModelOptions, ["accept"], "truncated_images", TruncatedImages.ACCEPT),
     "--max_image_pixels": (ModelOptions, ["1000"], "max_image_pixels", 1000),
+    "--engine": (EngineOptions, ["openvino"], "engine", Engine.OPENVINO),
+    "--int8_min_cosine": (EngineOptions, ["0.9"], "int8_min_cosine", 0.9),
+    "--int8_model": (EngineOptions, ["before"], "int8_model", "before"),
     "--output": (OutputOptions, ["elsewhere"], "output", "elsewhere"),
     "--embedding_type": (OutputOptions, ["list"], "embedding_type", EmbeddingType.LIST),
     "--embedding_dtype": (OutputOptions, ["float16"], "embedding_dtype", EmbeddingDtype.FLOAT16),
@@ -75,6 +80,7 @@ def extract_parser(beam=True):
     parser = JobParser("extract", beam=beam)
     add_input_arguments(parser)
     add_model_arguments(parser)
+    EngineOptions.add_arguments(parser, "engine")
     add_output_arguments(parser)
     add_dataflow_arguments(parser)
     return parser
@@ -105,7 +111,7 @@ class TestFlags:
         plain, given = (
             {
                 group: vars(group.from_args(parse_extract(*needed, *argv)[0]))
-                for group in (InputOptions, ModelOptions, OutputOptions, DataflowOptions)
+                for group in (InputOptions, ModelOptions, EngineOptions, OutputOptions, DataflowOptions)
             }
             for argv in ([], [flag, *values])
         )

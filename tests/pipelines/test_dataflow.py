@@ -23,6 +23,7 @@ from pipelines.common.flags import parse
 from pipelines.extract import ExtractOptions
 from pipelines.options import dataflow
 from pipelines.options.dataflow import DataflowOptions, complete
+from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import InputOptions, ModelOptions, OutputOptions
 from tests.support import gcs_server
 from tests.support.extracting import extract, small_images
@@ -336,7 +337,9 @@ class TestTemplate:
         "image_size": (["224x224", "native", "default"], ["224", "0x9", "224x224x3"]),
         "interpolation": (["bilinear", "lanczos"], ["linear"]),
         "resize_mode": (["stretch", "stretch_aliased", "center_crop", "pad"], ["crop"]),
-        "precision": (["float32", "bfloat16"], ["float64", "float32 "]),
+        "precision": (["float32", "bfloat16", "int8", "auto"], ["float64", "float32 "]),
+        "engine": (["auto", "keras", "openvino"], ["tensorflow"]),
+        "int8_min_cosine": (["0.99", "1"], ["1.5", "-0.1"]),
         "batch_size": (["1", "32"], ["0", "-1", "1.5"]),
         "max_image_pixels": (["1000"], ["0", "1e6"]),
         "truncated_images": (["refuse", "accept"], ["", "yes"]),
@@ -370,10 +373,10 @@ class TestTemplate:
         args, _ = parse(flex_template.extract_parser(), flags)
         if name in ("layer", "keep_columns"):
             return args
-        groups: tuple[type[Options], ...] = (InputOptions, ModelOptions, OutputOptions, DataflowOptions)
+        groups: tuple[type[Options], ...] = (InputOptions, ModelOptions, OutputOptions, EngineOptions, DataflowOptions)
         if value.startswith("gs://") or name == "model":
             groups = groups[:1]
-        return ExtractOptions(*(group.from_args(args) for group in groups)) if len(groups) == 4 else args
+        return ExtractOptions(*(group.from_args(args) for group in groups)) if len(groups) == 5 else args
 
     @pytest.mark.parametrize(("text", "expected"), [("true", True), ("false", False)])
     def test_switches_are_given_as_values(self, text, expected):

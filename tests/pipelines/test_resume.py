@@ -39,7 +39,7 @@ def no_model(monkeypatch):
 
     def forbid():
         monkeypatch.setattr(StagedModel, "load", load)
-        monkeypatch.setattr("pipelines.runtime.prepare.resolve", load)
+        monkeypatch.setattr("pipelines.runtime.engines.load_backbone", load)
 
     return forbid
 

@@ -21,7 +21,7 @@ from tests.support.production import SMALL, folder_of_classes, samples, totals
 
 pytestmark = [pytest.mark.slow, pytest.mark.install, pytest.mark.timeout(1200)]
 
-EXTRAS = ("train", "onnx", "heif", "s3", "azure")
+EXTRAS = ("train", "onnx", "heif", "openvino", "s3", "azure")
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,9 @@ class TestExtras:
         (bare.home / "weights.onnx").write_bytes(b"\x08\x08")  # version 8, as ONNX files begin
         flags = ("--input", images, "--output", "other", "--model", "VGG16", "--weights", "weights.onnx")
         assert "imagebeam[onnx]" in bare.imagebeam("extract", *flags, code=2)
+        for engine in (("--engine", "openvino"), ("--precision", "int8")):
+            flags = ("--input", images, "--output", "other", *engine)
+            assert "imagebeam[openvino]" in bare.imagebeam("extract", *flags, *SMALL, code=2)
         assert "s3" in bare.imagebeam("extract", "--input", "s3://bucket/*.jpg", "--output", "other", *SMALL, code=2)
 
     def test_train(self, with_extra, run):
@@ -127,6 +130,16 @@ class TestExtras:
         (tmp_path / "one.heic").write_bytes(stream.getvalue())
         environment.imagebeam("extract", "--input", tmp_path / "one.heic", "--output", "run", *SMALL)
         assert totals(environment.home / "run")["embedded"] == 1
+
+    def test_openvino(self, with_extra, tmp_path):
+        environment = with_extra("openvino")
+        images = folder_of_classes(tmp_path)
+        environment.imagebeam("extract", "--input", images, "--output", "run", *SMALL, "--engine", "openvino")
+        assert json.loads((environment.home / "run" / "manifest.json").read_text())["engine"]["name"] == "openvino"
+        flags = ("--precision", "int8", "--int8_min_cosine", "0")
+        assert "at least 24" in environment.imagebeam(
+            "extract", "--input", images, "--output", "i", *SMALL, *flags, code=2
+        )
 
     def test_s3(self, with_extra):
         """Against moto's server, which runs in the tests' own environment."""

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms import storage
+from transforms.core.digests import file_sha256
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
 from transforms.models.embedder import Embedder, columns
 from transforms.models.keras_import import pinned_keras
+from transforms.models.openvino_model import OpenVinoEmbedder
 from transforms.models.prediction import predict_rows
-from transforms.models.staged import StagedModel, check_sha256, file_sha256, read_staged, stage
+from transforms.models.staged import LoadedModel, StagedEngine, StagedModel, check_sha256, read_staged, stage
 from transforms.training.head import read_labels
 from transforms.training.output import ResultFile
 
@@ -146,7 +148,12 @@ class Classifier:
     """
 
     def __init__(
-        self, head: keras.Model, spec: EmbedderSpec, embedder: Embedder | None = None, *, keep_embedding: bool = False
+        self,
+        head: keras.Model,
+        spec: EmbedderSpec,
+        embedder: Embedder | OpenVinoEmbedder | None = None,
+        *,
+        keep_embedding: bool = False,
     ) -> None:
         self.spec = spec
         self.dimensions = _dimensions(head.input_shape[-1], head.output_shape[-1], keep_embedding=keep_embedding)
@@ -190,6 +197,11 @@ class StagedClassifier:
     weights: dict[str, str | None]
     dimensions: dict[str, int]
     embedder: StagedModel | None
+
+    @property
+    def engine(self) -> StagedEngine:
+        """What runs the embedder."""
+        return StagedEngine() if self.embedder is None else self.embedder.engine
 
     def load(self) -> Classifier:
         """Load both, their bytes checked first.
@@ -266,7 +278,7 @@ def _stage_embedder(classifier: TrainedClassifier, folder: str, head: keras.Mode
             "training."
         )
     embedder = Embedder(classifier.own_spec, keras.Model(whole.input, vectors, name="embedder"))
-    return stage(embedder, folder, {"source": uri, "file_sha256": sha256})
+    return stage(LoadedModel(embedder), folder, {"source": uri, "file_sha256": sha256})
 
 
 def _about(classifier: TrainedClassifier) -> Any:

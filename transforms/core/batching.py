@@ -13,6 +13,9 @@ from typing import TypeVar
 BYTES_AHEAD = 256 << 20
 """Bytes of records that wait for the model at most: a few records may be as large as many."""
 
+MODEL_CALLS = 2
+"""Batches with the model at once: while a device computes for the one, the other's is copied."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 

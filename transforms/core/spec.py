@@ -43,11 +43,26 @@ class ResizeMode(enum.StrEnum):
 
 
 class Precision(enum.StrEnum):
-    """The Keras dtype policy the backbone computes in; embeddings always leave as float32."""
+    """What the backbone computes in: a Keras dtype policy, or int8; embeddings always leave as float32."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+    INT8 = "int8"
+    """Weights and activations of 8 bits, their ranges found on a sample of images; see `transforms.models.int8`."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What an int8 model is, beside the float32 model that it approximates.
+
+    Attributes:
+        images_sha256: SHA-256 of the SHA-256 digests of the images that it was calibrated on, in their order.
+        model_sha256: SHA-256 of the int8 model: of its graph and its numbers.
+    """
+
+    images_sha256: str
+    model_sha256: str
 
 
 class Preprocessing(enum.StrEnum):
@@ -82,6 +97,7 @@ class EmbedderSpec:
         graph_sha256: SHA-256 of the operations the weights are used in (see `transforms.models.graph`); empty in specs
             that were written before it was recorded.
         preprocessing: of a model of one's own; None for a built-in one, which has its own.
+        calibration: of an int8 model; None at other precisions.
     """
 
     model: str
@@ -95,13 +111,14 @@ class EmbedderSpec:
     color_policy: str = COLOR_POLICY
     graph_sha256: str = ""
     preprocessing: Preprocessing | None = None
+    calibration: Calibration | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, field by field; without `preprocessing` where there is none, as before it existed."""
+        """Plain JSON values, field by field; without those fields that are None in specs older than they are."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
-            if not (name == "preprocessing" and value is None)
+            if not (name in ("preprocessing", "calibration") and value is None)
         }
 
     @classmethod
@@ -127,6 +144,8 @@ class EmbedderSpec:
             values[name] = kind(values[name])
         if values.get("preprocessing") is not None:
             values["preprocessing"] = Preprocessing(values["preprocessing"])
+        if values.get("calibration") is not None:
+            values["calibration"] = Calibration(**values["calibration"])
         return cls(**values)
 
     def to_json(self) -> str:

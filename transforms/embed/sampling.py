@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,11 +19,16 @@ from transforms.core.labels import LabelCount
 from transforms.core.types import Failure, Image, Record, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image
 from transforms.images.sniff import sniff
+from transforms.inputs.plan import cut_shard, plan
 from transforms.inputs.read import read_records
-from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, WorkUnit
+from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, Shard, ShardGroup, WorkUnit
 
 READ_THROUGH = 20
 """Records read of the shards for one that is looked at: a shard can only be read in order."""
+
+
+_DRAWN_ITEMS, _DRAWN_FROM, _DRAWN_UNIT = 64, 16, 512
+"""Shards, groups of small ones or units of files: listed and drawn from at most; and records of such a unit."""
 
 
 class Reservoir:
@@ -73,6 +79,81 @@ class Reservoir:
             for index, record in enumerate(itertools.islice(read_records(unit, options), max(wanted) + 1)):
                 if index in wanted:
                     yield record
+
+
+@dataclass
+class Drawn:
+    """Images of an input, to try a model on.
+
+    Attributes:
+        images: uint8 RGB [height, width, 3].
+        digests: SHA-256 of the bytes of each, 64 hex digits.
+        input_bytes: in the files that were looked at; of the whole input, or `DRAWN_BYTES` and more.
+    """
+
+    images: list[np.ndarray] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    input_bytes: int = 0
+
+
+def draw_images(
+    patterns: Sequence[str],
+    input_format: InputFormat | None,
+    read: ReadOptions,
+    options: ImageOptions,
+    size: int,
+    *,
+    least_bytes: int = 0,
+) -> Drawn:
+    """Draw images of an input, from its first units and those of shards spread over what is listed.
+
+    Always the same ones of the same input. What fails to be read or decoded is left out.
+
+    Args:
+        patterns: see `list_inputs`.
+        input_format: of all files, or None.
+        read: which columns hold what.
+        options: how they are decoded.
+        size: images at most.
+        least_bytes: of a smaller input none are drawn.
+
+    Raises:
+        ImagebeamError: as `list_inputs`.
+    """
+    drawn = Drawn()
+    items = []
+    for item in itertools.islice(plan(patterns, input_format, _DRAWN_UNIT, options=read), _DRAWN_ITEMS):
+        items.append(item)
+        drawn.input_bytes += _bytes_of(item)
+    if drawn.input_bytes < least_bytes:
+        return drawn
+    reservoir = Reservoir(size)
+    spread = random.Random(0).sample(items, min(len(items), _DRAWN_FROM))
+    for item in spread:
+        units = (unit for unit in cut_shard(item, _DRAWN_UNIT, read) if isinstance(unit, WorkUnit))
+        for unit in itertools.islice(units, 1):
+            reservoir.add(unit)
+    records = (record for record in reservoir.records(read) if isinstance(record, Record))
+
+    def decode(record: Record) -> tuple[str, Image | None]:
+        try:
+            return hashlib.sha256(record.data).hexdigest(), decode_image(record.data, options)
+        except ImageError:
+            return "", None
+
+    for digest, image in map_ahead(decode, records, decode_pool(), 2 * available_cores()):
+        if image is not None:
+            drawn.images.append(image.pixels)
+            drawn.digests.append(digest)
+    return drawn
+
+
+def _bytes_of(item: Shard | ShardGroup | WorkUnit) -> int:
+    if isinstance(item, ListUnit):
+        return sum(ref.size or 0 for ref in item.refs if isinstance(ref, RecordRef))
+    if isinstance(item, ShardGroup):
+        return sum(shard.file.size for shard in item.shards)
+    return item.file.size if isinstance(item, Shard) else 0
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import apache_beam as beam
 import numpy as np
 
-from transforms.core.batching import batch_by_shape, decode_pool, map_ahead
+from transforms.core.batching import MODEL_CALLS, batch_by_shape, decode_pool, map_ahead
 from transforms.core.types import Failure, Image, Record, Row, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
 from transforms.images.errors import NOT_AN_IMAGE
@@ -24,9 +24,6 @@ from transforms.inputs.types import MAX_RECORD_BYTES, ReadOptions, RecordRef, Wo
 from transforms.runs.commit_units import CommitUnits, PartLayout, UnitModel, UnitModelSource, UnitResult, count_batch
 
 Batch = list["Decoded"]
-
-_CALLS_AHEAD = 2
-"""Batches with the model at once."""
 
 _PROBE_SIZE = (224, 224)
 """Height and width of the image that shows whether a model works, where images keep their own sizes."""
@@ -143,7 +140,7 @@ def embed_records(
 
     ended = 0.0
     batches = batch_by_shape(decoded(), shape_of, options.batch_size, options.batch_pixels)
-    for started, outcomes, end in map_ahead(embed, batches, _model_pool(), _CALLS_AHEAD):
+    for started, outcomes, end in map_ahead(embed, batches, _model_pool(), MODEL_CALLS):
         embedded, seconds = len(rows), end - max(started, ended)  # without what the batch before overlaps with it
         ended = max(ended, end)
         for item, outcome in outcomes:
@@ -160,7 +157,7 @@ def embed_records(
 @functools.cache
 def _model_pool() -> ThreadPoolExecutor:
     """The process's threads that call the model: while a device computes for the one, the other's batch is copied."""
-    return ThreadPoolExecutor(_CALLS_AHEAD, thread_name_prefix="model")
+    return ThreadPoolExecutor(MODEL_CALLS, thread_name_prefix="model")
 
 
 def _in_order(items: dict[int, Any]) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms.core.spec import Precision
-from transforms.models.keras_import import pinned_keras
+from transforms.models.keras_import import import_keras, pinned_keras
 from transforms.models.prediction import fill_up
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class CompiledModel:
 
 def has_gpu() -> bool:
     """Whether Keras' backend sees a GPU, or another accelerator."""
+    import_keras()
     import keras
 
     backend = keras.backend.backend()

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision, Preprocessing, ResizeMode
+from transforms.core.spec import (
+    Calibration,
+    EmbedderSpec,
+    Interpolation,
+    Pooling,
+    Precision,
+    Preprocessing,
+    ResizeMode,
+)
 from transforms.models.architectures import Architecture
 from transforms.models.own_model import OwnModel, find_model
 from transforms.models.weights import is_file
@@ -35,9 +43,11 @@ class EmbedderConfig:
         interpolation: filter used when resizing: "bilinear", "nearest", "bicubic" or "lanczos".
         resize_mode: what resizing does to another aspect ratio: "stretch", "stretch_aliased" (without
             antialiasing, as TensorFlow resizes), "center_crop" or "pad".
-        precision: what the backbone computes in: "float32", "bfloat16" or "float16"; vectors are always float32.
+        precision: what the backbone computes in: "float32", "bfloat16", "float16" or "int8"; vectors are always
+            float32.
         preprocessing: what a `.keras` file is given: "none" for RGB values in 0..255, which is the default, "unit",
             "tf", "torch" or "caffe" (see `Preprocessing`). A model of `keras.applications` has its own.
+        calibration: of an int8 model that exists already.
 
     Raises:
         ImagebeamError: for an unknown model or option, or a size the model cannot take.
@@ -52,6 +62,7 @@ class EmbedderConfig:
     resize_mode: ResizeMode | str = ResizeMode.STRETCH
     precision: Precision | str = Precision.FLOAT32
     preprocessing: Preprocessing | str | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", _names(self.layers))
@@ -144,6 +155,7 @@ class EmbedderConfig:
             Precision(self.precision),
             graph_sha256=graph_sha256,
             preprocessing=None if self.preprocessing is None else Preprocessing(self.preprocessing),
+            calibration=self.calibration,
         )
 
 

@@ -231,7 +231,7 @@ def _in_precision(backbone: keras.Model, precision: Precision, own_pooling: str 
     """
     import keras
 
-    if precision == Precision.FLOAT32:
+    if precision in (Precision.FLOAT32, Precision.INT8):  # An int8 model is made of the float32 one.
         return backbone
 
     def clone_layer(layer: keras.layers.Layer) -> keras.layers.Layer:

@@ -2,24 +2,75 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import dataclasses
 import json
+import logging
+import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transforms import storage
+from transforms.core.digests import file_sha256
+from transforms.core.engines import Engine
 from transforms.core.errors import ImagebeamError
-from transforms.core.spec import EmbedderSpec
+from transforms.core.spec import EmbedderSpec, Precision
+from transforms.models import openvino_model
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import Embedder, resolve
 from transforms.models.keras_import import pinned_keras
+from transforms.models.openvino_model import OpenVinoEmbedder
 from transforms.models.weights import is_file
+
+if TYPE_CHECKING:
+    import openvino
 
 MODEL_FILE = "embedder.keras"
 SPEC_FILE = "spec.json"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StagedEngine:
+    """What workers run a staged model with.
+
+    Attributes:
+        name: Keras, or OpenVINO.
+        asked: what the user asked for; where it was "auto", workers may choose otherwise.
+        reason: why it is this one, in words.
+        files: names of its own files in the folder -> SHA-256; empty for Keras.
+        processor: what the processor computes natively that it was tried on; empty where there was no trial.
+        trial: what the trial gave, for the manifest.
+    """
+
+    name: Engine = Engine.KERAS
+    asked: Engine = Engine.KERAS
+    reason: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    processor: tuple[str, ...] = ()
+    trial: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """In JSON terms."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | None) -> StagedEngine:
+        """The inverse of `to_dict`; Keras for None, as in specs that were written before there was another."""
+        if values is None:
+            return cls()
+        return cls(
+            Engine(values["name"]),
+            Engine(values["asked"]),
+            values["reason"],
+            dict(values["files"]),
+            tuple(values["processor"]),
+            dict(values["trial"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -32,6 +83,7 @@ class StagedModel:
         sha256: of the model file.
         weights: where the weights came from: {"source": as --weights said, "file_sha256": of a file, else null}.
         dimensions: embedding column name -> vector length.
+        engine: what runs it.
     """
 
     folder: str
@@ -39,28 +91,102 @@ class StagedModel:
     sha256: str
     weights: dict[str, str | None]
     dimensions: dict[str, int]
+    engine: StagedEngine = field(default_factory=StagedEngine)
 
     @property
     def model_uri(self) -> str:
         """The Keras model file: image in, vector out."""
         return storage.join(self.folder, MODEL_FILE)
 
-    def load(self) -> Embedder:
-        """Load the embedder, its bytes checked first.
+    def load(self) -> Embedder | OpenVinoEmbedder:
+        """Load the embedder, on the engine that it was staged for, its bytes checked first.
+
+        A model staged for OpenVINO is run by Keras where a GPU is, or where OpenVINO is not installed, at the same
+        precision; an int8 model has nothing that could take OpenVINO's place.
+
+        Raises:
+            ImagebeamError: if a file is missing or is not the one that was staged, or OpenVINO is missing for an int8
+                model.
+        """
+        if self.engine.name != Engine.OPENVINO:
+            return self.load_keras()
+        is_int8 = self.spec.precision == Precision.INT8
+        if not openvino_model.is_installed():
+            if is_int8:
+                raise ImagebeamError(
+                    "An int8 model runs on OpenVINO, which is missing here. Install the extra: pip install "
+                    "'imagebeam[openvino]'."
+                )
+            _log.warning("OpenVINO is missing here: Keras runs the model. Install imagebeam[openvino]")
+            return self.load_keras()
+        if self.engine.asked == Engine.AUTO and not is_int8 and _has_nvidia_gpu():
+            _log.warning("This machine has a GPU: Keras runs the model, which was staged for OpenVINO")
+            return self.load_keras()
+        if lacking := sorted(set(self.engine.processor) - openvino_model.cpu_capabilities()):
+            _log.warning(
+                "This processor lacks %s, which the one that tried the engines has: it may be much slower here, and "
+                "int8 vectors may differ a little. Use equal machines, or pass --engine keras",
+                ", ".join(lacking),
+            )
+        return self.load_converted()[0]
+
+    def load_converted(self) -> tuple[OpenVinoEmbedder, openvino.Model]:
+        """Load what OpenVINO runs, compiled and as it was staged, its bytes checked first.
+
+        Raises:
+            ImagebeamError: as `load`.
+        """
+        with contextlib.ExitStack() as files, _told_missing():
+            paths = {}
+            for name, sha256 in self.engine.files.items():
+                uri = storage.join(self.folder, name)
+                paths[name] = files.enter_context(storage.local_file(uri))
+                check_sha256(paths[name], sha256, uri)
+            graph, numbers = (paths[name] for name in (openvino_model.GRAPH_FILE, openvino_model.NUMBERS_FILE))
+            model = openvino_model.import_openvino().Core().read_model(graph, numbers)
+            return OpenVinoEmbedder(self.spec, self.dimensions, model), model
+
+    def load_keras(self) -> Embedder:
+        """Load the Keras model, whatever it was staged for; of an int8 model, the float32 one that it approximates.
 
         Raises:
             ImagebeamError: if the file is missing or is not the one that was staged.
         """
-        try:
-            with storage.local_file(self.model_uri) as path, pinned_keras():
-                import keras
+        with _told_missing(), storage.local_file(self.model_uri) as path, pinned_keras():
+            import keras
 
-                check_sha256(path, self.sha256, self.model_uri)
-                return Embedder(self.spec, keras.saving.load_model(path, compile=False, safe_mode=True))
-        except FileNotFoundError as error:
-            raise ImagebeamError(
-                f"The staged model is missing: {self.model_uri}. The same command stages it again."
-            ) from error
+            check_sha256(path, self.sha256, self.model_uri)
+            return Embedder(self.spec, keras.saving.load_model(path, compile=False, safe_mode=True))
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its way to a folder.
+
+    Attributes:
+        embedder: on Keras.
+        engine: what is to run it; its files are not known yet.
+        converted: the model, or its int8 model, as OpenVINO runs it; None for Keras.
+    """
+
+    embedder: Embedder
+    engine: StagedEngine = field(default_factory=StagedEngine)
+    converted: openvino.Model | None = None
+
+
+@contextlib.contextmanager
+def _told_missing() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ImagebeamError(
+            f"The staged model is missing: {error.filename or error}. The same command stages it again."
+        ) from error
+
+
+def _has_nvidia_gpu() -> bool:
+    """Whether the driver is loaded: asking TensorFlow would take seconds."""
+    return os.path.exists("/dev/nvidiactl")
 
 
 def stage_model(
@@ -68,7 +194,7 @@ def stage_model(
     folder: str,
     *,
     held: EmbedderSpec | None = None,
-    load: Callable[[EmbedderConfig], Embedder] | None = None,
+    load: Callable[[EmbedderConfig], LoadedModel] | None = None,
     check: Callable[[EmbedderSpec, EmbedderSpec], None] | None = None,
 ) -> StagedModel:
     """Put a model where workers can load it from: resolve the weights, build the embedder, save it into a folder.
@@ -79,7 +205,7 @@ def stage_model(
         config: which model.
         folder: local, gs:// or another file system that Beam knows; workers must see it.
         held: the spec of embeddings made earlier, which the model must have; None to go by the folder alone.
-        load: gives the embedder; None to resolve it.
+        load: gives the model; None to resolve it, for Keras.
         check: raises ImagebeamError where the held spec is not the wanted one; None for a message that names the
             folder.
 
@@ -104,10 +230,14 @@ def stage_model(
         if same_file or source == staged.weights:
             return staged
         held = staged.spec
-    embedder = (load or resolve)(config)
+    loaded = (load or _resolve)(config)
     if held is not None:
-        check(held, embedder.spec)
-    return staged or stage(embedder, folder, source)
+        check(held, loaded.embedder.spec)
+    return staged or stage(loaded, folder, source)
+
+
+def _resolve(config: EmbedderConfig) -> LoadedModel:
+    return LoadedModel(resolve(config))
 
 
 def _check_loadable(path: Path) -> None:
@@ -137,8 +267,15 @@ def weights_source(config: EmbedderConfig) -> dict[str, str | None]:
     return source
 
 
-def stage(embedder: Embedder, folder: str, weights: dict[str, str | None]) -> StagedModel:
-    """Save an embedder into `folder`: the model file first, spec.json, which names its digest, last."""
+def stage(loaded: LoadedModel, folder: str, weights: dict[str, str | None]) -> StagedModel:
+    """Save a model into `folder`: its files first, spec.json, which names their digests, last.
+
+    Args:
+        loaded: to save.
+        folder: to save it into.
+        weights: where its weights came from.
+    """
+    embedder = loaded.embedder
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / MODEL_FILE
         embedder.model.save(path)
@@ -147,15 +284,35 @@ def stage(embedder: Embedder, folder: str, weights: dict[str, str | None]) -> St
         sha256 = file_sha256(path)
         storage.publish_file(storage.join(folder, MODEL_FILE), path)
     staged = StagedModel(folder, embedder.spec, sha256, weights, embedder.dimensions)
+    return stage_engine(staged, loaded.engine, loaded.converted)
+
+
+def stage_engine(staged: StagedModel, engine: StagedEngine, converted: openvino.Model | None = None) -> StagedModel:
+    """Write spec.json for a model whose Keras file is there, and before it the files of its engine.
+
+    Args:
+        staged: what is there.
+        engine: takes the place of what was there.
+        converted: see `LoadedModel`.
+    """
+    files = {}
+    if converted is not None:
+        with tempfile.TemporaryDirectory() as temporary:
+            openvino_model.save(converted, Path(temporary))
+            for path in sorted(Path(temporary).iterdir()):
+                files[path.name] = file_sha256(path)
+                storage.publish_file(storage.join(staged.folder, path.name), path)
+    staged = dataclasses.replace(staged, engine=dataclasses.replace(engine, files=files))
     about: dict[str, Any] = {
-        "fingerprint": embedder.spec.fingerprint,
-        "spec": embedder.spec.to_dict(),
-        "weights": weights,
-        "dimensions": embedder.dimensions,
+        "fingerprint": staged.spec.fingerprint,
+        "spec": staged.spec.to_dict(),
+        "weights": staged.weights,
+        "dimensions": staged.dimensions,
         "model_file": MODEL_FILE,
-        "model_sha256": sha256,
+        "model_sha256": staged.sha256,
+        "engine": staged.engine.to_dict(),
     }
-    storage.publish(storage.join(folder, SPEC_FILE), json.dumps(about, indent=2).encode())
+    storage.publish(storage.join(staged.folder, SPEC_FILE), json.dumps(about, indent=2).encode())
     return staged
 
 
@@ -174,6 +331,7 @@ def read_staged(folder: str) -> StagedModel | None:
             about["model_sha256"],
             about["weights"],
             about["dimensions"],
+            StagedEngine.from_dict(about.get("engine")),
         )
     except FileNotFoundError:
         return None
@@ -181,12 +339,6 @@ def read_staged(folder: str) -> StagedModel | None:
         raise ImagebeamError(
             f"{uri} cannot be understood ({error!r}). Delete the folder; the same command stages the model again."
         ) from error
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a local file, 64 hex digits."""
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def check_sha256(path: Path, expected: str, uri: str) -> None:

@@ -22,6 +22,7 @@ from transforms.core.spec import EmbedderSpec
 from transforms.core.text import printable
 from transforms.images.decode import DECODERS
 from transforms.inputs.types import Note
+from transforms.models.staged import StagedEngine
 from transforms.runs import part_files
 from transforms.runs.part_files import Commit
 from transforms.runs.stored_file import StoredFile
@@ -41,7 +42,7 @@ _NAME_CHARACTERS = 300
 
 _PACKAGES = (
     *("imagebeam", "apache-beam", "keras", "numpy", "pyarrow"),
-    *("jax", "tensorflow", "torch"),
+    *("jax", "nncf", "openvino", "tensorflow", "torch"),
     *sorted({package for decoder in DECODERS.values() for package in decoder.packages} - {"numpy"}),
 )
 
@@ -60,6 +61,10 @@ class ModelFacts(Protocol):
     @property
     def dimensions(self) -> dict[str, int]:
         """Column name -> vector length."""
+
+    @property
+    def engine(self) -> StagedEngine:
+        """What runs it."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +298,7 @@ def write_manifest(
         "spec": staged.spec.to_dict(),
         "weights": staged.weights,
         "dimensions": staged.dimensions,
+        "engine": staged.engine.to_dict(),
         "versions": previous["versions"] if stays else versions(),
         "decoders": {kind.value: list(decoder.packages) for kind, decoder in DECODERS.items()},
         "timings": previous["timings"] if stays else _timings(worked, parts, times),

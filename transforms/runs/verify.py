@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
+from transforms.core.digests import file_sha256
 from transforms.core.errors import ImagebeamError
 from transforms.core.sealed_json import unseal
 from transforms.inputs.shard_index import damaged_cuts
 from transforms.inputs.unique_keys import SeenKeys
-from transforms.models.staged import SPEC_FILE, file_sha256
+from transforms.models.staged import SPEC_FILE
 from transforms.runs import part_files
 from transforms.runs.manifest import MANIFEST_FILE, stored_sha256
 from transforms.runs.stored_file import identify

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision, Preprocessing, ResizeMode
+from transforms.core.spec import Calibration, EmbedderSpec, Interpolation, Pooling, Precision, Preprocessing, ResizeMode
 
 SPEC = EmbedderSpec("VGG16", "ab" * 32, layers=("block4_pool",), image_size=(48, 48))
 
@@ -19,6 +19,7 @@ OTHERS = {
     "color_policy": "another",
     "graph_sha256": "ef" * 32,
     "preprocessing": Preprocessing.TORCH,
+    "calibration": Calibration("12" * 32, "34" * 32),
 }
 
 

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from transforms.core.digests import file_sha256
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import Pooling
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import resolve
-from transforms.models.staged import MODEL_FILE, SPEC_FILE, check_sha256, file_sha256, read_staged, stage
+from transforms.models.staged import MODEL_FILE, SPEC_FILE, LoadedModel, check_sha256, read_staged, stage
 
 CONFIG = EmbedderConfig(
     "VGG16", "random:0", layers=("block2_pool", "block1_pool"), pooling=Pooling.MAX, image_size=(32, 32)
@@ -24,7 +25,7 @@ def embedder():
 
 @pytest.fixture
 def folder(tmp_path, embedder):
-    stage(embedder, str(tmp_path), WEIGHTS)
+    stage(LoadedModel(embedder), str(tmp_path), WEIGHTS)
     return tmp_path
 
 

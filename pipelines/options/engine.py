@@ -1,0 +1,59 @@
+"""The flags of what runs the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.common.fields import Options, flag, one_of
+from pipelines.options.extraction import ModelOptions
+from transforms.core.engines import Engine, PrecisionChoice
+from transforms.core.errors import ImagebeamError
+
+INT8_MIN_COSINE = 0.995
+
+
+@dataclass(frozen=True)
+class EngineOptions(Options):
+    """What runs the model, and what an int8 model must be."""
+
+    engine: Engine = flag(
+        "what runs the model on CPUs; auto takes the faster one, by a trial of some seconds, for input of 32 MB and "
+        "more",
+        Engine.AUTO,
+        **one_of(Engine),
+    )
+    int8_min_cosine: float = flag(
+        "refuse --precision int8 where the median cosine between its vectors and float32 ones is lower",
+        INT8_MIN_COSINE,
+        type=float,
+        metavar="COSINE",
+    )
+    int8_model: str | None = flag(
+        "take the int8 model of an earlier run, so that the vectors can be compared with its (default: calibrate one "
+        "on the input)",
+        None,
+        metavar="OUT",
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.int8_min_cosine <= 1:
+            raise ImagebeamError(f"--int8_min_cosine is a cosine, from 0 to 1. Received: {self.int8_min_cosine}.")
+
+    def check(self, model: ModelOptions) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            ImagebeamError: naming both flags.
+        """
+        if self.engine == Engine.KERAS and model.precision == PrecisionChoice.INT8:
+            raise ImagebeamError("Keras has no int8 models. Received: --engine keras, --precision int8. Leave one out.")
+        if self.engine == Engine.OPENVINO and model.precision == PrecisionChoice.FLOAT16:
+            raise ImagebeamError(
+                "OpenVINO does not compute in float16 on CPUs. Received: --engine openvino, --precision float16. Leave "
+                "one out."
+            )
+        if self.int8_model and model.precision != PrecisionChoice.INT8:
+            raise ImagebeamError(
+                f"--int8_model is for --precision int8. Received: --int8_model {self.int8_model!r}, --precision "
+                f"{model.precision}. Give both, or neither."
+            )

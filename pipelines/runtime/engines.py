@@ -1,0 +1,224 @@
+"""The model that a run asked for, on the engine that suits this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipelines.common.console import say
+from pipelines.options.engine import EngineOptions
+from pipelines.options.extraction import ModelOptions
+from transforms import storage
+from transforms.core.engines import Engine, PrecisionChoice
+from transforms.core.errors import ImagebeamError
+from transforms.core.spec import EmbedderSpec, Precision
+from transforms.models import engine_trial, int8, openvino_model
+from transforms.models.compiled import has_gpu
+from transforms.models.config import EmbedderConfig
+from transforms.models.embedder import Embedder, assemble, identify, load_backbone
+from transforms.models.engine_trial import Verdict
+from transforms.models.staged import LoadedModel, StagedEngine, StagedModel, read_staged, stage_engine
+
+if TYPE_CHECKING:
+    from pipelines.runtime.prepare import Source
+
+SMALL_INPUT = 32 << 20
+"""Bytes of an input that is worked before a trial would pay: some hundred photographs."""
+
+_NATIVE = (224, 224)
+"""Height and width of the images that a model is tried on, where there are none of the input's."""
+
+
+@dataclass(frozen=True)
+class ModelLoader:
+    """Loads what the flags ask for, and settles what runs it.
+
+    Attributes:
+        model: the flags of the model.
+        engine: the flags of its engine.
+        source: the input, whose images it is tried and calibrated on; None where it is not known yet.
+        elsewhere_on_gpus: whether GPUs of other machines run it.
+    """
+
+    model: ModelOptions
+    engine: EngineOptions
+    source: Source | None = None
+    elsewhere_on_gpus: bool = False
+
+    def config(self, held: EmbedderSpec | None) -> EmbedderConfig:
+        """The request, where a run goes on with what was settled for it before.
+
+        Args:
+            held: the spec of the run's embeddings or of its staged model.
+        """
+        config = self.model.config()
+        if held is None:
+            return config
+        if self.model.precision == PrecisionChoice.AUTO and held.precision != Precision.INT8:
+            config = dataclasses.replace(config, precision=held.precision)
+        if config.precision == Precision.INT8 and not self.engine.int8_model:
+            config = dataclasses.replace(config, calibration=held.calibration)
+        return config
+
+    def load(self, config: EmbedderConfig, *, settled: bool = False) -> LoadedModel:
+        """Resolve the weights, build the embedder, and choose its engine.
+
+        Args:
+            config: as `config` gives it.
+            settled: whether its precision is that of embeddings made earlier.
+
+        Raises:
+            ImagebeamError: if it cannot be built, or not in the way that was asked for.
+        """
+        verdict = self.try_out(config, settled=settled)
+        for line in verdict.lines:
+            say(line)
+        return verdict.loaded
+
+    def try_out(
+        self, config: EmbedderConfig, images: list[np.ndarray] | None = None, *, settled: bool = False
+    ) -> Verdict:
+        """`load`, with the model ready to embed, and with what is to be said of it.
+
+        Args:
+            config: see `load`.
+            images: to try the model on; None to draw some of the input.
+            settled: see `load`.
+
+        Raises:
+            ImagebeamError: likewise.
+        """
+        say(f"Loading {config.description}")
+        at_precision = _builder(config)
+        is_auto = self.model.precision == PrecisionChoice.AUTO and not settled
+        if config.precision == Precision.INT8:
+            return self._int8(at_precision, images)
+        precision = None if is_auto else Precision(config.precision)
+        if (why := self._why_keras(precision)) is not None:
+            return self._keras(at_precision(Precision(config.precision)), why)
+        if images is None and self.engine.engine == Engine.AUTO and precision == Precision.FLOAT32:
+            images = self._draw(at_precision, engine_trial.BATCH, SMALL_INPUT)
+            if not images:
+                return self._keras(at_precision(precision), "the input is too small for a trial to pay")
+        images = images or self._draw(at_precision, engine_trial.BATCH) or _noise(config)
+        return engine_trial.choose(at_precision, self.engine.engine, precision, images[: engine_trial.BATCH])
+
+    def settle(self, staged: StagedModel) -> StagedModel:
+        """A model that was staged before, with the engine that is asked for now; what a trial chose stays.
+
+        Raises:
+            ImagebeamError: if the engine that was asked for does not run it.
+            OSError: if it cannot be stored.
+        """
+        asked = self.engine.engine
+        if asked in (Engine.AUTO, staged.engine.name) or staged.spec.precision == Precision.INT8:
+            return staged
+        if asked == Engine.KERAS:
+            return stage_engine(staged, StagedEngine(asked, asked, "asked for"))
+        config = self.config(staged.spec)
+        at_precision = _builder(config)
+        if staged.spec.precision == Precision.FLOAT32:
+            at_precision = functools.cache(lambda _: staged.load_keras())
+        images = self._draw(at_precision, engine_trial.BATCH) or _noise(config)
+        verdict = engine_trial.choose(at_precision, asked, staged.spec.precision, images)
+        for line in verdict.lines:
+            say(line)
+        return stage_engine(staged, verdict.loaded.engine, verdict.loaded.converted)
+
+    def _why_keras(self, precision: Precision | None) -> str | None:
+        """Why Keras runs the model without a trial; None where there is something to try."""
+        if self.engine.engine == Engine.OPENVINO or precision is None:
+            return None
+        if self.elsewhere_on_gpus or has_gpu():
+            return "GPUs run it"
+        if self.engine.engine == Engine.KERAS and precision == Precision.FLOAT32:
+            return "asked for"
+        if precision != Precision.FLOAT32:
+            return None  # A lower precision may be slower, which is told.
+        if not openvino_model.is_installed():
+            return "OpenVINO is not installed"
+        return "the input is not known yet" if self.source is None else None
+
+    def _keras(self, embedder: Embedder, why: str) -> Verdict:
+        engine = StagedEngine(Engine.KERAS, self.engine.engine, why)
+        return Verdict(LoadedModel(embedder, engine), embedder, ())
+
+    def _int8(
+        self,
+        at_precision: Callable[[Precision], Embedder],
+        images: list[np.ndarray] | None,
+    ) -> Verdict:
+        float32, spec = at_precision(Precision.FLOAT32), at_precision(Precision.INT8).spec
+        if self.engine.int8_model:
+            return _take_int8(self.engine.int8_model, float32, spec)
+        if images is not None:
+            digests = [str(number) for number in range(len(images))]
+        elif self.source is None:
+            raise ImagebeamError(
+                "An int8 model is calibrated on the input, which is not known yet. Received: precision='int8'. Give "
+                "int8_model, the folder of an earlier run."
+            )
+        else:
+            drawn = self.source.draw_images(self.model.image_options(spec), int8.IMAGES)
+            images, digests = drawn.images, drawn.digests
+        say(f"Calibrating an int8 model on {len(images) // 2:,} images of the input, measuring it on as many")
+        return engine_trial.calibrate(float32, spec, images, digests, self.engine.int8_min_cosine)
+
+    def _draw(
+        self, at_precision: Callable[[Precision], Embedder], count: int, least_bytes: int = 0
+    ) -> list[np.ndarray]:
+        if self.source is None:
+            return []
+        options = self.model.image_options(at_precision(Precision.FLOAT32).spec)
+        return self.source.draw_images(options, count, least_bytes).images
+
+
+def _builder(config: EmbedderConfig) -> Callable[[Precision], Embedder]:
+    """Gives the embedder at any precision, of weights that are loaded once; at int8, Keras' float32 model."""
+
+    @functools.cache
+    def backbone_and_spec() -> tuple[object, EmbedderSpec]:
+        backbone = load_backbone(config)
+        return backbone, identify(config, backbone)
+
+    @functools.cache
+    def at_precision(precision: Precision) -> Embedder:
+        backbone, spec = backbone_and_spec()
+        spec = dataclasses.replace(spec, precision=precision)
+        return Embedder(spec, assemble(spec, backbone))
+
+    return at_precision
+
+
+def _noise(config: EmbedderConfig) -> list[np.ndarray]:
+    height, width = config.size or _NATIVE
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(engine_trial.BATCH)]
+
+
+def _take_int8(folder: str, float32: Embedder, spec: EmbedderSpec) -> Verdict:
+    """The int8 model of an earlier run, whose float32 model must be this one.
+
+    Raises:
+        ImagebeamError: naming what differs, or where there is none.
+    """
+    engine_trial.require_openvino("--precision int8")
+    staged = read_staged(storage.join(storage.absolute(folder), "model"))
+    if staged is None or staged.spec.calibration is None:
+        raise ImagebeamError(
+            f"There is no int8 model in {folder}/model. --int8_model is the --output of a run with --precision int8."
+        )
+    spec = dataclasses.replace(spec, calibration=staged.spec.calibration)
+    if differences := staged.spec.differences(spec):
+        raise ImagebeamError(
+            f"The int8 model in {folder} is of another model ({'; '.join(differences)}). Give the same flags, or "
+            "calibrate one on this input."
+        )
+    model, converted = staged.load_converted()
+    engine = dataclasses.replace(staged.engine, reason=f"the int8 model of {staged.folder}")
+    return Verdict(LoadedModel(Embedder(spec, float32.model), engine, converted), model, ())

@@ -1,0 +1,178 @@
+"""What runs a model, from the flags to the manifest, in whole runs with small inputs and small models."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.cli import run_job
+from pipelines.options.engine import EngineOptions
+from pipelines.options.extraction import ModelOptions
+from pipelines.runtime import engines
+from tests.support.extracting import embeddings, extract, manifest, photographs, small_images, write_files
+from transforms.core.engines import Engine, PrecisionChoice
+from transforms.core.errors import ImagebeamError
+from transforms.models import engine_trial
+from transforms.models.openvino_model import is_installed
+
+needs_openvino = pytest.mark.skipif(not is_installed(), reason="OpenVINO is not installed: the extra openvino")
+MODEL = ("--model", "VGG16", "--weights", "random:0", "--layer", "block1_pool", "--image_size", "32x32")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_files(tmp_path_factory.mktemp("photos"), photographs(), 2)
+
+
+def run(source, output, *flags):
+    return extract(source, output, *flags, model=MODEL)
+
+
+def engine_of(output):
+    return json.loads(Path(output, "model", "spec.json").read_text())["engine"]
+
+
+def assert_equal(ours, theirs, rtol=1e-4):
+    assert ours.keys() == theirs.keys()
+    for key, vector in theirs.items():
+        np.testing.assert_allclose(ours[key], vector, rtol=rtol, atol=1e-5 * np.abs(vector).max(), err_msg=key)
+
+
+@needs_openvino
+def test_engines_give_the_same_and_a_run_goes_on_with_another(photos, tmp_path):
+    for engine in ("keras", "openvino"):
+        assert run(photos, tmp_path / engine, "--engine", engine) == 0
+        assert manifest(tmp_path / engine)["engine"] == engine_of(tmp_path / engine)
+        assert engine_of(tmp_path / engine)["name"] == engine
+    expected = embeddings(tmp_path / "keras")
+    assert_equal(embeddings(tmp_path / "openvino"), expected)
+    fingerprints = {manifest(tmp_path / engine)["fingerprint"] for engine in ("keras", "openvino")}
+    assert len(fingerprints) == 1
+    (candidate,) = engine_of(tmp_path / "openvino")["trial"]["candidates"]
+    assert candidate["largest_difference"] < 1e-5
+
+    for engine in ("keras", "openvino"):
+        for part in (tmp_path / "keras" / "embeddings").iterdir():
+            part.unlink()
+        assert run(photos, tmp_path / "keras", "--engine", engine) == 0
+        assert engine_of(tmp_path / "keras")["name"] == engine
+        assert_equal(embeddings(tmp_path / "keras"), expected)
+
+
+@needs_openvino
+def test_files_of_the_engine_that_are_gone_are_staged_again(photos, tmp_path):
+    assert run(photos, tmp_path / "out", "--engine", "openvino") == 0
+    expected = embeddings(tmp_path / "out")
+    (tmp_path / "out" / "model" / "embedder.bin").unlink()
+    for part in (tmp_path / "out" / "embeddings").iterdir():
+        part.unlink()
+    assert run(photos, tmp_path / "out") == 0
+    assert_equal(embeddings(tmp_path / "out"), expected)
+
+
+def test_a_small_input_is_worked_without_a_trial(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_trial, "choose", lambda *_: pytest.fail("there was a trial"))
+    assert run(photos, tmp_path / "out") == 0
+    engine = engine_of(tmp_path / "out")
+    assert (engine["name"], engine["asked"], engine["trial"]) == ("keras", "auto", {})
+
+
+@needs_openvino
+def test_a_large_input_is_worth_a_trial_whose_result_stays(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engines, "SMALL_INPUT", 0)
+    assert run(photos, tmp_path / "out") == 0
+    engine = engine_of(tmp_path / "out")
+    assert {one["engine"] for one in engine["trial"]["candidates"]} == {"keras", "openvino"}
+    assert engine["reason"] in capsys.readouterr().err
+    monkeypatch.setattr(engine_trial, "choose", lambda *_: pytest.fail("there was another trial"))
+    next((tmp_path / "out" / "embeddings").iterdir()).unlink()
+    assert run(photos, tmp_path / "out") == 0
+    assert engine_of(tmp_path / "out") == engine
+
+
+@needs_openvino
+def test_an_int8_run_goes_on_grows_and_lends_its_model(photos, tmp_path, capsys):
+    int8 = ("--precision", "int8", "--int8_min_cosine", "0.9")
+    assert run(photos, tmp_path / "out", *int8) == 0
+    assert "of the ten nearest neighbours stay" in capsys.readouterr().err
+    about = manifest(tmp_path / "out")
+    assert about["spec"]["precision"] == "int8"
+    assert about["engine"]["trial"]["int8"]["median_cosine"] > 0.9
+    expected = embeddings(tmp_path / "out")
+
+    assert run(photos, tmp_path / "out", *int8) == 0
+    assert "Nothing to do" in capsys.readouterr().err
+    next((tmp_path / "out" / "embeddings").iterdir()).unlink()
+    assert run(photos, tmp_path / "out", *int8) == 0
+    assert_equal(embeddings(tmp_path / "out"), expected, rtol=1e-6)
+
+    few = small_images(tmp_path / "few", 3)
+    assert run(few, tmp_path / "lent", *int8, "--int8_model", str(tmp_path / "out")) == 0
+    assert manifest(tmp_path / "lent")["fingerprint"] == about["fingerprint"]
+    assert run(few, tmp_path / "refused", *int8) == 2
+    assert "at least 24. Received: 3" in capsys.readouterr().err
+    other = (*MODEL[:3], "random:1", *MODEL[4:])
+    assert extract(few, tmp_path / "other", *int8, "--int8_model", str(tmp_path / "out"), model=other) == 2
+    assert "weights_sha256" in capsys.readouterr().err
+    assert run(photos, tmp_path / "out", "--precision", "float32") == 2
+    assert "precision: int8 != float32" in capsys.readouterr().err
+
+
+@needs_openvino
+def test_a_classifier_of_int8_vectors_has_no_image_classifier(photos, tmp_path, capsys):
+    assert run(photos, tmp_path / "out", "--precision", "int8", "--int8_min_cosine", "0.9") == 0
+    assert run_job("train", ["--embeddings", str(tmp_path / "out"), "--output", str(tmp_path / "head")]) == 0
+    assert "Keras has no int8 models" in capsys.readouterr().err
+    assert not (tmp_path / "head" / "image_classifier.keras").exists()
+
+
+def test_auto_stays_with_what_a_run_holds(photos, tmp_path):
+    assert run(photos, tmp_path / "out", "--precision", "bfloat16", "--engine", "keras") == 0
+    expected = embeddings(tmp_path / "out")
+    next((tmp_path / "out" / "embeddings").iterdir()).unlink()
+    assert run(photos, tmp_path / "out", "--precision", "auto") == 0
+    assert manifest(tmp_path / "out")["spec"]["precision"] == "bfloat16"
+    assert_equal(embeddings(tmp_path / "out"), expected, rtol=1e-2)
+
+
+def test_auto_takes_what_a_trial_gives(photos, tmp_path):
+    assert run(photos, tmp_path / "out", "--precision", "auto") == 0
+    about = manifest(tmp_path / "out")
+    tried = {(one["engine"], one["precision"]) for one in about["engine"]["trial"]["candidates"]}
+    assert {("keras", "float32"), ("keras", "bfloat16")} <= tried
+    assert (about["engine"]["name"], about["spec"]["precision"]) in tried
+
+
+@pytest.mark.parametrize(
+    ("precision", "engine", "named"),
+    [
+        ("int8", EngineOptions(Engine.KERAS), "--engine keras, --precision int8"),
+        ("float16", EngineOptions(Engine.OPENVINO), "--engine openvino, --precision float16"),
+        ("float32", EngineOptions(int8_model="before"), "--int8_model 'before', --precision float32"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(precision, engine, named):
+    with pytest.raises(ImagebeamError) as error:
+        engine.check(ModelOptions(precision=PrecisionChoice(precision)))
+    assert named in str(error.value)
+
+
+def test_a_cosine_is_one():
+    with pytest.raises(ImagebeamError, match="from 0 to 1"):
+        EngineOptions(int8_min_cosine=1.1)
+
+
+def test_openvino_that_is_missing_is_named_before_anything_is_written(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("transforms.models.openvino_model.is_installed", lambda: False)
+    for flags in (("--engine", "openvino"), ("--precision", "int8")):
+        assert run(photos, tmp_path / "out", *flags) == 2
+        assert "imagebeam[openvino]" in capsys.readouterr().err
+    assert run(photos, tmp_path / "out") == 0
+    assert engine_of(tmp_path / "out")["reason"] == "OpenVINO is not installed"
+
+
+def test_plan_times_the_engine_that_extract_would_take(photos, capsys):
+    flags = ["--input", str(photos), *MODEL, "--engine", "keras", "--format", "json"]
+    assert run_job("plan", flags) == 0
+    assert json.loads(capsys.readouterr().out)["estimate"]["model_images_per_second"] > 0

@@ -1,0 +1,151 @@
+"""The choice of an engine and a precision, with models whose speed and vectors are known."""
+
+import time
+
+import numpy as np
+import pytest
+
+from tests.support.fakes import ChannelMeans
+from transforms.core.engines import Engine
+from transforms.core.errors import ImagebeamError
+from transforms.core.spec import EmbedderSpec, Precision
+from transforms.models import engine_trial
+from transforms.models.engine_trial import choose
+
+IMAGES = list(np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), dtype=np.uint8))
+
+
+class Taking(ChannelMeans):
+    """Channel means, after some seconds, off by some share."""
+
+    def __init__(self, precision, seconds, off=0.0):
+        super().__init__(EmbedderSpec("ChannelMeans", "0" * 64, image_size=(6, 6), precision=precision))
+        self.seconds, self.off = seconds, off
+
+    def embed(self, images):
+        time.sleep(self.seconds)
+        vectors = super().embed(images)["embedding"]
+        return {"embedding": vectors * (1 + self.off * np.array([1, 0, -1], np.float32))}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine where a batch takes so many seconds: {(engine, precision): seconds or (seconds, off)}."""
+
+    def make(gpu=False, bfloat16=True, installed=True, **taking):
+        def model(engine, precision):
+            found = taking[f"{engine}_{precision}"]
+            return Taking(precision, *(found if isinstance(found, tuple) else (found,)))
+
+        made = {}
+
+        def at_precision(precision):
+            return made.setdefault(precision, model("keras", precision))
+
+        def openvino(spec, dimensions, converted):
+            if f"openvino_{spec.precision}" not in taking:
+                raise RuntimeError("first line\nno such operation: Spin\n")
+            return model("openvino", spec.precision)
+
+        monkeypatch.setattr(engine_trial, "has_gpu", lambda: gpu)
+        monkeypatch.setattr(engine_trial.openvino_model, "is_installed", lambda: installed)
+        monkeypatch.setattr(engine_trial.openvino_model, "cpu_capabilities", lambda: frozenset({"FP32", "BF16"}))
+        monkeypatch.setattr(
+            engine_trial.openvino_model, "runs", lambda precision: bfloat16 or precision != Precision.BFLOAT16
+        )
+        monkeypatch.setattr(engine_trial.openvino_model, "convert", lambda embedder: "converted")
+        monkeypatch.setattr(engine_trial, "OpenVinoEmbedder", openvino)
+        return at_precision
+
+    return make
+
+
+def chosen(verdict):
+    return verdict.loaded.engine.name, verdict.loaded.embedder.spec.precision
+
+
+@pytest.mark.parametrize(
+    ("keras", "openvino", "wins"),
+    [(0.04, 0.01, Engine.OPENVINO), (0.01, 0.04, Engine.KERAS), (0.02, 0.02, Engine.KERAS)],
+)
+def test_the_faster_engine_is_chosen_and_keras_where_there_is_little_in_it(machine, keras, openvino, wins):
+    verdict = choose(machine(keras_float32=keras, openvino_float32=openvino), Engine.AUTO, Precision.FLOAT32, IMAGES)
+    assert chosen(verdict) == (wins, "float32")
+    assert (verdict.loaded.converted is not None) == (wins == Engine.OPENVINO)
+    trial = verdict.loaded.engine.trial["candidates"]
+    assert [(one["engine"], one["precision"]) for one in trial] == [("keras", "float32"), ("openvino", "float32")]
+    assert all(one["images_per_second"] > 0 for one in trial)
+    assert verdict.loaded.engine.reason == verdict.lines[0]
+
+
+def test_a_fast_engine_with_other_vectors_is_not_chosen(machine):
+    at_precision = machine(keras_float32=0.03, openvino_float32=(0.001, 1e-3))
+    verdict = choose(at_precision, Engine.AUTO, Precision.FLOAT32, IMAGES)
+    assert chosen(verdict) == (Engine.KERAS, "float32")
+    assert "not openvino at float32: its vectors differ" in verdict.lines[1]
+
+
+def test_what_openvino_cannot_convert_keras_runs(machine):
+    verdict = choose(machine(keras_float32=0.01), Engine.AUTO, Precision.FLOAT32, IMAGES)
+    assert chosen(verdict) == (Engine.KERAS, "float32")
+    assert verdict.loaded.engine.trial["candidates"][1]["refused"] == "no such operation: Spin"
+
+
+def test_an_engine_that_was_asked_for_is_taken_or_refused(machine):
+    slow = machine(keras_float32=0.001, openvino_float32=0.03)
+    assert chosen(choose(slow, Engine.OPENVINO, Precision.FLOAT32, IMAGES)) == (Engine.OPENVINO, "float32")
+    with pytest.raises(ImagebeamError, match=r"no such operation: Spin\. Received: --engine openvino"):
+        choose(machine(keras_float32=0.001), Engine.OPENVINO, Precision.FLOAT32, IMAGES)
+    with pytest.raises(ImagebeamError, match=r"its vectors differ"):
+        choose(machine(keras_float32=0.001, openvino_float32=(0.1, 0.1)), Engine.OPENVINO, Precision.FLOAT32, IMAGES)
+    missing = machine(keras_float32=0.001, installed=False)
+    with pytest.raises(ImagebeamError, match=r"imagebeam\[openvino\]"):
+        choose(missing, Engine.OPENVINO, Precision.FLOAT32, IMAGES)
+
+
+def test_nothing_but_keras_is_tried_where_openvino_is_missing_or_a_gpu_is_there(machine):
+    for at_precision in (
+        machine(keras_float32=0.001, openvino_float32=0.0, installed=False),
+        machine(keras_float32=0.001, openvino_float32=0.0, gpu=True),
+    ):
+        verdict = choose(at_precision, Engine.AUTO, Precision.FLOAT32, IMAGES)
+        assert len(verdict.loaded.engine.trial["candidates"]) == 1
+
+
+RATES = {"keras_float32": 0.03, "openvino_float32": 0.025}
+
+
+@pytest.mark.parametrize(
+    ("lower", "wins"),
+    [
+        ({"keras_bfloat16": 0.005, "openvino_bfloat16": 0.012}, (Engine.KERAS, "bfloat16")),
+        ({"keras_bfloat16": 0.012, "openvino_bfloat16": 0.005}, (Engine.OPENVINO, "bfloat16")),
+        ({"keras_bfloat16": 0.10, "openvino_bfloat16": 0.08}, (Engine.OPENVINO, "float32")),
+        ({"keras_bfloat16": (0.005, 0.05), "openvino_bfloat16": (0.005, 0.05)}, (Engine.OPENVINO, "float32")),
+    ],
+    ids=["keras faster", "openvino faster", "slower", "too far off"],
+)
+def test_auto_takes_the_fastest_precision_that_keeps_the_vectors(machine, lower, wins):
+    assert chosen(choose(machine(**RATES, **lower), Engine.AUTO, None, IMAGES)) == wins
+
+
+def test_auto_leaves_out_what_the_processor_lacks(machine):
+    at_precision = machine(**RATES, keras_bfloat16=0.2, openvino_bfloat16=0.001, bfloat16=False)
+    verdict = choose(at_precision, Engine.AUTO, None, IMAGES)
+    assert chosen(verdict) == (Engine.OPENVINO, "float32")
+    assert any("this processor has no bfloat16" in line for line in verdict.lines)
+
+
+def test_a_precision_that_is_slower_here_is_taken_and_told(machine):
+    at_precision = machine(keras_float32=0.01, keras_bfloat16=0.05, openvino_bfloat16=0.06)
+    verdict = choose(at_precision, Engine.AUTO, Precision.BFLOAT16, IMAGES)
+    assert chosen(verdict) == (Engine.KERAS, "bfloat16")
+    assert any(line.startswith("WARNING: on this machine bfloat16 is slower than float32") for line in verdict.lines)
+    at_precision = machine(keras_float32=0.05, keras_bfloat16=0.01, openvino_bfloat16=0.06)
+    assert not any("WARNING" in line for line in choose(at_precision, Engine.AUTO, Precision.BFLOAT16, IMAGES).lines)
+
+
+def test_images_of_several_sizes_are_tried_one_by_one(machine):
+    images = [np.zeros((4, 5, 3), np.uint8), np.ones((6, 3, 3), np.uint8), np.ones((4, 5, 3), np.uint8)]
+    verdict = choose(machine(keras_float32=0.001, openvino_float32=0.001), Engine.AUTO, Precision.FLOAT32, images)
+    assert chosen(verdict)[1] == "float32"

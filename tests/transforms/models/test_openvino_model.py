@@ -1,0 +1,178 @@
+"""Embedders on OpenVINO against the same Keras model, converted, staged, quantised."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from transforms.core.engines import Engine
+from transforms.core.errors import ImagebeamError
+from transforms.core.spec import Precision
+from transforms.models import int8
+from transforms.models.config import EmbedderConfig
+from transforms.models.embedder import resolve
+from transforms.models.engine_trial import calibrate, choose
+from transforms.models.openvino_model import GRAPH_FILE, NUMBERS_FILE, OpenVinoEmbedder, convert, is_installed
+from transforms.models.staged import LoadedModel, StagedEngine, read_staged, stage
+
+pytestmark = pytest.mark.skipif(not is_installed(), reason="OpenVINO is not installed: the extra openvino")
+SIZE = (48, 56)
+
+
+def draw(count, size=SIZE, seed=0):
+    """Images with large shapes in them: noise alone looks the same to any network."""
+    random = np.random.default_rng(seed)
+    images = np.zeros((count, *size, 3), np.uint8)
+    for image in images:
+        for _ in range(4):
+            top, left = random.integers(0, size[0] - 8), random.integers(0, size[1] - 8)
+            image[top : top + random.integers(4, 24), left : left + random.integers(4, 24)] = random.integers(0, 256, 3)
+    return images
+
+
+@pytest.fixture(scope="module")
+def vgg16():
+    return resolve(EmbedderConfig("VGG16", "random:0", layers=("block1_pool", "block2_pool"), image_size=SIZE))
+
+
+def test_every_column_equals_keras(vgg16):
+    images = draw(5)
+    embedder = OpenVinoEmbedder(vgg16.spec, vgg16.dimensions, convert(vgg16))
+    ours, theirs = embedder.embed(images), vgg16.embed(images)
+    assert list(ours) == ["embedding_block1_pool", "embedding_block2_pool"]
+    for column, vectors in theirs.items():
+        assert ours[column].dtype == np.float32
+        np.testing.assert_allclose(ours[column], vectors, rtol=1e-4, atol=1e-5 * np.abs(vectors).max())
+
+
+def test_images_of_any_size_are_taken_where_they_keep_theirs():
+    keras = resolve(EmbedderConfig("VGG16", "random:1", layers=("block2_pool",), image_size="native"))
+    embedder = OpenVinoEmbedder(keras.spec, keras.dimensions, convert(keras))
+    for size in ((32, 40), (57, 33), (32, 40)):
+        images = draw(2, size)
+        expected = keras.embed(images)["embedding"]
+        np.testing.assert_allclose(embedder.embed(images)["embedding"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_staged_model_runs_without_keras_in_another_process(vgg16, tmp_path):
+    engine = StagedEngine(Engine.OPENVINO, Engine.OPENVINO, "asked for")
+    folder = str(tmp_path / "model")
+    staged = stage(LoadedModel(vgg16, engine, convert(vgg16)), folder, {"source": "random:0", "file_sha256": None})
+    assert sorted(staged.engine.files) == [NUMBERS_FILE, GRAPH_FILE]
+    assert read_staged(folder) == staged
+    images = draw(3)
+    np.save(tmp_path / "images.npy", images)
+    code = (
+        "import sys, numpy as np\n"
+        "from transforms.models.staged import read_staged\n"
+        "vectors = read_staged(sys.argv[1] + '/model').load().embed(np.load(sys.argv[1] + '/images.npy'))\n"
+        "np.savez(sys.argv[1] + '/vectors.npz', **vectors)\n"
+        "assert not {'keras', 'tensorflow'} & set(sys.modules), 'workers would wait for Keras'\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    with np.load(tmp_path / "vectors.npz") as vectors:
+        for column, expected in vgg16.embed(images).items():
+            np.testing.assert_allclose(vectors[column], expected, rtol=1e-4, atol=1e-5)
+    (tmp_path / "model" / NUMBERS_FILE).write_bytes(b"\0" * 100)
+    with pytest.raises(ImagebeamError, match="is not the file that was staged"):
+        staged.load()
+    (tmp_path / "model" / NUMBERS_FILE).unlink()
+    with pytest.raises(ImagebeamError, match="is missing"):
+        staged.load()
+
+
+def test_keras_runs_it_where_openvino_is_missing_but_not_an_int8_model(vgg16, tmp_path, monkeypatch, caplog):
+    engine = StagedEngine(Engine.OPENVINO, Engine.AUTO, "faster")
+    staged = stage(LoadedModel(vgg16, engine, convert(vgg16)), str(tmp_path), {"source": "", "file_sha256": None})
+    assert isinstance(staged.load(), OpenVinoEmbedder)
+    monkeypatch.setattr("transforms.models.openvino_model.is_installed", lambda: False)
+    images = draw(2)
+    np.testing.assert_array_equal(
+        staged.load().embed(images)["embedding_block1_pool"], vgg16.embed(images)["embedding_block1_pool"]
+    )
+    assert "OpenVINO is missing here" in caplog.text
+    spec = dataclasses.replace(staged.spec, precision=Precision.INT8)
+    with pytest.raises(ImagebeamError, match=r"imagebeam\[openvino\]"):
+        dataclasses.replace(staged, spec=spec).load()
+
+
+def test_another_processor_is_told_of(vgg16, tmp_path, caplog):
+    engine = StagedEngine(Engine.OPENVINO, Engine.OPENVINO, "", processor=("FP32", "amx_of_tomorrow"))
+    stage(LoadedModel(vgg16, engine, convert(vgg16)), str(tmp_path), {"source": "", "file_sha256": None}).load()
+    assert "This processor lacks amx_of_tomorrow" in caplog.text
+
+
+def test_a_gpu_is_preferred_to_what_a_trial_chose_elsewhere(vgg16, tmp_path, monkeypatch):
+    monkeypatch.setattr("transforms.models.staged._has_nvidia_gpu", lambda: True)
+    for asked, kind in ((Engine.AUTO, type(vgg16)), (Engine.OPENVINO, OpenVinoEmbedder)):
+        loaded = LoadedModel(vgg16, StagedEngine(Engine.OPENVINO, asked, ""), convert(vgg16))
+        assert isinstance(stage(loaded, str(tmp_path / asked), {"source": "", "file_sha256": None}).load(), kind)
+
+
+def test_int8_keeps_the_vectors_near_and_its_identity_is_its_own():
+    config = EmbedderConfig("VGG16", "random:0", layers=("block2_pool",), image_size=SIZE)
+    float32 = resolve(config)
+    spec = dataclasses.replace(float32.spec, precision=Precision.INT8)
+    images = list(draw(60))
+    verdict = calibrate(float32, spec, images, [f"{number:064x}" for number in range(60)], 0.99)
+    fresh = draw(20, seed=1)
+    ours, theirs = verdict.model.embed(fresh)["embedding"], float32.embed(fresh)["embedding"]
+    assert np.median(int8.cosines(theirs, ours)) > 0.99
+    assert not np.array_equal(ours, theirs)
+    calibrated = verdict.loaded.embedder.spec
+    assert calibrated.calibration is not None
+    assert type(calibrated).from_json(calibrated.to_json()) == calibrated
+    assert calibrated.fingerprint not in (float32.spec.fingerprint, spec.fingerprint)
+    about = verdict.loaded.engine.trial["int8"]
+    assert about["calibrated_on"] == about["images"] == 30
+    assert about["lowest_cosine"] <= about["median_cosine"] <= 1
+    with pytest.raises(ImagebeamError, match=r"int8 costs too much.*--int8_min_cosine is 0\.99999999"):
+        calibrate(float32, spec, images, ["0" * 64] * 60, 0.99999999)
+    with pytest.raises(ImagebeamError, match=r"at least 24\. Received: 10 "):
+        calibrate(float32, spec, images[:10], ["0" * 64] * 10, 0.9)
+
+
+def test_the_cost_is_what_a_plain_computation_gives():
+    random = np.random.default_rng(3)
+    exact = random.normal(size=(40, 7)).astype(np.float32)
+    other = exact + random.normal(size=exact.shape).astype(np.float32) * 0.3
+    cost = int8.measure({"a": exact}, {"a": other})
+    cosine = [float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in zip(exact, other, strict=True)]
+    assert cost.median_cosine == pytest.approx(np.median(cosine), abs=1e-6)
+    assert cost.lowest_cosine == pytest.approx(min(cosine), abs=1e-6)
+    kept = []
+    for index in range(40):
+        near = [
+            set(
+                sorted(
+                    (other for other in range(40) if other != index),
+                    key=lambda j: -(matrix[index] @ matrix[j]) / np.linalg.norm(matrix[j]),
+                )[:10]
+            )
+            for matrix in (exact.astype(np.float64), other.astype(np.float64))
+        ]
+        kept.append(len(near[0] & near[1]) / 10)
+    assert cost.neighbours_kept == pytest.approx(np.mean(kept), abs=1e-9)
+
+
+def test_openvino_is_chosen_and_refused_for_real(vgg16):
+    verdict = choose(lambda _: vgg16, Engine.OPENVINO, Precision.FLOAT32, list(draw(4)))
+    (tried,) = verdict.loaded.engine.trial["candidates"]
+    assert tried["largest_difference"] < 1e-5
+    assert isinstance(verdict.model, OpenVinoEmbedder)
+    with pytest.raises(ImagebeamError, match=r"takes no arguments. Received: training"):
+        verdict.model.embed(draw(1), training=False)
+
+
+def test_nothing_is_sent_over_the_network_when_it_is_imported():
+    code = (
+        "from transforms.models.openvino_model import import_openvino\n"
+        "import_openvino()\n"
+        "import openvino.tools.ovc.telemetry_utils as told\n"
+        "from nncf.telemetry import wrapper\n"
+        "print(told.tm.__name__, hasattr(wrapper, 'Telemetry'))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "False"]
