@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import say
-from pipelines.common.fields import Options, flag, one_of
+from pipelines.common.fields import Options, flag, one_of, refuse_both
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments, complete
 from pipelines.options.extraction import InputOptions, OutputOptions
@@ -122,6 +122,7 @@ class ClassifyOptions:
     def __post_init__(self) -> None:
         from transforms.runs.schemas import PREDICTION_COLUMNS
 
+        self._refuse_idle_flags()
         if (self.input is None) == (not self.vectors.embeddings):
             raise ImagebeamError("Give either --input, to label images, or --embeddings, to label vectors.")
         for name in (column.name for column in self.input.keep_columns) if self.input else ():
@@ -131,13 +132,26 @@ class ClassifyOptions:
                     f"Received: {name!r}. Rename it with --keep_columns NAME=NEW."
                 )
 
+    def _refuse_idle_flags(self) -> None:
+        """Refuse flags of images where vectors are labelled, and of vectors where none are stored."""
+        if self.input is None:
+            refuse_both(
+                self.vectors.given("embeddings"),
+                self.label.given("batch_size", "max_image_pixels", "truncated_images"),
+                "Where vectors are labelled, no image is decoded.",
+            )
+        if not self.label.keep_embedding:
+            stored = self.output.given("embedding_type", "embedding_dtype")
+            if stored:
+                raise ImagebeamError(f"No embedding is stored without --keep_embedding. Received: {stored[0]}.")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `imagebeam classify`."""
-    InputOptions.add_arguments(parser, "input", defaults={"input": None})
-    VectorOptions.add_arguments(parser, "embeddings")
-    LabelOptions.add_arguments(parser, "labels")
-    OutputOptions.add_arguments(parser, "output")
+    InputOptions.add_arguments(parser, "input", defaults={"input": None}, most_used=["input"])
+    VectorOptions.add_arguments(parser, "embeddings", most_used=["embeddings"])
+    LabelOptions.add_arguments(parser, "labels", most_used=["classifier", "top_k", "threshold"])
+    OutputOptions.add_arguments(parser, "output", most_used=["output", "overwrite"])
     add_dataflow_arguments(parser)
 
 
@@ -307,7 +321,7 @@ def _input_options(args: argparse.Namespace) -> InputOptions | None:
     for field in dataclasses.fields(InputOptions):
         value = getattr(args, field.name)
         if field.name != "input" and value not in (None, field.default):
-            raise ImagebeamError(f"--{field.name} goes with --input. Received: {value!r}.")
+            raise ImagebeamError(f"--{field.name} goes with --input, and not with --embeddings. Received: {value}.")
     return None
 
 

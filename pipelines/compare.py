@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.common.console import say
 from pipelines.common.fields import Options, flag
 from pipelines.common.flags import JobParser, parse
+from pipelines.runtime.compared import accuracy_cell, difference_cell, print_table
+from pipelines.runtime.compared import describe as describe_answers
 from transforms.core.errors import ImagebeamError
 
 if TYPE_CHECKING:
@@ -144,45 +147,28 @@ def describe(found: Sequence[Compared]) -> list[dict[str, Any]]:
     best = found[0]
     return [
         {
-            "embedding": compared.name,
-            "dimension": compared.dimension,
-            "fingerprint": compared.fingerprint,
-            "images": len(compared.linear_probe.right),
-            "linear_probe": _describe(compared.linear_probe, best.linear_probe),
-            "neighbours": _describe(compared.neighbours, best.neighbours),
+            "embedding": one.name,
+            "dimension": one.dimension,
+            "fingerprint": one.fingerprint,
+            "images": len(one.linear_probe.right),
+            "linear_probe": describe_answers(one.linear_probe, best.linear_probe),
+            "neighbours": describe_answers(one.neighbours, best.neighbours),
         }
-        for compared in found
+        for one in found
     ]
 
 
-def _describe(answers: Answers, best: Answers) -> dict[str, Any]:
-    difference, low, high = answers.difference(best)
-    return {
-        "accuracy": answers.accuracy,
-        "interval_95": answers.interval,
-        "difference": difference,
-        "difference_interval_95": (low, high),
-    }
-
-
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        *("embedding", "length", "linear probe", "to the first", "neighbours", "to the first"),
-        title=f"Accuracy on {rows[0]['images']:,} images, each left out once; intervals of 95 %",
-    )
+def _print(rows: Sequence[dict[str, Any]]) -> None:
+    cells = []
     for number, row in enumerate(rows):
-        cells = []
-        for method in ("linear_probe", "neighbours"):
-            found = row[method]
-            low, high = found["interval_95"]
-            cells.append(f"{found['accuracy']:.4f} ({low:.4f} to {high:.4f})")
-            low, high = found["difference_interval_95"]
-            cells.append(f"{found['difference']:+.4f} ({low:+.4f} to {high:+.4f})" if number else "")
-        table.add_row(row["embedding"], str(row["dimension"]), *cells)
-    Console(soft_wrap=True).print(table)
+        methods = [row["linear_probe"], row["neighbours"]]
+        found = [(accuracy_cell(one), difference_cell(one) if number else "") for one in methods]
+        cells.append((row["embedding"], str(row["dimension"]), *itertools.chain(*found)))
+    print_table(
+        ("embedding", "length", "linear probe", "to the first", "neighbours", "to the first"),
+        cells,
+        f"Accuracy on {rows[0]['images']:,} images, each left out once; intervals of 95 %",
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -202,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.format == "json":
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     else:
-        _print_table(rows)
+        _print(rows)
     return 0
 
 

@@ -14,34 +14,41 @@ from typing import TYPE_CHECKING, Any
 from pipelines.common.console import say
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.extraction import InputOptions, ModelOptions
-from pipelines.options.finetuning import FinetuneOptions, TuneOptions
+from pipelines.options.finetuning import FIT, FinetuneOptions, TuneOptions
 from pipelines.options.training import ClassifierOptions, FitOptions, HeadOptions, RowOptions
 from pipelines.runtime.training_result import TrainResult, conclude, describe_rows, installed_versions, save_models
 from transforms.core.spec import Precision
 from transforms.models.architectures import Architecture
 
 if TYPE_CHECKING:
+    from pipelines.runtime.first_phase import FirstPhase
     from transforms.core.spec import EmbedderSpec
+    from transforms.inputs.types import ReadOptions
     from transforms.training.row_index import RowIndex
 
 DESCRIPTION = """\
-Train a backbone and a classifier together on image shards: first the classifier alone, then with it the layers that
-are not frozen, at a lower rate. Run again after a crash, the same command goes on where it was."""
+Train a backbone and a classifier together on image shards: first the classifier alone, as train does, then with it the
+layers that are not frozen, for --epochs. What the first phase gave stands beside the result. Run again after a crash,
+the same command goes on where it was."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `imagebeam finetune`."""
-    InputOptions.add_arguments(parser, "input", leave_out=["keep_columns"])
-    RowOptions.add_arguments(parser, "rows", leave_out=["label_column"])
-    ModelOptions.add_arguments(parser, "model", leave_out=["precision"])
-    HeadOptions.add_arguments(parser, "classifier")
+    InputOptions.add_arguments(parser, "input", leave_out=["keep_columns"], most_used=["input", "label_column"])
+    ClassifierOptions.add_arguments(parser, "output", most_used=["output", "overwrite", "assert_accuracy_at_least"])
+    ModelOptions.add_arguments(parser, "model", leave_out=["precision"], most_used=["model", "weights", "image_size"])
+    TuneOptions.add_arguments(parser, "layers, and the classifier before them", most_used=["freeze_layers", "augment"])
+    RowOptions.add_arguments(parser, "rows", leave_out=["label_column"], most_used=["test_split", "group_column"])
+    HeadOptions.add_arguments(parser, "what the classifier is made of")
     FitOptions.add_arguments(
-        parser, "first phase: the classifier alone", leave_out=["batch_size", "checkpoint_seconds"]
+        parser,
+        "fitting",
+        defaults=vars(FIT),
+        leave_out=["batch_size", "checkpoint_seconds"],
+        most_used=["epochs", "learning_rate"],
     )
     # What has no flag here: nothing is copied, learning needs float32, and an epoch on images is worth a checkpoint.
     parser.set_defaults(keep_columns=(), precision=Precision.FLOAT32, checkpoint_seconds=0.0)
-    TuneOptions.add_arguments(parser, "second phase: the classifier and the layers that are not frozen")
-    ClassifierOptions.add_arguments(parser, "output")
 
 
 def run(options: FinetuneOptions) -> TrainResult:
@@ -53,15 +60,15 @@ def run(options: FinetuneOptions) -> TrainResult:
     from transforms.training.output import ClassifierFolder, ResultFile
 
     output = ClassifierFolder(options.classifier.output, overwrite=options.classifier.overwrite)
-    _refuse_early(options)
+    read = _open_input(options)
 
-    from pipelines.runtime.backbone_training import embed_images, hold_images, print_layers, tune_backbone
-    from pipelines.runtime.head_training import train_head, use_deterministic_ops
+    from pipelines.runtime.backbone_training import check_unfreezing, hold_images, print_layers, tune_backbone
+    from pipelines.runtime.first_phase import learn_from_vectors
+    from pipelines.runtime.head_training import use_deterministic_ops
     from transforms.classify.evaluate import evaluate
     from transforms.models.embedder import assemble, identify, load_backbone
-    from transforms.plots.training import training_curves
     from transforms.training.backbone import freeze
-    from transforms.training.head import join
+    from transforms.training.head import load
     from transforms.training.row_index import index_rows
 
     began = time.monotonic()
@@ -70,41 +77,46 @@ def run(options: FinetuneOptions) -> TrainResult:
     say(f"Loading {config.description}")
     backbone = load_backbone(config)
     spec = identify(config, backbone)
-    with tempfile.TemporaryFile() as pixels, tempfile.TemporaryDirectory() as folder:
-        images = hold_images(options, spec, pixels)
+    layers = freeze(backbone, spec, options.tune.frozen())
+    check_unfreezing(options, layers)
+    learns = any(layer.trainable for layer in layers)
+    with tempfile.TemporaryFile() as pixels, tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        images = hold_images(options, read, spec, pixels)
         labels = dataclasses.replace(options.rows.label_rules(), column="label")
         index = index_rows(images, labels, options.rows.split_rules())
         rows = describe_rows(index)
-        first = len(backbone.layers) if options.tune.freeze_all else options.tune.freeze_layers or 0
-        layers = freeze(backbone, spec, first=first, until=options.tune.freeze_until)
         print_layers(layers)
         if output.claim(_identity(options, spec, index)):
             say(f"Going on with the run in {output.uri}")
-        lesson = embed_images(assemble(spec, backbone), images, index, options.model.batch_size)
-        head, state = train_head(lesson, options.head, options.fit, watched=True)
-        phases = {"head": dataclasses.asdict(state)}
-        if any(layer.trainable for layer in layers):
-            state = tune_backbone(options, spec, backbone, head, images, index, output.checkpoint)
+        embedder = assemble(spec, backbone)
+        first = learn_from_vectors(options, embedder, images, index, output.checkpoint, learns=learns)
+        phases = {"head": first.summary}
+        if learns:
+            state = tune_backbone(options, spec, backbone, first.head, images, index, output.checkpoint)
             phases["tuning"] = dataclasses.asdict(state)
         backbone.trainable = True  # as any saved model's
         tuned = identify(config, backbone)
-        embedder = assemble(spec, backbone)
-        predictions, weights_file = (Path(folder) / name for name in (ResultFile.PREDICTIONS, ResultFile.BACKBONE))
+        files = save_models(first.head, embedder, "embedding", tuned, index, folder)
+        backbone.save_weights(folder / ResultFile.BACKBONE)
+        predictions = folder / ResultFile.PREDICTIONS
         evaluation = evaluate(
-            join(embedder, "embedding", head),
+            load(folder / ResultFile.IMAGE_CLASSIFIER),  # what is measured is what was written
             dataclasses.replace(images, spec=tuned),
             index,
             predictions,
             all_probabilities=options.classifier.all_probabilities,
         )
-        backbone.save_weights(weights_file)
-        saved = None if options.classifier.skip_image_classifier else embedder
+        if options.classifier.skip_image_classifier:
+            del files[ResultFile.IMAGE_CLASSIFIER]
+        training = phases["tuning" if learns else "head"]
         summary = {
             "evaluated_on": evaluation.split,
             **evaluation.metrics,
+            "compared": _compare(first, predictions, learns=learns),
             "rows": rows,
             "failures": images.failure_counts,
-            "training": {"seconds": round(time.monotonic() - began, 3), **dataclasses.asdict(state), "phases": phases},
+            "training": {"seconds": round(time.monotonic() - began, 3), **training, "phases": phases},
             "layers": [dataclasses.asdict(layer) for layer in layers],
             "embedding_column": "embedding",
             "fingerprint": tuned.fingerprint,
@@ -113,25 +125,24 @@ def run(options: FinetuneOptions) -> TrainResult:
             "options": dataclasses.asdict(options),
             "versions": installed_versions(),
         }
-        files = {
-            **save_models(head, saved, "embedding", tuned, index, Path(folder)),
-            ResultFile.BACKBONE: weights_file,
+        files |= {
+            ResultFile.BACKBONE: folder / ResultFile.BACKBONE,
             ResultFile.PREDICTIONS: predictions,
-            ResultFile.CURVES: training_curves(state.history, state.best_epoch),
+            ResultFile.CURVES: _curves(training),
             ResultFile.CONFUSION: evaluation.confusion,
         }
         output.publish(files, summary)
+    _print_compared(summary)
     return conclude(summary, output.uri, options.classifier.assert_accuracy_at_least)
 
 
-def _refuse_early(options: FinetuneOptions) -> None:
-    """What is known without loading a framework.
+def _open_input(options: FinetuneOptions) -> ReadOptions:
+    """What is known without loading a framework, and how the input is read.
 
     Raises:
         ImagebeamError: for input that is not there, and a model or layer that cannot be had.
     """
-    from transforms import storage
-    from transforms.inputs.inspection import inspect_input
+    from pipelines.runtime.backbone_training import inspect_images
     from transforms.models.availability import check_available
     from transforms.models.layer_tables import check_layer_names
 
@@ -139,8 +150,7 @@ def _refuse_early(options: FinetuneOptions) -> None:
     check_available(config)
     if options.tune.freeze_until is not None and isinstance(config.architecture, Architecture):
         check_layer_names(config.model, [options.tune.freeze_until], "--freeze_until")
-    patterns = tuple(storage.absolute(pattern) for pattern in options.input.input)
-    inspect_input(patterns, options.input.input_format, options.input.read_options())
+    return inspect_images(options)
 
 
 def _identity(options: FinetuneOptions, base: EmbedderSpec, index: RowIndex) -> dict[str, Any]:
@@ -148,9 +158,53 @@ def _identity(options: FinetuneOptions, base: EmbedderSpec, index: RowIndex) -> 
     groups = (options.rows, options.head, options.fit, options.tune)
     return {
         **{name: value for group in groups for name, value in dataclasses.asdict(group).items()},
+        "batch_size": options.model.batch_size,
         "fingerprint": base.fingerprint,
         "rows_sha256": index.sha256,
     }
+
+
+def _compare(first: FirstPhase, predictions: Path, *, learns: bool) -> list[dict[str, Any]]:
+    """Accuracies of this classifier and of what needs no tuning on the same held-out rows, in JSON terms."""
+    from pipelines.runtime.compared import describe
+    from transforms.training.compare import read_answers
+
+    if not first.answers:
+        return []
+    ours = read_answers(predictions)
+    methods = {"fine-tuned" if learns else "this classifier": ours, **first.answers}
+    return [{"method": name, **describe(answers, ours)} for name, answers in methods.items()]
+
+
+def _print_compared(summary: dict[str, Any]) -> None:
+    from pipelines.runtime.compared import accuracy_cell, difference_cell, print_table
+
+    found = summary["compared"]
+    if not found:
+        return
+    split = summary["evaluated_on"]
+    print_table(
+        ("method", "accuracy", "to the first"),
+        [
+            (one["method"], accuracy_cell(one), difference_cell(one) if number else "")
+            for number, one in enumerate(found)
+        ],
+        f"On the same {summary['rows'][split]:,} {split} images; intervals of 95 %",
+    )
+    best = max(found, key=lambda one: float(one["accuracy"]))
+    if best["accuracy"] > found[0]["accuracy"]:
+        say(
+            f"WARNING: the {best['method']} is right more often than the model that was tuned. More images, another "
+            "--learning_rate or more frozen layers may help; else take imagebeam train"
+        )
+
+
+def _curves(training: dict[str, Any]) -> bytes:
+    from transforms.plots.training import penalty_curves, training_curves
+
+    if "history" in training:
+        return training_curves(training["history"], training["best_epoch"])
+    return penalty_curves(training["candidates"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipelines.common.cache import cache_folder
@@ -19,7 +20,9 @@ from transforms.models.own_model import OwnModel, find_model
 
 DESCRIPTION = """\
 List a model's layers: the names --layer takes, their output shapes, and the length of the vector that average or
-maximum pooling makes of each. The classifier's layers are listed at the default size only: they take no other."""
+maximum pooling makes of each. The last two columns number the layers: as Keras counts them, for finetune's
+--freeze_keras_layers, and those with weights alone, for --freeze_layers. The classifier's layers are listed at the
+default size only: they take no other."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             "image_size": image_size,
             "default_size": _default(architecture),
             "min_size": architecture.min_size,
-            "layers": [dataclasses.asdict(layer) for layer in layers],
+            "layers": [
+                {**dataclasses.asdict(layer), "keras_number": number, "number": weighted}
+                for layer, number, weighted in _numbered(layers)
+            ],
         }
         sys.stdout.write(json.dumps(about, indent=2) + "\n")
     else:
@@ -84,21 +90,28 @@ def _default(architecture: Architecture | OwnModel) -> int | tuple[int, int] | N
     return architecture.default_size
 
 
+def _numbered(layers: Sequence[LayerInfo]) -> Iterator[tuple[LayerInfo, int, int | None]]:
+    """Each layer with its number as Keras counts, and its number among those with weights, both from 1."""
+    weighted = itertools.count(1)
+    for number, layer in enumerate(layers, 1):
+        yield layer, number, next(weighted) if layer.parameters else None
+
+
 def _table(
     architecture: Architecture | OwnModel, image_size: tuple[int, int] | None, layers: Sequence[LayerInfo]
 ) -> str:
     """Plain aligned text, one line a layer, so that grep and awk read it too."""
-    rows = [("layer", "type", "output shape", "dimension")]
-    for layer in layers:
+    rows = [("layer", "type", "output shape", "dimension", "keras", "weights")]
+    for layer, number, weighted in _numbered(layers):
         shape = "x".join("?" if size is None else str(size) for size in layer.output_shape)
-        rows.append((layer.name, layer.type, shape, str(layer.dimension or "-")))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        rows.append((layer.name, layer.type, shape, str(layer.dimension or "-"), str(number), str(weighted or "-")))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = [
         f"{architecture.name}, image size {size_text(image_size)}; "
         f"default {size_text(architecture.default_image_size) if _default(architecture) else 'none'}, "
         f"smallest {architecture.min_size}x{architecture.min_size}",
         "",
-        *("  ".join([*map(str.ljust, row, widths), row[3]]) for row in rows),
+        *("  ".join([*map(str.ljust, row, widths), row[5]]) for row in rows),
     ]
     return "\n".join(lines) + "\n"
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import say
+from pipelines.common.fields import refuse_both
 from pipelines.common.flags import JobParser, parse
-from pipelines.options.search import SearchOptions
+from pipelines.options.search import SearchOptions, asks_for_epochs
 from pipelines.options.training import (
     ClassifierOptions,
     EmbeddingOptions,
@@ -22,9 +23,11 @@ from pipelines.options.training import (
     HeadOptions,
     RowOptions,
     SolverOptions,
+    refuse_idle_patience,
 )
 from pipelines.runtime.training_result import TrainResult, conclude, describe_rows, installed_versions, save_models
 from transforms.core.spec import Precision
+from transforms.training.head import Solver
 
 if TYPE_CHECKING:
     import keras
@@ -52,16 +55,29 @@ class TrainOptions:
     search: SearchOptions = field(default_factory=SearchOptions)
     solver: SolverOptions = field(default_factory=SolverOptions)
 
+    def __post_init__(self) -> None:
+        self.search.refuse_what_the_grid_decides(self.head, self.fit)
+        refuse_idle_patience(self.rows, self.fit)
+        epochs = asks_for_epochs(self.rows, self.head, self.fit, self.search)
+        if self.solver.solver == Solver.EPOCHS:
+            epochs = self.solver.given("solver")
+        elif self.solver.solver == Solver.EXACT:
+            refuse_both(
+                self.solver.given("solver"), epochs, "The exact solver is of softmax regression, and knows no epochs."
+            )
+        exact = self.solver.given("folds", "vector_transform")
+        refuse_both(exact, epochs, "The former goes with the exact solver, which the latter rules out.")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `imagebeam train`."""
-    EmbeddingOptions.add_arguments(parser, "embeddings")
-    RowOptions.add_arguments(parser, "rows")
-    SolverOptions.add_arguments(parser, "solver")
-    HeadOptions.add_arguments(parser, "head")
-    FitOptions.add_arguments(parser, "fitting")
+    EmbeddingOptions.add_arguments(parser, "embeddings", most_used=["embeddings", "labels"])
+    ClassifierOptions.add_arguments(parser, "output", most_used=["output", "overwrite", "assert_accuracy_at_least"])
+    RowOptions.add_arguments(parser, "rows", most_used=["label_column", "test_split", "group_column"])
+    SolverOptions.add_arguments(parser, "how the classifier is solved", most_used=["folds"])
+    HeadOptions.add_arguments(parser, "what the classifier is made of", most_used=["hidden_units"])
+    FitOptions.add_arguments(parser, "training by epochs, which --hidden_units and each of these choose")
     SearchOptions.add_arguments(parser, "search")
-    ClassifierOptions.add_arguments(parser, "output")
 
 
 def run(options: TrainOptions) -> TrainResult:
@@ -222,7 +238,6 @@ def _fit(lesson: Lesson, index: RowIndex, options: TrainOptions, checkpoint: Che
     """Train by epochs."""
     from pipelines.runtime.head_training import train_head, use_deterministic_ops
     from transforms.plots.training import training_curves
-    from transforms.training.head import Solver
 
     use_deterministic_ops()
     head_options, fit_options, table = _choose_head(lesson, index.images, options, checkpoint)

@@ -21,9 +21,13 @@ class EpochBar:
         batches: in an epoch.
         batch_size: rows in a batch.
         shown: whether anything is shown at all.
+        each_epoch: whether every epoch has a line of its own, on a terminal too: for epochs of minutes.
     """
 
-    def __init__(self, epochs: int, batches: int, batch_size: int, *, shown: bool = True) -> None:
+    def __init__(
+        self, epochs: int, batches: int, batch_size: int, *, shown: bool = True, each_epoch: bool = False
+    ) -> None:
+        self._each_epoch = each_epoch and shown
         self._epochs = epochs
         self._batches = batches
         self._batch_size = batch_size
@@ -66,8 +70,15 @@ class EpochBar:
         self._began = time.monotonic()
         if "val_loss" in logs:
             self._validation = f", val_loss {logs['val_loss']:.4f}"
-        last = epoch + 1 == self._epochs
-        if self._lines and (last or self._began - self._said >= PLAIN_INTERVAL):
-            numbers = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())
-            say(f"epoch {epoch + 1} of at most {self._epochs}: {numbers}", {"epoch": epoch + 1, **logs})
+        due = epoch + 1 == self._epochs or self._began - self._said >= PLAIN_INTERVAL
+        if self._each_epoch or (self._lines and due):
+            self._say(epoch, logs)
             self._said = self._began
+
+    def _say(self, epoch: int, logs: Mapping[str, float]) -> None:
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())
+        line = f"epoch {epoch + 1} of at most {self._epochs}: {numbers}"
+        if self._bar.live.is_started:
+            self._bar.console.print(line, highlight=False, markup=False)  # above the bar
+        else:
+            say(line, {"epoch": epoch + 1, **logs})

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from pipelines.common import beam_flags, log
+from pipelines.common.fields import MOST_USED
 from transforms.core.errors import ImagebeamError
 
 _FRAME = ("help", "config", "debug")
@@ -45,6 +46,7 @@ class JobParser(_Parser):
         epilog = "Every other flag is handed to Apache Beam (--runner, --sdk_container_image, ...)." if beam else None
         super().__init__(prog=f"imagebeam {job}", description=description, epilog=epilog)
         self.beam = beam
+        self._optionals.title = "flags of every job"
         self.add_argument(
             "--config",
             metavar="FILE.yaml",
@@ -59,6 +61,33 @@ class JobParser(_Parser):
         )
         self.add_argument("--quiet", action="store_true", help="print warnings and errors only")
         self.add_argument("--debug", action="store_true", help="print tracebacks, and what libraries log")
+
+    def format_usage(self) -> str:
+        """What a command must have; the rest of it is explained below."""
+        needed = [action for action in self._actions if action.required or not action.option_strings]
+        words = [f"usage: {self.prog}", *map(_spelled, needed), "[flags]"]
+        return " ".join(words) + "\n"
+
+    def format_help(self) -> str:
+        """The usual help: what is used most first, what every job has last."""
+        formatter = self._get_formatter()
+        formatter.add_text(self.description)
+        for group in sorted(self._action_groups, key=self._place):
+            formatter.start_section(group.title)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return f"{self.format_usage()}\n{formatter.format_help()}"
+
+    def _place(self, group: argparse._ArgumentGroup) -> int:
+        return 0 if group.title == MOST_USED else 2 if group is self._optionals else 1
+
+
+def _spelled(action: argparse.Action) -> str:
+    """A required argument as it is written."""
+    value = "" if action.nargs == 0 else str(action.metavar or action.dest.upper())
+    value = {"+": f"{value} ...", "?": f"[{value}]"}.get(str(action.nargs), value)
+    return " ".join([*action.option_strings[:1], value])
 
 
 def parse(parser: JobParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, field
 
-from pipelines.common.fields import Options, flag
+from pipelines.common.fields import Options, flag, refuse_both
 from pipelines.options.extraction import InputOptions, ModelOptions
-from pipelines.options.training import ClassifierOptions, FitOptions, HeadOptions, RowOptions
+from pipelines.options.training import ClassifierOptions, FitOptions, HeadOptions, RowOptions, refuse_idle_patience
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import Precision
-from transforms.training.backbone import Augmentation
+from transforms.training.backbone import Augmentation, Frozen
+
+FIT = FitOptions(epochs=10, learning_rate=1e-5, patience=3)
+"""What fine-tuning takes in place of the defaults of a head on vectors: an epoch costs more, and a step undoes more."""
 
 
 def _augmentations(text: str) -> tuple[Augmentation, ...]:
@@ -23,57 +26,93 @@ def _augmentations(text: str) -> tuple[Augmentation, ...]:
 
 @dataclass(frozen=True)
 class TuneOptions(Options):
-    """What learns besides the head, and how: the second phase."""
+    """Which layers of the model learn, and when."""
 
     freeze_layers: int | None = flag(
-        "leave the first N layers of the model as they are, counted as `imagebeam layers` lists them (default: none)",
+        "leave the first N layers that have weights as they are; `imagebeam layers` numbers them (default: none)",
         None,
         type=int,
         metavar="N",
     )
-    freeze_until: str | None = flag("leave all layers up to and with this one as they are", None, metavar="LAYER")
+    freeze_keras_layers: int | None = flag(
+        "leave the first N layers as they are, counted as Keras lists them, the input and pooling too: "
+        "`model.layers[:N]` (default: none)",
+        None,
+        type=int,
+        metavar="N",
+    )
+    freeze_until: str | None = flag(
+        "leave all layers up to and with this one as they are (default: none)", None, metavar="LAYER"
+    )
     freeze_all: bool = flag("leave the whole model as it is and train the classifier alone", False, action="store_true")
+    unfreeze_per_epoch: int = flag(
+        "let so many layers with weights begin to learn with each epoch, from the last one backwards (default: all "
+        "from the first epoch)",
+        0,
+        type=int,
+        metavar="N",
+    )
     augment: tuple[Augmentation, ...] = flag(
         "random changes of the training images, in this order (default: none)",
         (),
         type=_augmentations,
         metavar="|".join(Augmentation) + ",...",
     )
-    tune_epochs: int = flag("times the training images are seen, at most", 10, type=int, metavar="N")
-    tune_learning_rate: float = flag("AdamW's, at the start", 1e-5, type=float, metavar="RATE")
-    tune_patience: int = flag(
-        "stop after so many epochs without a lower validation loss; 0 to do all epochs", 3, type=int, metavar="EPOCHS"
+    head_epochs: int = flag(
+        "epochs of the classifier alone, before the model learns, where it is not solved exactly",
+        FitOptions.epochs,
+        type=int,
+        metavar="N",
+    )
+    head_learning_rate: float = flag(
+        "AdamW's in those epochs, at the start", FitOptions.learning_rate, type=float, metavar="RATE"
     )
     max_failure_rate: float = flag(
         "train only if no larger share of the records gives no image, 0 to 1", 0.01, type=float, metavar="SHARE"
     )
 
     def __post_init__(self) -> None:
-        frozen = {"freeze_layers": self.freeze_layers, "freeze_until": self.freeze_until, "freeze_all": self.freeze_all}
-        given = [f"--{name}" for name, value in frozen.items() if value is not None and value is not False]
-        if len(given) > 1:
-            raise ImagebeamError(f"Layers are frozen by one flag. Received: {', '.join(given)}.")
-        if self.freeze_layers is not None and self.freeze_layers < 0:
-            raise ImagebeamError(f"--freeze_layers is at least 0. Received: {self.freeze_layers}.")
-        if self.tune_patience < 0:
-            raise ImagebeamError(f"--tune_patience is at least 0. Received: {self.tune_patience}.")
+        frozen = self.given("freeze_layers", "freeze_keras_layers", "freeze_until", "freeze_all")
+        refuse_both(frozen[:1], frozen[1:], "Layers are frozen by one flag.")
+        for name in ("freeze_layers", "freeze_keras_layers", "unfreeze_per_epoch"):
+            if (getattr(self, name) or 0) < 0:
+                raise ImagebeamError(f"--{name} is at least 0. Received: {getattr(self, name)}.")
         if not 0 <= self.max_failure_rate <= 1:
             raise ImagebeamError(f"--max_failure_rate is a share, from 0 to 1. Received: {self.max_failure_rate}.")
         if len(set(self.augment)) < len(self.augment):
             raise ImagebeamError(f"--augment takes each name once. Received: {','.join(self.augment)}.")
-        FitOptions(epochs=self.tune_epochs, learning_rate=self.tune_learning_rate)
+        for name, value, least in (
+            ("head_epochs", self.head_epochs, 1),
+            ("head_learning_rate", self.head_learning_rate, 0),
+        ):
+            if not value >= least or value == 0:
+                raise ImagebeamError(f"--{name} is {'at least 1' if least else 'more than 0'}. Received: {value}.")
+
+    def frozen(self) -> Frozen:
+        """What stays as it is."""
+        return Frozen(self.freeze_layers or 0, self.freeze_keras_layers or 0, self.freeze_until, self.freeze_all)
 
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """Everything `run` needs, checked when made."""
+    """Everything `run` needs, checked when made.
+
+    Attributes:
+        input: which images.
+        model: what embeds them, and how many at once.
+        classifier: where it goes.
+        rows: their labels and split.
+        head: what the classifier is made of.
+        fit: how model and classifier learn together.
+        tune: which layers of the model learn.
+    """
 
     input: InputOptions
     model: ModelOptions
     classifier: ClassifierOptions
     rows: RowOptions = field(default_factory=RowOptions)
     head: HeadOptions = field(default_factory=HeadOptions)
-    fit: FitOptions = field(default_factory=FitOptions)
+    fit: FitOptions = FIT
     tune: TuneOptions = field(default_factory=TuneOptions)
 
     def __post_init__(self) -> None:
@@ -87,3 +126,19 @@ class FinetuneOptions:
             )
         if len(config.layers) > 1:
             raise ImagebeamError(f"A classifier takes one --layer. Received: {', '.join(config.layers)}.")
+        learning = self.tune.given("augment", "unfreeze_per_epoch") + self.fit.given(*_OF_THE_MODEL, usual=FIT)
+        refuse_both(self.tune.given("freeze_all"), learning, "A model that stays as it is does not learn.")
+        refuse_idle_patience(self.rows, self.fit, FIT)
+
+    @property
+    def head_fit(self) -> FitOptions:
+        """How the classifier learns alone, on vectors, before the model does."""
+        shared = {name: getattr(self.fit, name) for name in _SHARED}
+        return FitOptions(epochs=self.tune.head_epochs, learning_rate=self.tune.head_learning_rate, **shared)
+
+
+_OF_THE_MODEL = ("epochs", "learning_rate", "learning_rate_schedule", "patience")
+"""Fields of `FitOptions` that say how the model learns, and nothing of the head alone."""
+
+_SHARED = ("weight_decay", "label_smoothing", "balance_classes", "seed")
+"""Fields of `FitOptions` that hold in both phases."""

@@ -6,8 +6,8 @@ import argparse
 import math
 from dataclasses import dataclass
 
-from pipelines.common.fields import Options, flag
-from pipelines.options.training import units
+from pipelines.common.fields import Options, flag, refuse_both
+from pipelines.options.training import FitOptions, HeadOptions, RowOptions, units
 from transforms.core.errors import ImagebeamError
 
 
@@ -60,6 +60,15 @@ class SearchOptions(Options):
         if not all(0 < rate < math.inf for rate in self.search_learning_rate):
             raise ImagebeamError(f"--search_learning_rate is more than 0. Received: {self.search_learning_rate}.")
 
+    def refuse_what_the_grid_decides(self, head: HeadOptions, fit: FitOptions) -> None:
+        """Refuse flags in whose place the grid stands.
+
+        Raises:
+            ImagebeamError: for the first of them.
+        """
+        decided = [*head.given("hidden_units"), *fit.given("weight_decay", "learning_rate")]
+        refuse_both(self.given("search"), decided, "The search decides that; --search_... says what it tries.")
+
     def values(self) -> tuple[tuple[tuple[int, ...], ...], tuple[float, ...], tuple[float, ...]]:
         """Hidden layers, weight decays and learning rates to try."""
         return (
@@ -67,3 +76,13 @@ class SearchOptions(Options):
             self.search_weight_decay or (0.0, 0.01),
             self.search_learning_rate or (0.001, 0.01),
         )
+
+
+def asks_for_epochs(rows: RowOptions, head: HeadOptions, fit: FitOptions, search: SearchOptions) -> list[str]:
+    """The flags given that the exact solver cannot serve, as they are written."""
+    names = [name for name in vars(fit) if name not in _SERVED_BY_THE_EXACT_SOLVER]
+    return [*search.given("search"), *head.given(), *fit.given(*names), *rows.given("multi_label")]
+
+
+_SERVED_BY_THE_EXACT_SOLVER = ("seed", "balance_classes", "checkpoint_seconds")
+"""Fields of `FitOptions` that it heeds, or that say nothing of the weights."""

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.common.fields import Options, flag, one_of
+from pipelines.common.fields import Options, flag, one_of, refuse_both
 from transforms.core.errors import ImagebeamError
 from transforms.training.head import Normalization, Schedule, Solver, VectorTransform
 
@@ -105,11 +105,11 @@ class RowOptions(Options):
     )
 
     def __post_init__(self) -> None:
-        if self.group_column is not None and self.split_column is not None:
-            raise ImagebeamError(
-                "--split_column says each row's split already, so --group_column has nothing to decide. Received: "
-                f"--split_column {self.split_column} and --group_column {self.group_column}."
-            )
+        refuse_both(
+            self.given("split_column"),
+            self.given("group_column", "validation_split", "test_split", "split_seed"),
+            "A column says each row's split already.",
+        )
         for name, share in (("--validation_split", self.validation_split), ("--test_split", self.test_split)):
             if not 0 <= share < 1:
                 raise ImagebeamError(f"{name} is a share of the images, from 0 to below 1. Received: {share}.")
@@ -214,6 +214,20 @@ class FitOptions(Options):
             raise ImagebeamError(f"--learning_rate is more than 0. Received: {self.learning_rate}.")
         if not 0 <= self.label_smoothing < 1:
             raise ImagebeamError(f"--label_smoothing is a share, from 0 to below 1. Received: {self.label_smoothing}.")
+
+
+def refuse_idle_patience(rows: RowOptions, fit: FitOptions, usual: FitOptions | None = None) -> None:
+    """Refuse early stopping where no row is put aside for it.
+
+    Args:
+        rows: how they are split.
+        fit: how the classifier learns.
+        usual: what fitting takes by default, where that is not the class's own.
+    """
+    if rows.split_column is None and rows.validation_split == 0 and fit.patience:
+        refuse_both(
+            rows.given("validation_split"), fit.given("patience", usual=usual), "Early stopping needs validation rows."
+        )
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from transforms.models.architectures import size_text
 if TYPE_CHECKING:
     import keras
 
-    from pipelines.runtime.head_training import Lesson
     from transforms.core.spec import EmbedderSpec
+    from transforms.inputs.types import ReadOptions
     from transforms.training.backbone import TunedLayer
     from transforms.training.checkpoint import Checkpoint
     from transforms.training.fit import FitState
@@ -25,32 +25,42 @@ if TYPE_CHECKING:
     from transforms.training.row_index import RowIndex
 
 
-def hold_images(options: FinetuneOptions, spec: EmbedderSpec, file: BinaryIO) -> ImageSet:
+def inspect_images(options: FinetuneOptions) -> ReadOptions:
+    """Look at the input: what is read of it, the columns that splits and groups are told by among it.
+
+    Raises:
+        ImagebeamError: where the input is not what the flags say.
+    """
+    import pyarrow as pa
+
+    from transforms.inputs.inspection import inspect_input
+
+    read = options.input.read_options()
+    kept = dict(read.keep_columns)
+    for column in (options.rows.split_column, options.rows.group_column):
+        if column is not None:
+            kept.setdefault(column, pa.null())
+    read = dataclasses.replace(read, keep_columns=tuple(kept.items()))
+    return inspect_input(_patterns(options), options.input.input_format, read)
+
+
+def hold_images(options: FinetuneOptions, read: ReadOptions, spec: EmbedderSpec, file: BinaryIO) -> ImageSet:
     """All images of the input, decoded.
 
     Args:
         options: what is read, and how many records may fail.
+        read: as `inspect_images` gives it.
         spec: how images become pixels.
         file: temporary, local; the pixels are mapped into memory from there.
 
     Raises:
-        ImagebeamError: where the input is not what the flags say, or more records than allowed gave no image.
+        ImagebeamError: where more records than allowed gave no image.
     """
-    import pyarrow as pa
-
-    from transforms import storage
-    from transforms.inputs.inspection import inspect_input
     from transforms.training.image_cache import read_images
 
-    patterns = tuple(storage.absolute(pattern) for pattern in options.input.input)
-    read = options.input.read_options()
-    split = options.rows.split_column
-    if split is not None and split not in dict(read.keep_columns):
-        read = dataclasses.replace(read, keep_columns=(*read.keep_columns, (split, pa.null())))
-    read = inspect_input(patterns, options.input.input_format, read)
     say(f"Reading and decoding images to {size_text(spec.image_size)}")
     images = read_images(
-        patterns,
+        _patterns(options),
         options.input.input_format,
         read,
         options.model.image_options(spec),
@@ -68,6 +78,12 @@ def hold_images(options: FinetuneOptions, spec: EmbedderSpec, file: BinaryIO) ->
     return images
 
 
+def _patterns(options: FinetuneOptions) -> tuple[str, ...]:
+    from transforms import storage
+
+    return tuple(storage.absolute(pattern) for pattern in options.input.input)
+
+
 def print_layers(layers: Sequence[TunedLayer]) -> None:
     """Print which layers learn."""
     from rich.console import Console
@@ -76,15 +92,31 @@ def print_layers(layers: Sequence[TunedLayer]) -> None:
     from transforms.training.backbone import count_parameters
 
     tuned, parameters = count_parameters(layers)
-    printed = Table("layer", "type", "output shape", "parameters", "trainable", box=None)
+    printed = Table("keras", "weights", "layer", "type", "output shape", "parameters", "trainable", box=None)
     for column in printed.columns:
         column.overflow = "fold"
     for layer in layers:
         shape = "x".join("?" if size is None else str(size) for size in layer.output_shape)
         trainable = "yes" if layer.trainable else "no" if layer.parameters else ""
-        printed.add_row(_plain(layer.name), _plain(layer.type), shape, f"{layer.parameters:,}", trainable)
+        numbers = str(layer.keras_number), str(layer.number or "")
+        names = _plain(layer.name), _plain(layer.type)
+        printed.add_row(*numbers, *names, shape, f"{layer.parameters:,}", trainable)
     Console(width=None if sys.stdout.isatty() else 120).print(printed)
     say(f"{tuned:,} of {parameters:,} parameters of the model are trainable")
+
+
+def check_unfreezing(options: FinetuneOptions, layers: Sequence[TunedLayer]) -> None:
+    """Refuse an unfreezing that has not come to the first layer when the epochs are over.
+
+    Raises:
+        ImagebeamError: if that is so.
+    """
+    per_epoch, learning = options.tune.unfreeze_per_epoch, sum(layer.trainable for layer in layers)
+    if per_epoch and (needed := -(-learning // per_epoch)) > options.fit.epochs:
+        raise ImagebeamError(
+            f"{learning} layers are to learn, {per_epoch} more with each epoch, which takes {needed} epochs. Received: "
+            f"--unfreeze_per_epoch {per_epoch} and --epochs {options.fit.epochs}. Raise one of them."
+        )
 
 
 def _plain(name: str) -> str:
@@ -92,40 +124,6 @@ def _plain(name: str) -> str:
     from rich.markup import escape
 
     return escape(printable(name))
-
-
-def embed_images(embedder: keras.Model, images: ImageSet, index: RowIndex, batch_size: int) -> Lesson:
-    """The vectors of the images as they are before tuning: what the head learns from alone.
-
-    Raises:
-        ImagebeamError: if some are not finite.
-    """
-    import numpy as np
-    from sklearn.preprocessing import StandardScaler
-
-    from pipelines.runtime.head_training import Lesson
-    from transforms.models.prediction import predict_rows
-    from transforms.training.sources import MatrixSource, Sources, moments
-    from transforms.training.splits import Split
-
-    say(f"Embedding {len(images.table):,} images for the first phase")
-    sources: dict[Split, MatrixSource] = {}
-    for split in (Split.TRAIN, Split.VALIDATION):
-        rows = index.rows(split)
-        if len(rows):
-            batches = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-            vectors = [predict_rows(embedder, images.pixels[batch], batch_size) for batch in batches]
-            sources[split] = MatrixSource(np.concatenate(vectors), rows)
-    if not all(np.isfinite(source.vectors).all() for source in sources.values()):
-        raise ImagebeamError("The model gives NaN or infinity for some images. Use other --weights.")
-    train = sources[Split.TRAIN]
-    mean, variance = moments(StandardScaler().fit(train.vectors))
-    return Lesson(
-        Sources(train, sources.get(Split.VALIDATION), mean, variance),
-        index.targets,
-        index.counts[Split.TRAIN.code],
-        index.multi_label,
-    )
 
 
 def tune_backbone(
@@ -143,22 +141,16 @@ def tune_backbone(
         ImagebeamError: if training diverges.
     """
     from pipelines.runtime.head_training import fit_as_told
-    from transforms.training.backbone import build_training_model
+    from transforms.training.backbone import build_training_model, first_epochs
     from transforms.training.image_cache import image_batches
     from transforms.training.splits import Split
 
-    tune, multi_label, batch_size = options.tune, index.multi_label, options.model.batch_size
-    how = dataclasses.replace(
-        options.fit,
-        epochs=tune.tune_epochs,
-        batch_size=batch_size,
-        learning_rate=tune.tune_learning_rate,
-        patience=tune.tune_patience,
-    )
+    tune, how, multi_label, batch_size = options.tune, options.fit, index.multi_label, options.model.batch_size
+    begin = first_epochs(backbone, tune.unfreeze_per_epoch) if tune.unfreeze_per_epoch else {}
     train, validation = index.rows(Split.TRAIN), index.rows(Split.VALIDATION)
     return fit_as_told(
         build_training_model(spec, backbone, head, tune.augment, multi_label=multi_label, seed=how.seed),
-        how,
+        dataclasses.replace(how, batch_size=batch_size),
         index.counts[Split.TRAIN.code],
         len(train),
         lambda order: image_batches(images, train, index.targets, batch_size, order),
@@ -166,4 +158,6 @@ def tune_backbone(
         multi_label=multi_label,
         checkpoint=checkpoint,
         watched=True,
+        each_epoch=True,
+        first_epochs=begin,
     )

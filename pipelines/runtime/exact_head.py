@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.common.console import say
-from pipelines.options.search import SearchOptions
-from pipelines.options.training import FitOptions, HeadOptions, SolverOptions
+from pipelines.options.search import SearchOptions, asks_for_epochs
+from pipelines.options.training import FitOptions, HeadOptions, RowOptions, SolverOptions
 from pipelines.runtime.head_training import Lesson, check_searchable
 from transforms.core.errors import ImagebeamError
 from transforms.training.exact import LARGEST, LARGEST_WITH_FOLDS, Solution, solve
@@ -19,9 +19,6 @@ from transforms.training.sources import MatrixSource
 
 if TYPE_CHECKING:
     import keras
-
-_TAKEN_FROM_FIT = ("seed", "balance_classes", "checkpoint_seconds")
-"""Fields of `FitOptions` that the exact solver heeds, or that say nothing of the weights."""
 
 
 def is_exact(
@@ -53,16 +50,8 @@ def is_exact(
 
 def _obstacle(lesson: Lesson, head: HeadOptions, options: FitOptions, search: SearchOptions) -> str | None:
     """What keeps the exact solver from training the head; None for nothing."""
-    if search.search:
-        return "--search"
-    for given, default in ((head, HeadOptions()), (options, FitOptions())):
-        for field in dataclasses.fields(given):
-            value = getattr(given, field.name)
-            if field.name not in _TAKEN_FROM_FIT and value != getattr(default, field.name):
-                text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-                return f"--{field.name} {text}"
-    if lesson.multi_label:
-        return "--multi_label"
+    if flags := asks_for_epochs(RowOptions(multi_label=lesson.multi_label), head, options, search):
+        return flags[0]
     if np.count_nonzero(lesson.counts) < 2:
         return "training rows of one class"
     sources = lesson.sources

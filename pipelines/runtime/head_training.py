@@ -105,6 +105,8 @@ def fit_as_told(
     multi_label: bool,
     checkpoint: Checkpoint | None,
     watched: bool,
+    each_epoch: bool = False,
+    first_epochs: Mapping[int, int] | None = None,
 ) -> FitState:
     """Compile a model and fit it, in place.
 
@@ -118,10 +120,13 @@ def fit_as_told(
         multi_label: whether a row has any number of labels.
         checkpoint: where an unfinished run keeps its state; None not to keep any.
         watched: show progress.
+        each_epoch: and a line for each epoch.
+        first_epochs: `id` of a variable -> epoch with which it begins to learn, from 0, where that is not the first.
 
     Raises:
         ImagebeamError: if training diverges.
     """
+    first_epochs = first_epochs or {}
     batches = -(-rows // options.batch_size)
     weights = balanced_weights(counts, rows, multi_label=multi_label) if options.balance_classes else None
     compiled = compile_head(
@@ -133,15 +138,17 @@ def fit_as_told(
         label_smoothing=options.label_smoothing,
         class_weights=weights,
         multi_label=multi_label,
+        first_steps={variable: epoch * batches for variable, epoch in first_epochs.items()},
     )
     order = EpochOrder(options.seed)
-    with EpochBar(options.epochs, batches, options.batch_size, shown=watched) as bar:
+    with EpochBar(options.epochs, batches, options.batch_size, shown=watched, each_epoch=each_epoch) as bar:
         return fit(
             compiled,
             train(order),
             validation,
             epochs=options.epochs,
             patience=options.patience,
+            patient_until=max(first_epochs.values(), default=0),
             begin_epoch=order.begin_epoch,
             checkpoint=checkpoint,
             checkpoint_seconds=options.checkpoint_seconds,

@@ -489,7 +489,9 @@ class TestLayers:
         assert cli.main(["layers", "--image_size=native"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "VGG16, image size native; default 224x224, smallest 32x32"
-        assert ["block4_pool", "MaxPooling2D", "?x?x512", "512"] in [line.split() for line in lines]
+        rows = [line.split() for line in lines]
+        assert ["block4_pool", "MaxPooling2D", "?x?x512", "512", "15", "-"] in rows
+        assert ["block4_conv3", "Conv2D", "?x?x512", "512", "14", "10"] in rows
 
     @pytest.mark.parametrize(
         ("argv", "message"),

@@ -12,38 +12,30 @@ import pytest
 
 from pipelines.cli import run_job
 from tests.support.extracting import extract, manifest, small_images
+from tests.transforms.models.test_weights import WRITERS
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec, Pooling
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import assemble, load_backbone
 from transforms.training.backbone import (
     Augmentation,
+    Frozen,
     augmentation_layers,
     build_training_model,
     count_parameters,
+    first_epochs,
     freeze,
 )
 from transforms.training.head import LOGITS, Normalization, build_head, join
 from transforms.training.output import ResultFile
 
 MODEL = ["--model", "VGG16", "--image_size", "32x32", "--layer", "block4_pool"]
-FLAGS = [
-    "--weights",
-    "random:0",
-    "--epochs",
-    "4",
-    "--batch_size",
-    "8",
-    "--seed",
-    "1",
-    "--validation_split",
-    "0",
-    "--test_split",
-    "0.3",
-]
-TUNING = ["--freeze_layers", "10", "--tune_learning_rate", "1e-4", "--tune_epochs", "3", "--augment", "flip,contrast"]
+ROWS = ["--batch_size", "8", "--seed", "1", "--validation_split", "0", "--test_split", "0.3"]
+FLAGS = ["--weights", "random:0", *ROWS]
+TUNING = ["--freeze_layers", "7", "--learning_rate", "1e-4", "--epochs", "3", "--augment", "flip,contrast"]
 CONFIG = EmbedderConfig("VGG16", "random:0", layers=("block4_pool",), image_size=(32, 32))
 SPEC = CONFIG.spec("0" * 64)
+VGG_LAYERS = [f"block{block}_conv{number}" for block in range(1, 6) for number in range(1, 3 + (block > 2))]
 
 
 def finetune(source, output, *flags, model=MODEL):
@@ -58,6 +50,15 @@ def folder(tmp_path_factory):
     (folder / "images" / "a" / "bad.jpg").write_bytes(b"no image")
     assert finetune(folder / "images", folder / "tuned", *TUNING, "--max_failure_rate", "0.1") == 0
     return folder
+
+
+def test_what_needs_no_tuning_stands_beside_it(folder, capsys):
+    metrics = json.loads((folder / "tuned" / "metrics.json").read_text())
+    tuned, linear, near = metrics["compared"]
+    assert (tuned["method"], linear["method"], near["method"]) == ("fine-tuned", "linear probe", "nearest neighbours")
+    assert tuned["accuracy"] == metrics["accuracy"]
+    assert tuned["difference"] == 0
+    assert linear["difference"] == pytest.approx(linear["accuracy"] - tuned["accuracy"])
 
 
 def weights_of(model):
@@ -108,7 +109,7 @@ def test_the_loop_closes(folder, tmp_path):
         assert predicted == same_predicted
         assert probability == pytest.approx(same_probability, abs=1e-5)
         assert label == same_label
-    flags = ["--epochs", "1", "--drop_unlabeled"]
+    flags = ["--epochs", "1"]
     assert run_job("train", ["--embeddings", str(tmp_path / "run"), "--output", str(tmp_path / "again"), *flags]) == 0
 
 
@@ -155,9 +156,9 @@ def test_a_killed_run_goes_on_to_the_same_result(folder, tmp_path, capfd):
 
 
 def test_flattened_feature_maps_and_a_frozen_model(folder, tmp_path):
-    """Nothing but the head learns: the same vectors as extract's, of every place in the map."""
-    flags = ["--freeze_all", "--pooling", "flatten", "--max_failure_rate", "0.1"]
-    assert finetune(folder / "images" / "**/*.jpg", tmp_path / "out", *flags) == 0
+    """Nothing but the head learns: the same vectors as extract's, of every place in the map, and as train does."""
+    flags = ["--pooling", "flatten", "--max_failure_rate", "0.1"]
+    assert finetune(folder / "images" / "**/*.jpg", tmp_path / "out", "--freeze_all", *flags) == 0
     assert weights_of(load_backbone(CONFIG)) == weights_of(
         load_backbone(dataclasses.replace(CONFIG, weights=str(tmp_path / "out" / "backbone.weights.h5")))
     )
@@ -165,6 +166,14 @@ def test_flattened_feature_maps_and_a_frozen_model(folder, tmp_path):
     assert model.input_shape == (None, 2 * 2 * 512)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert list(metrics["training"]["phases"]) == ["head"]
+    assert [one["method"] for one in metrics["compared"]] == ["this classifier", "linear probe", "nearest neighbours"]
+    assert metrics["compared"][1]["difference"] == 0
+    assert extract(folder / "images" / "**/*.jpg", tmp_path / "run", "--weights", "random:0", *flags, model=MODEL) == 0
+    arguments = ["--embeddings", str(tmp_path / "run"), "--output", str(tmp_path / "trained"), *ROWS[2:]]
+    assert run_job("train", arguments) == 0
+    trained = keras.saving.load_model(tmp_path / "trained" / "classifier.keras")
+    for array, other in zip(model.get_weights(), trained.get_weights(), strict=True):
+        np.testing.assert_allclose(array, other, atol=1e-3)
 
 
 NORMALISED_CONFIG = EmbedderConfig("MobileNetV3Small", "random:3", image_size=(32, 32), pooling=Pooling.MAX)
@@ -175,7 +184,7 @@ NORMALISED = NORMALISED_CONFIG.spec("0" * 64)
 def normalised():
     """A backbone with batch normalisation, nothing else of it frozen."""
     backbone = load_backbone(NORMALISED_CONFIG)
-    freeze(backbone, NORMALISED)
+    freeze(backbone, NORMALISED, Frozen())
     return backbone
 
 
@@ -218,7 +227,7 @@ class TestTrainingModel:
 
     def test_layers_above_the_one_that_is_taken_are_not_in_the_table(self):
         backbone = load_backbone(CONFIG)
-        layers = freeze(backbone, SPEC, until="block2_pool")
+        layers = freeze(backbone, SPEC, Frozen(until="block2_pool"))
         assert layers[-1].name == "block4_pool"
         assert next(layer.name for layer in layers if layer.trainable) == "block3_conv1"
         tuned, parameters = count_parameters(layers)
@@ -227,11 +236,46 @@ class TestTrainingModel:
         )
 
     @pytest.mark.parametrize(
-        ("how", "message"), [({"first": 99}, "has 19 layers"), ({"until": "blok4_pool"}, "Did you mean block4_pool")]
+        ("frozen", "message"),
+        [
+            (Frozen(keras_layers=20), r"has 19 layers\. .*--freeze_keras_layers 20"),
+            (Frozen(layers=14), r"has 13 layers with weights\. .*--freeze_layers 14.* it has 19"),
+            (Frozen(until="blok4_pool"), "Did you mean block4_pool"),
+        ],
     )
-    def test_layers_that_are_not_there(self, how, message):
+    def test_layers_that_are_not_there(self, frozen, message):
         with pytest.raises(ImagebeamError, match=message):
-            freeze(load_backbone(CONFIG), SPEC, **how)
+            freeze(load_backbone(CONFIG), SPEC, frozen)
+
+    @pytest.mark.parametrize(
+        ("frozen", "last"),
+        [
+            (Frozen(layers=7), "block3_conv3"),
+            (Frozen(keras_layers=10), "block3_conv3"),  # model.layers[:10], of which three have no weights
+            (Frozen(layers=10), "block4_conv3"),
+            (Frozen(until="block3_conv3"), "block3_conv3"),
+        ],
+    )
+    def test_layers_are_counted_with_weights_or_as_keras_does(self, frozen, last):
+        backbone = load_backbone(CONFIG)
+        layers = freeze(backbone, SPEC, frozen)
+        assert [layer.name for layer in layers if layer.parameters and not layer.trainable][-1] == last
+        assert [backbone.layers[layer.keras_number - 1].name for layer in layers] == [layer.name for layer in layers]
+        assert [layer.number for layer in layers if layer.parameters] == list(range(1, 11))
+
+    def test_layers_begin_to_learn_from_the_last_one_backwards(self):
+        backbone = load_backbone(CONFIG)
+        freeze(backbone, SPEC, Frozen(layers=5))
+        epochs = first_epochs(backbone, 2)
+        begins = {name: epochs.get(id(backbone.get_layer(name).kernel)) for name in VGG_LAYERS}
+        assert begins == {
+            **dict.fromkeys(VGG_LAYERS),
+            "block4_conv3": 0,
+            "block4_conv2": 0,
+            "block4_conv1": 1,
+            "block3_conv3": 1,
+            "block3_conv2": 2,
+        }
 
 
 def steep_head(backbone, pixels):
@@ -252,14 +296,22 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("flags", "message"),
         [
-            (["--freeze_layers", "3", "--freeze_all"], "frozen by one flag"),
+            (["--freeze_layers", "3", "--freeze_all"], "--freeze_layers 3 and --freeze_all"),
             (["--freeze_layers", "-1"], "--freeze_layers is at least 0"),
             (["--freeze_until", "nothing"], "--freeze_until='nothing'"),
             (["--image_size", "native"], "--image_size HEIGHTxWIDTH"),
             (["--layer", "block3_pool"], "takes one --layer"),
             (["--augment", "flip,turn"], "choose of flip"),
             (["--augment", "flip,flip"], "takes each name once"),
-            (["--tune_epochs", "0"], "at least 1"),
+            (["--epochs", "0"], "--epochs is at least 1"),
+            (["--head_epochs", "0"], "--head_epochs is at least 1"),
+            (["--head_learning_rate", "nan"], "--head_learning_rate is more than 0"),
+            (["--tune_epochs", "1"], "unknown flag"),
+            (["--freeze_layers", "3", "--freeze_keras_layers", "3"], "--freeze_layers 3 and --freeze_keras_layers 3"),
+            (["--freeze_all", "--augment", "flip"], "--freeze_all and --augment flip"),
+            (["--freeze_all", "--epochs", "3"], "--freeze_all and --epochs 3"),
+            (["--freeze_all", "--unfreeze_per_epoch", "3"], "--freeze_all and --unfreeze_per_epoch 3"),
+            (["--unfreeze_per_epoch", "1", "--epochs", "9"], "--unfreeze_per_epoch 1 and --epochs 9"),
             (["--keep_columns", "x"], "unknown flag"),
             ([], "gave no image; the first is"),
         ],
@@ -290,3 +342,60 @@ def test_the_spec_of_the_results_names_the_tuned_weights(folder):
     assert dataclasses.replace(spec, weights_sha256=SPEC.weights_sha256, graph_sha256="") == SPEC
     base = json.loads((folder / "tuned" / "metrics.json").read_text())["base"]
     assert base["weights_sha256"] != spec.weights_sha256
+
+
+def normalising_model(path):
+    """A backbone of one's own that normalises, its statistics in weights; and a file of its weights."""
+    image = keras.Input((32, 32, 3))
+    normalization = keras.layers.Normalization(name="scale")
+    values = keras.layers.Conv2D(8, 3, strides=2, name="conv_1")(normalization(image))
+    values = keras.layers.BatchNormalization(name="norm_1")(values)
+    values = keras.layers.Conv2D(16, 3, strides=2, activation="relu", name="conv_2")(values)
+    model = keras.Model(image, values, name="own")
+    random = np.random.default_rng(5)
+    for layer in model.layers:
+        layer.set_weights([random.uniform(0.1, 1, array.shape).astype(array.dtype) for array in layer.get_weights()])
+    normalization.set_weights([np.float32([90, 100, 110]), np.float32([3000, 4000, 5000]), np.int32(1)])
+    normalization.finalize_state()
+    model.save(path / "own.keras")
+    model.save_weights(path / "a.weights.h5")
+
+
+OWN = ("--model", "own.keras", "--image_size", "32x32")
+VGG = ("--model", "VGG16", "--image_size", "32x32", "--layer", "block1_pool")
+
+
+class TestWhatIsSaidIsWhatIsWritten:
+    """Whatever the weights come from, metrics.json and predictions.parquet are what classify makes of the files."""
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            pytest.param(OWN, id="own file"),
+            pytest.param((*OWN, "--weights", "a.weights.h5"), id="weights.h5 of one's own"),
+            *(
+                pytest.param((*VGG, "--weights", name), id=name, marks=pytest.mark.slow)
+                for name in ("none", "a.npz", "a.weights.h5", "a.h5", "a.onnx")
+            ),
+        ],
+    )
+    def test_for_each_source_of_weights(self, flags, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        small_images(tmp_path / "images", 24)
+        if "VGG16" not in flags:
+            normalising_model(tmp_path)
+        elif flags[-1] in WRITERS:
+            WRITERS[flags[-1]](load_backbone(CONFIG), tmp_path / flags[-1])
+        arguments = [*flags, *ROWS, "--learning_rate", "1e-3", "--epochs", "2"]
+        assert run_job("finetune", ["--input", "images", "--output", "tuned", *arguments]) == 0
+        assert run_job("classify", ["--input", "images", "--classifier", "tuned", "--output", "labelled"]) == 0
+        found = duckdb.sql(
+            """select p.label = p.predicted, p.probability, l.predicted = l.label, l.probability
+            from 'tuned/predictions.parquet' p join 'labelled/predictions/*.parquet' l using (key)"""
+        ).fetchall()
+        metrics = json.loads((tmp_path / "tuned" / "metrics.json").read_text())
+        assert len(found) == metrics["rows"]["test"] > 3
+        np.testing.assert_allclose([row[1] for row in found], [row[3] for row in found], atol=1e-5)
+        assert [row[0] for row in found] == [row[2] for row in found]
+        assert metrics["accuracy"] == pytest.approx(np.mean([row[2] for row in found]))
+        assert metrics["training"]["phases"]["tuning"]["epochs"] == 2

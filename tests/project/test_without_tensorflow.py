@@ -88,7 +88,7 @@ def test_train_by_epochs_repeats_itself_and_classify_takes_it(jax, run):
 
 
 def test_finetune(jax, run, model):
-    flags = ("--epochs", "1", "--tune_epochs", "1", "--layer", "block1_pool", "--augment", "flip,rotation")
+    flags = ("--epochs", "2", "--layer", "block1_pool", "--augment", "flip,rotation", "--unfreeze_per_epoch", "1")
     jax.imagebeam("finetune", "--input", "classes", "--output", "tuned", *model, *flags)
-    assert metrics(jax.home / "tuned")["training"]["phases"]["tuning"]["epochs"] == 1
+    assert metrics(jax.home / "tuned")["training"]["phases"]["tuning"]["epochs"] == 2
     assert (jax.home / "tuned" / "backbone.weights.h5").exists()

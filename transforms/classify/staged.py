@@ -17,11 +17,10 @@ from transforms.core.digests import file_sha256
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
 from transforms.models.embedder import Embedder, columns
-from transforms.models.keras_import import pinned_keras
 from transforms.models.openvino_model import OpenVinoEmbedder
 from transforms.models.prediction import predict_rows
 from transforms.models.staged import LoadedModel, StagedEngine, StagedModel, check_sha256, read_staged, stage
-from transforms.training.head import read_labels
+from transforms.training.head import load, read_labels
 from transforms.training.output import ResultFile
 
 if TYPE_CHECKING:
@@ -212,7 +211,7 @@ class StagedClassifier:
         try:
             with storage.local_file(self.head_uri) as path:
                 check_sha256(path, self.head_sha256, self.head_uri)
-                head = _load(path)
+                head = load(path)
         except FileNotFoundError as error:
             raise ImagebeamError(f"The staged classifier is missing: {self.head_uri}. Run with --overwrite.") from error
         embedder = self.embedder.load() if self.embedder is not None else None
@@ -236,7 +235,7 @@ def stage_classifier(
     uri = storage.join(folder, ResultFile.CLASSIFIER)
     with storage.local_file(storage.join(classifier.folder, ResultFile.CLASSIFIER)) as path:
         check_sha256(path, classifier.sha256, str(path))
-        head = _load(path)
+        head = load(path)
         if not storage.exists(uri):
             storage.publish_file(uri, path)
     (dimension,), (classes,) = head.input_shape[1:], head.output_shape[1:]
@@ -262,7 +261,7 @@ def _stage_embedder(classifier: TrainedClassifier, folder: str, head: keras.Mode
         with storage.local_file(uri) as path:
             sha256 = file_sha256(path)
             _refuse_other_training(path, _about(classifier), uri)
-            whole = _load(path)
+            whole = load(path)
     except FileNotFoundError as error:
         raise ImagebeamError(
             f"{uri} is missing: the classifier was trained with --skip_image_classifier. Classify embeddings with "
@@ -287,13 +286,3 @@ def _about(classifier: TrainedClassifier) -> Any:
 
 def _are_equal(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> bool:
     return len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
-
-
-def _load(path: Any) -> keras.Model:
-    try:
-        with pinned_keras():
-            import keras
-
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except ValueError as error:
-        raise ImagebeamError(f"{path} is not a Keras model ({str(error).splitlines()[0]}).") from error

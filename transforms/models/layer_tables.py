@@ -34,12 +34,14 @@ class LayerInfo:
         type: its class in Keras.
         output_shape: without the batch axis; None where it depends on the image.
         dimension: length of the pooled vector; None where the output is neither a feature map nor a vector.
+        parameters: how many numbers it has; 0 for a layer without weights.
     """
 
     name: str
     type: str
     output_shape: tuple[int | None, ...]
     dimension: int | None
+    parameters: int
 
 
 def list_layers(
@@ -117,7 +119,8 @@ def build_layers(architecture: Architecture | OwnModel, image_size: tuple[int, i
     for layer in model.layers:
         output = layer.output  # of some layers of one's own, several
         shape = tuple(output.shape[1:]) if hasattr(output, "shape") else ()
-        yield LayerInfo(layer.name, type(layer).__name__, shape, shape[-1] if len(shape) in (1, 2, 3) else None)
+        dimension = shape[-1] if len(shape) in (1, 2, 3) else None
+        yield LayerInfo(layer.name, type(layer).__name__, shape, dimension, layer.count_params())
 
 
 def build_table() -> dict[str, Any]:
@@ -148,11 +151,11 @@ def _keras_version() -> str:
 
 
 def _to_json(layers: Iterable[LayerInfo]) -> list[list[Any]]:
-    return [[layer.name, layer.type, list(layer.output_shape), layer.dimension] for layer in layers]
+    return [[layer.name, layer.type, list(layer.output_shape), layer.dimension, layer.parameters] for layer in layers]
 
 
 def _from_json(layers: Sequence[Sequence[Any]]) -> list[LayerInfo]:
-    return [LayerInfo(name, kind, tuple(shape), dimension) for name, kind, shape, dimension in layers]
+    return [LayerInfo(name, kind, tuple(shape), *numbers) for name, kind, shape, *numbers in layers]
 
 
 if __name__ == "__main__":

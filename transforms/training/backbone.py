@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,8 @@ class TunedLayer:
     """A line of the table of layers.
 
     Attributes:
+        keras_number: as Keras counts layers, the input and pooling too, from 1.
+        number: of the layers that have weights, from 1; None for a layer without.
         name: of the layer.
         type: its class.
         output_shape: of one image.
@@ -63,6 +66,8 @@ class TunedLayer:
         trainable: whether it learns; a layer without numbers never does.
     """
 
+    keras_number: int
+    number: int | None
     name: str
     type: str
     output_shape: tuple[int | None, ...]
@@ -70,7 +75,55 @@ class TunedLayer:
     trainable: bool
 
 
-def freeze(backbone: keras.Model, spec: EmbedderSpec, *, first: int = 0, until: str | None = None) -> list[TunedLayer]:
+@dataclass(frozen=True)
+class Frozen:
+    """Which layers of a model stay as they are: all up to a place, which one of the attributes says.
+
+    Attributes:
+        layers: the first so many that have weights, and what lies between them.
+        keras_layers: the first so many as Keras lists them, the input and pooling too.
+        until: all up to and with the one of this name.
+        everything: all.
+    """
+
+    layers: int = 0
+    keras_layers: int = 0
+    until: str | None = None
+    everything: bool = False
+
+    def count(self, backbone: keras.Model, model: str) -> int:
+        """How many of `backbone.layers` that is.
+
+        Args:
+            backbone: the model.
+            model: its name, for errors.
+
+        Raises:
+            ImagebeamError: for more layers than there are, or an unknown one.
+        """
+        names = [layer.name for layer in backbone.layers]
+        weighted = [number for number, layer in enumerate(backbone.layers, 1) if layer.weights]
+        if self.until is not None and self.until not in names:
+            raise ImagebeamError(
+                f"{model} has no such layer. Received: --freeze_until {self.until!r}. {nearest(self.until, names)}"
+            )
+        if self.layers > len(weighted):
+            raise ImagebeamError(
+                f"{model} has {len(weighted)} layers with weights. Received: --freeze_layers {self.layers}. (As Keras "
+                f"counts, it has {len(names)}: that is --freeze_keras_layers.)"
+            )
+        if self.keras_layers > len(names):
+            raise ImagebeamError(
+                f"{model} has {len(names)} layers. Received: --freeze_keras_layers {self.keras_layers}."
+            )
+        if self.everything:
+            return len(names)
+        if self.until is not None:
+            return names.index(self.until) + 1
+        return max(self.keras_layers, weighted[self.layers - 1] if self.layers else 0)
+
+
+def freeze(backbone: keras.Model, spec: EmbedderSpec, frozen: Frozen) -> list[TunedLayer]:
     """Decide which layers of a backbone learn.
 
     Batch normalisation never does, which is also what makes it run as in inference while the others learn: of the
@@ -80,42 +133,37 @@ def freeze(backbone: keras.Model, spec: EmbedderSpec, *, first: int = 0, until: 
     Args:
         backbone: its layers' `trainable` is set.
         spec: whose layers say how much of the backbone is used.
-        first: so many layers stay as they are, counted as Keras and `imagebeam layers` list them, the input too.
-        until: all layers up to and with this one stay as they are.
+        frozen: what stays as it is.
 
     Returns:
         The layers that are used, in order.
 
     Raises:
-        ImagebeamError: for more layers than there are, or an unknown one.
+        ImagebeamError: as `Frozen.count`.
     """
     import keras
 
+    first = frozen.count(backbone, spec.model)
     wanted = [backbone.get_layer(name).output for name in spec.layers] or [backbone.output]
     used = {layer.name for layer in keras.Model(backbone.input, wanted).layers}
-    names = [layer.name for layer in backbone.layers]
-    if until is not None:
-        if until not in names:
-            raise ImagebeamError(
-                f"{spec.model} has no such layer. Received: --freeze_until {until!r}. {nearest(until, names)}"
-            )
-        first = names.index(until) + 1
-    if first > len(names):
-        raise ImagebeamError(f"{spec.model} has {len(names)} layers. Received: --freeze_layers {first}.")
     for number, layer in enumerate(backbone.layers):
-        layer.trainable = number >= first
+        layer.trainable = number >= first and layer.name in used
         for part in layer._flatten_layers():  # A model of one's own may have it inside of a layer.
             if isinstance(part, keras.layers.BatchNormalization):
                 part.trainable = False
+    weighted = itertools.count(1)
+    numbers = [next(weighted) if layer.weights else None for layer in backbone.layers]
     return [
         TunedLayer(
+            keras_number,
+            number,
             layer.name,
             type(layer).__name__,
             tuple(layer.output.shape[1:]),
             layer.count_params(),
             bool(layer.trainable_weights),
         )
-        for layer in backbone.layers
+        for keras_number, (number, layer) in enumerate(zip(numbers, backbone.layers, strict=True), 1)
         if layer.name in used
     ]
 
@@ -151,6 +199,24 @@ def build_training_model(
     logits = keras.layers.Activation("linear", name=LOGITS)(logits)
     probabilities = keras.layers.Activation("sigmoid" if multi_label else "softmax", name="probabilities")(logits)
     return keras.Model(images, probabilities, name="finetune")
+
+
+def first_epochs(backbone: keras.Model, layers_per_epoch: int) -> dict[int, int]:
+    """When each weight that learns begins to: the last layers with the first epoch, those before them later.
+
+    Args:
+        backbone: as `freeze` leaves it.
+        layers_per_epoch: layers that begin with each epoch.
+
+    Returns:
+        `id` of each variable -> number of its first epoch, from 0.
+    """
+    learning = [layer for layer in reversed(backbone.layers) if layer.trainable_variables]
+    return {
+        id(variable): place // layers_per_epoch
+        for place, layer in enumerate(learning)
+        for variable in layer.trainable_variables
+    }
 
 
 def count_parameters(layers: Sequence[TunedLayer]) -> tuple[int, int]:

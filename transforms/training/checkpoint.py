@@ -71,21 +71,21 @@ class Checkpoint:
         """Save something under a name."""
         storage.publish(self._uri(name), json.dumps(content).encode())
 
-    def load_state(self) -> tuple[dict[str, Any], list[np.ndarray]] | None:
-        """The JSON values and arrays of the last `save_state`; None where there was none."""
-        content = self._read(_STATE)
+    def load_state(self, name: str = _STATE) -> tuple[dict[str, Any], list[np.ndarray]] | None:
+        """The JSON values and arrays of the last `save_state` under a name; None where there was none."""
+        content = self._read(name)
         if content is None:
             return None
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             values = json.loads(archive["values"].tobytes())
             return values, [archive[str(number)] for number in range(len(archive.files) - 1)]
 
-    def save_state(self, values: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> None:
-        """Save JSON values and arrays, in place of the last ones."""
+    def save_state(self, values: Mapping[str, Any], arrays: Sequence[np.ndarray], name: str = _STATE) -> None:
+        """Save JSON values and arrays, in place of the last ones of that name."""
         buffer = io.BytesIO()
         named: dict[str, Any] = {str(number): array for number, array in enumerate(arrays)}
         np.savez(buffer, values=np.frombuffer(json.dumps(values).encode(), np.uint8), **named)
-        storage.publish(self._uri(_STATE), buffer.getvalue())
+        storage.publish(self._uri(name), buffer.getvalue())
 
     def remove(self) -> None:
         """Delete everything; what says whose it is last."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
@@ -49,6 +52,12 @@ class Answers:
         mean = float(paired.mean())
         half = 1.96 * float(paired.std(ddof=1)) / math.sqrt(len(paired))
         return mean, mean - half, mean + half
+
+
+def read_answers(predictions: Path) -> Answers:
+    """Which rows of a predictions.parquet, in order, are right."""
+    table = pq.read_table(predictions, columns=["label", "predicted"])
+    return Answers(pc.equal(table["label"], table["predicted"]).to_numpy())
 
 
 Folds = Sequence[tuple[np.ndarray, np.ndarray]]

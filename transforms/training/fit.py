@@ -70,6 +70,7 @@ def fit(
     *,
     epochs: int,
     patience: int = 0,
+    patient_until: int = 0,
     begin_epoch: Callable[[int], None] = lambda _: None,
     checkpoint: Checkpoint | None = None,
     checkpoint_seconds: float = 30.0,
@@ -86,6 +87,7 @@ def fit(
         validation: likewise; None to keep the last epoch's weights.
         epochs: at most.
         patience: stop after so many epochs without a lower validation loss; 0 to do all epochs.
+        patient_until: epochs that do not count for that: it begins behind them.
         begin_epoch: told the number of each epoch, from 0, before `train` is iterated.
         checkpoint: where to keep the state; None not to.
         checkpoint_seconds: how much work a kill may cost: the least time between two saves.
@@ -93,7 +95,7 @@ def fit(
     """
     import keras
 
-    run = _Run(model, epochs, patience if validation is not None else 0, checkpoint, checkpoint_seconds)
+    run = _Run(model, epochs, patience if validation is not None else 0, patient_until, checkpoint, checkpoint_seconds)
     run.restore()
     if not run.state.stopped:
 
@@ -130,12 +132,19 @@ class _Run:
     """A model in training, and what must be known of it to go on after a kill."""
 
     def __init__(
-        self, model: keras.Model, epochs: int, patience: int, checkpoint: Checkpoint | None, interval: float
+        self,
+        model: keras.Model,
+        epochs: int,
+        patience: int,
+        patient_until: int,
+        checkpoint: Checkpoint | None,
+        interval: float,
     ) -> None:
         self.state = FitState()
         self._model = model
         self._epochs = epochs
         self._patience = patience
+        self._patient_until = patient_until
         self._checkpoint = checkpoint
         self._interval = interval
         self._saved = time.monotonic()
@@ -170,7 +179,8 @@ class _Run:
             )
         if state.add(logs):
             self._best = self._model.get_weights()
-        out_of_patience = bool(self._patience) and state.epochs - state.best_epoch >= self._patience
+        waited = state.epochs - max(state.best_epoch, self._patient_until)
+        out_of_patience = bool(self._patience) and waited >= self._patience
         state.stopped = out_of_patience or state.epochs >= self._epochs
         self._model.stop_training = state.stopped
         if self._checkpoint is not None and (state.stopped or time.monotonic() - self._saved >= self._interval):

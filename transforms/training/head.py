@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.models.keras_import import import_keras
+from transforms.core.errors import ImagebeamError
+from transforms.models.constants import with_constant_normalization
+from transforms.models.keras_import import import_keras, pinned_keras
 
 if TYPE_CHECKING:
     import keras
@@ -101,10 +103,11 @@ def build_head(
     if transform == VectorTransform.ROOT:
         values = keras.ops.sign(values) * keras.ops.sqrt(keras.ops.absolute(values))
     if normalization == Normalization.FITTED:
-        layer = keras.layers.Normalization(name="normalization")
-        values = layer(values)
-        layer.set_weights([mean, variance, np.int32(0)])
-        layer.finalize_state()
+        assert mean is not None
+        assert variance is not None
+        # Constants of the graph and no weights, so that they survive `clone_model`, `set_weights` and every export.
+        values = (values - mean) / np.sqrt(variance)
+        values = keras.layers.Activation("linear", name="normalization")(values)
     elif normalization == Normalization.BATCH:
         values = keras.layers.BatchNormalization(name="normalization")(values)
     for number, units in enumerate(hidden_units, 1):
@@ -155,6 +158,7 @@ def compile_head(
     label_smoothing: float = 0.0,
     class_weights: np.ndarray | None = None,
     multi_label: bool = False,
+    first_steps: Mapping[int, int] | None = None,
 ) -> keras.Model:
     """The head as it is trained: the same layers and weights, ending in logits, with AdamW and its loss.
 
@@ -169,13 +173,20 @@ def compile_head(
         label_smoothing: share of a target that goes to the other classes, 0 to 1.
         class_weights: float [classes], as `balanced_weights` gives them.
         multi_label: as for `build_head`.
+        first_steps: `id` of a variable -> step with which it begins to learn, where that is not the first.
     """
     import keras
+
+    from transforms.training.thaw import thawing_adamw
 
     rate: Any = learning_rate
     if schedule == Schedule.COSINE:
         rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay)
+    optimizer = (
+        thawing_adamw(rate, weight_decay, first_steps)
+        if first_steps
+        else keras.optimizers.AdamW(rate, weight_decay=weight_decay)
+    )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     if multi_label:
         loss = _multi_label_loss(label_smoothing, class_weights)
@@ -227,7 +238,7 @@ def _multi_label_loss(label_smoothing: float, class_weights: np.ndarray | None) 
 
 
 def join(embedder: keras.Model, column: str, head: keras.Model) -> keras.Model:
-    """Images to probabilities: the embedder and the head as one functional model.
+    """Images to probabilities: the embedder and the head as one functional model, for inference.
 
     Args:
         embedder: images -> vectors, or -> a dict of them by column name.
@@ -237,7 +248,7 @@ def join(embedder: keras.Model, column: str, head: keras.Model) -> keras.Model:
     import keras
 
     vectors = embedder.output[column] if isinstance(embedder.output, dict) else embedder.output
-    return keras.Model(embedder.input, head(vectors), name="image_classifier")
+    return with_constant_normalization(keras.Model(embedder.input, head(vectors), name="image_classifier"))
 
 
 def save(model: keras.Model, labels: Mapping[str, Any], path: Path) -> None:
@@ -245,6 +256,21 @@ def save(model: keras.Model, labels: Mapping[str, Any], path: Path) -> None:
     model.save(path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(LABELS_FILE, to_json(labels))
+
+
+def load(path: Path | str) -> keras.Model:
+    """A model as `save` writes it, in Keras' safe mode.
+
+    Raises:
+        ImagebeamError: if it is none.
+    """
+    try:
+        with pinned_keras():
+            import keras
+
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except ValueError as error:
+        raise ImagebeamError(f"{path} is not a Keras model ({str(error).splitlines()[0]}).") from error
 
 
 def read_labels(path: Path | str) -> dict[str, Any]:

@@ -30,10 +30,10 @@ def test_is_what_keras_builds(name):
 
 def test_another_keras_is_asked_itself(monkeypatch):
     monkeypatch.setattr(layer_tables, "_keras_version", lambda: "99.0")
-    monkeypatch.setattr(layer_tables, "build_layers", lambda *_: iter([LayerInfo("x", "Dense", (None, 3), 3)]))
+    monkeypatch.setattr(layer_tables, "build_layers", lambda *_: iter([LayerInfo("x", "Dense", (None, 3), 3, 12)]))
     assert known_layers(SMALL, None) is None
     check_layer_names(SMALL, ["no such layer"], "layer")  # not known, so not refused
-    assert list_layers(get_architecture(SMALL), None) == [LayerInfo("x", "Dense", (None, 3), 3)]
+    assert list_layers(get_architecture(SMALL), None) == [LayerInfo("x", "Dense", (None, 3), 3, 12)]
 
 
 def test_other_sizes_are_built_once(monkeypatch, tmp_path):
@@ -41,12 +41,12 @@ def test_other_sizes_are_built_once(monkeypatch, tmp_path):
 
     def build(architecture, size):
         calls.append(size)
-        return iter([LayerInfo("x", "Dense", (None, 3), 3)])
+        return iter([LayerInfo("x", "Dense", (None, 3), 3, 12)])
 
     monkeypatch.setattr(layer_tables, "build_layers", build)
     for _ in range(2):
         layers = list_layers(get_architecture(SMALL), (48, 64), tmp_path / "cache")
-        assert layers == [LayerInfo("x", "Dense", (None, 3), 3)]
+        assert layers == [LayerInfo("x", "Dense", (None, 3), 3, 12)]
     assert calls == [(48, 64)]
     (kept,) = (tmp_path / "cache").iterdir()
     kept.write_text(json.dumps([["damaged"]]))

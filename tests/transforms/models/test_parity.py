@@ -15,7 +15,7 @@ from transforms.core.spec import Pooling, Precision
 from transforms.models.architectures import ARCHITECTURES, get_architecture
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import resolve
-from transforms.models.staged import stage
+from transforms.models.staged import LoadedModel, stage
 
 TOLERANCE = {Precision.FLOAT32: 1e-5, Precision.BFLOAT16: 3e-2, Precision.FLOAT16: 5e-3}
 """Largest difference over the largest value. Keras pools in the precision of the model, Imagebeam in float32."""
@@ -102,7 +102,10 @@ def check(name, folder, precisions, poolings=tuple(Pooling)):
         right = np.float32(plain.predict(preprocess(name, pixels), verbose=0)).reshape(len(pixels), -1)
         config = EmbedderConfig(name, str(weights), pooling=pooling, image_size=(side, side), precision=precision)
         built = resolve(config)
-        for embedder in (built, stage(built, str(folder / "staged"), {"source": "x", "file_sha256": None}).load()):
+        for embedder in (
+            built,
+            stage(LoadedModel(built), str(folder / "staged"), {"source": "x", "file_sha256": None}).load(),
+        ):
             vectors = embedder.embed(pixels)["embedding"]
             assert vectors.shape == right.shape
             assert vectors.dtype == np.float32

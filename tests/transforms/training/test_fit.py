@@ -41,6 +41,7 @@ def train(
     watcher=None,
     epochs=8,
     patience=0,
+    patient_until=0,
     validated=True,
     learning_rate=0.02,
     taught=CLASSES,
@@ -59,6 +60,7 @@ def train(
         vector_batches(held_out, lambda rows: CLASSES[rows], 32) if validated else None,
         epochs=epochs,
         patience=patience,
+        patient_until=patient_until,
         begin_epoch=order.begin_epoch,
         checkpoint=checkpoint,
         checkpoint_seconds=0,
@@ -133,6 +135,11 @@ def test_patience_ends_a_run_early():
     assert state.stopped
     assert state.epochs == state.best_epoch + 2 < 30
     assert len(state.history["loss"]) == state.epochs
+
+
+def test_patience_may_begin_later():
+    _, state = train(epochs=30, patience=2, patient_until=9, taught=WRONG, normalization=Normalization.NONE)
+    assert state.epochs == max(9, state.best_epoch) + 2
 
 
 def test_without_validation_the_last_epoch_counts():
