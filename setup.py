@@ -5,11 +5,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TRAIN = ["matplotlib>=3.10", "scikit-learn>=1.7", "scipy>=1.13", "threadpoolctl>=3.5"]
-ONNX = ["onnx>=1.19"]
+ONNX = ["onnx>=1.17,!=1.19.*"]  # 1.19 needs newer ml-dtypes than it asks for
 HEIF = ["pillow-heif>=1.1"]
 OPENVINO = ["nncf>=3.4,<4", "openvino>=2026.4"]
-S3 = ["apache-beam[aws]>=2.77,<2.78"]
-AZURE = ["apache-beam[azure]>=2.77,<2.78"]
+S3 = ["apache-beam[aws]>=2.72,<2.78"]
+AZURE = ["apache-beam[azure]>=2.72,<2.78"]
+# tensorflow-io's last release works with TensorFlow 2.16 alone. That makes this the oldest stack that is supported: its
+# lock gives the lower bounds below, and `make test-tfio` tests it.
+TFIO = ["pydicom>=3.0", "tensorflow-io>=0.37.1,<0.38", "tensorflow>=2.16.2,<2.17"]
 
 setup(
     name="imagebeam",
@@ -35,26 +38,26 @@ setup(
     },
     python_requires=">=3.11,<3.14",
     install_requires=[
-        "apache-beam[gcp]>=2.77,<2.78",
+        "apache-beam[gcp]>=2.72,<2.78",
         "bracex>=2.5",
         "google-api-core>=2.20",
         "google-auth>=2.14",
-        "google-cloud-storage>=3.1",
+        "google-cloud-storage>=2.19",
         "google-crc32c>=1.7",
         "grpcio>=1.70",
         "h5py>=3.12",
         "imagecodecs>=2025.8",
         "keras>=3.15.1,<3.16",
-        "ml-dtypes>=0.5",
-        "numpy>=2.0",
+        "ml-dtypes>=0.3.2",
+        "numpy>=1.26",
         "pillow>=12",
-        "protobuf>=6",
+        "protobuf>=4.25",
         "pyarrow>=23",
         "pyyaml>=6.0",
         "requests>=2.32",
         "rich>=14",
         "simplejpeg>=1.8",
-        "tensorflow>=2.21,<2.22",
+        "tensorflow>=2.16.2,<2.22",
         "tifffile>=2025.10",
     ],
     extras_require={
@@ -65,6 +68,7 @@ setup(
         "s3": S3,
         "azure": AZURE,
         "all": TRAIN + ONNX + HEIF + OPENVINO + S3 + AZURE,
+        "tfio": TFIO,
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "dev": [
             "build>=1.3",
@@ -78,7 +82,7 @@ setup(
             "kubernetes-validate>=1.30",
             "moto[s3,server]>=5.1",
             "mypy>=1.18",
-            "opencv-python-headless>=4.12",
+            "opencv-python-headless>=4.11",
             "pandas>=2.3",
             "pandas-stubs",
             "polars>=1.30",

@@ -27,6 +27,7 @@ _COLUMN = rf"[^,:=]+(=[^,:=]+)?(:({_TYPE}|list<({_TYPE})>))?"
 # What the flag's own type does not say.
 _REGEXES = {
     "config": rf"^{_GS}/.+\.ya?ml$",
+    "dicom_frame": "^([1-9][0-9]*|middle)$",
     "gpu": f"^({'|'.join(dataflow.GPUS)})$",
     "image_size": "^([1-9][0-9]*x[1-9][0-9]*|native|default)$",
     "input": rf"^{_GS}(/.*)?$",

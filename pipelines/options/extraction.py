@@ -49,6 +49,15 @@ def parse_image_size(text: str) -> ImageSize:
     return int(height), int(width)
 
 
+def parse_dicom_frame(text: str) -> int | str:
+    """Parse a number from 1, or "middle", as `--dicom_frame` takes them."""
+    if text == "middle":
+        return text
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"write a number from 1, or middle. Received: {text!r}")
+    return int(text)
+
+
 def resolve_image_size(image_size: ImageSize, architecture: Architecture | OwnModel) -> tuple[int, int] | None:
     """What `--image_size` means for a model: (height, width) in pixels, or None for each image's own."""
     if image_size == "native":
@@ -202,6 +211,10 @@ class ModelOptions(Options):
         **one_of(TruncatedImages),
     )
 
+    dicom_frame: int | str = flag(
+        "the frame of a DICOM file of several that is embedded", 1, type=parse_dicom_frame, metavar="N|middle"
+    )
+
     def __post_init__(self) -> None:
         self.config()  # refuses what can be refused before any framework is imported
         _refuse_repeated("--layer", self.layers)
@@ -229,6 +242,7 @@ class ModelOptions(Options):
             resize_mode=self.resize_mode,
             precision=Precision.FLOAT32 if self.precision == PrecisionChoice.AUTO else str(self.precision),
             preprocessing=self.preprocessing,
+            dicom_frame=self.dicom_frame,
         )
 
 

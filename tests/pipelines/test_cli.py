@@ -56,6 +56,7 @@ FLAGS = {
     "--image_size": (ModelOptions, ["48x64"], "image_size", (48, 64)),
     "--interpolation": (ModelOptions, ["lanczos"], "interpolation", Interpolation.LANCZOS),
     "--preprocessing": (ModelOptions, ["torch"], "preprocessing", Preprocessing.TORCH),
+    "--dicom_frame": (ModelOptions, ["middle"], "dicom_frame", "middle"),
     "--resize_mode": (ModelOptions, ["pad"], "resize_mode", ResizeMode.PAD),
     "--precision": (ModelOptions, ["bfloat16"], "precision", Precision.BFLOAT16),
     "--batch_size": (ModelOptions, ["7"], "batch_size", 7),

@@ -340,6 +340,7 @@ class TestTemplate:
         "precision": (["float32", "bfloat16", "int8", "auto"], ["float64", "float32 "]),
         "engine": (["auto", "keras", "openvino"], ["tensorflow"]),
         "int8_min_cosine": (["0.99", "1"], ["1.5", "-0.1"]),
+        "dicom_frame": (["1", "12", "middle"], ["0", "last", "1.5"]),
         "batch_size": (["1", "32"], ["0", "-1", "1.5"]),
         "max_image_pixels": (["1000"], ["0", "1e6"]),
         "truncated_images": (["refuse", "accept"], ["", "yes"]),

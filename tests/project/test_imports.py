@@ -11,7 +11,7 @@ import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support.environments import PACKAGES, ROOT, pins
+from tests.support.environments import LOCK, PACKAGES, ROOT, pins
 
 FILES = sorted(path for folder in PACKAGES for path in folder.rglob("*.py"))
 OWN = {folder.name for folder in PACKAGES} | {"imagebeam"}
@@ -73,10 +73,10 @@ def asked_for():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_import_is_in_the_production_lock(path):
-    locked = set(pins("requirements.lock"))
+    locked = set(pins(LOCK))
     for module in foreign(path):
         if module.partition(".")[0] in OTHER_BACKENDS:
             continue
         found = distributions(module)
-        assert found & locked, f"{module} comes from {found or 'nothing installed'}: not in requirements.lock"
+        assert found & locked, f"{module} comes from {found or 'nothing installed'}: not in {LOCK}"
         assert found & asked_for(), f"{module} comes from {found}: setup.py does not ask for it"

@@ -12,10 +12,10 @@ from importlib import metadata
 import pytest
 
 from tests.support import environments
-from tests.support.environments import INSTALL, ROOT, Environment, pins
+from tests.support.environments import DEV_LOCK, INSTALL, LOCK, ROOT, Environment, pins
 from tests.support.newer_wheels import write_newer_wheels
 
-LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-gpu.lock")
+LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-gpu.lock", "requirements-tfio.lock")
 OLD_PIP = "23.2.1"
 """What Python 3.11.7 and 3.12.1 bring, and the last one that was seen to stumble."""
 
@@ -54,12 +54,12 @@ def test_is_all_that_is_installed(tmp_path, tempted, lock):
 
 def test_stand_ins_require_what_the_real_packages_require(tmp_path):
     """Among them an extra of a dependency, which a resolver would look for in the registry."""
-    environments.write_stand_ins(tmp_path, "requirements.lock")
-    lines = [line for name in pins("requirements.lock") for line in metadata.requires(name) or ()]
+    environments.write_stand_ins(tmp_path, LOCK)
+    lines = [line for name in pins(LOCK) for line in metadata.requires(name) or ()]
     assert any(re.match(r"[\w.-]+\[[\w,-]+\]", line) for line in lines)
     found = {entry.name for entry in metadata.distributions(path=[str(tmp_path)])}
     assert not found  # wheels, not installed packages
-    assert len(list(tmp_path.glob("*.whl"))) == len(pins("requirements.lock"))
+    assert len(list(tmp_path.glob("*.whl"))) == len(pins(LOCK))
 
 
 def test_project_calls_pip_in_one_way():
@@ -78,7 +78,7 @@ def test_project_calls_pip_in_one_way():
 
 def test_this_environment_is_its_lock():
     """What `make venv` made holds the dev lock and the project; pip is not pinned."""
-    wanted = pins("requirements-dev.lock")
+    wanted = pins(DEV_LOCK)
     assert {name: metadata.version(name) for name in wanted} == wanted
 
 

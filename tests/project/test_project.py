@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 LOCKS = {"runtime": "requirements.lock", "dev": "requirements-dev.lock", "gpu": "requirements-gpu.lock"}
 JAX_LOCK = "requirements-jax.lock"
+TFIO_LOCKS = {"requirements-tfio.lock": ["all", "tfio"], "requirements-tfio-dev.lock": ["all", "dev", "tfio"]}
 PLATFORMS = [
     {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"},
     {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "aarch64"},
@@ -66,6 +67,26 @@ class TestLocks:
     def test_hold_what_setup_asks_for_on_a_gpu(self, metadata):
         self.assert_satisfied(metadata, ["all", "gpu"], pins(LOCKS["gpu"]))
 
+    @pytest.mark.parametrize("python", ["3.11", "3.12"])
+    @pytest.mark.parametrize(("lock", "extras"), TFIO_LOCKS.items())
+    def test_hold_what_setup_asks_for_on_the_oldest_stack(self, metadata, lock, extras, python):
+        locked = pins(lock, python)
+        self.assert_satisfied(metadata, extras, locked)
+        assert locked["tensorflow"].startswith("2.16.")
+
+    @pytest.mark.parametrize(
+        "name", ["apache-beam", "google-cloud-storage", "ml-dtypes", "numpy", "protobuf", "tensorflow"]
+    )
+    def test_the_oldest_stack_is_where_ranges_begin(self, metadata, name):
+        """What is older than any stack that is tested is not promised."""
+        (wanted,) = [line for line in map(Requirement, metadata["install_requires"]) if line.name == name]
+        (least,) = [one.version for one in wanted.specifier if one.operator == ">="]
+        assert f"{pins('requirements-tfio.lock')[name]}.".startswith(f"{least}.")
+
+    def test_tools_go_with_the_oldest_stack(self):
+        production, everything = (pins(lock) for lock in TFIO_LOCKS)
+        assert production.items() <= everything.items()
+
     def assert_satisfied(self, metadata, extras, locked):
         wanted = metadata["install_requires"] + [line for extra in extras for line in metadata["extras_require"][extra]]
         for requirement in map(Requirement, wanted):
@@ -84,7 +105,9 @@ class TestLocks:
         assert added["jax"] == added["jaxlib"]
         assert {name: runtime[name] for name in added.keys() & runtime.keys()}.items() <= added.items()
 
-    @pytest.mark.parametrize(("lock", "least"), [*((name, 50) for name in LOCKS.values()), (JAX_LOCK, 2)])
+    @pytest.mark.parametrize(
+        ("lock", "least"), [*((name, 50) for name in (*LOCKS.values(), *TFIO_LOCKS)), (JAX_LOCK, 2)]
+    )
     def test_pin_and_hash_everything(self, lock, least):
         entries = lock_entries(lock)
         assert len(entries) > least
@@ -107,8 +130,9 @@ class TestImage:
         return re.findall(r"^FROM (\S+:\S+)", read("Dockerfile"), re.MULTILINE)
 
     def test_has_the_locks_beam(self):
-        (beam,) = [image for image in self.images() if image.startswith("apache/beam_")]
-        assert beam.rsplit(":")[1] == pins(LOCKS["runtime"])["apache-beam"]
+        """And the Beam of the oldest stack, for the stage `tfio`."""
+        found = [image.rsplit(":")[1] for image in self.images() if image.startswith("apache/beam_")]
+        assert found == [pins(lock)["apache-beam"] for lock in (LOCKS["runtime"], "requirements-tfio.lock")]
 
     def test_has_one_python_which_the_locks_were_made_for(self):
         pythons = {image for image in self.images() if image.startswith("python:")}

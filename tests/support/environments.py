@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -21,6 +22,10 @@ from tests.support.newer_wheels import write_wheel
 ROOT = Path(__file__).parents[2]
 PACKAGES = [folder for name in ("imagebeam", "pipelines", "transforms") if (folder := ROOT / name).is_dir()]
 """What the wheel installs."""
+
+_STACK = "-tfio" if importlib.util.find_spec("tensorflow_io") else ""
+LOCK, DEV_LOCK = f"requirements{_STACK}.lock", f"requirements{_STACK}-dev.lock"
+"""The locks of the stack that the tests run on: for production, and with what development takes."""
 
 INSTALL = ("install", "--quiet", "--disable-pip-version-check", "--no-deps")
 """How Makefile and Dockerfile call pip; `test_locks.py` compares."""

@@ -80,6 +80,10 @@ class Preprocessing(enum.StrEnum):
     CAFFE = "caffe"
 
 
+_LATER = {"preprocessing": None, "calibration": None, "dicom_frame": 1}
+"""Fields that specs had not at first, and what they mean where they are left out: a fingerprint stays what it was."""
+
+
 @dataclass(frozen=True)
 class EmbedderSpec:
     """Everything that decides the numbers in an embedding, and nothing else.
@@ -98,6 +102,7 @@ class EmbedderSpec:
             that were written before it was recorded.
         preprocessing: of a model of one's own; None for a built-in one, which has its own.
         calibration: of an int8 model; None at other precisions.
+        dicom_frame: which frame of a DICOM file counts, from 1, or "middle".
     """
 
     model: str
@@ -112,13 +117,14 @@ class EmbedderSpec:
     graph_sha256: str = ""
     preprocessing: Preprocessing | None = None
     calibration: Calibration | None = None
+    dicom_frame: int | str = 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, field by field; without those fields that are None in specs older than they are."""
+        """Plain JSON values, field by field; without fields of a later version where they have their default."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
-            if not (name in ("preprocessing", "calibration") and value is None)
+            if not (name in _LATER and value == _LATER[name])
         }
 
     @classmethod

@@ -32,6 +32,7 @@ from transforms.images.aliased import resize_aliased
 from transforms.images.base import Decoded, Limits
 from transforms.images.errors import ImageError as ImageError
 from transforms.images.errors import explain, explain_unknown
+from transforms.images.isolated import DecoderProcessError, isolated
 from transforms.images.sniff import Format, sniff
 
 IMAGE_EXTENSIONS = frozenset(
@@ -39,7 +40,7 @@ IMAGE_EXTENSIONS = frozenset(
     for name in (
         *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "ico", "tga"),
         *("avif", "avifs", "jp2", "j2k", "jpf", "jpx", "jpc", "j2c", "pbm", "pgm", "ppm", "pnm", "pfm"),
-        *("heic", "heif", "hif", "jxl", "svg"),
+        *("heic", "heif", "hif", "dcm", "dicom", "exr", "hdr", "jxl", "svg"),
     )
 )
 """Lower-case suffixes of the files that count as images when a folder is listed.
@@ -70,6 +71,9 @@ DECODERS = {
     Format.PNM: Decoder(netpbm.decode, ("numpy",)),
     Format.ICO: Decoder(pillow.decode_ico, ("pillow", "imagecodecs")),
     Format.TGA: Decoder(pillow.decode_tga, ("pillow",)),
+    Format.DICOM: Decoder(isolated("dicom"), ("tensorflow_io", "pydicom")),
+    Format.EXR: Decoder(isolated("exr"), ("tensorflow_io",)),
+    Format.HDR: Decoder(isolated("hdr"), ("tensorflow_io",)),
 }
 """One decoder for each format, whatever else is installed: the same bytes give the same pixels everywhere.
 
@@ -102,6 +106,7 @@ class ImageOptions:
         max_image_pixels: images of more pixels are refused.
         min_size: (height, width) below which an image that keeps its own size is refused: the model's smallest input.
         accept_truncated: a JPEG whose data stops early is taken, grey where it has none, and not a failure.
+        dicom_frame: which frame of a DICOM file counts, from 1, or "middle".
     """
 
     image_size: tuple[int, int] | None = (224, 224)
@@ -110,6 +115,7 @@ class ImageOptions:
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
     min_size: tuple[int, int] | None = None
     accept_truncated: bool = False
+    dicom_frame: int | str = 1
 
     def __post_init__(self) -> None:
         if self.image_size is not None and min(self.image_size) < 1:
@@ -127,7 +133,15 @@ class ImageOptions:
         accept_truncated: bool = False,
     ) -> ImageOptions:
         """The options that a spec asks for; the rest is the run's, since it changes the pixels of no sound image."""
-        return cls(spec.image_size, spec.interpolation, spec.resize_mode, max_image_pixels, min_size, accept_truncated)
+        return cls(
+            spec.image_size,
+            spec.interpolation,
+            spec.resize_mode,
+            max_image_pixels,
+            min_size,
+            accept_truncated,
+            spec.dicom_frame,
+        )
 
 
 def prepare_pillow() -> None:
@@ -165,12 +179,12 @@ def decode_image(data: bytes, options: ImageOptions) -> Image:
     if kind is None:
         raise explain_unknown(data)
     _silence()
-    limits = Limits(options.max_image_pixels, options.accept_truncated)
+    limits = Limits(options.max_image_pixels, options.accept_truncated, options.dicom_frame)
     try:
         decoded = DECODERS[kind].decode(data, limits)
         image = _resize(decoded.image, options)
         return Image(np.asarray(image), decoded.width, decoded.height, decoded.icc_profile)
-    except ImageError:
+    except (ImageError, DecoderProcessError):
         raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds, MemoryError and zlib.error among them.
         raise explain(data, kind, error) from error

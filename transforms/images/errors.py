@@ -15,9 +15,6 @@ _UNSUPPORTED_SIGNATURES = {
         (rb"%!PS|\xc5\xd0\xd3\xc6", "eps"),
         (rb"%PDF", "pdf"),
         (rb"II\xbc\x01", "jpeg_xr"),
-        (rb".{128}DICM", "dicom"),
-        (rb"\x76\x2f\x31\x01", "exr"),
-        (rb"#\?(RADIANCE|RGBE)", "hdr"),
         (rb"SIMPLE  =", "fits"),
         (rb"\x00\x00\x02\x00[\x01-\xff]\x00", "cur"),
         (rb"gimp xcf", "xcf"),
@@ -43,7 +40,7 @@ class ImageError(Exception):
     Attributes:
         error_type: short stable name: ``empty``, ``truncated``, ``not_an_image``, ``undecodable``, ``too_many_pixels``,
             ``too_small``, ``unsupported_mode``, ``unsupported_heic``, ``unsupported_svg``, or ``unsupported_`` and
-            another format.
+            another format; ``no_such_frame`` for a DICOM of fewer frames.
         message: the reason. The same bytes give the same message in every process.
     """
 

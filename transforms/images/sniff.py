@@ -21,9 +21,13 @@ class Format(enum.StrEnum):
     PNM = "PNM"
     ICO = "ICO"
     TGA = "TGA"
+    DICOM = "DICOM"
+    EXR = "EXR"
+    HDR = "HDR"
 
 
 _SIGNATURES = (
+    (re.compile(rb".{128}DICM", re.DOTALL), Format.DICOM),  # First: the 128 bytes may be those of a TIFF.
     (re.compile(rb"\xff\xd8\xff"), Format.JPEG),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), Format.PNG),
     (re.compile(rb"RIFF....WEBP", re.DOTALL), Format.WEBP),
@@ -33,6 +37,8 @@ _SIGNATURES = (
     (re.compile(rb"\xff\x4f\xff\x51|\x00\x00\x00\x0cjP  \r\n\x87\n"), Format.JPEG2000),
     (re.compile(rb"P[1-7]\s|P[fF]\s"), Format.PNM),
     (re.compile(rb"\x00\x00\x01\x00[\x01-\xff]\x00"), Format.ICO),
+    (re.compile(rb"\x76\x2f\x31\x01"), Format.EXR),
+    (re.compile(rb"#\?(RADIANCE|RGBE)\n"), Format.HDR),
 )
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}

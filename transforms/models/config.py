@@ -48,6 +48,7 @@ class EmbedderConfig:
         preprocessing: what a `.keras` file is given: "none" for RGB values in 0..255, which is the default, "unit",
             "tf", "torch" or "caffe" (see `Preprocessing`). A model of `keras.applications` has its own.
         calibration: of an int8 model that exists already.
+        dicom_frame: which frame of a DICOM file counts, from 1, or "middle".
 
     Raises:
         ImagebeamError: for an unknown model or option, or a size the model cannot take.
@@ -63,6 +64,7 @@ class EmbedderConfig:
     precision: Precision | str = Precision.FLOAT32
     preprocessing: Preprocessing | str | None = None
     calibration: Calibration | None = None
+    dicom_frame: int | str = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", _names(self.layers))
@@ -78,6 +80,8 @@ class EmbedderConfig:
                 f"Without antialiasing images are resized by {' or '.join(_ALIASED)}. Received: resize_mode="
                 f"{self.resize_mode}, interpolation={self.interpolation}. Choose another of the two."
             )
+        if self.dicom_frame != "middle" and not (isinstance(self.dicom_frame, int) and self.dicom_frame >= 1):
+            raise ImagebeamError(f"dicom_frame is a number from 1, or 'middle'. Received: {self.dicom_frame!r}.")
         self._check_own_model()
         is_file(self.weights)  # raises for what is neither a keyword nor a file
         object.__setattr__(self, "image_size", self._resolve_size())
@@ -156,6 +160,7 @@ class EmbedderConfig:
             graph_sha256=graph_sha256,
             preprocessing=None if self.preprocessing is None else Preprocessing(self.preprocessing),
             calibration=self.calibration,
+            dicom_frame=self.dicom_frame,
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+import importlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -24,7 +25,6 @@ from google.api_core import exceptions
 from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.cloud import storage
-from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.fileio import BlobReader
 from google.cloud.storage.retry import DEFAULT_RETRY
 
@@ -32,6 +32,12 @@ from transforms.core.errors import ImagebeamError
 from transforms.storage.base import replaced
 from transforms.storage.files import FileInfo, UriRange
 from transforms.storage.globs import Glob, States, has_magic
+
+try:
+    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+except ImportError:  # google-cloud-storage 2, which Beam 2.72 asks for, has them from a package of its own.
+    _resumable_media = importlib.import_module("google.resumable_media")
+    DataCorruption, InvalidResponse = _resumable_media.DataCorruption, _resumable_media.InvalidResponse
 
 READ_CHUNK = 8 << 20
 """Bytes asked for at a time when an object is read as a stream."""

@@ -20,6 +20,7 @@ OTHERS = {
     "graph_sha256": "ef" * 32,
     "preprocessing": Preprocessing.TORCH,
     "calibration": Calibration("12" * 32, "34" * 32),
+    "dicom_frame": "middle",
 }
 
 

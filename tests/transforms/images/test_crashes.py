@@ -1,0 +1,103 @@
+"""Decoders that crash in the process of their own: one image is lost, and neither its neighbours nor the job."""
+
+import contextlib
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support import dicom
+from tests.support.high_range import by_opencv, exr, hdr, light, on_screen, rgbe
+from tests.support.hostile.mutate import mutate
+from transforms.images import isolated
+from transforms.images.decode import ImageError, ImageOptions, decode_image
+from transforms.images.isolated import DecoderProcessError
+
+NATIVE = ImageOptions(image_size=None)
+HDR, EXR = hdr(rgbe(light(4, 4)), "-Y 4 +X 4"), exr({"Y": np.zeros((4, 4), np.float32)})
+
+
+def crashing() -> bytes:
+    """An EXR whose chunk says that it is longer than the file: OpenEXR 2.4 throws what nobody catches."""
+    data = bytearray(exr({"Y": np.zeros((4, 4), np.float32)}))
+    (first,) = struct.unpack_from("<Q", data, len(data) - 4 * (8 + 16) - 4 * 8)
+    data[first : first + 4] = struct.pack("<i", 77)  # another row than it is
+    return bytes(data)
+
+
+def test_a_crash_costs_one_image():
+    expected = decode_image(HDR, NATIVE).pixels
+    for _ in range(3):
+        with pytest.raises(ImageError, match="its decoder crashes") as caught:
+            decode_image(crashing(), NATIVE)
+        assert caught.value.error_type == "undecodable"
+        np.testing.assert_array_equal(decode_image(HDR, NATIVE).pixels, expected)
+
+
+def test_its_neighbours_in_other_threads_get_their_own_pixels():
+    flat = [exr({"Y": np.full((8, 8), index / 32, np.float32)}) for index in range(32)]
+
+    def decode(index):
+        if index % 8 == 7:
+            with pytest.raises(ImageError):
+                decode_image(crashing(), NATIVE)
+        return decode_image(flat[index], NATIVE).pixels[0, 0, 0]
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(decode, range(32)))
+    assert found == on_screen(np.arange(32) / 32).tolist()
+
+
+def test_one_that_is_killed_is_the_machine_s_fault():
+    decode_image(HDR, NATIVE)
+    process = isolated._POOL._idle.queue[-1]._process.pid
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    with pytest.raises(DecoderProcessError):
+        decode_image(HDR, NATIVE)
+    decode_image(HDR, NATIVE)  # by another one
+
+
+def test_one_that_loops_is_ended():
+    assert isolated._DecoderProcess._explain_death("exr", signal.SIGPROF).error_type == "undecodable"
+
+
+def test_it_ends_with_the_process_that_uses_it(tmp_path):
+    (tmp_path / "a.hdr").write_bytes(HDR)
+    code = (
+        "import os, sys; from transforms.images import isolated; "
+        "from transforms.images.decode import ImageOptions, decode_image; "
+        f"decode_image(open({str(tmp_path / 'a.hdr')!r}, 'rb').read(), ImageOptions()); "
+        "print(isolated._POOL._idle.queue[0]._process.pid, flush=True); os._exit(0)"
+    )
+    pid = int(subprocess.check_output([sys.executable, "-c", code], text=True))
+    for _ in range(100):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, 0)
+            subprocess.run(["sleep", "0.1"], check=True)
+            continue
+        return
+    pytest.fail("the decoder process is still there")
+
+
+@pytest.mark.parametrize("kind", ["dicom", "exr", "hdr"])
+def test_damaged_files_end_as_an_image_or_a_reason(tmp_path, kind):
+    names = ("MR_small", "MR_small_RLE", "JPEG2000", "SC_rgb_jpeg_dcmtk", "SC_rgb_jpeg_gdcm", "JPGExtended")
+    samples = {
+        "dicom": [dicom.find(name) for name in (*names, "MR_small_jpeg_ls_lossless", "examples_palette")],
+        "exr": [by_opencv(tmp_path, ".exr", light()), EXR],
+        "hdr": [by_opencv(tmp_path, ".hdr", light()), HDR],
+    }[kind]
+    source = random.Random(kind)
+    for _ in range(60):
+        data = mutate(source.choice(samples), source)
+        with contextlib.suppress(ImageError):
+            assert decode_image(data, ImageOptions((8, 8), max_image_pixels=1 << 24)).pixels.shape == (8, 8, 3)
