@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from transforms.models.openvino_model import processor_flags
 from transforms.runs.manifest import versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -43,7 +44,14 @@ def publish(name: str, figures: dict[str, Any], rows: list[tuple[str, str]]) -> 
     width = max(len(label) for label, _ in rows)
     print("\n".join(f"{label:<{width}}  {value}" for label, value in rows))
     RESULTS.mkdir(exist_ok=True)
-    machine = {"cores": os.cpu_count(), "processor": _processor(), "python": platform.python_version(), **versions()}
+    flags = sorted(processor_flags())
+    machine = {
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "flags": flags,
+        "python": platform.python_version(),
+        **versions(),
+    }
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"benchmark": name, "date": date, "machine": machine, "figures": figures}, indent=2))

@@ -13,7 +13,7 @@ from pipelines.options.kept_columns import KeptColumn, parse_kept_columns
 from transforms.core.engines import PrecisionChoice
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import KEEP_TYPES, EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
-from transforms.core.spec import EmbedderSpec, Interpolation, Pooling, Precision, Preprocessing, ResizeMode
+from transforms.core.spec import EmbedderSpec, Interpolation, JpegDecode, Pooling, Precision, Preprocessing, ResizeMode
 from transforms.models.architectures import Architecture
 from transforms.models.own_model import OwnModel
 
@@ -193,6 +193,12 @@ class ModelOptions(Options):
         PrecisionChoice.FLOAT32,
         **one_of(PrecisionChoice),
     )
+    jpeg_decode: JpegDecode = flag(
+        "scaled decodes large JPEGs at a fraction of their size, twice the image size at least, which is faster and "
+        "changes the vectors a little",
+        JpegDecode.EXACT,
+        **one_of(JpegDecode),
+    )
     preprocessing: Preprocessing | None = flag(
         "how RGB values 0..255 are changed for a model FILE.keras, as Keras names it (default: none)",
         None,
@@ -243,6 +249,7 @@ class ModelOptions(Options):
             precision=Precision.FLOAT32 if self.precision == PrecisionChoice.AUTO else str(self.precision),
             preprocessing=self.preprocessing,
             dicom_frame=self.dicom_frame,
+            jpeg_decode=self.jpeg_decode,
         )
 
 

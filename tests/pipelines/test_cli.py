@@ -26,7 +26,7 @@ from pipelines.options.kept_columns import KeptColumn, parse_kept_columns
 from transforms.core.engines import Engine
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.formats import KEEP_TYPES, EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
-from transforms.core.spec import Interpolation, Pooling, Precision, Preprocessing, ResizeMode
+from transforms.core.spec import Interpolation, JpegDecode, Pooling, Precision, Preprocessing, ResizeMode
 
 HEAVY = {"apache_beam", "google", "keras", "matplotlib", "numpy", "pandas", "pyarrow", "sklearn", "tensorflow", "yaml"}
 FRAME = {"--help", "--config", "--debug", "--log_format", "--quiet"}
@@ -59,6 +59,7 @@ FLAGS = {
     "--dicom_frame": (ModelOptions, ["middle"], "dicom_frame", "middle"),
     "--resize_mode": (ModelOptions, ["pad"], "resize_mode", ResizeMode.PAD),
     "--precision": (ModelOptions, ["bfloat16"], "precision", Precision.BFLOAT16),
+    "--jpeg_decode": (ModelOptions, ["scaled"], "jpeg_decode", JpegDecode.SCALED),
     "--batch_size": (ModelOptions, ["7"], "batch_size", 7),
     "--truncated_images": (ModelOptions, ["accept"], "truncated_images", TruncatedImages.ACCEPT),
     "--max_image_pixels": (ModelOptions, ["1000"], "max_image_pixels", 1000),

@@ -341,6 +341,7 @@ class TestTemplate:
         "engine": (["auto", "keras", "openvino"], ["tensorflow"]),
         "int8_min_cosine": (["0.99", "1"], ["1.5", "-0.1"]),
         "dicom_frame": (["1", "12", "middle"], ["0", "last", "1.5"]),
+        "jpeg_decode": (["exact", "scaled"], ["draft"]),
         "batch_size": (["1", "32"], ["0", "-1", "1.5"]),
         "max_image_pixels": (["1000"], ["0", "1e6"]),
         "truncated_images": (["refuse", "accept"], ["", "yes"]),

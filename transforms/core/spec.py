@@ -42,6 +42,14 @@ class ResizeMode(enum.StrEnum):
     PAD = "pad"
 
 
+class JpegDecode(enum.StrEnum):
+    """From how many of a JPEG's pixels an image is resized."""
+
+    EXACT = "exact"
+    SCALED = "scaled"
+    """Large ones are decoded at an eighth to seven eighths of their size, as long as twice the image size is left."""
+
+
 class Precision(enum.StrEnum):
     """What the backbone computes in: a Keras dtype policy, or int8; embeddings always leave as float32."""
 
@@ -80,7 +88,7 @@ class Preprocessing(enum.StrEnum):
     CAFFE = "caffe"
 
 
-_LATER = {"preprocessing": None, "calibration": None, "dicom_frame": 1}
+_LATER = {"preprocessing": None, "calibration": None, "dicom_frame": 1, "jpeg_decode": None}
 """Fields that specs had not at first, and what they mean where they are left out: a fingerprint stays what it was."""
 
 
@@ -103,6 +111,7 @@ class EmbedderSpec:
         preprocessing: of a model of one's own; None for a built-in one, which has its own.
         calibration: of an int8 model; None at other precisions.
         dicom_frame: which frame of a DICOM file counts, from 1, or "middle".
+        jpeg_decode: SCALED where not all pixels of a JPEG are decoded; None for all of them.
     """
 
     model: str
@@ -118,6 +127,7 @@ class EmbedderSpec:
     preprocessing: Preprocessing | None = None
     calibration: Calibration | None = None
     dicom_frame: int | str = 1
+    jpeg_decode: JpegDecode | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, field by field; without fields of a later version where they have their default."""
@@ -150,6 +160,8 @@ class EmbedderSpec:
             values[name] = kind(values[name])
         if values.get("preprocessing") is not None:
             values["preprocessing"] = Preprocessing(values["preprocessing"])
+        if values.get("jpeg_decode") is not None:
+            values["jpeg_decode"] = JpegDecode(values["jpeg_decode"])
         if values.get("calibration") is not None:
             values["calibration"] = Calibration(**values["calibration"])
         return cls(**values)

@@ -17,11 +17,13 @@ class Limits:
         max_pixels: images of more pixels are refused, and so is whatever would allocate as much on the way to fewer.
         accept_truncated: a JPEG whose data stops early is decoded as far as it goes.
         dicom_frame: which frame of a DICOM file counts, from 1, or "middle".
+        least_side: a JPEG may be decoded at a fraction of its size that leaves both sides as long; None for all of it.
     """
 
     max_pixels: int
     accept_truncated: bool = False
     dicom_frame: int | str = 1
+    least_side: int | None = None
 
     def check(self, width: int, height: int, what: str = "The image") -> None:
         """Refuse a size in pixels that is beyond the limit.

@@ -25,7 +25,7 @@ import PIL.Image
 from PIL import AvifImagePlugin, ImageOps
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.spec import EmbedderSpec, Interpolation, ResizeMode
+from transforms.core.spec import EmbedderSpec, Interpolation, JpegDecode, ResizeMode
 from transforms.core.types import Image
 from transforms.images import bmp, heif, jpeg, jpeg2000, netpbm, pillow, png, tiff
 from transforms.images.aliased import resize_aliased
@@ -107,6 +107,7 @@ class ImageOptions:
         min_size: (height, width) below which an image that keeps its own size is refused: the model's smallest input.
         accept_truncated: a JPEG whose data stops early is taken, grey where it has none, and not a failure.
         dicom_frame: which frame of a DICOM file counts, from 1, or "middle".
+        scale_jpegs: large JPEGs are decoded at a fraction of their size.
     """
 
     image_size: tuple[int, int] | None = (224, 224)
@@ -116,6 +117,7 @@ class ImageOptions:
     min_size: tuple[int, int] | None = None
     accept_truncated: bool = False
     dicom_frame: int | str = 1
+    scale_jpegs: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size is not None and min(self.image_size) < 1:
@@ -141,7 +143,14 @@ class ImageOptions:
             min_size,
             accept_truncated,
             spec.dicom_frame,
+            scale_jpegs=spec.jpeg_decode == JpegDecode.SCALED,
         )
+
+    @property
+    def limits(self) -> Limits:
+        """What decoders need to know of this."""
+        side = 2 * max(self.image_size) if self.scale_jpegs and self.image_size is not None else None
+        return Limits(self.max_image_pixels, self.accept_truncated, self.dicom_frame, side)
 
 
 def prepare_pillow() -> None:
@@ -157,11 +166,11 @@ def prepare_pillow() -> None:
 def decode_image(data: bytes, options: ImageOptions) -> Image:
     """Encoded bytes -> an image as the options say; safe to call from many threads.
 
-    Images are turned to RGB first and resized then, from all their pixels (no JPEG draft mode). ``stretch`` gives the
-    pixels of ``keras.utils.load_img(path, target_size=..., interpolation=...)``. ``stretch_aliased`` does without
-    antialiasing, as ``keras.utils.image_dataset_from_directory`` does (see `resize_aliased`). ``center_crop`` cuts the
-    largest centred part of the right aspect ratio and resizes it (``PIL.ImageOps.fit``). ``pad`` resizes the whole
-    image to fit inside and centres it on black (``PIL.ImageOps.pad``).
+    Images are turned to RGB first and resized then, from all their pixels unless `scale_jpegs` is set. ``stretch``
+    gives the pixels of ``keras.utils.load_img(path, target_size=..., interpolation=...)``. ``stretch_aliased`` does
+    without antialiasing, as ``keras.utils.image_dataset_from_directory`` does (see `resize_aliased`). ``center_crop``
+    cuts the largest centred part of the right aspect ratio and resizes it (``PIL.ImageOps.fit``). ``pad`` resizes the
+    whole image to fit inside and centres it on black (``PIL.ImageOps.pad``).
 
     Args:
         data: an encoded image file.
@@ -179,9 +188,8 @@ def decode_image(data: bytes, options: ImageOptions) -> Image:
     if kind is None:
         raise explain_unknown(data)
     _silence()
-    limits = Limits(options.max_image_pixels, options.accept_truncated, options.dicom_frame)
     try:
-        decoded = DECODERS[kind].decode(data, limits)
+        decoded = DECODERS[kind].decode(data, options.limits)
         image = _resize(decoded.image, options)
         return Image(np.asarray(image), decoded.width, decoded.height, decoded.icc_profile)
     except (ImageError, DecoderProcessError):

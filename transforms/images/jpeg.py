@@ -78,7 +78,7 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     if header.precision == 12:
         image = image_from_samples(scale_to_8_bits(imagecodecs.jpeg8_decode(data), 4095))
     else:
-        image = _to_rgb(_decode_whole(data, header, limits.accept_truncated), header)
+        image = _to_rgb(_decode_whole(data, header, limits), header)
     upright = turn_upright(image, read_orientation(header.exif, header.xmp))
     return Decoded(upright, header.width, header.height, header.icc_profile)
 
@@ -111,30 +111,32 @@ def _to_rgb(pixels: np.ndarray | PIL.Image.Image, header: _Header) -> PIL.Image.
         return PIL.Image.fromarray(pixels[..., 0]).convert("RGB")
     if header.components == 3:
         values = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), 4)
-        return PIL.Image.fromarrow(values, "RGB", (header.width, header.height))  # `fromarray` copies, holding the GIL
+        height, width = pixels.shape[:2]
+        return PIL.Image.fromarrow(values, "RGB", (width, height))  # `fromarray` copies, holding the GIL
     return PIL.Image.fromarray(255 - pixels if header.adobe else pixels, "CMYK").convert("RGB")
 
 
-def _decode_whole(data: bytes, header: _Header, accept_truncated: bool) -> np.ndarray | PIL.Image.Image:
+def _decode_whole(data: bytes, header: _Header, limits: Limits) -> np.ndarray | PIL.Image.Image:
     """uint8 samples [height, width, components], or Pillow's image for subsampling that simplejpeg does not know.
 
     Raises:
         ImageError: for data that is damaged, or stops early where that isn't accepted.
     """
     space = _SPACES[header.components]
+    scaled = {} if limits.least_side is None else {"min_height": limits.least_side, "min_width": limits.least_side}
     try:
-        pixels: np.ndarray = simplejpeg.decode_jpeg(data, space)
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, space, **scaled)
         warning = None
     except ValueError as error:
         warning = str(error)
         if "subsampling" in warning:
             return load(JpegImageFile, data)
         tidy = _tidy(data, header)
-        pixels = simplejpeg.decode_jpeg(tidy, space, strict=False)
+        pixels = simplejpeg.decode_jpeg(tidy, space, strict=False, **scaled)
         warning = _judge(tidy, space)
     if warning is None and _has_several_scans(data, header) and not _scans_are_complete(data, header):
         warning = "Premature end: the last scans are missing"
-    if warning is None or (accept_truncated and _STOPS_EARLY.search(warning)):
+    if warning is None or (limits.accept_truncated and _STOPS_EARLY.search(warning)):
         return pixels
     if _STOPS_EARLY.search(warning):
         raise ImageError("truncated", f"The JPEG's data stops before the last row; libjpeg warns: {warning}.")

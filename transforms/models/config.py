@@ -12,6 +12,7 @@ from transforms.core.spec import (
     Calibration,
     EmbedderSpec,
     Interpolation,
+    JpegDecode,
     Pooling,
     Precision,
     Preprocessing,
@@ -47,6 +48,8 @@ class EmbedderConfig:
             float32.
         preprocessing: what a `.keras` file is given: "none" for RGB values in 0..255, which is the default, "unit",
             "tf", "torch" or "caffe" (see `Preprocessing`). A model of `keras.applications` has its own.
+        jpeg_decode: "exact", or "scaled": JPEGs more than twice as large as the image size are decoded at a fraction
+            of their size, which is faster and changes the vectors a little.
         calibration: of an int8 model that exists already.
         dicom_frame: which frame of a DICOM file counts, from 1, or "middle".
 
@@ -63,6 +66,7 @@ class EmbedderConfig:
     resize_mode: ResizeMode | str = ResizeMode.STRETCH
     precision: Precision | str = Precision.FLOAT32
     preprocessing: Preprocessing | str | None = None
+    jpeg_decode: JpegDecode | str = JpegDecode.EXACT
     calibration: Calibration | None = None
     dicom_frame: int | str = 1
 
@@ -73,6 +77,7 @@ class EmbedderConfig:
             ("interpolation", Interpolation),
             ("resize_mode", ResizeMode),
             ("precision", Precision),
+            ("jpeg_decode", JpegDecode),
         ):
             object.__setattr__(self, name, _member(kind, name, getattr(self, name)))
         if self.resize_mode == ResizeMode.STRETCH_ALIASED and self.interpolation not in _ALIASED:
@@ -89,6 +94,14 @@ class EmbedderConfig:
             raise ImagebeamError(
                 "Flattening images of their own sizes gives vectors of varying length. Received: pooling=flatten, "
                 "image_size=native. Use pooling avg or max, or a fixed image_size."
+            )
+        if self.jpeg_decode == JpegDecode.SCALED and (
+            self.image_size is None or self.resize_mode == ResizeMode.STRETCH_ALIASED
+        ):
+            raise ImagebeamError(
+                "JPEGs can be decoded scaled where they are resized with antialiasing. Received: jpeg_decode=scaled, "
+                f"image_size={'native' if self.image_size is None else self.image_size}, resize_mode="
+                f"{self.resize_mode}. Use jpeg_decode=exact, or other ones."
             )
 
     @property
@@ -161,6 +174,7 @@ class EmbedderConfig:
             preprocessing=None if self.preprocessing is None else Preprocessing(self.preprocessing),
             calibration=self.calibration,
             dicom_frame=self.dicom_frame,
+            jpeg_decode=JpegDecode.SCALED if self.jpeg_decode == JpegDecode.SCALED else None,
         )
 
 

@@ -33,7 +33,6 @@ REMEDY = "Install the extra: pip install 'imagebeam[openvino]'"
 
 
 _FLAGS = frozenset({"avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"})
-"""Of /proc/cpuinfo, those that decide how fast a precision is."""
 
 
 def is_installed() -> bool:
@@ -50,12 +49,16 @@ def import_openvino() -> Any:
 
 
 def cpu_capabilities() -> frozenset[str]:
-    """What this processor computes natively: OpenVINO's names ("FP32", "BF16", "INT8") and Linux' ("avx512_vnni")."""
-    flags: set[str] = set()
+    """What this processor computes natively: OpenVINO's names ("FP32", "BF16", "INT8") and `processor_flags`."""
+    return frozenset(import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")) | processor_flags()
+
+
+def processor_flags() -> frozenset[str]:
+    """Of Linux' flags of this processor, those that decide how fast a precision is; empty elsewhere."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        flags = set(next(line for line in lines if line.startswith("flags")).split())
-    return frozenset(import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")) | (flags & _FLAGS)
+        return _FLAGS & set(next(line for line in lines if line.startswith("flags")).split())
+    return frozenset()
 
 
 def runs(precision: Precision) -> bool:

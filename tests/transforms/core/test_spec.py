@@ -3,7 +3,16 @@ import dataclasses
 import pytest
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.spec import Calibration, EmbedderSpec, Interpolation, Pooling, Precision, Preprocessing, ResizeMode
+from transforms.core.spec import (
+    Calibration,
+    EmbedderSpec,
+    Interpolation,
+    JpegDecode,
+    Pooling,
+    Precision,
+    Preprocessing,
+    ResizeMode,
+)
 
 SPEC = EmbedderSpec("VGG16", "ab" * 32, layers=("block4_pool",), image_size=(48, 48))
 
@@ -19,6 +28,7 @@ OTHERS = {
     "color_policy": "another",
     "graph_sha256": "ef" * 32,
     "preprocessing": Preprocessing.TORCH,
+    "jpeg_decode": JpegDecode.SCALED,
     "calibration": Calibration("12" * 32, "34" * 32),
     "dicom_frame": "middle",
 }

@@ -1,0 +1,158 @@
+"""Every architecture on Keras and on OpenVINO, at float32 and at int8: how fast, how near, and what int8 needs.
+
+    python -m benchmarks.engines [--models VGG16 ResNet50 ...] [--weights MODEL=FILE ...] [--seconds 3600]
+        [--table docs/engines-table.md]
+
+The images are crops of scikit-learn's two sample photographs. Weights are random unless a file is named, with the
+statistics of normalisation layers set to those of the images: otherwise a deep network of random weights gives one
+vector for all images, and nothing can be told of int8. What int8 costs a trained model only trained weights tell.
+
+The rates are paired: all candidates of a model run in turns, as in a run's own trial, and each ratio is of one turn's
+rates or the best of them. A model that was measured before is not measured again: results/engines.json goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.common import RESULTS, publish, write_jpegs
+from transforms.core.engines import Engine
+from transforms.core.errors import ImagebeamError
+from transforms.core.spec import Precision
+from transforms.models import engine_trial
+from transforms.models.architectures import ARCHITECTURES
+from transforms.models.config import EmbedderConfig
+from transforms.models.embedder import Embedder, assemble, identify, load_backbone
+
+if TYPE_CHECKING:
+    import keras
+
+IMAGES = 100
+SIZE = 224
+
+
+def photographs(size: tuple[int, int], folder: Path) -> list[np.ndarray]:
+    """Uint8 RGB [height, width, 3]."""
+    if not folder.exists():
+        write_jpegs(folder, IMAGES)
+    height, width = size
+    return [np.asarray(Image.open(path).resize((width, height))) for path in sorted(folder.glob("*/*.jpg"))]
+
+
+def settle_statistics(backbone: keras.Model, embed: Embedder, images: np.ndarray) -> None:
+    """Give every batch normalisation the mean and variance of what it gets for these images."""
+    import keras
+
+    layers = [layer for layer in embed.model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    before = [(layer.momentum, layer.trainable) for layer in layers]
+    for layer in layers:
+        layer.momentum, layer.trainable = 0.0, True
+    if layers:
+        embed.model(images, training=True)
+    for layer, (momentum, trainable) in zip(layers, before, strict=True):
+        layer.momentum, layer.trainable = momentum, trainable
+    del backbone
+
+
+def measure(name: str, weights: str, folder: Path) -> dict[str, Any]:
+    """What a model gives on each engine."""
+    config = EmbedderConfig(name, weights)
+    size = (SIZE, SIZE)
+    try:
+        config = dataclasses.replace(config, image_size=size)
+    except ImagebeamError:
+        size = config.size or size
+    images = photographs(size, folder)
+    backbone = load_backbone(config)
+    if weights.startswith("random"):
+        spec = identify(config, backbone)
+        settle_statistics(backbone, Embedder(spec, assemble(spec, backbone)), np.stack(images[:24]))
+    spec = identify(config, backbone)
+    float32 = Embedder(spec, assemble(spec, backbone))
+    figures: dict[str, Any] = {"size": size[0], "weights": weights.rpartition("/")[2]}
+    started = time.perf_counter()
+    try:
+        wanted = dataclasses.replace(spec, precision=Precision.INT8)
+        verdict = engine_trial.calibrate(float32, wanted, images, ["0" * 64] * len(images), -1.0)
+    except ImagebeamError as error:
+        figures["refused"] = str(error)
+        verdict = engine_trial.choose(lambda _: float32, Engine.AUTO, Precision.FLOAT32, images[:8])
+    figures["seconds"] = round(time.perf_counter() - started, 1)
+    trial = verdict.loaded.engine.trial
+    return {**figures, **trial}
+
+
+def rate(figures: dict[str, Any], engine: str, precision: str) -> float:
+    """Images a second of a candidate; 0 where it did not run."""
+    found = [one for one in figures["candidates"] if (one["engine"], one["precision"]) == (engine, precision)]
+    return float(found[0]["images_per_second"]) if found else 0.0
+
+
+def row(name: str, figures: dict[str, Any]) -> str:
+    """One line of the table in Markdown."""
+    keras, openvino = rate(figures, "keras", "float32"), rate(figures, "openvino", "float32")
+    eight, about = rate(figures, "openvino", "int8"), figures.get("int8")
+    error = max((one["largest_difference"] for one in figures["candidates"] if one["engine"] == "openvino"
+                 and one["precision"] == "float32"), default=float("nan"))  # fmt: skip
+    cells = [name, str(figures["size"]), figures["weights"], f"{keras:.3g}", f"{openvino:.3g}"]
+    cells += [f"{openvino / keras:.2f}" if keras else "", f"{error:.0e}"]
+    if about is None:
+        return "| " + " | ".join([*cells, "no", "", "", "", ""]) + " |"
+    cells += [about["preset"].lower(), f"{eight:.3g}", f"{eight / max(openvino, keras):.2f}"]
+    cells += [f"{about['median_cosine']:.5f}", f"{about['lowest_cosine']:.4f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+COLUMNS = (
+    *("model", "pixels", "weights", "Keras float32", "OpenVINO float32", "ratio", "error"),
+    *("int8", "images/s", "over float32", "cosine, median", "lowest"),
+)
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
+
+
+def mean(values: list[float]) -> float:
+    """The geometric one."""
+    return float(np.exp(np.mean(np.log(values)))) if values else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(ARCHITECTURES), choices=ARCHITECTURES, metavar="NAME")
+    parser.add_argument("--weights", nargs="+", default=[], metavar="MODEL=FILE", help="of a model; random otherwise")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no model after so many")
+    parser.add_argument("--table", type=Path, help="Markdown to write")
+    args = parser.parse_args()
+    weights = dict(one.split("=", 1) for one in args.weights)
+    path, began = RESULTS / "engines.json", time.perf_counter()
+    known: dict[str, Any] = json.loads(path.read_text())["figures"] if path.exists() else {}
+    for name in args.models:
+        if name in known or time.perf_counter() - began > args.seconds:
+            continue
+        known[name] = measure(name, weights.get(name, "random:0"), RESULTS / "photographs")
+        rows = [(one, row(one, figures)) for one, figures in known.items()]
+        publish("engines", known, rows[-1:])
+    ratios = [rate(one, "openvino", "float32") / rate(one, "keras", "float32") for one in known.values()
+              if rate(one, "openvino", "float32")]  # fmt: skip
+    auto = [max(1.0, ratio) for ratio in ratios]
+    gains = [
+        rate(one, "openvino", "int8") / max(rate(one, "keras", "float32"), rate(one, "openvino", "float32"))
+        for one in known.values()
+        if "int8" in one
+    ]
+    print(
+        f"{len(ratios)} models: float32 auto over Keras {mean(auto):.2f}, int8 over that {mean(gains):.2f} (geometric)"
+    )
+    if args.table is not None:
+        args.table.write_text(HEAD + "\n".join(row(one, known[one]) for one in ARCHITECTURES if one in known) + "\n")
+
+
+if __name__ == "__main__":
+    main()
