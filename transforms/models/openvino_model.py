@@ -88,7 +88,11 @@ def convert(embedder: Embedder) -> openvino.Model:
 
     signature = [tf.TensorSpec((None, height, width, 3), tf.uint8, name="image")]
     traced = tf.function(call, input_signature=signature).get_concrete_function()
-    model = import_openvino().convert_model(traced)
+    openvino = import_openvino()
+    found = openvino.convert_model(traced)
+    # Swish is TensorFlow's IdentityN, whose outputs that nobody takes become outputs of the model.
+    outputs = [next(one for one in found.outputs if traced_as.name in one.get_names()) for traced_as in traced.outputs]
+    model = openvino.Model([output.get_node() for output in outputs], found.get_parameters(), "embedder")
     for output, name in zip(model.outputs, names, strict=True):
         output.get_tensor().set_names({name})
     return model

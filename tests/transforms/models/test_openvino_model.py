@@ -47,6 +47,15 @@ def test_every_column_equals_keras(vgg16):
         np.testing.assert_allclose(ours[column], vectors, rtol=1e-4, atol=1e-5 * np.abs(vectors).max())
 
 
+def test_activations_that_leave_outputs_over_are_no_columns():
+    """EfficientNet's swish is an operation of several outputs in TensorFlow."""
+    keras = resolve(EmbedderConfig("EfficientNetB0", "random:0", layers=("block1a_activation",), image_size=(32, 32)))
+    images = draw(3, (32, 32))
+    ours = OpenVinoEmbedder(keras.spec, keras.dimensions, convert(keras)).embed(images)
+    assert list(ours) == ["embedding"]
+    np.testing.assert_allclose(ours["embedding"], keras.embed(images)["embedding"], rtol=1e-4, atol=1e-5)
+
+
 def test_images_of_any_size_are_taken_where_they_keep_theirs():
     keras = resolve(EmbedderConfig("VGG16", "random:1", layers=("block2_pool",), image_size="native"))
     embedder = OpenVinoEmbedder(keras.spec, keras.dimensions, convert(keras))
