@@ -12,6 +12,7 @@ import functools
 import importlib
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
@@ -43,6 +44,8 @@ READ_CHUNK = 8 << 20
 """Bytes asked for at a time when an object is read as a stream."""
 
 _UPLOAD_ATTEMPTS = 5
+_DENIED_WAITS = (0.3, 1.0)
+"""Seconds before a listing that was denied is tried again."""
 _FOLDER_PAGES = 20
 _CONNECTIONS = 64
 _METADATA_TIMEOUT = 2.0
@@ -82,25 +85,46 @@ def list_glob(glob: Glob, within: UriRange) -> Iterator[FileInfo]:
     base = f"{name}/" if name else ""
     if not within.overlaps(f"gs://{bucket}/{base}"):
         return
-    # A pattern of one component asks for that level only; deeper ones list all that share the literal prefix.
-    delimiter = "/" if glob.depth == 1 else None
+    folder, states = "", glob.start
     with _errors_named(glob.folder):
-        blobs = _client().list_blobs(
-            bucket,
-            prefix=base + glob.prefix,
-            delimiter=delimiter,
-            start_offset=_name_in(bucket, within.start),
-            end_offset=_name_in(bucket, within.end or ""),
-            fields=_FIELDS,
-            retry=DEFAULT_RETRY,
-        )
-        folder, states = "", glob.start
-        for blob in blobs:
+        for blob in _list_blobs(bucket, base + glob.prefix, glob.depth == 1, within):
             above, _, last = blob.name.removeprefix(base).rpartition("/")
             if above != folder:  # Neighbours mostly share their folder.
                 folder, states = above, _descend(glob, above)
             if last and glob.end in glob.step(states, last):
                 yield FileInfo(f"gs://{bucket}/{blob.name}", blob.size, str(blob.generation))
+
+
+def _list_blobs(bucket: str, prefix: str, one_level: bool, within: UriRange) -> Iterator[storage.Blob]:
+    """Objects in order of their names; a listing that is denied in between is begun again where it was.
+
+    The library tries everything again but denials, which come and go while rights and tokens are renewed.
+    """
+    start, waits = _name_in(bucket, within.start), iter(_DENIED_WAITS)
+    last: str | None = None
+    while True:
+        blobs = _client().list_blobs(
+            bucket,
+            prefix=prefix,
+            # A pattern of one component asks for that level only; deeper ones list all that share the literal prefix.
+            delimiter="/" if one_level else None,
+            start_offset=start if last is None else last,
+            end_offset=_name_in(bucket, within.end or ""),
+            fields=_FIELDS,
+            retry=DEFAULT_RETRY,
+        )
+        try:
+            for blob in blobs:
+                if blob.name != last:
+                    last = blob.name
+                    yield blob
+        except (exceptions.Unauthorized, exceptions.Forbidden):
+            pause = next(waits, None)
+            if pause is None:
+                raise
+            time.sleep(pause)
+        else:
+            return
 
 
 def list_folders(folder: str) -> Iterator[str]:

@@ -473,3 +473,21 @@ def test_a_file_system_whose_extra_is_missing_names_the_extra(monkeypatch, uri, 
                 ask(uri)
     finally:
         uris._is_installed.cache_clear()
+
+
+@pytest.mark.parametrize("denials", [1, 2, 3])
+def test_a_listing_that_is_denied_in_between_goes_on_where_it_was(gcs, uri, denials):  # noqa: F811
+    folder = uri.rpartition("/")[0]
+    names = [f"{folder}/{number:02d}.jpg" for number in range(8)]
+    for name in names:
+        storage.publish(name, b"x")
+    listing = storage.list_files(f"{folder}/*.jpg")
+    found = [next(listing).uri, next(listing).uri]
+    gcs.faults.extend([403] * denials)
+    if denials <= 2:
+        found += [info.uri for info in listing]
+        assert found == names
+    else:
+        with pytest.raises(PermissionError, match="may not be accessed"):
+            list(listing)
+    gcs.faults.clear()
