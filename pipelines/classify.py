@@ -151,7 +151,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     InputOptions.add_arguments(parser, "input", defaults={"input": None}, most_used=["input"])
     VectorOptions.add_arguments(parser, "embeddings", most_used=["embeddings"])
     LabelOptions.add_arguments(parser, "labels", most_used=["classifier", "top_k", "threshold"])
-    OutputOptions.add_arguments(parser, "output", most_used=["output", "overwrite"])
+    OutputOptions.add_arguments(parser, "output", leave_out=["reuse"], most_used=["output", "overwrite"])
+    parser.set_defaults(reuse=None)  # Of predictions nothing is taken over.
     add_dataflow_arguments(parser)
 
 

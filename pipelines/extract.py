@@ -72,6 +72,7 @@ def run(options: ExtractOptions) -> Result:
     # Beam takes seconds to import, which an error above does not wait for.
     from pipelines.runtime import launch
     from pipelines.runtime.engines import ModelLoader
+    from pipelines.runtime.reuse import open_reused
     from transforms.embed.units import EmbedOptions, EmbedUnits
     from transforms.runs.part_files import PartOptions
 
@@ -81,14 +82,16 @@ def run(options: ExtractOptions) -> Result:
     loaded = loader.load(loader.config(None)) if options.output.overwrite else None
     with prepare.claim_output(options.output, source) as folder:
         staged = prepare.stage_model(loader, folder, loaded, overwrite=options.output.overwrite)
+        images = options.model.image_options(staged.spec)
         embed_units = EmbedUnits(
             model=staged,
             output=folder.output,
             read=source.read,
-            embed=EmbedOptions(options.model.image_options(staged.spec), options.model.batch_size),
+            embed=EmbedOptions(images, options.model.batch_size),
             part=PartOptions(options.output.embedding_type, options.output.embedding_dtype, source.read.keep_columns),
             retry_failed=options.output.retry_failed,
             generation=folder.generation,
+            reuse=open_reused(options.output, folder, staged.spec, images),
         )
         return launch.work_images(source, embed_units, "Embed units", folder, staged, pipeline, options.output)
 

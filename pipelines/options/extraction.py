@@ -278,6 +278,14 @@ class OutputOptions(Options):
     prune: bool = flag(
         "remove the rows of inputs that are not found any more, which stay otherwise", False, action="store_true"
     )
+    reuse: tuple[str, ...] = flag(
+        "outputs of other runs with the same spec: images that they hold are not embedded again; may be given several "
+        "times (default: none)",
+        (),
+        nargs="+",
+        action="extend",
+        metavar="DIR",
+    )
     retry_failed: bool = flag("compute the units again that had failures", False, action="store_true")
     max_failure_rate: float = flag(
         "end with exit code 3 when a larger share of the records fails, 0 to 1", 0.01, type=float, metavar="SHARE"
@@ -292,6 +300,11 @@ class OutputOptions(Options):
             raise ImagebeamError(
                 f"--max_failure_rate is a share of the records, from 0 to 1. Received: {self.max_failure_rate}."
             )
+        if not all(self.reuse):
+            raise ImagebeamError(f"--reuse names folders. Received: {list(self.reuse)}.")
+        check_uris("--reuse", *self.reuse)
+        if self.overwrite and self.reuse:
+            raise ImagebeamError("--overwrite computes every vector again. Received: --reuse as well.")
         if self.overwrite and self.retry_failed:
             raise ImagebeamError("--overwrite computes failed units again too. Received: --retry_failed as well.")
 

@@ -19,6 +19,7 @@ from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import InputOptions, ModelOptions, OutputOptions
 from pipelines.runtime import launch, prepare
 from pipelines.runtime.engines import ModelLoader
+from pipelines.runtime.reuse import open_reused
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.embed.units import EmbedOptions, EmbedUnits
@@ -93,6 +94,8 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
             detached=True,
             prune=options.prune,
         )
+        images = self.model_options.image_options(staged.spec)
+        reuse = open_reused(options, folder, staged.spec, images)
         return (
             patterns
             | "Patterns" >> beam.Map(pattern_of).with_output_types(str)
@@ -106,10 +109,11 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
                 model=staged,
                 output=folder.output,
                 read=read,
-                embed=EmbedOptions(self.model_options.image_options(staged.spec), self.model_options.batch_size),
+                embed=EmbedOptions(images, self.model_options.batch_size),
                 part=PartOptions(options.embedding_type, options.embedding_dtype, read.keep_columns),
                 retry_failed=options.retry_failed,
                 generation=folder.generation,
+                reuse=reuse,
             )
             | "Finish" >> launch.Finish(run)
             | "Manifest" >> beam.Map(_manifest_uri, output=folder.output).with_output_types(str)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from pipelines.common.log import add_totals
 from pipelines.options.extraction import OutputOptions
 from pipelines.runtime.prepare import RunFolder, Source, read_run
 from transforms import storage
+from transforms.core.busy import describe
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.labels import LabelCount
 from transforms.core.progress import PROGRESS
@@ -292,7 +293,7 @@ def _reconcile(run: Run) -> Result:
             f"{', '.join(settled.examples)}; the rows stay. --prune removes them"
         )
     times = Times(run.started, time.time())
-    manifest.write_manifest(
+    content = manifest.write_manifest(
         output,
         run.folder.run,
         run.staged,
@@ -305,7 +306,8 @@ def _reconcile(run: Run) -> Result:
         notes=notes,
     )
     labels = manifest.sum_up_labels(reports)
-    _print_summary(totals, labels, problems, run.folder, settled, times.finished - times.started, notes)
+    busy = content["timings"].get("busy")
+    _print_summary(totals, labels, problems, run.folder, settled, times.finished - times.started, notes, busy)
     return Result(totals, tuple(problems))
 
 
@@ -335,17 +337,21 @@ def _print_summary(
     settled: Settled,
     seconds: float,
     notes: list[Note],
+    busy: Mapping[str, float] | None,
 ) -> None:
     fresh = totals.units - totals.units_skipped
     counts = {
         "records": totals.records,
         folder.parts: totals.embedded,
+        "reused": totals.reused,
+        "equal": totals.equal,
         "failed": totals.failed,
         "failures": dict(totals.failures),
         "units": totals.units,
         "units_skipped": totals.units_skipped,
         "problems": len(problems),
         "seconds": round(seconds, 3),
+        "busy": None if busy is None else dict(busy),
     }
     add_totals(**counts)
     if totals.units and not fresh:
@@ -355,6 +361,10 @@ def _print_summary(
         f"{seconds:,.1f} s ({fresh:,} units now, {totals.units_skipped:,} before)",
         counts,
     )
+    if totals.reused or totals.equal:
+        say(f"  vectors taken over from earlier parts: {totals.reused:,}; copied from equal images: {totals.equal:,}")
+    if fresh and busy is not None:
+        say(f"  {describe(busy)}")
     if totals.embedded and folder.parts == part_files.EMBEDDINGS:
         say(f"  {labels.describe()}")
     for kind, count in list(totals.failures.items())[:10]:

@@ -72,6 +72,7 @@ FLAGS = {
     "--rows_per_unit": (OutputOptions, ["5"], "rows_per_unit", 5),
     "--overwrite": (OutputOptions, [], "overwrite", True),
     "--prune": (OutputOptions, [], "prune", True),
+    "--reuse": (OutputOptions, ["a", "gs://b/c"], "reuse", ("a", "gs://b/c")),
     "--retry_failed": (OutputOptions, [], "retry_failed", True),
     "--max_failure_rate": (OutputOptions, ["0.5"], "max_failure_rate", 0.5),
     "--gpu": (DataflowOptions, ["nvidia-l4"], "gpu", "nvidia-l4"),

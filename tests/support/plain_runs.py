@@ -71,7 +71,10 @@ class PlainPipeline:
         source, units, folder, run, options = self._steps
         memory = CutMemory(folder.cuts, options.rows_per_unit, source.read.image_column)
         commit = _CommitUnit(
-            CommitUnits(units.model, units.output, _work(units), units.part, units.retry_failed, units.generation)
+            CommitUnits(
+                *(units.model, units.output, _work(units), units.part),
+                *(units.retry_failed, units.generation, units.reuse),
+            )
         )
         commit.setup()
         lines = {number: [] for number in range(FILES)}

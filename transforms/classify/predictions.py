@@ -22,6 +22,7 @@ from transforms.core.types import Failure, Row
 from transforms.inputs.plan_units import PlanUnits
 from transforms.inputs.types import ReadOptions, ShardSlice, ShardUnit, WorkUnit
 from transforms.runs.commit_units import CommitUnits, UnitResult, count_batch
+from transforms.runs.known_rows import KnownRows
 from transforms.runs.part_files import EMBEDDINGS, PREDICTIONS, PartOptions, rows_to_table
 from transforms.training.embeddings import EmbeddingSet, RowGroup
 
@@ -126,6 +127,12 @@ class _LabelVectors:
 
     embeddings: EmbeddingSet
     part: PartOptions
+
+    conditions = None
+
+    def knowing(self, known: KnownRows) -> _LabelVectors:
+        del known
+        return self
 
     def setup(self) -> None:
         pass

@@ -96,6 +96,7 @@ class Row:
         height: likewise.
         sha256: of the encoded bytes, 64 hex digits.
         vectors: embedding column name -> float32 [dimension].
+        icc_profile_ignored: whether the image carried an ICC profile, which was not applied.
     """
 
     key: str
@@ -106,3 +107,4 @@ class Row:
     sha256: str
     vectors: Mapping[str, np.ndarray]
     extras: Mapping[str, Any] = field(default_factory=dict)
+    icc_profile_ignored: bool = False

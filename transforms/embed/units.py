@@ -6,24 +6,31 @@ import dataclasses
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import apache_beam as beam
 import numpy as np
 
-from transforms.core.batching import MODEL_CALLS, batch_by_shape, decode_pool, map_ahead
+from transforms.core.batching import MODEL_CALLS, available_cores, batch_by_shape, decode_pool, map_ahead
+from transforms.core.busy import Busy, Stopwatch
+from transforms.core.text import storable
 from transforms.core.types import Failure, Image, Record, Row, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
 from transforms.images.errors import NOT_AN_IMAGE
 from transforms.inputs.image_files import read_file
 from transforms.inputs.read import open_records
-from transforms.inputs.types import MAX_RECORD_BYTES, ReadOptions, RecordRef, WorkUnit
+from transforms.inputs.types import MAX_RECORD_BYTES, ListUnit, ReadOptions, RecordRef, WorkUnit
 from transforms.runs.commit_units import CommitUnits, PartLayout, UnitModel, UnitModelSource, UnitResult, count_batch
+from transforms.runs.digest_index import ReusedRun
+from transforms.runs.known_rows import Conditions, KnownRow, KnownRows, NothingKnown
 
-Batch = list["Decoded"]
+Batch = list["Decoded | _Twin"]
+"""All of images to embed, or all of twins of such."""
+
+T = TypeVar("T")
 
 _PROBE_SIZE = (224, 224)
 """Height and width of the image that shows whether a model works, where images keep their own sizes."""
@@ -60,6 +67,33 @@ class Decoded:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """A record of whose image a row is known: it need not be embedded, nor its file be read. Its bytes are dropped."""
+
+    record: Record
+    row: KnownRow
+
+    @property
+    def key(self) -> str:
+        """Of the record."""
+        return self.record.key
+
+
+@dataclass(frozen=True, slots=True)
+class _Twin:
+    """A record whose image is that of an earlier one: `index` is its place in the unit, `of` that of the other."""
+
+    index: int
+    of: int
+    record: Record
+    icc_profile_ignored: bool
+
+
+Item = Record | Failure | RecordRef | TakenOver
+"""What a unit's records are before they are decoded."""
+
+
 @dataclass(frozen=True)
 class EmbedOptions:
     """How a unit's records become rows.
@@ -94,20 +128,23 @@ BatchDone = Callable[[int, float], None]
 
 
 def embed_records(
-    records: Iterable[Record | Failure | RecordRef],
+    records: Iterable[Item],
     embedder: ImageModel,
     options: EmbedOptions,
     on_batch: BatchDone | None = None,
+    known: KnownRows | None = None,
 ) -> UnitResult:
     """Decode and embed records; every one ends as one row or one failure.
 
-    Reading and decoding run ahead of the model, in other threads.
+    Reading and decoding run ahead of the model, in other threads. The model is called once for equal images, and not at
+    all for those whose rows are known.
 
     Args:
         records: what the reader gave; its failures pass through, and files that it left unread are read.
         embedder: the model.
         options: see `EmbedOptions`.
         on_batch: called after each call of the model with the number of images embedded and the seconds it took.
+        known: rows that are taken over.
 
     Raises:
         Exception: whatever the model raises when it cannot embed a whole batch, not one image of it: then the
@@ -115,43 +152,87 @@ def embed_records(
     """
     rows: dict[int, Row] = {}
     failures: dict[int, Failure] = {}
-    icc_profiles_ignored = 0
+    firsts: dict[str, int] = {}
+    twins: list[_Twin] = []
+    reused = equal = icc_profiles_ignored = 0
+    look_up = known or NothingKnown()
 
-    def decode(item: tuple[int, Record | Failure | RecordRef]) -> tuple[int, Decoded | Failure]:
+    watch, cores = Stopwatch(), available_cores()
+
+    def decode(item: tuple[int, Item]) -> tuple[int, Decoded | TakenOver | Failure]:
         index, record = item
+        if isinstance(record, TakenOver):
+            return index, record
         if isinstance(record, RecordRef):
-            record = read_file(record, options.max_record_bytes)
-        return index, _decode(index, record, options.images)
+            with watch.timed(Busy.READING, cores):
+                record = read_file(record, options.max_record_bytes)
+        # The processor's time, since the model may hold the processor meanwhile.
+        with watch.timed(Busy.DECODING, cores, time.thread_time):
+            return index, _decode(index, record, options.images, look_up)
 
-    def decoded() -> Iterator[Decoded]:
-        for index, outcome in map_ahead(decode, enumerate(records), decode_pool(), options.ahead, _size):
+    def decoded() -> Iterator[Decoded | _Twin]:
+        nonlocal reused, equal
+        numbered = _timed(enumerate(records), watch)
+        for index, outcome in map_ahead(decode, numbered, decode_pool(), options.ahead, _size):
             if isinstance(outcome, Failure):
                 failures[index] = outcome
+            elif isinstance(outcome, TakenOver):
+                rows[index] = _take_over(outcome.record, outcome.row)
+                equal += outcome.row.is_recent
+                reused += not outcome.row.is_recent
+            elif (first := firsts.setdefault(outcome.sha256, index)) != index:
+                yield _Twin(index, first, outcome.record, outcome.image.icc_profile_ignored)
             else:
                 yield outcome
 
-    def shape_of(item: Decoded) -> tuple[int, ...]:
-        return item.image.pixels.shape
+    def shape_of(item: Decoded | _Twin) -> tuple[int, ...]:
+        # Twins wait as twice as many images would, or a unit of equal images would be drawn to its end at once.
+        twin_shape = (1, max(1, 2 * options.batch_pixels // options.batch_size))
+        return twin_shape if isinstance(item, _Twin) else item.image.pixels.shape
 
     def embed(batch: Batch) -> tuple[float, list[tuple[Decoded, Row | Failure]], float]:
+        twins.extend(item for item in batch if isinstance(item, _Twin))
         started = time.perf_counter()
-        outcomes = _embed_batch(batch, embedder)
+        images = [item for item in batch if isinstance(item, Decoded)]
+        outcomes = _embed_batch(images, embedder) if images else []
         return started, outcomes, time.perf_counter()
 
     ended = 0.0
     batches = batch_by_shape(decoded(), shape_of, options.batch_size, options.batch_pixels)
     for started, outcomes, end in map_ahead(embed, batches, _model_pool(), MODEL_CALLS):
-        embedded, seconds = len(rows), end - max(started, ended)  # without what the batch before overlaps with it
+        embedded, seconds = 0, end - max(started, ended)  # without what the batch before overlaps with it
         ended = max(ended, end)
+        watch.add(Busy.MODEL, max(0.0, seconds))
         for item, outcome in outcomes:
-            icc_profiles_ignored += item.image.icc_profile_ignored
             if isinstance(outcome, Failure):
+                icc_profiles_ignored += item.image.icc_profile_ignored
                 failures[item.index] = outcome
             else:
+                embedded += 1
                 rows[item.index] = outcome
-        if on_batch is not None:
-            on_batch(len(rows) - embedded, max(0.0, seconds))
-    return UnitResult(_in_order(rows), _in_order(failures), icc_profiles_ignored)
+        if on_batch is not None and outcomes:
+            on_batch(embedded, max(0.0, seconds))
+    for twin in sorted(twins, key=lambda twin: twin.index):
+        if twin.of in rows:
+            equal += 1
+            rows[twin.index] = _row_like(twin.record, rows[twin.of])
+        else:
+            icc_profiles_ignored += twin.icc_profile_ignored
+            failures[twin.index] = dataclasses.replace(failures[twin.of], key=twin.record.key, uri=twin.record.uri)
+    icc_profiles_ignored += sum(row.icc_profile_ignored for row in rows.values())
+    return UnitResult(_in_order(rows), _in_order(failures), icc_profiles_ignored, reused, equal, watch.seconds)
+
+
+def _timed(items: Iterable[T], watch: Stopwatch) -> Generator[T, None, None]:
+    """The same items; what the reader takes for each is counted."""
+    iterator = iter(items)
+    while True:
+        with watch.timed(Busy.READING):
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
 
 
 @functools.cache
@@ -164,7 +245,7 @@ def _in_order(items: dict[int, Any]) -> list[Any]:
     return [items[index] for index in sorted(items)]
 
 
-def _size(item: tuple[int, Record | Failure | RecordRef]) -> int:
+def _size(item: tuple[int, Item]) -> int:
     """Bytes that a record holds, or will hold once it is read."""
     record = item[1]
     if isinstance(record, RecordRef):
@@ -172,19 +253,47 @@ def _size(item: tuple[int, Record | Failure | RecordRef]) -> int:
     return len(record.data) if isinstance(record, Record) else 0
 
 
-def _decode(index: int, record: Record | Failure, options: ImageOptions) -> Decoded | Failure:
+def _decode(
+    index: int, record: Record | Failure, options: ImageOptions, known: KnownRows
+) -> Decoded | TakenOver | Failure:
     if isinstance(record, Failure):
         return record
     sha256 = hashlib.sha256(record.data).hexdigest()
+    if (row := known.by_digest(sha256)) is not None:
+        return TakenOver(dataclasses.replace(record, data=b""), row)
     try:
         image = decode_image(record.data, options)
         return Decoded(index, dataclasses.replace(record, data=b""), image, sha256)
     except ImageError as error:
-        known = None if error.error_type == NOT_AN_IMAGE else sha256  # Of what is no image nothing is told.
-        return Failure(record.key, record.uri, Stage.DECODE, error.error_type, str(error), known)
+        kept = None if error.error_type == NOT_AN_IMAGE else sha256  # Of what is no image nothing is told.
+        return Failure(record.key, record.uri, Stage.DECODE, error.error_type, str(error), kept)
 
 
-def _embed_batch(batch: Batch, embedder: ImageModel) -> list[tuple[Decoded, Row | Failure]]:
+def _unread_record(ref: RecordRef) -> Record:
+    return Record(ref.key, storable(ref.uri), b"", ref.label, dict(ref.extras))
+
+
+def _take_over(record: Record, known: KnownRow) -> Row:
+    """The row of a record whose image is known; all but what the image itself says is the record's."""
+    return Row(
+        record.key,
+        record.uri,
+        record.label,
+        known.width,
+        known.height,
+        known.sha256,
+        known.vectors,
+        record.extras,
+        known.icc_profile_ignored,
+    )
+
+
+def _row_like(record: Record, row: Row) -> Row:
+    """The row of a record whose image is that of `row`."""
+    return dataclasses.replace(row, key=record.key, uri=record.uri, label=record.label, extras=record.extras)
+
+
+def _embed_batch(batch: list[Decoded], embedder: ImageModel) -> list[tuple[Decoded, Row | Failure]]:
     """Run the model on images of one shape; where it fails, once more, then in halves down to the images at fault.
 
     Raises:
@@ -216,7 +325,7 @@ def _retryable(outcome: Row | Failure) -> Row | Failure:
     return dataclasses.replace(outcome, retryable=True) if isinstance(outcome, Failure) else outcome
 
 
-def _halved(batch: Batch, embedder: ImageModel) -> list[tuple[Decoded, Row | Failure]]:
+def _halved(batch: list[Decoded], embedder: ImageModel) -> list[tuple[Decoded, Row | Failure]]:
     try:
         return list(_call(batch, embedder))
     except Exception as error:
@@ -226,7 +335,7 @@ def _halved(batch: Batch, embedder: ImageModel) -> list[tuple[Decoded, Row | Fai
         return _halved(batch[:middle], embedder) + _halved(batch[middle:], embedder)
 
 
-def _call(batch: Batch, embedder: ImageModel) -> Iterator[tuple[Decoded, Row | Failure]]:
+def _call(batch: list[Decoded], embedder: ImageModel) -> Iterator[tuple[Decoded, Row | Failure]]:
     vectors = embedder.embed(np.stack([item.image.pixels for item in batch]))
     finite = np.logical_and.reduce([np.isfinite(matrix).all(axis=1) for matrix in vectors.values()])
     for position, item in enumerate(batch):
@@ -239,7 +348,15 @@ def _call(batch: Batch, embedder: ImageModel) -> Iterator[tuple[Decoded, Row | F
 def _row(item: Decoded, vectors: Mapping[str, np.ndarray]) -> Row:
     record, image = item.record, item.image
     return Row(
-        record.key, record.uri, record.label, image.width, image.height, item.sha256, vectors, extras=record.extras
+        record.key,
+        record.uri,
+        record.label,
+        image.width,
+        image.height,
+        item.sha256,
+        vectors,
+        record.extras,
+        image.icc_profile_ignored,
     )
 
 
@@ -262,6 +379,7 @@ class EmbedUnits(beam.PTransform):  # type: ignore[misc]
         part: how rows are stored.
         retry_failed: work the failed records of committed units again.
         generation: of the run; a part of another one is not committed.
+        reuse: other runs whose rows are taken over, beside those of this one's own parts.
     """
 
     model: ImageModelSource
@@ -271,11 +389,14 @@ class EmbedUnits(beam.PTransform):  # type: ignore[misc]
     part: PartLayout
     retry_failed: bool = False
     generation: str = ""
+    reuse: tuple[ReusedRun, ...] = ()
 
     def expand(self, units: beam.PCollection) -> beam.PCollection:
         """Spread the units over the workers, and embed each."""
         work = _ReadAndEmbed(self.read, self.embed)
-        return units | CommitUnits(self.model, self.output, work, self.part, self.retry_failed, self.generation)
+        return units | CommitUnits(
+            self.model, self.output, work, self.part, self.retry_failed, self.generation, self.reuse
+        )
 
 
 @dataclass(frozen=True)
@@ -284,13 +405,43 @@ class _ReadAndEmbed:
 
     columns: ReadOptions
     options: EmbedOptions
+    known: KnownRows | None = None
+
+    @property
+    def conditions(self) -> Conditions:
+        return Conditions.of(self.options.images)
+
+    def knowing(self, known: KnownRows) -> _ReadAndEmbed:
+        return dataclasses.replace(self, known=known)
 
     def setup(self) -> None:
         prepare_pillow()
 
-    def read(self, unit: WorkUnit) -> Iterator[Record | Failure | RecordRef]:
-        return open_records(unit, self.columns)
+    def read(self, unit: WorkUnit) -> Iterator[Item]:
+        """The unit's records, but for files whose rows are known, which are not read."""
+        if not isinstance(unit, ListUnit) or self.known is None:
+            return open_records(unit, self.columns)
+        taken = {ref.key: row for ref in unit.refs if (row := self._known_row(ref)) is not None}
+        return _in_list_order(unit, taken, self.columns) if taken else open_records(unit, self.columns)
 
-    def work(self, items: Iterable[Record | Failure | RecordRef], model: ImageModel) -> UnitResult:
+    def _known_row(self, ref: RecordRef | Failure) -> KnownRow | None:
+        if self.known is None or isinstance(ref, Failure) or ref.version is None:
+            return None
+        if (ref.size or 0) > self.columns.max_record_bytes:
+            return None
+        return self.known.by_file(storable(ref.uri), ref.version)
+
+    def work(self, items: Iterable[Item], model: ImageModel) -> UnitResult:
         options = dataclasses.replace(self.options, max_record_bytes=self.columns.max_record_bytes)
-        return embed_records(items, model, options, count_batch)
+        return embed_records(items, model, options, count_batch, self.known)
+
+
+def _in_list_order(unit: ListUnit, taken: Mapping[str, KnownRow], options: ReadOptions) -> Iterator[Item]:
+    """The records of a list in order: those in `taken`, by key, as they are known, the others read."""
+    others = tuple(ref for ref in unit.refs if ref.key not in taken)
+    read = open_records(dataclasses.replace(unit, refs=others), options) if others else iter(())
+    for ref in unit.refs:
+        if isinstance(ref, RecordRef) and ref.key in taken:
+            yield TakenOver(_unread_record(ref), taken[ref.key])
+        else:
+            yield next(read)

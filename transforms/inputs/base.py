@@ -55,6 +55,7 @@ class Cut:
         errors: (index in the shard, "error_type: message") of records that are of no use.
         failed: why the rest of the shard cannot be read; the range is then one record that stands for it, and `offset`
             is where the rest begins.
+        entry: see `ShardSlice`; None where reading can begin at the first record.
     """
 
     start: int
@@ -62,6 +63,7 @@ class Cut:
     offset: int = 0
     errors: tuple[tuple[int, str], ...] = ()
     failed: Exception | None = None
+    entry: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +136,21 @@ class ShardReader(Protocol):
         """
 
 
-def cut_at(places: Iterable[Place], rows_per_unit: int) -> Iterator[Cut]:
-    """Group the places of consecutive records; where finding them fails, the last range stands for the rest."""
+def cut_at(places: Iterable[Place], rows_per_unit: int, entry: int | None = None) -> Iterator[Cut]:
+    """Group the places of consecutive records; where finding them fails, the last range stands for the rest.
+
+    Args:
+        places: of all records.
+        rows_per_unit: records in a range at most.
+        entry: of each range; see `Cut`.
+    """
     index = end = 0
     waiting: list[Place] = []
 
     def gather() -> Cut:
         start = index - len(waiting)
         errors = tuple((start + at, place.error) for at, place in enumerate(waiting) if place.error is not None)
-        return Cut(start, len(waiting), waiting[0].offset, errors)
+        return Cut(start, len(waiting), waiting[0].offset, errors, entry=entry)
 
     failed: Exception | None = None
     rest = iter(places)

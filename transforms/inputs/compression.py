@@ -45,6 +45,33 @@ def inflate(stream: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_Inflater(stream), _CHUNK))
 
 
+def buffered(stream: BinaryIO, size: int) -> BinaryIO:
+    """The same content and place, read in pieces of at least so many bytes; closing it leaves the stream open."""
+    return cast(BinaryIO, io.BufferedReader(_Plain(stream), size))
+
+
+class _Plain(io.RawIOBase):
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
 class _Inflater(io.RawIOBase):
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream

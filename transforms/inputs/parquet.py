@@ -37,7 +37,7 @@ def cut(stream: BinaryIO, rows_per_unit: int, options: ReadOptions, left_out: Le
     for group in range(metadata.num_row_groups):
         end = start + metadata.row_group(group).num_rows
         for first in range(start, end, rows_per_unit):
-            yield Cut(first, min(rows_per_unit, end - first))
+            yield Cut(first, min(rows_per_unit, end - first), entry=start)
         start = end
 
 

@@ -64,7 +64,8 @@ def bounded_rows(
     shared = sum(_dictionary_bytes(chunk) for chunk in chunks)
     fitting = max(1, min(rows_at_once, _BATCH_BYTES // max(1, shared)))
     for batch in file.iter_batches(fitting, row_groups=[group], columns=list(names)):
-        yield from _rows(batch.slice(start), kept, limit)
+        if start < batch.num_rows:
+            yield from _rows(batch.slice(start), kept, limit)
         start = max(0, start - batch.num_rows)
 
 

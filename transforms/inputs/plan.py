@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import BinaryIO, cast
 
 from transforms import storage
@@ -26,6 +27,7 @@ from transforms.inputs.types import (
     ShardGroup,
     ShardSlice,
     ShardUnit,
+    UnitChain,
     WorkUnit,
 )
 from transforms.inputs.unique_keys import SeenKeys
@@ -191,6 +193,44 @@ def cut_shard(
             yield ShardUnit((part,)) if isinstance(part, ShardSlice) else part
 
 
+def chain_units(units: Iterable[WorkUnit | Note]) -> Iterator[WorkUnit | Note | UnitChain]:
+    """Units that can only be reached through others of their shard, in chains that are read in one go.
+
+    To reach a unit within a row group or a compressed shard, all records before it are read. A chain ends when it holds
+    half as many records as lie before it: so no shard is read more than four times over, and several workers share it.
+    """
+    waiting: list[ShardUnit] = []
+    for unit in units:
+        if waiting and not _is_next(waiting, unit):
+            yield _chain(waiting)
+            waiting = []
+        if isinstance(unit, ShardUnit) and unit.slices[0].entry < unit.slices[0].start:
+            waiting.append(unit)
+        else:
+            yield unit
+    if waiting:
+        yield _chain(waiting)
+
+
+def _is_next(chain: Sequence[ShardUnit], unit: WorkUnit | Note) -> bool:
+    """Whether a unit follows the last of a chain, which is to grow on."""
+    if not isinstance(unit, ShardUnit) or len(unit.slices) > 1:
+        return False
+    first, last, following = chain[0].slices[0], chain[-1].slices[0], unit.slices[0]
+    return (
+        (following.shard, following.entry, following.start) == (last.shard, last.entry, last.end)
+        and following.unread is None
+        and 2 * (last.end - first.start) < first.start - first.entry
+    )
+
+
+def _chain(units: Sequence[ShardUnit]) -> ShardUnit | UnitChain:
+    if len(units) == 1:
+        return units[0]
+    before = (ShardUnit((replace(unit.slices[0], goes_on=True),)) for unit in units[:-1])
+    return UnitChain((*before, units[-1]))
+
+
 def listing_notes(left_out: LeftOutFiles) -> Iterator[Note]:
     """What a listing left out of folders, by extension, with examples."""
     for extension, count in sorted(left_out.items()):
@@ -235,7 +275,8 @@ def _walk_shard(shard: Shard, rows_per_unit: int, options: ReadOptions) -> Itera
                     yield _rest(shard, source, cut)
                     records += 1
                     break
-                yield ShardSlice(shard, cut.start, cut.count, cut.offset, cut.errors)
+                entry = cut.start if cut.entry is None else cut.entry
+                yield ShardSlice(shard, cut.start, cut.count, cut.offset, cut.errors, entry=entry)
                 records += cut.count
     except StopError:
         raise

@@ -14,9 +14,9 @@ from apache_beam.metrics import Metrics
 from transforms.core.formats import InputFormat
 from transforms.core.progress import PROGRESS
 from transforms.inputs.discover import LeftOutFiles
-from transforms.inputs.plan import cut_shard, listing_notes, plan_in_parts
+from transforms.inputs.plan import chain_units, cut_shard, listing_notes, plan_in_parts
 from transforms.inputs.shard_index import CutMemory
-from transforms.inputs.types import ListUnit, Note, PlanItem, ReadOptions, ShardGroup, ShardUnit, WorkUnit
+from transforms.inputs.types import ListUnit, Note, PlanItem, ReadOptions, ShardGroup, ShardUnit, UnitChain, WorkUnit
 
 
 class PlanCoder(beam.coders.Coder):  # type: ignore[misc]
@@ -41,13 +41,13 @@ class PlanCoder(beam.coders.Coder):  # type: ignore[misc]
 
 
 beam.coders.registry.register_coder(PlanItem, PlanCoder)
-for _kind in (WorkUnit, ShardUnit, ListUnit, Note):
+for _kind in (WorkUnit, ShardUnit, UnitChain, ListUnit, Note):
     beam.coders.registry.register_coder(_kind, PlanCoder)
 
 
 @dataclass
 class PlanUnits(beam.PTransform):  # type: ignore[misc]
-    """Patterns -> work units; element in: a tuple of patterns, element out: `WorkUnit`, or a `Note` on the input.
+    """Patterns -> work units; element in: a tuple of patterns, element out: `WorkUnit`, `UnitChain` or `Note`.
 
     One worker begins to list. What it finds is spread over all, which cut the shards and list the parts of what is left
     of a long listing.
@@ -89,10 +89,11 @@ def _list(
 
 def _cut(
     item: PlanItem, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None, share: bool
-) -> Iterator[WorkUnit | Note]:
+) -> Iterator[WorkUnit | UnitChain | Note]:
     items = item.shards if isinstance(item, ShardGroup) and not share else (item,)
-    for found in itertools.chain.from_iterable(cut_shard(one, rows_per_unit, options, memory) for one in items):
-        if isinstance(found, WorkUnit):
+    units = itertools.chain.from_iterable(cut_shard(one, rows_per_unit, options, memory) for one in items)
+    for found in chain_units(units):
+        if not isinstance(found, Note):
             PROGRESS.planned_more(found.count)
             Metrics.counter("imagebeam", "records_planned").inc(found.count)
         yield found

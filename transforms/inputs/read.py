@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import itertools
-from collections.abc import Iterator
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, cast
 
@@ -17,10 +20,13 @@ from transforms.inputs.base import RecordError, ShardReader, explain, failure
 from transforms.inputs.faults import StopError, is_retryable
 from transforms.inputs.image_files import read_file
 from transforms.inputs.source import Source
-from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, ShardSlice, ShardUnit, WorkUnit
+from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, Shard, ShardSlice, ShardUnit, WorkUnit
 
 FILES_AHEAD = 16
 """Image files opened at once where each is a file of its own: hides the latency of an object store."""
+
+_PARKED = 4
+"""Shards that stay open between two units at most."""
 
 _READERS = {
     InputFormat.TFRECORD: "transforms.inputs.tfrecord",
@@ -51,6 +57,44 @@ def read_records(unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Fail
             yield from _read_slice(part, options)
 
 
+class _Reading:
+    """A shard that is open, its reader somewhere in it."""
+
+    def __init__(self, part: ShardSlice, options: ReadOptions) -> None:
+        self.source = Source(part.shard.file.uri, part.shard.file.version)
+        wanted = dataclasses.replace(part, count=sys.maxsize) if part.goes_on else part
+        self.records = reader(part.shard.format).read(cast(BinaryIO, self.source), wanted, options)
+
+    def close(self) -> None:
+        if isinstance(self.records, Generator):
+            self.records.close()
+        self.source.close()
+
+
+class _Parked:
+    """Open shards that wait for whoever reads the slice that follows; thread-safe."""
+
+    def __init__(self) -> None:
+        self._readings: OrderedDict[tuple[Shard, int, ReadOptions], _Reading] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def park(self, part: ShardSlice, options: ReadOptions, reading: _Reading) -> None:
+        """Keep a shard open whose reader stands behind `part`; those parked long ago are closed."""
+        with self._lock:
+            self._readings[part.shard, part.end, options] = reading
+            too_many = [self._readings.popitem(last=False)[1] for _ in range(len(self._readings) - _PARKED)]
+        for old in too_many:
+            old.close()
+
+    def take(self, part: ShardSlice, options: ReadOptions) -> _Reading | None:
+        """The open shard whose reader stands at the start of `part`."""
+        with self._lock:
+            return self._readings.pop((part.shard, part.start, options), None)
+
+
+_parked = _Parked()
+
+
 def _read_slice(part: ShardSlice, options: ReadOptions) -> Iterator[Record | Failure]:
     if part.unread is not None:
         yield from _unread(part, 0, part.unread, part.retryable)
@@ -58,19 +102,26 @@ def _read_slice(part: ShardSlice, options: ReadOptions) -> Iterator[Record | Fai
     done = 0
     errors = dict(part.errors)
     source: Source | None = None
+    reading: _Reading | None = None
     caught: Exception
     try:
-        with Source(part.shard.file.uri, part.shard.file.version) as source:
-            records = reader(part.shard.format).read(cast(BinaryIO, source), part, options)
-            for index, item in enumerate(itertools.islice(records, part.count), start=part.start):
-                done += 1
-                error = errors.get(index)
-                yield item if error is None else failure(_unread_key(part, index), part.shard.file.uri, error)
-            caught = RecordError("truncated", "the shard has fewer records than when it was planned")
+        reading = _parked.take(part, options) or _Reading(part, options)
+        source = reading.source
+        for index, item in enumerate(itertools.islice(reading.records, part.count), start=part.start):
+            done += 1
+            error = errors.get(index)
+            yield item if error is None else failure(_unread_key(part, index), part.shard.file.uri, error)
+        caught = RecordError("truncated", "the shard has fewer records than when it was planned")
+        if part.goes_on and done == part.count:
+            _parked.park(part, options, reading)
+            reading = None
     except StopError:
         raise
     except Exception as error:  # Whatever a damaged shard makes a library raise.
         caught = error
+    finally:
+        if reading is not None:
+            reading.close()
     if done < part.count:
         reason, retryable = judge(source, caught)
         yield from _unread(part, done, Unread(part.shard.file.uri, reason, records=part.count - done), retryable)

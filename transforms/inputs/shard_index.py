@@ -23,12 +23,12 @@ LEAST_BYTES = 8 << 20
 _WALKED = (InputFormat.TFRECORD, InputFormat.WEBDATASET)
 """Formats without an index of their records."""
 
-_RULES = 2
+_RULES = 3
 """Changes with the way shards are cut, so that older files are not used."""
 
 _FILES = f"{'[0-9a-f]' * 16}.json"
 
-_FIELDS = ("start", "count", "offset", "errors")
+_FIELDS = ("start", "count", "offset", "errors", "entry")
 
 
 def forget_cuts(folder: str) -> None:
@@ -120,5 +120,6 @@ class CutMemory:
         return {**self._name(shard), "version": shard.file.version, "rules": _RULES}
 
 
-def _slice(shard: Shard, start: int, count: int, offset: int, errors: list[list[Any]]) -> ShardSlice:
-    return ShardSlice(shard, start, count, offset, tuple((int(index), str(error)) for index, error in errors))
+def _slice(shard: Shard, start: int, count: int, offset: int, errors: list[list[Any]], entry: int) -> ShardSlice:
+    told = tuple((int(index), str(error)) for index, error in errors)
+    return ShardSlice(shard, start, count, offset, told, entry=entry)

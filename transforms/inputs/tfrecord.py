@@ -45,7 +45,8 @@ Features = dict[str, list[Any]]
 def cut(stream: BinaryIO, rows_per_unit: int, options: ReadOptions, left_out: LeftOut) -> Iterator[Cut]:
     """Walk the headers, payloads skipped; see `base.ShardReader`."""
     del options, left_out
-    return cut_at(_places(stream), rows_per_unit)
+    source = _open(stream)
+    return cut_at(_places(source), rows_per_unit, None if source is stream else 0)
 
 
 def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[Record | Failure]:
@@ -163,14 +164,13 @@ def _open(stream: BinaryIO) -> BinaryIO:
     return stream if begins_as_tfrecord(head) or not is_compressed(head) else inflate(stream)
 
 
-def _places(stream: BinaryIO) -> Iterator[Place]:
+def _places(source: BinaryIO) -> Iterator[Place]:
     """Where each whole record starts.
 
     Raises:
         EOFError: if the shard ends inside a record.
         RecordError: if the next record cannot be found because its length is damaged.
     """
-    source = _open(stream)
     offset = 0
     while (length := _read_length(source)) is not None:
         end = offset + TFRECORD_HEADER.size + length + _FOOTER.size

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,9 @@ class ShardSlice:
         errors: (index in the shard, "error_type: message") of records that planning found to be of no use.
         unread: set where the rest of the shard could not be read; the slice is then one record that stands for it.
         retryable: whether `unread` is the machine's fault.
+        entry: index of the record at which reading has to begin to get to the first: of its row group, or of a
+            compressed shard.
+        goes_on: whether the slice that follows is read next, in the same process.
     """
 
     shard: Shard
@@ -106,6 +110,13 @@ class ShardSlice:
     errors: tuple[tuple[int, str], ...] = ()
     unread: Unread | None = None
     retryable: bool = False
+    entry: int = 0
+    goes_on: bool = False
+
+    @property
+    def end(self) -> int:
+        """Index of the record behind the last."""
+        return self.start + self.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +160,11 @@ class WorkUnit(PlanItem, ABC):
     @abstractmethod
     def format(self) -> InputFormat:
         """How the input is stored."""
+
+    @property
+    def file_versions(self) -> Mapping[str, str]:
+        """Key -> version of the record's own file, where it has one and its version is known."""
+        return {}
 
     @property
     def id(self) -> str:
@@ -195,6 +211,18 @@ class ShardUnit(WorkUnit):
 
 
 @dataclass(frozen=True, slots=True)
+class UnitChain(PlanItem):
+    """Units that are consecutive slices of one shard, which one worker reads in one go."""
+
+    units: tuple[ShardUnit, ...]
+
+    @property
+    def count(self) -> int:
+        """Records of all units."""
+        return sum(unit.count for unit in self.units)
+
+
+@dataclass(frozen=True, slots=True)
 class ListUnit(WorkUnit):
     """A slice of a file list or of a manifest.
 
@@ -228,6 +256,11 @@ class ListUnit(WorkUnit):
     def version(self) -> str:
         """A digest of all that the list says of the records."""
         return _digest("\0".join(map(_version, self.refs)))[:16]
+
+    @property
+    def file_versions(self) -> Mapping[str, str]:
+        """Of the files that a listing gave."""
+        return {ref.key: ref.version for ref in self.refs if isinstance(ref, RecordRef) and ref.version is not None}
 
 
 def _version(ref: RecordRef | Failure) -> str:

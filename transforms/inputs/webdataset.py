@@ -35,7 +35,7 @@ from transforms.inputs.base import (
     too_large,
 )
 from transforms.inputs.columns import PEEKED_RECORDS, infer
-from transforms.inputs.compression import ARCHIVE_HEAD_BYTES, inflate, is_archive_compressed
+from transforms.inputs.compression import ARCHIVE_HEAD_BYTES, buffered, inflate, is_archive_compressed
 from transforms.inputs.folders import class_folder
 from transforms.inputs.types import ReadOptions, ShardSlice
 
@@ -43,6 +43,9 @@ _REPEATED = "repeated_key: a sample of that name stands earlier in the shard; me
 
 _HEADER_BYTES = 1 << 20
 """Bytes of a long name or of a member's extended header at most."""
+
+_READ_BYTES = 10 << 10
+"""Read at once: headers come in blocks of 512 bytes, and an archive ends with up to twenty empty ones."""
 
 _NAMES_SHOWN = 10
 
@@ -91,7 +94,9 @@ class _Member:
 
 def cut(stream: BinaryIO, rows_per_unit: int, options: ReadOptions, left_out: LeftOut) -> Iterator[Cut]:
     """Walk the members, contents skipped; see `base.ShardReader`."""
-    return cut_at(_places(stream, options, left_out), rows_per_unit)
+    is_compressed = is_archive_compressed(stream.read(ARCHIVE_HEAD_BYTES))
+    stream.seek(0)
+    return cut_at(_places(stream, options, left_out), rows_per_unit, 0 if is_compressed else None)
 
 
 def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[Record | Failure]:
@@ -238,7 +243,7 @@ def _open(stream: BinaryIO, offset: int) -> _Archive:
     stream.seek(0)
     if not head:
         raise EOFError("the shard is empty")
-    source = inflate(stream) if is_archive_compressed(head) else stream
+    source = inflate(stream) if is_archive_compressed(head) else buffered(stream, _READ_BYTES)
     source.seek(offset)
     return _Archive(fileobj=source, mode="r")
 

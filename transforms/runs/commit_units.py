@@ -14,14 +14,19 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
 
+from transforms.core.busy import ALL, Busy
 from transforms.core.errors import ImagebeamError
 from transforms.core.progress import PROGRESS
 from transforms.core.spec import EmbedderSpec
 from transforms.core.types import Failure, Row
-from transforms.inputs.types import Note, WorkUnit
+from transforms.inputs.types import Note, UnitChain, WorkUnit
 from transforms.runs import part_files
+from transforms.runs.digest_index import ReusedRun
+from transforms.runs.find_rows import RowFinder
+from transforms.runs.known_rows import Conditions, KnownRows, Terms
 from transforms.runs.manifest import UnitReport
 from transforms.runs.part_files import Commit
+from transforms.runs.row_notes import row_note
 
 METRICS_NAMESPACE = "imagebeam"
 
@@ -55,15 +60,34 @@ class UnitModelSource(Protocol):
 
 @dataclass
 class UnitResult:
-    """What became of the records: rows and failures, each in the order of the input."""
+    """What became of the records: rows and failures, each in the order of the input.
+
+    Attributes:
+        rows: of the records that have a vector.
+        failures: the others.
+        icc_profiles_ignored: images that carried an ICC profile, which was not applied.
+        reused: rows whose vectors were taken over.
+        equal: rows whose images are those of other rows that were made a moment ago.
+        busy: seconds by stage, as `core.busy` counts them; None where nobody did.
+    """
 
     rows: list[Row]
     failures: list[Failure]
     icc_profiles_ignored: int = 0
+    reused: int = 0
+    equal: int = 0
+    busy: dict[str, float] | None = None
 
 
 class UnitWork(Protocol):
     """How a unit's records become rows."""
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """What decides beside the spec which records become rows; None where no row is taken over."""
+
+    def knowing(self, known: KnownRows) -> UnitWork:
+        """The same work, which takes rows over from those known."""
 
     def setup(self) -> None:
         """Prepare a worker; called before anything else there."""
@@ -95,7 +119,9 @@ class PartLayout(Protocol):
 
 @dataclass
 class CommitUnits(beam.PTransform):  # type: ignore[misc]
-    """Work units -> parts under `output`; element in: `WorkUnit`, element out: `UnitReport`. A `Note` passes.
+    """Work units -> parts under `output`; element in: `WorkUnit` or `UnitChain`, element out: `UnitReport`.
+
+    A `Note` passes.
 
     A unit is read, worked and written inside one DoFn: only units and reports cross stage boundaries. A unit whose
     part is there already, of the same version, is skipped.
@@ -108,6 +134,7 @@ class CommitUnits(beam.PTransform):  # type: ignore[misc]
         retry_failed: work the failed records of committed units again; those that failed through the machine's fault
             are worked again always.
         generation: of the run; a part of another one is not committed.
+        reuse: other runs of the same spec and layout whose rows are taken over.
     """
 
     model: UnitModelSource
@@ -116,6 +143,12 @@ class CommitUnits(beam.PTransform):  # type: ignore[misc]
     layout: PartLayout
     retry_failed: bool = False
     generation: str = ""
+    reuse: tuple[ReusedRun, ...] = ()
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """As `UnitWork.conditions`, of embeddings alone: a part of predictions does not hold all of their vectors."""
+        return self.work.conditions if self.layout.folder == part_files.EMBEDDINGS else None
 
     def expand(self, units: beam.PCollection) -> beam.PCollection:
         """Spread the units over the workers, and work each."""
@@ -126,18 +159,24 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
     def __init__(self, job: CommitUnits) -> None:
         self._job = job
         self._shared = Shared()
+        self._shared_finder = Shared()
         self._expected: pa.Schema | None = None
 
     def setup(self) -> None:
         self._job.work.setup()
 
-    def process(self, unit: WorkUnit | Note) -> Iterator[UnitReport | Note]:
-        if isinstance(unit, Note):
-            yield unit
-            return
+    def process(self, item: WorkUnit | UnitChain | Note) -> Iterator[UnitReport | Note]:
+        if isinstance(item, Note):
+            yield item
+        else:
+            yield from map(self._commit, item.units if isinstance(item, UnitChain) else [item])
+
+    def _commit(self, unit: WorkUnit) -> UnitReport:
+        """Work a unit, unless its part is there."""
         job = self._job
         uri = part_files.part_uri(job.output, job.layout.folder, unit.id)
         done, schema = part_files.read_part_footer(uri) or (None, None)
+        replaces = done is not None
         if done is not None and (done.version, done.generation) != (unit.version, job.generation):
             done = None
         if done is not None:
@@ -147,18 +186,20 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
         if done is not None and not retried and (done.failures_file or not done.failed):
             PROGRESS.skipped(unit.count)
             Metrics.counter(METRICS_NAMESPACE, "units_skipped").inc()
-            yield UnitReport(unit.count, done, skipped=True)
-            return
+            return UnitReport(unit.count, done, skipped=True)
         again = 0 if done is None else done.retryable
         _tally.images, _tally.seconds = 0, 0.0
-        commit = self._work(unit, done)
-        yield UnitReport(
+        commit, result = self._work(unit, done, replaces=replaces and done is None)
+        return UnitReport(
             unit.count,
             commit,
             skipped=False,
             worked_again=again,
             images=_tally.images,
             model_seconds=_tally.seconds,
+            reused=result.reused,
+            equal=result.equal,
+            busy=result.busy,
         )
 
     def _as_laid_out(self, done: Commit, found: pa.Schema, uri: str) -> Commit:
@@ -184,22 +225,37 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
             )
         return done
 
-    def _work(self, unit: WorkUnit, retried: Commit | None) -> Commit:
+    def _work(self, unit: WorkUnit, retried: Commit | None, *, replaces: bool) -> tuple[Commit, UnitResult]:
+        """Make a unit's part.
+
+        Args:
+            unit: the unit.
+            retried: its part, of which only the failed records are worked again.
+            replaces: whether a part of another version is written over.
+        """
         job = self._job
         model = self._model()
-        items = job.work.read(unit)
+        began = time.perf_counter()
+        finder = self._finder(model)
+        work = job.work if finder is None else job.work.knowing(finder.of(unit))
+        items = work.read(unit)
         keys: list[str] = []
         if retried is not None:
             old = part_files.read_table(part_files.part_uri(job.output, job.layout.folder, unit.id))
             items = _except(set(old["key"].to_pylist()), items, keys)
-        result = job.work.work(items, model)
+        result = work.work(items, model)
         result.rows, refused = job.layout.refuse(result.rows)
         result.failures += refused
         table = job.layout.to_table(result.rows, model.dimensions)
+        if finder is not None:
+            finder.recent.add(result.rows)
+            table = part_files.note_rows(table, _notes(unit, result.rows))
         if retried is not None:
             table = _merge(old, table, keys)
             result.icc_profiles_ignored += retried.icc_profiles_ignored
             PROGRESS.skipped(unit.count - len(result.rows) - len(result.failures))
+        if finder is not None and replaces:
+            finder.keep_replaced(unit, table)
         started = time.perf_counter()
         commit = part_files.write_unit(
             job.output,
@@ -210,9 +266,26 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
             icc_profiles_ignored=result.icc_profiles_ignored,
             folder=job.layout.folder,
             generation=job.generation,
+            conditions=None if job.conditions is None else job.conditions.to_dict(),
         )
-        self._count_unit(result, time.perf_counter() - started)
-        return commit
+        ended = time.perf_counter()
+        if result.busy is not None:
+            result.busy |= {Busy.WRITING: ended - started, ALL: ended - began}
+            result.busy = {stage: round(seconds, 4) for stage, seconds in result.busy.items()}
+        self._count_unit(result, ended - started)
+        return commit, result
+
+    def _finder(self, model: UnitModel) -> RowFinder | None:
+        """Where rows are looked for; None where none is taken over."""
+        job, conditions = self._job, self._job.conditions
+        if conditions is None:
+            return None
+        schema = job.layout.to_table([], model.dimensions).schema
+        value = next(schema.field(name).type.value_type for name in model.dimensions)
+        terms = Terms(model.spec.fingerprint, job.generation, conditions, model.dimensions, value)
+        finder: RowFinder = self._shared_finder.acquire(lambda: RowFinder(job.output, terms, job.reuse))
+        self._found_by = finder  # Beam holds shared objects by weak reference
+        return finder
 
     def _model(self) -> UnitModel:
         def load() -> UnitModel:
@@ -229,9 +302,12 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
     @staticmethod
     def _count_unit(result: UnitResult, write_seconds: float) -> None:
         PROGRESS.failed(len(result.failures))
+        PROGRESS.skipped(result.reused + result.equal)
         for failure in result.failures:
             Metrics.counter(METRICS_NAMESPACE, f"failures_{failure.stage}").inc()
         Metrics.counter(METRICS_NAMESPACE, "icc_profiles_ignored").inc(result.icc_profiles_ignored)
+        Metrics.counter(METRICS_NAMESPACE, "rows_reused").inc(result.reused)
+        Metrics.counter(METRICS_NAMESPACE, "equal_images").inc(result.equal)
         Metrics.counter(METRICS_NAMESPACE, "units_committed").inc()
         Metrics.distribution(METRICS_NAMESPACE, "part_write_milli_secs").update(round(write_seconds * 1000))
 
@@ -258,8 +334,14 @@ def _except(done: set[str], items: Iterable[Any], keys: list[str]) -> Iterator[A
             yield item
 
 
+def _notes(unit: WorkUnit, rows: Sequence[Row]) -> list[int]:
+    versions = unit.file_versions
+    return [row_note(versions.get(row.key), icc_profile_ignored=row.icc_profile_ignored) for row in rows]
+
+
 def _merge(old: pa.Table, new: pa.Table, keys: Sequence[str]) -> pa.Table:
     """Rows of both tables in the order of `keys`."""
-    table = pa.concat_tables([old.cast(new.schema), new])  # Parquet gives the items of lists another name
+    stored = old.cast(new.schema.remove_metadata())  # Parquet gives the items of lists another name.
+    table = part_files.join_rows([new, stored.replace_schema_metadata(old.schema.metadata)])
     positions = pc.index_in(table["key"], value_set=pa.array(keys, pa.string()))
-    return table.take(pc.sort_indices(positions)).combine_chunks()
+    return part_files.take_rows(table, pc.sort_indices(positions).to_numpy()).combine_chunks()

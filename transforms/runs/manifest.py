@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from transforms import storage
+from transforms.core import busy
 from transforms.core.labels import LabelCount
 from transforms.core.sealed_json import seal
 from transforms.core.spec import EmbedderSpec
@@ -24,6 +25,7 @@ from transforms.images.decode import DECODERS
 from transforms.inputs.types import Note
 from transforms.models.staged import StagedEngine
 from transforms.runs import part_files
+from transforms.runs.neighbours import bounds
 from transforms.runs.part_files import Commit
 from transforms.runs.stored_file import StoredFile
 
@@ -67,7 +69,7 @@ class ModelFacts(Protocol):
         """What runs it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class UnitReport:
     """What is said of one unit when it is done.
 
@@ -78,6 +80,9 @@ class UnitReport:
         worked_again: records that failed through the machine's fault in an earlier run.
         images: that the model embedded for it; None where unknown.
         model_seconds: that the model took for them; None where unknown.
+        reused: rows whose vectors were taken over from parts that are there.
+        equal: rows whose images are those of other rows that were made a moment ago.
+        busy: seconds by stage, as `core.busy` counts them; None where unknown.
     """
 
     records: int
@@ -86,18 +91,31 @@ class UnitReport:
     worked_again: int = 0
     images: int | None = None
     model_seconds: float | None = None
+    reused: int = 0
+    equal: int = 0
+    busy: dict[str, float] | None = None
 
     def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """One line of JSON, without what is as it is by default."""
+        values = _stated(UnitReport, dataclasses.asdict(self))
+        return json.dumps({**values, "commit": _stated(Commit, values["commit"])}, sort_keys=True)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> UnitReport:
         """The inverse of `to_json`."""
         values = json.loads(line)
         commit = values.pop("commit")
-        files = {name: commit[name] and StoredFile(**commit[name]) for name in ("part", "failures_file")}
+        files = {name: StoredFile(**commit[name]) for name in ("part", "failures_file") if commit.get(name)}
         return cls(commit=Commit(**{**commit, **files}), **values)
+
+
+def _stated(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a dataclass that are not its defaults."""
+    defaults = {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in dataclasses.fields(kind)
+    }
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 @dataclass(frozen=True)
@@ -139,6 +157,8 @@ class Totals:
         failures: failed records by "stage/error_type".
         retryable: failed records that the next run works again, since the machine is at fault.
         worked_again: records of which this was so in an earlier run.
+        reused: of the rows written now, those whose vectors were taken over from earlier parts.
+        equal: of the rows written now, those whose images are those of other rows written now.
     """
 
     records: int = 0
@@ -151,6 +171,8 @@ class Totals:
     failures: dict[str, int] = field(default_factory=dict)
     retryable: int = 0
     worked_again: int = 0
+    reused: int = 0
+    equal: int = 0
 
     @property
     def failure_rate(self) -> float:
@@ -172,6 +194,8 @@ def sum_up(reports: Iterable[UnitReport]) -> Totals:
         totals.icc_profiles_ignored += report.commit.icc_profiles_ignored
         totals.retryable += report.commit.retryable
         totals.worked_again += report.worked_again
+        totals.reused += report.reused
+        totals.equal += report.equal
         failures.update(report.commit.failures)
     totals.failures = dict(failures.most_common())
     return totals
@@ -239,8 +263,17 @@ def set_aside(output: str) -> None:
 
 def read_previous(output: str) -> dict[str, Any]:
     """The manifest that was set aside; empty where there is none, or it cannot be understood."""
+    return _read(output, PREVIOUS_FILE)
+
+
+def read_manifests(output: str) -> list[dict[str, Any]]:
+    """The manifest that was set aside, and the run's own; empty where they are not there, or cannot be understood."""
+    return [_read(output, PREVIOUS_FILE), _read(output, MANIFEST_FILE)]
+
+
+def _read(output: str, name: str) -> dict[str, Any]:
     try:
-        content = json.loads(storage.read_bytes(storage.join(output, PREVIOUS_FILE)))
+        content = json.loads(storage.read_bytes(storage.join(output, name)))
     except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -283,6 +316,7 @@ def write_manifest(
     ]
     _fill_digests(output, parts)
     worked = [report for report in reports if not report.skipped]
+    engine: StagedEngine | None = getattr(staged, "engine", None)  # A model of somebody's own need not say.
     stays = not worked and {"timings", "versions"} <= previous.keys()
     manifest: dict[str, Any] = {
         "totals": dataclasses.asdict(sum_up(reports)),
@@ -298,7 +332,7 @@ def write_manifest(
         "spec": staged.spec.to_dict(),
         "weights": staged.weights,
         "dimensions": staged.dimensions,
-        "engine": staged.engine.to_dict(),
+        "engine": None if engine is None else engine.to_dict(),
         "versions": previous["versions"] if stays else versions(),
         "decoders": {kind.value: list(decoder.packages) for kind, decoder in DECODERS.items()},
         "timings": previous["timings"] if stays else _timings(worked, parts, times),
@@ -322,6 +356,8 @@ def _describe_part(
         "path": path,
         "rows": commit.embedded,
         "failed": commit.failed,
+        "version": commit.version,
+        "inputs": bounds(commit.inputs),
         **dataclasses.asdict(commit.part),
         "model_seconds": before.get("model_seconds") if same else None,
         "failures": commit.failures_file and dataclasses.asdict(commit.failures_file),
@@ -336,10 +372,13 @@ def _describe_part(
 
 
 def _seconds(report: UnitReport, before: Mapping[str, Any]) -> float | None:
-    """What the model took for all rows of a unit that was worked; of a retry, with what it took before."""
-    if report.images is None or report.model_seconds is None:
+    """What the model took for all rows of a unit that was worked; of a retry, with what it took before.
+
+    None where rows were taken over: what they took is not known.
+    """
+    if report.images is None or report.model_seconds is None or report.reused:
         return None
-    if report.images == report.commit.embedded:
+    if report.images + report.equal == report.commit.embedded:
         return round(report.model_seconds, 6)
     earlier = before.get("model_seconds")
     return None if earlier is None else round(earlier + report.model_seconds, 6)
@@ -379,6 +418,7 @@ def _timings(worked: list[UnitReport], parts: list[dict[str, Any]], times: Times
         "seconds": round(times.finished - times.started, 3),
         "images_embedded_by_this_launcher": None if None in images else sum(images),
         "model_seconds": None if None in seconds else round(sum(seconds), 3),
+        "busy": busy.shares(report.busy for report in worked),
     }
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Row, Stage
 from transforms.inputs.column_types import fit, holds
 from transforms.inputs.types import WorkUnit
+from transforms.runs.row_notes import NOTES_KEY, decode_notes, encode_notes, keep_notes
 from transforms.runs.schemas import FAILURES_SCHEMA, embeddings_schema
 from transforms.runs.stored_file import DATA_KEY, StoredFile, read_footer, to_parquet
 
@@ -71,7 +73,7 @@ def _overflow(row: Row) -> Failure:
     return Failure(row.key, row.uri, Stage.EMBED, "float16_overflow", message, row.sha256)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Commit:
     """What a part says of itself: the unit it holds, as written when it was committed.
 
@@ -125,6 +127,9 @@ _PART_NAME = re.compile(r"part-([0-9a-f]{16})\.parquet")
 
 EMBEDDINGS, PREDICTIONS, FAILURES = "embeddings", "predictions", "failures"
 """Folders of a run; the parts lie in the first or the second."""
+
+REPLACED = "replaced"
+"""Folder of rows that stood in parts that were written over, until the run is complete: other units may want them."""
 
 
 def part_name(unit_id: str) -> str:
@@ -219,10 +224,22 @@ def write_unit(
     icc_profiles_ignored: int = 0,
     folder: str = EMBEDDINGS,
     generation: str = "",
+    conditions: Mapping[str, Any] | None = None,
 ) -> Commit:
     """Publish a unit's failures, then its rows into `folder`: the second is the commit.
 
     Equal tables give equal bytes on one machine. Zero rows still write a part, or the unit would run for ever.
+
+    Args:
+        output: the run's folder.
+        unit: that the rows are of.
+        table: the rows, which `note_rows` may have noted something on.
+        failures: of the unit's other records.
+        spec: of the model.
+        icc_profiles_ignored: images that carried an ICC profile.
+        folder: which holds the parts.
+        generation: of the run.
+        conditions: what decided beside the spec which records became rows; see `known_rows.Conditions`.
 
     Raises:
         OSError: if the storage refuses; nothing is committed then.
@@ -236,6 +253,8 @@ def write_unit(
     }
     if generation:
         about["generation"] = generation
+    if conditions is not None:
+        about["conditions"] = dict(conditions)
     metadata = {
         FINGERPRINT_KEY: spec.fingerprint.encode(),
         SPEC_KEY: spec.to_json().encode(),
@@ -247,17 +266,20 @@ def write_unit(
         storage.publish(failures_uri(output, unit.id), data)
     else:
         delete_failures(output, unit.id)
-    data, part = _to_bytes(table, metadata)
+    notes = {name: value for name, value in (table.schema.metadata or {}).items() if name == NOTES_KEY}
+    data, part = _to_bytes(table, metadata | notes)
     storage.publish(part_uri(output, folder, unit.id), data)
     return _commit(about, spec.fingerprint, part, failures_file)
 
 
 def _to_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> tuple[bytes, StoredFile]:
     row_bytes = max(1, table.nbytes // max(1, table.num_rows))
+    once = {name: value for name, value in metadata.items() if name == NOTES_KEY}
     return to_parquet(
-        table.replace_schema_metadata(metadata),
+        table.replace_schema_metadata({name: value for name, value in metadata.items() if name not in once}),
         max(1, ROW_GROUP_BYTES // row_bytes),
         [name for name in ("label", "uri", "stage", "error_type") if name in table.column_names],
+        once,
     )
 
 
@@ -402,8 +424,9 @@ def keep_rows(output: str, folder: str, unit_id: str, keys: set[str]) -> Commit:
     """
     uri = part_uri(output, folder, unit_id)
     table = read_table(uri)
-    table = table.filter(pc.is_in(table["key"], value_set=pa.array(sorted(keys), pa.string())))
-    metadata = {name: value for name, value in table.schema.metadata.items() if name != DATA_KEY}
+    kept = pc.is_in(table["key"], value_set=pa.array(sorted(keys), pa.string()))
+    table = take_rows(table, np.flatnonzero(kept.to_numpy()))
+    metadata = dict(table.schema.metadata)
     about = json.loads(metadata[UNIT_KEY])
     about |= {"version": "reduced", "icc_profiles_ignored": 0, **_counts(table, [])}
     metadata[UNIT_KEY] = json.dumps(about, sort_keys=True).encode()
@@ -411,6 +434,35 @@ def keep_rows(output: str, folder: str, unit_id: str, keys: set[str]) -> Commit:
     storage.publish(uri, data)
     delete_failures(output, unit_id)
     return _commit(about, metadata[FINGERPRINT_KEY].decode(), part)
+
+
+def note_rows(table: pa.Table, notes: Sequence[int]) -> pa.Table:
+    """Rows with a note on each, which their part's footer will hold; see `row_notes`."""
+    return table.replace_schema_metadata({NOTES_KEY: encode_notes(notes)})
+
+
+def take_rows(part: pa.Table, positions: np.ndarray) -> pa.Table:
+    """A part's rows at these positions, in their order, with its metadata and the notes on those rows."""
+    metadata = {name: value for name, value in (part.schema.metadata or {}).items() if name != DATA_KEY}
+    if NOTES_KEY in metadata:
+        metadata[NOTES_KEY] = keep_notes(metadata[NOTES_KEY], part.num_rows, positions.tolist())
+    return part.take(pa.array(positions, pa.int64())).replace_schema_metadata(metadata)
+
+
+def join_rows(parts: Sequence[pa.Table]) -> pa.Table:
+    """The rows of parts of one layout, with the first one's metadata, and the notes on all rows."""
+    metadata = dict(parts[0].schema.metadata or {})
+    entries = [(part.schema.metadata or {}).get(NOTES_KEY) for part in parts]
+    if any(entries):
+        notes = (decode_notes(entry, part.num_rows) for entry, part in zip(entries, parts, strict=True))
+        metadata[NOTES_KEY] = encode_notes(list(itertools.chain.from_iterable(notes)))
+    return pa.concat_tables([part.replace_schema_metadata(None) for part in parts]).replace_schema_metadata(metadata)
+
+
+def write_rows(uri: str, part: pa.Table) -> None:
+    """Publish rows with the metadata that they have, as a part."""
+    data, _ = _to_bytes(part, dict(part.schema.metadata or {}))
+    storage.publish(uri, data)
 
 
 def delete_failures(output: str, unit_id: str) -> None:
@@ -424,6 +476,14 @@ def read_spec(uri: str) -> EmbedderSpec:
     """The spec in the footer of a part."""
     with storage.open_read(uri) as source:
         return EmbedderSpec.from_json(pq.read_schema(source).metadata[SPEC_KEY])
+
+
+def read_conditions(uri: str) -> dict[str, Any] | None:
+    """Under which images became rows, as `known_rows.Conditions` in JSON terms; None where the part does not say."""
+    with storage.open_read(uri) as source:
+        about = json.loads(pq.read_schema(source).metadata[UNIT_KEY])
+    found: dict[str, Any] | None = about.get("conditions")
+    return found
 
 
 def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -8,6 +8,7 @@ from typing import Any
 
 from transforms import storage
 from transforms.runs import part_files
+from transforms.runs.digest_index import delete_index
 from transforms.runs.manifest import Settled, UnitReport
 from transforms.runs.part_files import Commit
 
@@ -28,7 +29,7 @@ def settle(
 
     A part of an earlier generation, or of a shard that was cut anew, is superseded: it is removed. So are the rows
     whose key or uri newer parts hold. What is left is of inputs that are not found any more, and stays unless it is
-    to be pruned. Failures of units that have none are removed too.
+    to be pruned. Failures of units that have none are removed too, and what was kept of parts that were written over.
 
     Args:
         reports: of all units, which are committed.
@@ -65,6 +66,8 @@ def settle(
             kept.append(part_files.with_failures(output, stray))
         else:
             kept.append(part_files.keep_rows(output, folder, stray.unit_id, keys))
+    storage.delete_folder(storage.join(output, part_files.REPLACED))
+    delete_index(output)
     examples = [min(missing[stray.unit_id]) for stray in kept[:_EXAMPLES]]
     _remove_failures(output, [report.commit for report in reports], kept)
     return Settled(superseded, pruned, tuple(kept), tuple(examples))

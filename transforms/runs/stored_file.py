@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ _FIRST_READ = 64 << 10
 """Longer than most footers, so that one read does."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredFile:
     """What identifies the bytes of a Parquet file of a run.
 
@@ -43,15 +44,25 @@ class StoredFile:
     sha256: str | None = field(default=None, compare=False)
 
 
-def to_parquet(table: pa.Table, row_group_size: int, use_dictionary: list[str]) -> tuple[bytes, StoredFile]:
-    """The bytes of a table as a Parquet file with page checksums, and what identifies them."""
+def to_parquet(
+    table: pa.Table, row_group_size: int, use_dictionary: list[str], entries: Mapping[bytes, bytes] | None = None
+) -> tuple[bytes, StoredFile]:
+    """The bytes of a table as a Parquet file with page checksums, and what identifies them.
+
+    Args:
+        table: rows, and metadata, which the footer holds twice: as its own, and in base64 with Arrow's schema.
+        row_group_size: rows in a row group at most.
+        use_dictionary: columns whose values repeat.
+        entries: metadata too long to be held twice.
+    """
     buffer = io.BytesIO()
     with pq.ParquetWriter(
         buffer, table.schema, compression="zstd", write_page_checksum=True, use_dictionary=use_dictionary
     ) as writer:
         if table.num_rows:  # Some readers refuse a row group of no rows.
             writer.write_table(table, row_group_size=row_group_size)
-        writer.add_key_value_metadata({DATA_KEY: hashlib.sha256(buffer.getbuffer()).hexdigest()})
+        digest = hashlib.sha256(buffer.getbuffer()).hexdigest().encode()
+        writer.add_key_value_metadata({**(entries or {}), DATA_KEY: digest})
     data = buffer.getvalue()
     return data, identify(data)
 

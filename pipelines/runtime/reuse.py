@@ -1,0 +1,78 @@
+"""Runs whose rows are taken over: find them fit, and index their digests."""
+
+from __future__ import annotations
+
+import itertools
+
+import pyarrow as pa
+
+from pipelines.common.console import say
+from pipelines.options.extraction import OutputOptions
+from pipelines.runtime.prepare import RunFolder, read_run
+from transforms import storage
+from transforms.core.errors import ImagebeamError, refused
+from transforms.core.spec import EmbedderSpec
+from transforms.images.decode import ImageOptions
+from transforms.runs import part_files
+from transforms.runs.digest_index import ReusedRun, write_index
+from transforms.runs.known_rows import Conditions
+
+_PARTS_LOOKED_AT = 32
+
+
+def open_reused(
+    options: OutputOptions, folder: RunFolder, spec: EmbedderSpec, images: ImageOptions
+) -> tuple[ReusedRun, ...]:
+    """The runs that --reuse names, with an index of their rows in the run's folder.
+
+    Args:
+        options: which runs, and how vectors are stored.
+        folder: of this run.
+        spec: of this run.
+        images: how this run reads images.
+
+    Raises:
+        ImagebeamError: for a run of another spec or precision, or that read images under looser rules, naming what
+            differs; or a folder that holds no embeddings, or cannot be read.
+    """
+    conditions = Conditions.of(images)
+    runs = tuple(_open(name, folder, options, spec, conditions) for name in dict.fromkeys(options.reuse))
+    if runs:
+        try:
+            rows = write_index(folder.output, runs)
+        except OSError as error:
+            message = f"The rows to reuse cannot be read: {error}. Received: --reuse {' '.join(options.reuse)}."
+            raise refused(message, error) from error
+        say(f"Images of {rows:,} rows in {len(runs):,} {'run' if len(runs) == 1 else 'runs'} are not embedded again")
+    return runs
+
+
+def _open(
+    name: str, folder: RunFolder, options: OutputOptions, spec: EmbedderSpec, conditions: Conditions
+) -> ReusedRun:
+    output = storage.absolute(name)
+    generation = folder.generation if output == folder.output else read_run(RunFolder(output, {})).generation
+    parts = part_files.list_parts(storage.join(output, part_files.EMBEDDINGS))
+    found = 0
+    for _, uri in itertools.islice(parts, _PARTS_LOOKED_AT):
+        commit, schema = part_files.read_part_footer(uri) or (None, None)
+        if commit is None or commit.generation != generation:
+            continue
+        found += 1
+        if differences := part_files.read_spec(uri).differences(spec):
+            raise ImagebeamError(f"--reuse {name!r} holds embeddings of another spec ({'; '.join(differences)}).")
+        if looser := conditions.describe(part_files.read_conditions(uri)):
+            raise ImagebeamError(f"--reuse {name!r} holds images read under other rules ({looser}).")
+        if (stored := _dtype(schema)) != options.embedding_dtype:
+            raise ImagebeamError(
+                f"--reuse {name!r} holds vectors of another type (embedding_dtype: {stored} != "
+                f"{options.embedding_dtype}). Choose the same --embedding_dtype."
+            )
+    if not found and output != folder.output:
+        raise ImagebeamError(f"--reuse {name!r} holds no embeddings. Name the output of an extract run.")
+    return ReusedRun(output, generation)
+
+
+def _dtype(schema: pa.Schema) -> str:
+    kinds = (field.type for field in schema if field.name.startswith("embedding"))
+    return "float16" if any(pa.types.is_float16(kind.value_type) for kind in kinds) else "float32"

@@ -1,0 +1,75 @@
+"""How long each stage of the work on a unit is busy, so that a run can say which one the others waited for."""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+
+class Busy(enum.StrEnum):
+    """What a worker does with a unit, beside waiting."""
+
+    READING = "reading"
+    DECODING = "decoding"
+    MODEL = "model"
+    WRITING = "writing"
+
+
+ALL = "all"
+"""Key of the seconds that a unit took from its start to its end."""
+
+
+class Stopwatch:
+    """Seconds by stage; thread-safe."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[Busy, float] = dict.fromkeys(Busy, 0.0)
+        self._lock = threading.Lock()
+
+    def add(self, stage: Busy, seconds: float) -> None:
+        """Count seconds of a stage; of one with several threads, the share of one."""
+        with self._lock:
+            self._seconds[stage] += seconds
+
+    @contextmanager
+    def timed(self, stage: Busy, threads: int = 1, clock: Callable[[], float] = time.perf_counter) -> Iterator[None]:
+        """Count what the block takes, as one of so many threads."""
+        started = clock()
+        try:
+            yield
+        finally:
+            self.add(stage, (clock() - started) / threads)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By stage, so far."""
+        with self._lock:
+            return {str(stage): seconds for stage, seconds in self._seconds.items()}
+
+
+def shares(units: Iterable[Mapping[str, float] | None]) -> dict[str, float] | None:
+    """The share of the time, 0 to 1, in which each stage was busy; None where it is not known of every unit.
+
+    Args:
+        units: seconds by stage and of `ALL`, unit by unit.
+    """
+    total: Counter[str] = Counter()
+    for seconds in units:
+        if seconds is None:
+            return None
+        total.update(seconds)
+    if not total[ALL]:
+        return None
+    return {stage: round(min(1.0, total[stage] / total[ALL]), 4) for stage in Busy}
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """One line: the share of each stage, and what the others waited for."""
+    line = ", ".join(f"{stage} {found[stage]:.0%}" for stage in Busy)
+    slowest = max(Busy, key=lambda stage: found[stage])
+    return f"busy: {line}; the others waited for {'the ' if slowest == Busy.MODEL else ''}{slowest}"
