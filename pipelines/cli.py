@@ -52,6 +52,7 @@ JOBS = {
     "compare": Job("pipelines.compare", "outputs of extract over the same images -> which embedding is the better one"),
     "report": Job("pipelines.report", "a run's folder -> report.html"),
     "verify": Job("pipelines.verify", "every byte of a run's output against its manifest"),
+    "compact": Job("pipelines.compact", "a run's rows in few large files, for warehouses"),
     "demo": Job("pipelines.demo", "the whole way on real data, in a few minutes"),
 }
 

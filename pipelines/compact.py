@@ -1,0 +1,67 @@
+"""`imagebeam compact`: a finished run's rows in few large files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.common.console import say
+from pipelines.common.fields import Options, flag
+from pipelines.common.flags import JobParser, parse
+from transforms.core.errors import ImagebeamError
+
+DESCRIPTION = """\
+Copy the rows of a finished run of extract or classify into few large Parquet files, as BigQuery and other warehouses
+like them. The run stays as it is, and is what train, classify and a rerun take. Every part is checked against the
+manifest, and every file is read back and compared."""
+
+
+@dataclass(frozen=True)
+class CompactOptions(Options):
+    """Where the copy goes, and how its files are cut."""
+
+    output: str = flag("folder of the copy, local or gs://; empty, or left by an unfinished copy", metavar="DIR")
+    rows_per_file: int = flag("rows of a file", 500_000, type=int, metavar="N")
+    rows_per_group: int = flag("rows of a row group, which are held in memory", 32_768, type=int, metavar="N")
+
+    def __post_init__(self) -> None:
+        if not self.output:
+            raise ImagebeamError(f"--output is a folder. Received: {self.output!r}.")
+        for name in ("rows_per_file", "rows_per_group"):
+            if getattr(self, name) < 1:
+                raise ImagebeamError(f"--{name} is at least 1. Received: {getattr(self, name)}.")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `imagebeam compact`."""
+    parser.add_argument("folder", metavar="RUN", help="output of extract or classify, local or gs://")
+    CompactOptions.add_arguments(parser, "copy")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; the exit code is 0."""
+    from transforms import storage
+    from transforms.core.errors import JobError
+    from transforms.runs.compact import compact
+
+    parser = JobParser("compact", DESCRIPTION)
+    add_arguments(parser)
+    args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
+    options = CompactOptions.from_args(args)
+    folder, output = storage.absolute(args.folder), storage.absolute(options.output)
+    if output == folder or output.startswith(f"{folder}/"):
+        raise ImagebeamError(f"The copy would lie in the run's own folder. Received: --output {options.output!r}.")
+    try:
+        copied = compact(folder, output, options.rows_per_file, options.rows_per_group)
+    except (OSError, ValueError) as error:
+        raise JobError(f"The run cannot be copied: {error}") from error
+    say(f"{copied.rows:,} rows in {copied.files:,} files, {copied.bytes:,} bytes, equal to those of {folder}: {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_job
+
+    sys.exit(run_job("compact"))

@@ -1,0 +1,80 @@
+"""`imagebeam compact`: equal rows in few large files, in another folder."""
+
+import json
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.cli import run_job
+from tests.support import plain_runs
+from tests.support.plain_runs import extract, plain
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The output of a run of 40 rows in parts of five or fewer, and a failure."""
+    folder = tmp_path_factory.mktemp("compact")
+    layout = plain_runs.write_layout(folder / "in", "tfrecord", plain_runs.images(41, {7}), 2)
+    with plain():
+        assert extract(layout.patterns, folder / "out", "--rows_per_unit", 5) == 0
+    return folder / "out"
+
+
+def compact(run, target, *flags):
+    return run_job("compact", [str(run), "--output", str(target), *map(str, flags)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "files", "groups"),
+    [
+        ((), [40], [40]),
+        (("--rows_per_file", 16), [16, 16, 8], [16, 16, 8]),
+        (("--rows_per_group", 7), [40], [7] * 5 + [5]),
+    ],
+)
+def test_the_rows_are_those_of_the_parts(run, tmp_path, flags, files, groups):
+    assert compact(run, tmp_path / "copy", *flags) == 0
+    paths = sorted((tmp_path / "copy").glob("*.parquet"))
+    found = [pq.read_metadata(path) for path in paths]
+    assert [metadata.num_rows for metadata in found] == files
+    assert [one.row_group(group).num_rows for one in found for group in range(one.num_row_groups)] == groups
+    ours, theirs = f"'{tmp_path}/copy/*.parquet'", f"'{run}/embeddings/*.parquet'"
+    for one, other in ((ours, theirs), (theirs, ours)):
+        assert duckdb.sql(f"from {one} except all from {other}").fetchall() == []
+    assert duckdb.sql(f"select count(*), count(distinct key) from {ours}").fetchall() == [(40, 40)]
+    assert {b"imagebeam.fingerprint", b"imagebeam.spec"} <= found[0].metadata.keys()
+    about = json.loads((tmp_path / "copy" / "_compact.json").read_text())
+    assert [file["rows"] for file in about["files"]] == files
+
+
+def test_an_unfinished_copy_is_made_again_and_nothing_else_is_written_over(run, tmp_path, capsys):
+    (tmp_path / "rows-00007.parquet").write_bytes(b"half")
+    assert compact(run, tmp_path) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["_compact.json", "rows-00000.parquet"]
+    before = (tmp_path / "rows-00000.parquet").read_bytes()
+    assert compact(run, tmp_path, "--rows_per_file", 3) == 2
+    assert "_compact.json" in capsys.readouterr().err
+    assert (tmp_path / "rows-00000.parquet").read_bytes() == before
+
+
+def test_a_damaged_part_stops_it(run, tmp_path, capsys):
+    part = sorted(run.glob("embeddings/*.parquet"))[3]
+    data = part.read_bytes()
+    part.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    try:
+        assert compact(run, tmp_path / "copy") == 1
+    finally:
+        part.write_bytes(data)
+    assert part.name in capsys.readouterr().err
+    assert not (tmp_path / "copy" / "_compact.json").exists()
+
+
+@pytest.mark.parametrize("flags", [("--rows_per_file", 0), ("--rows_per_group", -1)])
+def test_bad_values_are_refused(run, tmp_path, flags):
+    assert compact(run, tmp_path / "copy", *flags) == 2
+
+
+def test_a_run_that_is_not_finished_or_its_own_folder_is_refused(run, tmp_path):
+    assert compact(tmp_path, tmp_path / "copy") == 2
+    assert compact(run, run / "copy") == 2

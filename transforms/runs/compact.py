@@ -1,0 +1,164 @@
+"""Copy a finished run's rows into few large files, for warehouses that read many small ones slowly.
+
+A run's own parts stay as they are: each is the commit of a unit. The copy is made in another folder, from bytes that
+are those of the manifest, and is read back and compared with them, row group by row group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import operator
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms import storage
+from transforms.core.digests import file_sha256
+from transforms.core.errors import ImagebeamError
+from transforms.core.sealed_json import seal, unseal
+from transforms.runs.manifest import MANIFEST_FILE
+from transforms.runs.part_files import FINGERPRINT_KEY, SPEC_KEY
+from transforms.runs.verify import check_bytes
+
+COMPACT_FILE = "_compact.json"
+"""Written last: what the copy holds. Readers of a folder skip names that begin with an underscore."""
+
+_FILE_NAME = re.compile(r"rows-\d{5}\.parquet")
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What was written."""
+
+    files: int
+    rows: int
+    bytes: int
+
+
+def compact(source: str, target: str, rows_per_file: int, rows_per_group: int) -> Compacted:
+    """Copy the rows of a finished run, in the order of its manifest.
+
+    Args:
+        source: folder of the run.
+        target: an empty folder, or one that an earlier attempt left unfinished.
+        rows_per_file: of each file but the last.
+        rows_per_group: of each row group but a file's last; it is held in memory.
+
+    Raises:
+        ImagebeamError: if there is no finished run, or the target holds something else.
+        ValueError: if a part is not as the manifest says, or a file does not hold what was written.
+        OSError: if the storage refuses.
+    """
+    manifest = _read_manifest(source)
+    _clear(target)
+    parts = [part for part in manifest["parts"] if part["rows"]]
+    groups, expected = (_row_groups(source, parts, rows_per_file, rows_per_group) for _ in range(2))
+    files: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="imagebeam-") as folder:
+        for number, tables in itertools.groupby(groups, operator.itemgetter(0)):
+            path = Path(folder, f"rows-{number:05d}.parquet")
+            rows = _write(path, (table for _, table in tables), manifest)
+            storage.publish_file(storage.join(target, path.name), path)
+            _compare(storage.join(target, path.name), (table for _, table in expected))
+            files.append({"path": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": file_sha256(path)})
+            path.unlink()
+    about = {"source": source, **{name: manifest[name] for name in ("fingerprint", "spec")}, "files": files}
+    storage.publish(storage.join(target, COMPACT_FILE), seal(about, indent=1))
+    return Compacted(len(files), *(sum(file[name] for file in files) for name in ("rows", "bytes")))
+
+
+def _read_manifest(source: str) -> dict[str, Any]:
+    try:
+        return unseal(storage.read_bytes(storage.join(source, MANIFEST_FILE)))
+    except FileNotFoundError:
+        raise ImagebeamError(
+            f"There is no finished run in {source}: it has no {MANIFEST_FILE}. Let the run finish first."
+        ) from None
+
+
+def _clear(target: str) -> None:
+    """Remove what an earlier attempt left unfinished.
+
+    Raises:
+        ImagebeamError: if anything else is there.
+    """
+    found = [info.uri for info in storage.list_below(target, "**")]
+    others = [uri for uri in found if not _FILE_NAME.fullmatch(storage.basename(uri))]
+    if others:
+        raise ImagebeamError(f"{target} is not empty: it holds {storage.basename(others[0])}. Choose another --output.")
+    for uri in found:
+        storage.delete(uri)
+
+
+def _row_groups(
+    source: str, parts: Sequence[Mapping[str, Any]], rows_per_file: int, rows_per_group: int
+) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of the parts as row groups, each with the number of its file."""
+    waiting: list[pa.Table] = []
+    file = in_file = rows = 0
+    for part in parts:
+        table, offset = _read_part(source, part), 0
+        while offset < table.num_rows:
+            full = min(rows_per_group, rows_per_file - in_file)
+            waiting.append(table.slice(offset, full - rows))
+            offset += waiting[-1].num_rows
+            rows += waiting[-1].num_rows
+            if rows == full:
+                yield file, pa.concat_tables(waiting).combine_chunks()
+                in_file, waiting, rows = in_file + rows, [], 0
+            if in_file == rows_per_file:
+                file, in_file = file + 1, 0
+    if waiting:
+        yield file, pa.concat_tables(waiting).combine_chunks()
+
+
+def _read_part(source: str, part: Mapping[str, Any]) -> pa.Table:
+    """A part's rows, without metadata.
+
+    Raises:
+        ValueError: if its bytes are not those of the manifest.
+    """
+    uri = storage.join(source, part["path"])
+    data = storage.read_bytes(uri)
+    try:
+        check_bytes(data, part)
+    except ValueError as error:
+        raise ValueError(f"{uri}: {error}; see imagebeam verify") from error
+    table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
+    return table.replace_schema_metadata(None)
+
+
+def _write(path: Path, tables: Iterator[pa.Table], manifest: Mapping[str, Any]) -> int:
+    """Write a file of these row groups; how many rows."""
+    first = next(tables)
+    metadata = {FINGERPRINT_KEY: manifest["fingerprint"], SPEC_KEY: json.dumps(manifest["spec"])}
+    rows = 0
+    with contextlib.closing(
+        pq.ParquetWriter(path, first.schema.with_metadata(metadata), compression="zstd", write_page_checksum=True)
+    ) as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table, row_group_size=table.num_rows)
+            rows += table.num_rows
+    return rows
+
+
+def _compare(uri: str, expected: Iterator[pa.Table]) -> None:
+    """Read a file back.
+
+    Raises:
+        ValueError: if a row group is not as expected.
+    """
+    with storage.open_read(uri) as source:
+        file = pq.ParquetFile(source, page_checksum_verification=True)
+        for group in range(file.num_row_groups):
+            table = next(expected)
+            if not file.read_row_group(group).cast(table.schema).equals(table):
+                raise ValueError(f"{uri}: row group {group} does not hold what was written")
