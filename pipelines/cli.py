@@ -50,6 +50,9 @@ JOBS = {
     "finetune": Job("pipelines.finetune", "image shards -> a backbone and a classifier trained together"),
     "classify": Job("pipelines.classify", "image shards, or embeddings -> labels"),
     "compare": Job("pipelines.compare", "outputs of extract over the same images -> which embedding is the better one"),
+    "export": Job(
+        "pipelines.export", "a classifier or embedder -> SavedModel, TFLite, ONNX or OpenVINO, compared with it"
+    ),
     "report": Job("pipelines.report", "a run's folder -> report.html"),
     "verify": Job("pipelines.verify", "every byte of a run's output against its manifest"),
     "compact": Job("pipelines.compact", "a run's rows in few large files, for warehouses"),
@@ -81,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if job.startswith("-"):
         parser.parse_args(arguments[:1])  # --help and --version print and exit; anything else is an error
     if job not in JOBS:
-        nearby = nearest(job, tuple(JOBS))
+        nearby = nearest(job, tuple(JOBS), most=1)
         return _fail(f"error: no such job: {job!r}. {nearby} `imagebeam --help` describes them.", ExitCode.USAGE)
     return run_job(job, arguments[1:])
 

@@ -207,10 +207,10 @@ def get_architecture(name: str) -> Architecture:
     return Architecture(name, *_SIZES[name])
 
 
-def nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
-    """A sentence that names the known names nearest to a wrong one, whatever its case."""
+def nearest(name: str, known: tuple[str, ...] | list[str], most: int = 5) -> str:
+    """A sentence that names the known names nearest to a wrong one, `most` of them at most, whatever its case."""
     folded = {candidate.lower(): candidate for candidate in known}
-    matches = difflib.get_close_matches(name.lower(), folded, n=5, cutoff=0.5)
+    matches = difflib.get_close_matches(name.lower(), folded, n=most, cutoff=0.5)
     if matches:
         return f"Did you mean {', '.join(folded[match] for match in matches)}?"
     return f"Known are {', '.join(known)}."

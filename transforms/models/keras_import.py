@@ -50,6 +50,14 @@ def _choose_backend() -> None:
         os.environ["KERAS_BACKEND"] = backend
 
 
+def chosen_backend() -> str:
+    """The backend that Keras has, or will have once it is imported (unless keras.json alone says otherwise)."""
+    if "keras" in sys.modules:
+        return str(importlib.import_module("keras").backend.backend())
+    _choose_backend()
+    return os.environ.get("KERAS_BACKEND", "tensorflow")
+
+
 @contextlib.contextmanager
 def pinned_keras() -> Iterator[None]:
     """Inside, Keras' global settings are its defaults: a number must depend on nothing that the spec doesn't name.

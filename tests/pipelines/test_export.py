@@ -1,0 +1,185 @@
+"""`imagebeam export`: what each runtime makes of the file, against Keras on photographs."""
+
+import importlib.util
+import json
+import warnings
+
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+from sklearn.datasets import load_sample_images
+
+from pipelines.cli import run_job
+from transforms.models import export
+from transforms.training.head import VectorTransform, build_head, join, save
+
+LABELS = {"labels": ["猫", "dog", "b"], "multi_label": False}
+ENDINGS = {"saved_model": "folder", "tflite": "model.tflite", "openvino": "model.xml"}
+
+
+def backbone():
+    """Normalises as EfficientNet's do, so that an export has something to lose."""
+    image = keras.Input((32, 32, 3))
+    normalization = keras.layers.Normalization(name="normalization")
+    first = keras.initializers.HeNormal(seed=3)
+    values = keras.layers.Conv2D(8, 3, activation="relu", kernel_initializer=first)(normalization(image))
+    normalization.set_weights([np.float32([90, 100, 110]), np.float32([3000, 4000, 5000]), np.int32(1)])
+    normalization.finalize_state()
+    return keras.Model(image, values, name="backbone")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A classifier's folder, and an extract run's with an embedder of two layers."""
+    folder = tmp_path_factory.mktemp("export")
+    pixels = keras.Input((32, 32, 3), dtype="uint8", name="image")
+    vectors = keras.layers.GlobalAveragePooling2D()(backbone()(keras.ops.cast(pixels, "float32")))
+    embedder = keras.Model(pixels, vectors, name="embedder")
+    found = embedder.predict_on_batch(photographs())
+    head = build_head(8, 3, mean=found.mean(0), variance=found.var(0), transform=VectorTransform.ROOT)
+    head.set_weights([array * 3 for array in head.get_weights()])
+    save(head, LABELS, folder / "classifier.keras")
+    save(join(embedder, "embedding", head), LABELS, folder / "image_classifier.keras")
+    (folder / "run" / "model").mkdir(parents=True)
+    both = keras.Model(pixels, {"embedding_b": vectors, "embedding_a": keras.ops.mean(vectors, axis=1, keepdims=True)})
+    both.save(folder / "run" / "model" / "embedder.keras")
+    return folder
+
+
+def photographs():
+    """uint8 [6, 32, 32, 3]: crops of two photographs."""
+    photos = [PIL.Image.fromarray(photo) for photo in load_sample_images().images]
+    boxes = [(left, 50, left + 200, 250) for left in (0, 150, 300)]
+    return np.stack([np.asarray(photo.crop(box).resize((32, 32))) for photo in photos for box in boxes])
+
+
+def run(*arguments, code=0):
+    assert run_job("export", [str(word) for word in arguments]) == code
+
+
+def said(capfd):
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("imagebeam: error")]
+    return line
+
+
+def saved_model(path):
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    return lambda batch: np.asarray(loaded.serve(batch))
+
+
+def tflite(path):
+    import tensorflow as tf
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorFlow's, of the interpreter's next home
+        interpreter = tf.lite.Interpreter(str(path))
+
+    def answer(batch):
+        (place,) = interpreter.get_input_details()
+        interpreter.resize_tensor_input(place["index"], batch.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(place["index"], batch)
+        interpreter.invoke()
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+    return answer
+
+
+def openvino(path):
+    import openvino
+
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda batch: compiled(batch)[0]
+
+
+@pytest.mark.parametrize(
+    ("format", "reader"), [("saved_model", saved_model), ("tflite", tflite), ("openvino", openvino)]
+)
+def test_each_runtime_says_what_keras_says(folder, tmp_path, capfd, format, reader):  # noqa: A002
+    output = tmp_path / ENDINGS[format]
+    run(folder, "--format", format, "--output", output)
+    assert "Largest difference from the Keras model on 8 images" in capfd.readouterr().err
+    expected = keras.saving.load_model(folder / "image_classifier.keras").predict_on_batch(photographs())
+    assert np.ptp(expected, axis=0).max() > 0.1
+    np.testing.assert_allclose(reader(output)(photographs()), expected, atol=1e-5)
+    labels = output / "labels.json" if format == "saved_model" else tmp_path / "model.labels.json"
+    assert json.loads(labels.read_text())["labels"] == LABELS["labels"]
+    before = sorted(tmp_path.rglob("*"))
+    run(folder, "--format", format, "--output", output, code=2)
+    assert "is there" in said(capfd)
+    run(folder, "--format", format, "--output", output, "--overwrite", "--max_difference", "1e-5")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_vectors_and_several_outputs(folder, tmp_path, capfd):
+    run(folder / "classifier.keras", "--format", "tflite", "--output", tmp_path / "head.tflite")
+    assert "8 vectors" in capfd.readouterr().err
+    run(folder / "run", "--format", "saved_model", "--output", tmp_path / "embedder")
+    assert not (tmp_path / "embedder" / "labels.json").exists()
+    assert set(export.open_exported("saved_model", tmp_path / "embedder")(photographs())[0].shape) == {6, 1}
+
+
+def test_images_of_ones_own(folder, tmp_path, capfd):
+    for number, pixels in enumerate(photographs()[:3]):
+        PIL.Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    output = tmp_path / "m.tflite"
+    run(folder, "--format", "tflite", "--output", output, "--images", tmp_path)
+    assert "on 3 images" in capfd.readouterr().err
+    (tmp_path / "0.png").write_bytes(b"no image")
+    run(folder, "--format", "tflite", "--output", output, "--images", tmp_path, "--overwrite", code=2)
+    assert "0.png" in said(capfd)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found + 1e-3, "is more than --max_difference 0.0001"),
+        (lambda found: found * np.nan, "inf is more than"),
+        (lambda found: found[:, :2], "gives shapes"),
+    ],
+)
+def test_what_says_something_else_is_not_written(folder, tmp_path, monkeypatch, capfd, change, message):
+    plain = export.open_exported
+
+    def changed(*arguments):
+        answer = plain(*arguments)
+        return lambda batch: [change(found) for found in answer(batch)]
+
+    monkeypatch.setattr(export, "open_exported", changed)
+    run(folder, "--format", "tflite", "--output", tmp_path / "m.tflite", code=2)
+    assert message in said(capfd)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is not None, reason="onnxruntime is installed")
+def test_packages_that_are_missing_are_named_at_once(folder, tmp_path, capfd):
+    run(folder, "--format", "onnx", "--output", tmp_path / "m.onnx", code=2)
+    assert "needs tf2onnx and onnxruntime, which are not installed: pip install tf2onnx onnxruntime" in said(capfd)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "tflite", "--output", "m.onnx"], "ends in .tflite. Received: --output m.onnx"),
+        (["--format", "coreml", "--output", "m"], "choose one of saved_model, tflite, onnx, openvino"),
+        (["--format", "tflite", "--output", "m.tflite", "--max_difference", "-1"], "--max_difference is at least 0"),
+    ],
+)
+def test_bad_flags(folder, tmp_path, monkeypatch, capfd, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    run(folder, *arguments, code=2)
+    assert message in said(capfd)
+
+
+def test_no_model(tmp_path, capfd):
+    run(tmp_path, "--format", "tflite", "--output", tmp_path / "m.tflite", code=2)
+    assert "There is no model in" in said(capfd)
+
+
+def test_vectors_are_no_images(folder, tmp_path, capfd):
+    arguments = ["--format", "tflite", "--output", tmp_path / "m.tflite", "--images", tmp_path]
+    run(folder / "classifier.keras", *arguments, code=2)
+    assert "takes vectors, and no --images" in said(capfd)
