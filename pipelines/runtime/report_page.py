@@ -21,6 +21,20 @@ _LABELS_COLOURED = 18
 
 _NAME_CHARACTERS = 200
 
+ROWS_SHOWN = 20
+
+_CLASSIFIER_TABLES = (
+    ("On the same images", "compared", ("method", "accuracy", "difference")),
+    ("Confused most often", "confused_pairs", ("label", "predicted", "rows")),
+    (
+        "Mistakes of the highest confidence",
+        "confident_mistakes",
+        ("key", "label", "predicted", "probability"),
+    ),
+    ("Calibration: what it says, and how often that is right", "calibration", ("confidence", "accuracy", "rows")),
+)
+"""Title, name in metrics.json, and columns."""
+
 _POLICY = (
     "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
 )
@@ -184,8 +198,36 @@ def _classifier(classifier: Classifier) -> Iterator[str]:
     yield f"<h2>Classifier</h2><p class=note>{_escape(classifier.folder)}</p>"
     numbers = {name: value for name, value in classifier.metrics.items() if isinstance(value, int | float)}
     yield _table((name.replace("_", " "), value) for name, value in numbers.items())
+    for title, name, columns in _CLASSIFIER_TABLES:
+        rows = [[one.get(column) for column in columns] for one in _dicts(classifier.metrics.get(name))]
+        if rows:
+            yield f"<h3>{title}</h3>"
+            yield _table(rows, [column.replace("_", " ") for column in columns])
+    yield from _per_class(classifier.metrics.get("per_class"))
     for name, picture in classifier.pictures.items():
         yield _image(picture, name)
+
+
+def _dicts(rows: object) -> list[Mapping[str, Any]]:
+    """What a metrics.json, which may be a stranger's, has of rows; as many as are shown."""
+    return [one for one in rows if isinstance(one, Mapping)][:ROWS_SHOWN] if isinstance(rows, list) else []
+
+
+def _per_class(scores: object) -> Iterator[str]:
+    """The classes with the lowest F1, with the numbers that stand for their names in the pictures."""
+    if not isinstance(scores, Mapping):
+        return
+    classes = [(name, number, one) for number, (name, one) in enumerate(scores.items()) if isinstance(one, Mapping)]
+    columns = ("precision", "recall", "f1", "support")
+    rows = [
+        (f"#{number}", printable(name, _NAME_CHARACTERS), *(one.get(column) for column in columns))
+        for name, number, one in classes
+    ]
+    rows = sorted(rows, key=lambda row: row[4] if isinstance(row[4], int | float) else 0.0)
+    if rows:
+        more = f", the {LABELS_SHOWN:,} with the lowest F1 of {len(rows):,}" if len(rows) > LABELS_SHOWN else ""
+        yield f"<h3>Classes{more}</h3>"
+        yield _table(rows[:LABELS_SHOWN], ("#", "label", *columns))
 
 
 def _what_was_run(manifest: Mapping[str, Any]) -> Iterator[str]:

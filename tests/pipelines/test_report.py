@@ -238,6 +238,25 @@ def test_a_classifier_is_shown(mixed, tmp_path):
     assert page.pictures[2].size == PIL.Image.open(io.BytesIO(png)).size
 
 
+def test_mistakes_of_a_classifier_are_shown_escaped_and_bounded(mixed, tmp_path):
+    """Whose metrics.json may be a stranger's."""
+    mistake = {"key": NASTY, "label": "قطة", "predicted": "猫\u202e", "probability": 0.99}
+    content = {
+        "confident_mistakes": [mistake] * 500,
+        "confused_pairs": [{"label": NASTY * 900, "predicted": "b", "rows": 7}] * 500,
+        "calibration": [{"confidence": 0.5, "accuracy": 0.25, "rows": 12}, "no row"],
+        "compared": "no list",
+        "per_class": {f"{number}{NASTY * 900}": {"f1": None if number else 0.5} for number in range(900)},
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    page = report(mixed, "--classifier", str(tmp_path))
+    assert page.rows.count([NASTY, "قطة", r"猫\u202e", "0.99"]) == 20
+    assert ["0.5", "0.25", "12"] in page.rows
+    assert sum(row[0].startswith("#") for row in page.rows if row and row[1:] != ["label"]) >= 200
+    assert len(page.text) < 1_000_000
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+
+
 @pytest.mark.parametrize("arguments", [["{run}", "--classifier", "{empty}"], ["{empty}"]])
 def test_a_folder_without_results_is_named(mixed, tmp_path, capsys, arguments):
     assert run_job("report", [one.format(run=mixed, empty=tmp_path) for one in arguments]) == 2

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import keras
@@ -223,6 +224,20 @@ def test_what_the_exact_solver_cannot_do_is_named(tmp_path, changes, named):
     with pytest.raises(ImagebeamError, match=rf"exact.* {named}"):
         run(dataclasses.replace(exact, solver=SolverOptions(Solver.EXACT)))
     assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_are_those_of_the_predictions(tmp_path):
+    vectors, labels = blobs(900, spread=6.0)
+    folder = write_output(tmp_path / "set", vectors, labels, rows_per_part=100)
+    metrics = run(options(folder, tmp_path / "out", fit=FitOptions(), rows=RowOptions(test_split=0.6))).metrics
+    rows = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+    wrong = sorted((row for row in rows if row["label"] != row["predicted"]), key=lambda row: -row["probability"])
+    assert len(wrong) > 40
+    named = ("key", "uri", "label", "predicted", "probability")
+    assert metrics["confident_mistakes"] == [{name: row[name] for name in named} for row in wrong[:20]]
+    pairs = Counter((row["label"], row["predicted"]) for row in wrong)
+    assert {(pair["label"], pair["predicted"]): pair["rows"] for pair in metrics["confused_pairs"]} == pairs
+    assert sum(one["rows"] for one in metrics["calibration"]) == len(rows)
 
 
 def test_folds_leave_every_training_and_validation_row_out_once(tmp_path, capsys):

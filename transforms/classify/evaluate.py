@@ -66,6 +66,7 @@ def evaluate(
     schema = _predictions_schema(index, embeddings, complete=complete)
     truths: list[np.ndarray] = []
     outputs: list[Any] = []
+    mistakes: list[dict[str, Any]] = []
     with pq.ParquetWriter(predictions, schema, compression="zstd", write_page_checksum=True) as writer:
         for table, probabilities, truth in _predict(head, embeddings, index, split):
             if index.multi_label:
@@ -74,6 +75,7 @@ def evaluate(
             else:
                 rows = _single_label_columns(probabilities, truth, index.classes)
                 outputs.append(metrics.Ranked.of(probabilities, truth))
+                mistakes = _most_confident(mistakes, outputs[-1], table, index.classes)
             truths.append(truth)
             if complete:
                 flat = pa.array(probabilities.ravel())
@@ -92,8 +94,35 @@ def evaluate(
     else:
         ranked = metrics.Ranked.concatenate(outputs)
         measured = metrics.single_label_metrics(ranked, index.classes, train)
+        measured["confident_mistakes"] = mistakes
         confusion = training.confusion_matrix(ranked.truth, ranked.predicted, index.classes, split)
     return Evaluation(split, measured, confusion)
+
+
+def _most_confident(
+    known: list[dict[str, Any]], rows: metrics.Ranked, table: pa.Table, classes: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """The mistakes of the highest confidence, of those known and those among further rows.
+
+    Args:
+        known: so far, the most confident first.
+        rows: what was said of the further rows.
+        table: their keys and uris.
+        classes: names by number.
+    """
+    wrong = np.flatnonzero(rows.truth != rows.predicted)
+    worst = wrong[np.argsort(-rows.confidence[wrong], kind="stable")[: metrics.SHOWN]]
+    named = table.select(["key", "uri"]).take(worst).to_pylist()
+    found = [
+        {
+            **name,
+            "label": classes[rows.truth[row]],
+            "predicted": classes[rows.predicted[row]],
+            "probability": float(rows.confidence[row]),
+        }
+        for row, name in zip(worst.tolist(), named, strict=True)
+    ]
+    return sorted(known + found, key=lambda mistake: -float(mistake["probability"]))[: metrics.SHOWN]
 
 
 def _predict(

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from transforms import storage
-from transforms.training.metrics import per_class_scores, wilson_interval
+from transforms.training.metrics import SHOWN, per_class_scores, wilson_interval
 
 _COUNTED = ("label", "predicted")
 
@@ -63,7 +63,8 @@ def measure(outcomes: Outcomes, classes: Sequence[str]) -> dict[str, Any] | None
     Returns:
         rows (labelled ones), unlabeled, abstained, unknown_labels (label -> rows, of those that the classifier does not
         know), accuracy of the rows not abstained on with its 95 % interval (null where all are), macro_f1 (over the
-        labels that occur), and precision, recall, F1 and support per class; a row abstained on is missed, not mistaken.
+        labels that occur), the pairs confused most often, and precision, recall, F1 and support per class; a row
+        abstained on is missed, not mistaken.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -89,5 +90,10 @@ def measure(outcomes: Outcomes, classes: Sequence[str]) -> dict[str, Any] | None
         "accuracy": right / answered if answered else None,
         "accuracy_interval_95": wilson_interval(right, answered) if answered else None,
         "macro_f1": float(np.mean([per_class[name]["f1"] for name in support])),
+        "confused_pairs": [
+            {"label": label, "predicted": guess, "rows": rows}
+            for (label, guess), rows in sorted(outcomes.pairs.items(), key=lambda entry: (-entry[1], str(entry[0])))
+            if guess not in (label, None)
+        ][:SHOWN],
         "per_class": per_class,
     }

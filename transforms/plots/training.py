@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.core.text import printable
+from transforms.plots.labels import shown_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 MAX_CLASSES = 100
 """Classes in a confusion matrix: of more, those with the most errors are drawn."""
 
-_NAME_LENGTH = 24
 _NUMBERS_UP_TO = 25
 """Classes up to which the cells of a confusion matrix hold their number: there is no room in smaller cells."""
 
@@ -93,6 +92,7 @@ def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: Sequence
 
     counts = count(truth, predicted, labels=np.arange(len(classes)))
     title = f"Confusion matrix: {len(truth):,} {split} rows, {np.trace(counts) / max(1, counts.sum()):.1%} right"
+    chosen = np.arange(len(classes))
     if len(classes) > MAX_CLASSES:
         errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
         chosen = np.sort(np.argsort(-errors, kind="stable")[:MAX_CLASSES])
@@ -100,8 +100,8 @@ def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: Sequence
             counts[np.ix_(chosen, chosen)],
             f"{title}\nthe {MAX_CLASSES} of {len(classes)} classes with the most errors",
         )
-        classes = [classes[number] for number in chosen]
-    return _heatmap(counts, _shorten(classes), _shorten(classes), title, xlabel="predicted class", ylabel="true class")
+    names, title = _names(classes, chosen, title)
+    return _heatmap(counts, names, names, title, xlabel="predicted class", ylabel="true class")
 
 
 def label_outcomes(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str], split: str) -> bytes:
@@ -121,13 +121,18 @@ def label_outcomes(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[s
     counts = multilabel_confusion_matrix(truth, predicted)
     table = np.stack([counts[:, 1, 1], counts[:, 1, 0], counts[:, 0, 1]], axis=1)
     title = f"Labels of {len(truth):,} {split} rows"
+    chosen = np.arange(len(classes))
     if len(classes) > MAX_CLASSES:
         chosen = np.sort(np.argsort(-table[:, 1:].sum(axis=1), kind="stable")[:MAX_CLASSES])
         table, title = table[chosen], f"{title}\nthe {MAX_CLASSES} of {len(classes)} classes with the most errors"
-        classes = [classes[number] for number in chosen]
-    return _heatmap(
-        table, _shorten(classes), ["found", "missed", "wrongly said"], title, xlabel="outcome", ylabel="class"
-    )
+    names, title = _names(classes, chosen, title)
+    return _heatmap(table, names, ["found", "missed", "wrongly said"], title, xlabel="outcome", ylabel="class")
+
+
+def _names(classes: Sequence[str], chosen: np.ndarray, title: str) -> tuple[list[str], str]:
+    """Names of the chosen classes to draw, and the title with a note where some of them are numbers."""
+    names, numbered = shown_names([classes[number] for number in chosen], chosen.tolist())
+    return names, f"{title}\n#: names that cannot be drawn here, by their place in labels.json" if numbered else title
 
 
 def _heatmap(
@@ -163,11 +168,6 @@ def _write_numbers(axes: Axes, counts: np.ndarray, shares: np.ndarray, font: flo
         if number:
             color = "white" if shares[row, column] > 0.3 else "black"
             axes.text(column, row, f"{number:,}", ha="center", va="center", color=color, fontsize=font)
-
-
-def _shorten(names: Sequence[str]) -> list[str]:
-    shown = [printable(name, 10 * _NAME_LENGTH) for name in names]
-    return [name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…" for name in shown]
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+
+SHOWN = 20
+"""Confused pairs, and mistakes, that metrics.json names at most."""
 
 _TOP = 5
 _CALIBRATION_BINS = 15
@@ -60,7 +64,8 @@ def single_label_metrics(rows: Ranked, classes: Sequence[str], train_counts: np.
     Returns:
         accuracy with its 95 % interval, top_5_accuracy (null with five classes or fewer), macro_f1 (over the classes
         that occur), log_loss
-        (nats), expected_calibration_error, baseline, and precision, recall, F1 and support per class.
+        (nats), expected_calibration_error and its bins, the pairs confused most often, baseline, and precision, recall,
+        F1 and support per class.
     """
     from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
@@ -75,6 +80,8 @@ def single_label_metrics(rows: Ranked, classes: Sequence[str], train_counts: np.
         "macro_f1": float(f1_score(rows.truth, rows.predicted, average="macro", zero_division=0.0)),
         "log_loss": float(-np.log(np.maximum(rows.truth_probability, smallest), dtype=np.float64).mean()),
         "expected_calibration_error": calibration_error(rows.confidence, rows.truth == rows.predicted),
+        "calibration": calibration_bins(rows.confidence, rows.truth == rows.predicted),
+        "confused_pairs": confused_pairs(zip(rows.truth.tolist(), rows.predicted.tolist(), strict=True), classes),
         "baseline": {"class": classes[majority], "accuracy": float((rows.truth == majority).mean())},
         "per_class": per_class_scores(classes, per_class),
     }
@@ -147,6 +154,43 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
     sums = np.bincount(bins, confidence.astype(np.float64) - correct, minlength=_CALIBRATION_BINS)
     return float(np.abs(sums).sum() / len(confidence))
+
+
+def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, Any]]:
+    """The bins of `calibration_error` that have rows: their bounds, rows, mean confidence and accuracy."""
+    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    counts = np.bincount(bins, minlength=_CALIBRATION_BINS)
+    sums, right = (
+        np.bincount(bins, values.astype(np.float64), _CALIBRATION_BINS) / np.maximum(counts, 1)
+        for values in (confidence, correct)
+    )
+    return [
+        {
+            "from": number / _CALIBRATION_BINS,
+            "to": (number + 1) / _CALIBRATION_BINS,
+            "rows": int(counts[number]),
+            "confidence": float(sums[number]),
+            "accuracy": float(right[number]),
+        }
+        for number in np.flatnonzero(counts).tolist()
+    ]
+
+
+def confused_pairs(pairs: Iterable[tuple[int, int]], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The pairs of true and predicted class that stand for most mistakes, the most frequent first.
+
+    Args:
+        pairs: class numbers of each row.
+        classes: names by number.
+
+    Returns:
+        label, predicted and rows of at most `SHOWN` pairs.
+    """
+    mistakes = Counter((label, guess) for label, guess in pairs if label != guess)
+    return [
+        {"label": classes[label], "predicted": classes[guess], "rows": rows}
+        for (label, guess), rows in sorted(mistakes.items(), key=lambda entry: (-entry[1], entry[0]))[:SHOWN]
+    ]
 
 
 def per_class_scores(classes: Sequence[str], scores: Sequence[np.ndarray]) -> dict[str, dict[str, Any]]:

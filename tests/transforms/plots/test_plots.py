@@ -46,6 +46,39 @@ def test_class_names_can_be_read(drawn, classes):
     assert max(width, height) < 4000
 
 
+NAMES = {
+    "plain": ("cat", "cat"),
+    "accents": ("Ärger, garçon, Ωμέγα", "Ärger, garçon, Ωμέγα"),
+    "Japanese": ("猫", "#2"),
+    "Korean among Latin": ("dog 개", "#3"),
+    "Arabic": ("قطة", "#4"),
+    "Hebrew": ("חתול", "#5"),
+    "Hindi": ("बिल्ली", "#6"),
+    "Thai": ("แมว", "#7"),
+    "emoji": ("🐈", "#8"),
+    "a direction mark": ("\u202ecat", r"\u202ecat"),
+}
+
+
+def test_names_that_cannot_be_drawn_are_numbers(drawn):
+    """A missing letter would be a warning, which fails the tests, and a row of boxes on the picture."""
+    names = [name for name, _ in NAMES.values()]
+    training.confusion_matrix(np.arange(10), np.arange(10), names, "test")
+    axes = drawn().axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == [shown for _, shown in NAMES.values()]
+    assert "by their place in labels.json" in axes.get_title()
+    training.label_outcomes(np.eye(2), np.eye(2), ["a", "猫"], "test")
+    assert [text.get_text() for text in drawn().axes[0].get_yticklabels()] == ["a", "#1"]
+
+
+def test_of_many_classes_the_numbers_are_those_of_all(drawn):
+    classes = [f"猫{number}" for number in range(150)]
+    truth = np.arange(150)
+    training.confusion_matrix(truth, np.where(truth >= 50, 0, truth), classes, "test")
+    shown = [text.get_text() for text in drawn().axes[0].get_yticklabels()]
+    assert shown == ["#0", *(f"#{number}" for number in range(50, 149))]
+
+
 def test_cells_hold_the_counts(drawn):
     training.confusion_matrix(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 1, 0]), ["a", "b", "c"], "test")
     axes = drawn().axes[0]

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from transforms.training.metrics import Ranked, calibration_error, multi_label_metrics, single_label_metrics
+from transforms.training.metrics import (
+    Ranked,
+    calibration_bins,
+    calibration_error,
+    confused_pairs,
+    multi_label_metrics,
+    single_label_metrics,
+)
 
 CLASSES = [f"class-{number}" for number in range(8)]
 
@@ -55,6 +62,31 @@ def test_calibration_error_of_cases_that_can_be_worked_out():
     assert calibration_error(confidence, correct) == pytest.approx(0.1, abs=1e-6)
     assert calibration_error(np.ones(4, np.float32), np.ones(4, bool)) == 0
     assert calibration_error(np.ones(4, np.float32), np.zeros(4, bool)) == 1
+
+
+def test_calibration_bins_add_up_to_the_error():
+    random = np.random.default_rng(0)
+    confidence = random.uniform(size=500).astype(np.float32)
+    correct = random.uniform(size=500) < confidence**2
+    bins = calibration_bins(confidence, correct)
+    assert sum(one["rows"] for one in bins) == 500
+    for one in bins:
+        inside = (confidence >= one["from"]) & (confidence < one["to"])
+        assert one["rows"] == inside.sum()
+        assert one["confidence"] == pytest.approx(confidence[inside].mean(), rel=1e-5)
+        assert one["accuracy"] == pytest.approx(correct[inside].mean())
+    error = sum(one["rows"] * abs(one["confidence"] - one["accuracy"]) for one in bins) / 500
+    assert error == pytest.approx(calibration_error(confidence, correct), rel=1e-5)
+
+
+def test_confused_pairs_are_counted():
+    pairs = [(0, 1)] * 3 + [(1, 0)] * 5 + [(2, 2)] * 9 + [(2, 0)]
+    assert confused_pairs(pairs, ["a", "b", "c"]) == [
+        {"label": "b", "predicted": "a", "rows": 5},
+        {"label": "a", "predicted": "b", "rows": 3},
+        {"label": "c", "predicted": "a", "rows": 1},
+    ]
+    assert len(confused_pairs([(number, number + 1) for number in range(99)], [*map(str, range(100))])) == 20
 
 
 def test_multi_label_against_scikit_learn():
