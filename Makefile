@@ -127,7 +127,7 @@ lock: $(INSTALLED) ## resolve setup.py into the lock files; UPGRADE=1 takes newe
 bench: $(INSTALLED) ## every benchmark; each prints its figures and says what it compares
 	@failed=0; \
 	run() { echo "==> benchmarks.$$*"; $(BIN)/python -m benchmarks."$$@" $(ARGS) || failed=1; }; \
-	for script in decode_ceiling extract_speed memory train_rows reuse; do run $$script; done; \
+	for script in decode_ceiling large_jpegs extract_speed peers memory train_rows reuse; do run $$script; done; \
 	for part in files listing shards manifest workers; do run scale $$part; done; \
 	exit $$failed
 
