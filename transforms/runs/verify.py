@@ -166,23 +166,25 @@ def _files_beside(output: str, manifest: Mapping[str, Any]) -> Iterator[Damage]:
                 yield Damage(uri, "its bytes are not those that the run wrote", (uri,))
         except FileNotFoundError:
             yield Damage(uri, "it is gone", (uri,))
-    yield from _model_file(storage.join(output, "model"))
+    yield from _model_files(storage.join(output, "model"))
     for uri in damaged_cuts(storage.join(output, "plan")):
         yield Damage(uri, "its bytes are not those that the run wrote", (uri,))
 
 
-def _model_file(folder: str) -> Iterator[Damage]:
+def _model_files(folder: str) -> Iterator[Damage]:
     try:
         about = json.loads(storage.read_bytes(storage.join(folder, SPEC_FILE)))
-        uri, expected = storage.join(folder, about["model_file"]), about["model_sha256"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # Told by the digest of spec.json, if there was one.
-        return
-    try:
-        with storage.local_file(uri) as path:
-            if file_sha256(path) != expected:
-                yield Damage(uri, "it is not the model that was staged", (uri,))
-    except FileNotFoundError:
-        yield Damage(uri, "it is gone", (uri,))
+        expected = {about["model_file"]: about["model_sha256"], **(about.get("engine") or {}).get("files", {})}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return  # Told by the digest of spec.json, if there was one.
+    for name, sha256 in expected.items():
+        uri = storage.join(folder, name)
+        try:
+            with storage.local_file(uri) as path:
+                if file_sha256(path) != sha256:
+                    yield Damage(uri, "it is not the model that was staged", (uri,))
+        except FileNotFoundError:
+            yield Damage(uri, "it is gone", (uri,))
 
 
 def _unlisted(output: str, manifest: Mapping[str, Any]) -> Iterator[Damage]:

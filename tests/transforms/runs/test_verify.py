@@ -32,7 +32,9 @@ def finished(tmp_path):
     (tmp_path / "plan" / "0123456789abcdef.json").write_bytes(seal({"of": {}, "cuts": [[1, 0, 0]], "notes": []}))
     (tmp_path / "model" / "embedder.keras").write_bytes(bytes(range(256)))
     digest = "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880"  # sha256sum of those 256 bytes
-    about = {"model_file": "embedder.keras", "model_sha256": digest}
+    (tmp_path / "model" / "embedder.bin").write_bytes(bytes(range(256)))
+    engine = {"name": "openvino", "files": {"embedder.bin": digest}}
+    about = {"model_file": "embedder.keras", "model_sha256": digest, "engine": engine}
     (tmp_path / "model" / "spec.json").write_text(json.dumps(about))
     names = [["a", "b", "c"], ["d", "e"], ["f"]]
     return finish(tmp_path, [report(tmp_path, unit, failed=["e"] if "e" in unit else []) for unit in names])
@@ -47,7 +49,7 @@ def test_a_sound_run(finished, capsys):
 def test_any_flipped_byte_is_found(finished):
     chance = random.Random(1)
     files = sorted(path for path in finished.rglob("*") if path.is_file())
-    assert len(files) == 9
+    assert len(files) == 10
     for number in range(1000):
         path = files[number % len(files)]
         data = path.read_bytes()
