@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,30 @@ COLUMNS = (
     *("model", "pixels", "weights", "Keras float32", "OpenVINO float32", "ratio", "error"),
     *("int8", "images/s", "over float32", "cosine, median", "lowest"),
 )
+NOTES = (
+    "Images a second, two batches of 8 at once, the best of a few turns, on a machine with other work: the ratios "
+    "are of rates measured in turns. `error` is the largest length of the difference between OpenVINO's float32 "
+    "vectors and Keras', as a share of the vector's; a run takes OpenVINO up to 1e-5. `int8` is NNCF's preset. "
+    "The cosines are between int8 and float32 vectors of 50 photographs that it was not calibrated on. Weights "
+    "are random but where a file is named, their normalisation fitted to the photographs: they tell whether int8 "
+    "works and how fast, and nothing of what it costs a trained model. Such networks amplify rounding, too: "
+    "without that fitting the errors of MobileNet and ResNet50 are 2e-7."
+)
+
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
+
+
+def page(known: dict[str, Any], result: dict[str, Any]) -> str:
+    """The table with what it was measured on."""
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("openvino", "nncf", "tensorflow", "keras"))
+    told = (
+        f"Written by `python -m benchmarks.engines --table FILE`: {machine['processor']} with "
+        f"{', '.join(machine['flags'])}, {machine['cores']} cores, {versions}, {result['date']}."
+    )
+    title = f"# Engines: {len(known)} of {len(ARCHITECTURES)} architectures"
+    rows = "\n".join(row(one, known[one]) for one in ARCHITECTURES if one in known)
+    return "\n\n".join((title, textwrap.fill(told, 124), textwrap.fill(NOTES, 124), f"{HEAD}{rows}\n"))
 
 
 def mean(values: list[float]) -> float:
@@ -151,7 +175,7 @@ def main() -> None:
         f"{len(ratios)} models: float32 auto over Keras {mean(auto):.2f}, int8 over that {mean(gains):.2f} (geometric)"
     )
     if args.table is not None:
-        args.table.write_text(HEAD + "\n".join(row(one, known[one]) for one in ARCHITECTURES if one in known) + "\n")
+        args.table.write_text(page(known, json.loads(path.read_text())))
 
 
 if __name__ == "__main__":
