@@ -128,7 +128,7 @@ bench: $(INSTALLED) ## every benchmark; each prints its figures and says what it
 	@failed=0; \
 	run() { echo "==> benchmarks.$$*"; $(BIN)/python -m benchmarks."$$@" $(ARGS) || failed=1; }; \
 	for script in decode_ceiling large_jpegs extract_speed peers memory train_rows reuse; do run $$script; done; \
-	for part in files listing shards manifest workers; do run scale $$part; done; \
+	for part in files listing shards tars row_group manifest workers; do run scale $$part; done; \
 	exit $$failed
 
 flink-demo: $(INSTALLED) ## start a Flink cluster on this machine, run the job on it, stop it

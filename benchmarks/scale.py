@@ -3,10 +3,13 @@
     python -m benchmarks.scale files [--count 10000000]     list and plan so many image files (their listing is made up)
     python -m benchmarks.scale listing [--count 200000]     list so many real, empty files in one local folder
     python -m benchmarks.scale shards [--count 100000]      list and cut so many real TFRecord shards of one record
+    python -m benchmarks.scale tars [--count 10000]         extract from so many tars of one image, and from one tar
+    python -m benchmarks.scale row_group [--count 60000]    read so many rows of one Parquet row group, unit by unit
     python -m benchmarks.scale manifest [--count 600000]    reconcile so many made-up units and write their manifest
     python -m benchmarks.scale workers [--count 1 4 16]     units/s with so many worker processes, 0.5 s a unit
 
 `files` and `shards` run the job's own planning stages on the local runner, down to the workers' side of the Reshuffle;
+`tars` runs the command, MobileNet at 64x64; `row_group` the readers alone, in chains as a run has them;
 `manifest` what a launcher does at the end; `workers` the job's own stages with an embedder that sleeps.
 """
 
@@ -16,6 +19,9 @@ import argparse
 import bisect
 import hashlib
 import resource
+import subprocess
+import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,10 +31,12 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 from PIL import Image
 
-from benchmarks.common import publish
+from benchmarks.common import publish, write_jpegs
 from pipelines.runtime.launch import Run, finish
 from pipelines.runtime.prepare import RunFolder
 from transforms import storage
@@ -36,8 +44,10 @@ from transforms.core.formats import InputFormat
 from transforms.core.spec import EmbedderSpec
 from transforms.embed.units import EmbedOptions, EmbedUnits
 from transforms.images.decode import ImageOptions
+from transforms.inputs.plan import chain_units, cut_shard
 from transforms.inputs.plan_units import PlanUnits
-from transforms.inputs.types import Note, ReadOptions, WorkUnit
+from transforms.inputs.read import read_records
+from transforms.inputs.types import Note, ReadOptions, Shard, UnitChain, WorkUnit
 from transforms.models.staged import StagedEngine
 from transforms.runs.manifest import MANIFEST_FILE, UnitReport
 from transforms.runs.part_files import EMBEDDINGS, Commit, PartOptions, part_name
@@ -61,10 +71,10 @@ class Seen:
     records = 0
 
 
-def _see(unit: WorkUnit | Note) -> None:
+def _see(unit: WorkUnit | UnitChain | Note) -> None:
     if isinstance(unit, Note):
         return
-    Seen.units += 1
+    Seen.units += len(unit.units) if isinstance(unit, UnitChain) else 1
     Seen.records += unit.count
 
 
@@ -136,6 +146,71 @@ def shards(count: int) -> dict[str, Any]:
         for number in range(1, count):
             Path(folder, f"{number:07d}.tfrecord").write_bytes(data)
         return plan((folder,), None)
+
+
+def tars(count: int) -> dict[str, Any]:
+    """Seconds of wall and processor, and parts, of the same images in one tar and in as many tars."""
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_jpegs(Path(folder, "images"), count, (96, 72))
+        images = sorted(Path(folder, "images").rglob("*.jpg"))
+        for name in ("one", "many"):
+            Path(folder, name).mkdir()
+        with tarfile.open(Path(folder, "one", "all.tar"), "w") as together:
+            for image in images:
+                together.add(image, image.name)
+                with tarfile.open(Path(folder, "many", f"{image.stem}.tar"), "w") as alone:
+                    alone.add(image, image.name)
+        for name in ("one", "many"):
+            output = Path(folder, f"out-{name}")
+            command = [
+                sys.executable,
+                "-m",
+                "pipelines",
+                "extract",
+                "--input",
+                f"{folder}/{name}",
+                "--output",
+                str(output),
+            ]
+            command += ["--model", "MobileNet", "--weights", "random:0", "--image_size", "64x64"]
+            started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            figures[f"{name}_seconds"] = time.perf_counter() - started
+            figures[f"{name}_processor_seconds"] = sum(after[:2]) - sum(before[:2])
+            figures[f"{name}_parts"] = sum(1 for _ in (output / EMBEDDINGS).iterdir())
+    figures["ratio"] = figures["many_seconds"] / figures["one_seconds"]
+    figures["processor_ratio"] = figures["many_processor_seconds"] / figures["one_processor_seconds"]
+    return figures
+
+
+def row_group(count: int) -> dict[str, Any]:
+    """Processor seconds for a thousand rows at both ends of a row group: as a run reads them, and alone."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "all.parquet")
+        table = pa.table({"image": pa.array([rng.bytes(2_000) for _ in range(count)], pa.binary())})
+        pq.write_table(table, path, row_group_size=count)
+        info = storage.stat(str(path))
+        assert info is not None
+        units = list(cut_shard(Shard(info, InputFormat.PARQUET), 1_000, ReadOptions()))
+        items = list(chain_units(iter(units)))
+        last = items[-1].units if isinstance(items[-1], UnitChain) else items[-1:]
+        started = time.process_time()
+        for item in items:
+            for unit in item.units if isinstance(item, UnitChain) else [item]:
+                _read_unit(unit)
+        figures = {"all_seconds": time.process_time() - started}
+        for name, group in (("first", units[:1]), ("last", last), ("last_alone", units[-1:])):
+            started = time.process_time()
+            rows = sum(_read_unit(unit) for unit in group)
+            figures[f"{name}_seconds_a_thousand"] = (time.process_time() - started) / rows * 1_000
+    return figures
+
+
+def _read_unit(unit: Any) -> int:
+    return sum(1 for _ in read_records(unit, ReadOptions()))
 
 
 def manifest(count: int) -> dict[str, Any]:
@@ -226,7 +301,7 @@ def workers(counts: list[int], units_a_worker: int = 128) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("files", "listing", "shards", "manifest", "workers"))
+    parser.add_argument("part", choices=("files", "listing", "shards", "tars", "row_group", "manifest", "workers"))
     parser.add_argument("--count", type=int, nargs="+")
     args = parser.parse_args()
     if args.part == "workers":
@@ -236,11 +311,17 @@ def main() -> None:
             for count, rate in figures["units_s"].items()
         ]
     else:
-        part = {"files": files, "listing": listing, "shards": shards, "manifest": manifest}[args.part]
-        default = {"files": 10_000_000, "listing": 200_000, "shards": 100_000, "manifest": 600_000}[args.part]
+        part, default = {
+            "files": (files, 10_000_000),
+            "listing": (listing, 200_000),
+            "shards": (shards, 100_000),
+            "tars": (tars, 10_000),
+            "row_group": (row_group, 60_000),
+            "manifest": (manifest, 600_000),
+        }[args.part]
         figures = part(args.count[0] if args.count else default)
         rows = [
-            (name, f"{value:,.1f}" if isinstance(value, float) else f"{value:,}") for name, value in figures.items()
+            (name, f"{value:,.3f}" if isinstance(value, float) else f"{value:,}") for name, value in figures.items()
         ]
     publish(f"scale_{args.part}", figures, rows)
 

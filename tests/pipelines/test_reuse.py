@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from pipelines.runtime import prepare
 from tests.support import plain_runs
 from tests.support.fakes import ChannelMeans
+from tests.support.gcs_server import gcs as emulated  # noqa: F401
 from tests.support.plain_runs import StagedFake, extract, plain, rows_of
+from transforms import storage
 from transforms.core.spec import EmbedderSpec, Pooling
 from transforms.runs import part_files
 
@@ -362,3 +364,19 @@ def test_failed_records_that_are_tried_again_are_taken_from_other_runs(counting,
     (folder / "3.png").write_bytes(bytes(status.st_size))
     os.utime(folder / "3.png", ns=(status.st_atime_ns, status.st_mtime_ns))
     counting.run([folder], tmp_path / "out", "--reuse", tmp_path / "before")
+
+
+def test_on_object_storage_too(counting, tmp_path, emulated):  # noqa: F811
+    base = f"gs://{emulated.bucket}"
+    for number in range(20):
+        storage.publish(f"{base}/in/{number:02d}.png", picture(number)[0])
+    assert counting.run([f"{base}/in"], f"{base}/out", "--rows_per_unit", 6) == (0, 20)
+    storage.publish(f"{base}/in/07-x.png", picture(99)[0])
+    storage.publish(f"{base}/in/03.png", picture(98)[0])
+    assert counting.run([f"{base}/in"], f"{base}/out", "--rows_per_unit", 6) == (0, 2)
+    layout = plain_runs.write_layout(tmp_path / "tars", "tar", [picture(number) for number in (*range(20), 97)], 2)
+    assert counting.run(layout.patterns, f"{base}/other", "--reuse", f"{base}/out") == (0, 2)  # 3 was replaced
+    names = {info.uri for info in storage.list_files(f"{base}/out")} | {
+        info.uri for info in storage.list_files(f"{base}/other")
+    }
+    assert not [name for name in names if "/reuse/" in name or "/replaced/" in name]

@@ -248,7 +248,6 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
         result.failures += refused
         table = job.layout.to_table(result.rows, model.dimensions)
         if finder is not None:
-            finder.recent.add(result.rows)
             table = part_files.note_rows(table, _notes(unit, result.rows))
         if retried is not None:
             table = _merge(old, table, keys)
@@ -268,6 +267,8 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
             generation=job.generation,
             conditions=None if job.conditions is None else job.conditions.to_dict(),
         )
+        if finder is not None:
+            finder.recent.add(result.rows)
         ended = time.perf_counter()
         if result.busy is not None:
             result.busy |= {Busy.WRITING: ended - started, ALL: ended - began}
