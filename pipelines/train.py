@@ -219,18 +219,19 @@ class _Trained:
 
 def _solve(lesson: Lesson, index: RowIndex, options: TrainOptions) -> _Trained:
     """Train by the exact solver."""
-    from pipelines.runtime.exact_head import cross_validate, describe_solution, solve_head
+    from pipelines.runtime.exact_head import cross_validate, describe_solution, rows_in_memory, solve_head
     from transforms.plots.training import penalty_curves
     from transforms.training.splits import Split
 
     measured_on_validation = not len(index.rows(Split.TEST))
+    rows = rows_in_memory(lesson) if options.solver.folds or not measured_on_validation else None
     head, solution = solve_head(
-        lesson, index.images, options.solver, options.fit, keep_validation=measured_on_validation
+        lesson, index.images, options.solver, options.fit, keep_validation=measured_on_validation, rows=rows
     )
     summary = describe_solution(solution)
     curves = penalty_curves(summary["candidates"])
-    if options.solver.folds:
-        summary["cross_validated"] = cross_validate(lesson, index.images, options.solver, options.fit)
+    if options.solver.folds and rows is not None:
+        summary["cross_validated"] = cross_validate(lesson, rows, index.images, options.solver, options.fit)
     return _Trained(head, options, summary, curves)
 
 

@@ -67,7 +67,13 @@ def _obstacle(lesson: Lesson, head: HeadOptions, options: FitOptions, search: Se
 
 
 def solve_head(
-    lesson: Lesson, images: np.ndarray, solver: SolverOptions, options: FitOptions, *, keep_validation: bool
+    lesson: Lesson,
+    images: np.ndarray,
+    solver: SolverOptions,
+    options: FitOptions,
+    *,
+    keep_validation: bool,
+    rows: HeldRows | None = None,
 ) -> tuple[keras.Model, Solution]:
     """Choose transform and penalty, solve, and put the solution into a Keras model.
 
@@ -78,6 +84,7 @@ def solve_head(
         options: seed and class weights.
         keep_validation: leave the validation rows out of the last solution, because they are what metrics are measured
             on; they then choose nothing either.
+        rows: what `rows_in_memory` gives, where that is known.
 
     Returns:
         The head, vectors -> probabilities; and the solution in it.
@@ -85,7 +92,7 @@ def solve_head(
     train, validation = check_searchable(lesson), lesson.sources.validation
     vectors, numbers, held_out = train.vectors, train.numbers, None
     if isinstance(validation, MatrixSource) and not keep_validation:
-        vectors, numbers = _rows_in_memory(lesson)
+        vectors, numbers = rows or rows_in_memory(lesson)
         if vectors.size * len(lesson.counts) > LARGEST_WITH_FOLDS:
             held_out = np.arange(len(numbers)) >= train.rows
     solution = solve(
@@ -116,7 +123,11 @@ def solve_head(
     return head, solution
 
 
-def _rows_in_memory(lesson: Lesson) -> tuple[np.ndarray, np.ndarray]:
+HeldRows = tuple[np.ndarray, np.ndarray]
+"""Vectors, float32 [n, dimension], and the numbers of their rows, int64 [n]."""
+
+
+def rows_in_memory(lesson: Lesson) -> HeldRows:
     """Vectors and row numbers of the training rows, and behind them of the validation rows where there are some."""
     sources = [check_searchable(lesson), lesson.sources.validation]
     held = [source for source in sources if isinstance(source, MatrixSource)]
@@ -127,11 +138,14 @@ def _transforms(solver: SolverOptions) -> tuple[VectorTransform, ...]:
     return (solver.vector_transform,) if solver.vector_transform else tuple(VectorTransform)
 
 
-def cross_validate(lesson: Lesson, images: np.ndarray, solver: SolverOptions, options: FitOptions) -> dict[str, Any]:
+def cross_validate(
+    lesson: Lesson, rows: HeldRows, images: np.ndarray, solver: SolverOptions, options: FitOptions
+) -> dict[str, Any]:
     """Accuracy over rows that were each left out once; penalty and transform are chosen anew within each fold.
 
     Args:
-        lesson: what to learn; its training and validation rows are in memory.
+        lesson: what to learn.
+        rows: its training and validation rows, as `rows_in_memory` gives them.
         images: a number for each row of the set [rows], equal for images that are left out together.
         solver: how many folds, and which transform to use.
         options: seed and class weights.
@@ -142,7 +156,7 @@ def cross_validate(lesson: Lesson, images: np.ndarray, solver: SolverOptions, op
     from transforms.training.compare import probe
     from transforms.training.exact import cut_folds
 
-    vectors, numbers = _rows_in_memory(lesson)
+    vectors, numbers = rows
     targets = lesson.targets(numbers)
     folds = cut_folds(targets, images[numbers], solver.folds, options.seed)
     answers = probe(

@@ -74,9 +74,11 @@ def save_models(
         index: the classes.
         folder: local.
     """
-    from transforms.training.head import join, save, to_json
+    from transforms.models.weights import values_sha256
+    from transforms.training.head import embedder_of, join, save, to_json
     from transforms.training.output import ResultFile
 
+    whole = None if embedder is None else join(embedder, column, head)
     labels = {
         "labels": index.classes,
         "multi_label": index.multi_label,
@@ -85,8 +87,9 @@ def save_models(
         "spec": spec.to_dict(),
     }
     models = {ResultFile.CLASSIFIER: head}
-    if embedder is not None:
-        models[ResultFile.IMAGE_CLASSIFIER] = join(embedder, column, head)
+    if whole is not None:
+        labels["embedder_sha256"] = values_sha256(embedder_of(whole))
+        models[ResultFile.IMAGE_CLASSIFIER] = whole
     for name, model in models.items():
         save(model, labels, folder / name)
     return {**{name: folder / name for name in models}, ResultFile.LABELS: to_json(labels)}

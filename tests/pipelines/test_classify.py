@@ -17,6 +17,7 @@ from transforms.classify.predictions import PredictionLayout
 from transforms.core.types import Row
 from transforms.images.decode import ImageOptions, decode_image
 from transforms.runs.part_files import PartOptions
+from transforms.training.head import embedder_of, join, read_labels, save
 
 IMAGES = 23
 
@@ -95,6 +96,28 @@ def take(name):
     return replace
 
 
+def change_backbone(trained, other):
+    """The same head behind a backbone whose weights differ in one number; labels.json inside as before."""
+    path = trained / "image_classifier.keras"
+    model, labels = keras.saving.load_model(path), read_labels(path)
+    kernel = next(variable for variable in model.weights if len(variable.shape) == 4)
+    values = np.array(kernel)
+    values.flat[0] += 1e-3
+    kernel.assign(values)
+    save(model, labels, path)
+
+
+def shift_head(trained, other):
+    """The same kernel and backbone, another mean: a constant of the graph."""
+    path = trained / "image_classifier.keras"
+    whole, labels = keras.saving.load_model(path), read_labels(path)
+    head = whole.layers[-1]
+    config = json.dumps(head.get_config())
+    shifted = keras.Model.from_config(json.loads(re.sub(r'("value": \[)[^],]+', r"\g<1>0.125", config, count=1)))
+    shifted.set_weights(head.get_weights())
+    save(join(embedder_of(whole), "embedding", shifted), labels, path)
+
+
 def save_again(trained, other):
     model = keras.saving.load_model(trained / "classifier.keras")
     model.save(trained / "classifier.keras")
@@ -105,6 +128,8 @@ MIXED = {
     "another spec": (name_another_spec, r"classifier\.keras .* differ in spec\."),
     "another training's classifier.keras": (take("classifier.keras"), r"it is of another training"),
     "another training's image_classifier.keras": (take("image_classifier.keras"), r"it is of another training"),
+    "another backbone": (change_backbone, r"other weights before its classifier"),
+    "another mean": (shift_head, r"it is of another training"),
     "a model without its labels": (save_again, r"it holds no labels\.json"),
 }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,12 @@ from transforms.core.digests import file_sha256
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
 from transforms.models.embedder import Embedder, columns
+from transforms.models.graph import graph_sha256
 from transforms.models.openvino_model import OpenVinoEmbedder
 from transforms.models.prediction import predict_rows
 from transforms.models.staged import LoadedModel, StagedEngine, StagedModel, check_sha256, read_staged, stage
-from transforms.training.head import load, read_labels
+from transforms.models.weights import values_sha256
+from transforms.training.head import embedder_of, load, read_labels
 from transforms.training.output import ResultFile
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class TrainedClassifier:
         column: the embedding column it was trained on.
         spec: of the vectors it takes.
         sha256: of classifier.keras, which holds the labels and the spec too: the classifier's identity.
+        about: the content of labels.json.
     """
 
     folder: str
@@ -52,6 +55,7 @@ class TrainedClassifier:
     column: str
     spec: EmbedderSpec
     sha256: str
+    about: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def own_spec(self) -> EmbedderSpec:
@@ -106,6 +110,7 @@ def open_classifier(folder: str) -> TrainedClassifier:
                 about["embedding_column"],
                 EmbedderSpec.from_dict(about["spec"]),
                 file_sha256(path),
+                about,
             )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ImagebeamError(f"{uri} cannot be understood ({error!r}). Train the classifier again.") from error
@@ -260,29 +265,32 @@ def _stage_embedder(classifier: TrainedClassifier, folder: str, head: keras.Mode
     try:
         with storage.local_file(uri) as path:
             sha256 = file_sha256(path)
-            _refuse_other_training(path, _about(classifier), uri)
+            _refuse_other_training(path, classifier.about, uri)
             whole = load(path)
     except FileNotFoundError as error:
         raise ImagebeamError(
             f"{uri} is missing: the classifier was trained with --skip_image_classifier. Classify embeddings with "
             "--embeddings, or train without it."
         ) from error
-    import keras
-
-    vectors = whole.layers[-2].output  # what the last layer, the head, takes: see `classifier.join`
-    ours, theirs = head.get_weights(), whole.layers[-1].get_weights()
-    if vectors.shape[1:] != head.input_shape[1:] or not _are_equal(ours, theirs):
+    if not _are_equal(head, whole.layers[-1]):
         raise ImagebeamError(
             f"{uri} does not end in the classifier beside it: it is of another training. Take all files of one "
             "training."
         )
-    embedder = Embedder(classifier.own_spec, keras.Model(whole.input, vectors, name="embedder"))
+    model = embedder_of(whole)
+    # Classifiers of earlier versions do not say it.
+    if (told := classifier.about.get("embedder_sha256")) and told != values_sha256(model):
+        raise ImagebeamError(
+            f"{uri} has other weights before its classifier than {ResultFile.LABELS} says, and would give others. "
+            "Take all files of one training."
+        )
+    embedder = Embedder(classifier.own_spec, model)
     return stage(LoadedModel(embedder), folder, {"source": uri, "file_sha256": sha256})
 
 
-def _about(classifier: TrainedClassifier) -> Any:
-    return json.loads(storage.read_bytes(storage.join(classifier.folder, ResultFile.LABELS)))
-
-
-def _are_equal(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> bool:
-    return len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
+def _are_equal(one: keras.Model, other: keras.Model) -> bool:
+    """Whether two heads compute the same: in their weights, and in the constants of their graphs."""
+    ours, theirs = one.get_weights(), other.get_weights()
+    if len(ours) != len(theirs) or not all(map(np.array_equal, ours, theirs)):
+        return False
+    return graph_sha256(one) == graph_sha256(other)

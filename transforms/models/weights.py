@@ -221,6 +221,17 @@ def finalize(model: keras.Model) -> None:
             layer.finalize_state()
 
 
+def values_sha256(model: keras.Model) -> str:
+    """SHA-256 over the weight values, whatever their order in the model: a loaded copy may have another."""
+    import keras
+
+    digests = []
+    for variable in model.weights:
+        value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+        digests.append(hashlib.sha256(f"{value.dtype.str}{value.shape}".encode() + value.tobytes()).digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
 def digest(model: keras.Model) -> str:
     """SHA-256 over the weight values, in the model's order: the same numbers in any file format have one digest."""
     import keras

@@ -251,6 +251,13 @@ def join(embedder: keras.Model, column: str, head: keras.Model) -> keras.Model:
     return with_constant_normalization(keras.Model(embedder.input, head(vectors), name="image_classifier"))
 
 
+def embedder_of(whole: keras.Model) -> keras.Model:
+    """The embedder of what `join` gives: images -> the vectors that its last layer, the head, takes."""
+    import keras
+
+    return keras.Model(whole.input, whole.layers[-2].output, name="embedder")
+
+
 def save(model: keras.Model, labels: Mapping[str, Any], path: Path) -> None:
     """Write a `.keras` file that plain Keras loads in safe mode, with the content of `LABELS_FILE` in it."""
     model.save(path)
