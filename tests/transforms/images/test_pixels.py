@@ -3,12 +3,16 @@
 import dataclasses
 from collections import Counter
 
+import imagecodecs
 import pytest
 
 from tests.support.pixels.check import cases, check
 from tests.support.pixels.readers import READERS
 
 ELSEWHERE = ("ImageMagick", "TensorFlow")
+PACKS_BITS = "not implemented" not in (imagecodecs.packints_encode.__doc__ or "")
+"""Whether TIFF of fewer than 8 bits can be written: the imagecodecs of the oldest stack cannot, though it reads it."""
+
 LOSSY = {name: READERS[name] for name in ("Pillow", "imagecodecs")}
 
 
@@ -20,7 +24,10 @@ def results():
 
 
 def test_every_file_is_written_and_shows_what_was_written(results):
-    assert [(str(result.case), result.unwritten) for result in results if result.unwritten] == []
+    unwritten = [
+        result for result in results if result.unwritten and (PACKS_BITS or "packints" not in result.unwritten)
+    ]
+    assert [(str(result.case), result.unwritten) for result in unwritten] == []
     assert [(str(result.case), result.problem) for result in results if result.problem] == []
 
 
