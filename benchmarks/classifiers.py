@@ -91,7 +91,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.output or write_digits(Path(temporary))
         labelled = read_rows(folder, args.column)
-        found = [compare(folder, args.column, labelled, seed) for seed in range(args.splits)]
+        found = []
+        for seed in range(args.splits):
+            found.append(compare(folder, args.column, labelled, seed))
+            print(f"split {seed}: {found[-1]['imagebeam']:.4f}  {found[-1]['baseline']:.4f}", flush=True)
     differences = [pair["imagebeam"] - pair["baseline"] for pair in found]
     error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
     rows = [

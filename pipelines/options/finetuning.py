@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from dataclasses import dataclass, field
 
 from pipelines.common.fields import Options, flag, refuse_both
@@ -126,19 +127,21 @@ class FinetuneOptions:
             )
         if len(config.layers) > 1:
             raise ImagebeamError(f"A classifier takes one --layer. Received: {', '.join(config.layers)}.")
-        learning = self.tune.given("augment", "unfreeze_per_epoch") + self.fit.given(*_OF_THE_MODEL, usual=FIT)
+        learning = self.tune.given("augment", "unfreeze_per_epoch")
         refuse_both(self.tune.given("freeze_all"), learning, "A model that stays as it is does not learn.")
         refuse_idle_patience(self.rows, self.fit, FIT)
 
     @property
     def head_fit(self) -> FitOptions:
-        """How the classifier learns alone, on vectors, before the model does."""
+        """How the classifier learns alone, on vectors: before the model does, or in its place where that is frozen."""
         shared = {name: getattr(self.fit, name) for name in _SHARED}
-        return FitOptions(epochs=self.tune.head_epochs, learning_rate=self.tune.head_learning_rate, **shared)
+        how = FitOptions(epochs=self.tune.head_epochs, learning_rate=self.tune.head_learning_rate, **shared)
+        given = [name for name in _OF_WHAT_LEARNS if getattr(self.fit, name) != getattr(FIT, name)]
+        return dataclasses.replace(how, **{name: getattr(self.fit, name) for name in given if self.tune.freeze_all})
 
 
-_OF_THE_MODEL = ("epochs", "learning_rate", "learning_rate_schedule", "patience")
-"""Fields of `FitOptions` that say how the model learns, and nothing of the head alone."""
+_OF_WHAT_LEARNS = ("epochs", "learning_rate", "learning_rate_schedule", "patience")
+"""Fields of `FitOptions` that are about the model, or about the classifier alone where all of the model is frozen."""
 
 _SHARED = ("weight_decay", "label_smoothing", "balance_classes", "seed")
 """Fields of `FitOptions` that hold in both phases."""

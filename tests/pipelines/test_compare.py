@@ -8,6 +8,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from pipelines.cli import run_job
+from pipelines.runtime.compared import print_table
 from tests.support.embedding_sets import blobs, write_output
 from transforms.training.compare import Answers, common_rows, nearest_neighbours
 from transforms.training.exact import cut_folds
@@ -112,3 +113,8 @@ def test_intervals_are_of_the_differences():
 def test_errors(sets, capsys, arguments, message):
     paths = [sets[0] / word if word in ("good", "noisy", "missing") else word for word in arguments]
     assert message in compare(capsys, *paths, code=2)
+
+
+def test_names_of_folders_are_neither_markup_nor_obeyed(capsys):
+    print_table(("embedding", "length"), [("out/[red]a[/red]\x1b[2J 猫", "3")], "title")
+    assert r"out/[red]a[/red]\x1b[2J 猫" in capsys.readouterr().out

@@ -33,14 +33,7 @@ ROWS = [
     ("--validation_split 0.0", "--patience 5"),
 ]
 FREEZE = ["--freeze_layers 3", "--freeze_keras_layers 3", "--freeze_until block1_pool", "--freeze_all"]
-MODEL_LEARNS = [
-    "--augment flip",
-    "--unfreeze_per_epoch 2",
-    "--epochs 3",
-    "--learning_rate 0.1",
-    "--learning_rate_schedule cosine",
-    "--patience 5",
-]
+MODEL_LEARNS = ["--augment flip", "--unfreeze_per_epoch 2"]
 FINETUNE = [
     *((one, other) for place, one in enumerate(FREEZE) for other in FREEZE[place + 1 :]),
     *(("--freeze_all", flag) for flag in MODEL_LEARNS),

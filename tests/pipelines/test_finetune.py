@@ -10,7 +10,11 @@ import keras
 import numpy as np
 import pytest
 
+from pipelines import finetune as finetune_job
 from pipelines.cli import run_job
+from pipelines.options.finetuning import FIT
+from pipelines.options.training import FitOptions
+from pipelines.runtime.training_result import TrainResult
 from tests.support.extracting import extract, manifest, small_images
 from tests.transforms.models.test_weights import WRITERS
 from transforms.core.errors import ImagebeamError
@@ -292,6 +296,32 @@ def build_sigmoid(head):
     return keras.Model(head.input, keras.layers.Activation("sigmoid")(logits))
 
 
+def test_epochs_are_of_what_learns(monkeypatch):
+    """The model; or the classifier, where all of the model is frozen."""
+    seen = []
+    monkeypatch.setattr(finetune_job, "run", lambda options: seen.append(options) or TrainResult({}, ()))
+    flags = [
+        "--epochs",
+        "4",
+        "--learning_rate",
+        "0.1",
+        "--patience",
+        "7",
+        "--weight_decay",
+        "0.5",
+        "--head_epochs",
+        "9",
+    ]
+    for frozen in ([], ["--freeze_all"]):
+        assert finetune_job.main(["--input", "i", "--output", "o", *flags, *frozen]) == 0
+    tuned, frozen = seen
+    for options in seen:
+        assert (options.fit.epochs, options.fit.learning_rate, options.fit.patience) == (4, 0.1, 7)
+    assert tuned.head_fit == FitOptions(epochs=9, weight_decay=0.5)
+    assert frozen.head_fit == FitOptions(epochs=4, learning_rate=0.1, patience=7, weight_decay=0.5)
+    assert dataclasses.replace(frozen, fit=FIT).head_fit == FitOptions(epochs=9)
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("flags", "message"),
@@ -309,7 +339,6 @@ class TestErrors:
             (["--tune_epochs", "1"], "unknown flag"),
             (["--freeze_layers", "3", "--freeze_keras_layers", "3"], "--freeze_layers 3 and --freeze_keras_layers 3"),
             (["--freeze_all", "--augment", "flip"], "--freeze_all and --augment flip"),
-            (["--freeze_all", "--epochs", "3"], "--freeze_all and --epochs 3"),
             (["--freeze_all", "--unfreeze_per_epoch", "3"], "--freeze_all and --unfreeze_per_epoch 3"),
             (["--unfreeze_per_epoch", "1", "--epochs", "9"], "--unfreeze_per_epoch 1 and --epochs 9"),
             (["--keep_columns", "x"], "unknown flag"),

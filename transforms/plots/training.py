@@ -132,7 +132,8 @@ def label_outcomes(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[s
 def _names(classes: Sequence[str], chosen: np.ndarray, title: str) -> tuple[list[str], str]:
     """Names of the chosen classes to draw, and the title with a note where some of them are numbers."""
     names, numbered = shown_names([classes[number] for number in chosen], chosen.tolist())
-    return names, f"{title}\n#: names that cannot be drawn here, by their place in labels.json" if numbered else title
+    note = "\n#: names that cannot be drawn here, by their place in labels.json, from 0" if numbered else ""
+    return names, title + note
 
 
 def _heatmap(
