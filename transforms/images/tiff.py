@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 
-import imagecodecs  # noqa: F401  tifffile imports it when it must, which the first image should not pay for
+import imagecodecs  # tifffile would import it when it must, which the first image should not pay for
 import numpy as np
 import PIL.Image
 from tifffile import TiffFile, TiffPage
@@ -28,6 +28,7 @@ _NONE, _OLD_JPEG, _WEBP = 1, 6, 50001
 _JPEG_2000 = {33003, 33004, 33005, 34712}
 _PACKED = {_NONE, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000}
 """None, CCITT, LZW, deflate, PackBits, LZMA, Zstandard: these decode to no more than is asked for."""
+_FAX = {2, 3, 4}
 _ORIENTATION, _OLD_JPEG_START, _ICC_PROFILE, _DNG_VERSION, _SUB_FILES, _INK_SET = 274, 513, 34675, 50706, 330, 332
 _MAX_PAGES = 64
 
@@ -109,6 +110,8 @@ def _check_supported(page: TiffPage) -> None:
         )
     if page.compression not in _PACKED | _JPEG_2000 | {JPEG, _OLD_JPEG, _WEBP}:
         raise ImageError("unsupported_compression", f"The TIFF's compression is not decoded: {int(page.compression)}.")
+    if page.compression in _FAX and not hasattr(imagecodecs, "ccittfax4_decode"):
+        raise ImageError("unsupported_compression", "The TIFF's fax compression needs imagecodecs 2026.3 or newer.")
     if (
         photometric == YCBCR
         and page.compression not in (JPEG, _OLD_JPEG)

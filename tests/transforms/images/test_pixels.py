@@ -13,6 +13,9 @@ ELSEWHERE = ("ImageMagick", "TensorFlow")
 PACKS_BITS = "not implemented" not in (imagecodecs.packints_encode.__doc__ or "")
 """Whether TIFF of fewer than 8 bits can be written: the imagecodecs of the oldest stack cannot, though it reads it."""
 
+DECODES_FAX = hasattr(imagecodecs, "ccittfax4_decode")
+"""Whether fax TIFF can be decoded: the imagecodecs of the oldest stack cannot, and each such file is a failure."""
+
 LOSSY = {name: READERS[name] for name in ("Pillow", "imagecodecs")}
 
 
@@ -28,7 +31,12 @@ def test_every_file_is_written_and_shows_what_was_written(results):
         result for result in results if result.unwritten and (PACKS_BITS or "packints" not in result.unwritten)
     ]
     assert [(str(result.case), result.unwritten) for result in unwritten] == []
-    assert [(str(result.case), result.problem) for result in results if result.problem] == []
+    problems = [(str(result.case), result.failure, result.problem) for result in results if result.problem]
+    if not DECODES_FAX:
+        fax = [case for case in problems if case[1] == "unsupported_compression" and "fax" in case[2]]
+        assert len(fax) == 3
+        problems = [case for case in problems if case not in fax]
+    assert problems == []
 
 
 def test_the_matrix_is_wide(results):
