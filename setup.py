@@ -10,6 +10,7 @@ HEIF = ["pillow-heif>=1.1"]
 OPENVINO = ["nncf>=3.4,<4", "openvino>=2026.4"]
 S3 = ["apache-beam[aws]>=2.72,<2.78"]
 AZURE = ["apache-beam[azure]>=2.72,<2.78"]
+HDFS = ["apache-beam[hadoop]>=2.72,<2.78"]
 # tensorflow-io's last release works with TensorFlow 2.16 alone. That makes this the oldest stack that is supported: its
 # lock gives the lower bounds below, and `make test-tfio` tests it.
 TFIO = ["pydicom>=3.0", "tensorflow-io>=0.37.1,<0.38", "tensorflow>=2.16.2,<2.17"]
@@ -67,7 +68,8 @@ setup(
         "openvino": OPENVINO,
         "s3": S3,
         "azure": AZURE,
-        "all": TRAIN + ONNX + HEIF + OPENVINO + S3 + AZURE,
+        "hdfs": HDFS,
+        "all": TRAIN + ONNX + HEIF + OPENVINO + S3 + AZURE + HDFS,
         "tfio": TFIO,
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "dev": [

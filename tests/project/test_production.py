@@ -18,10 +18,11 @@ from tests.support.environments import pins
 from tests.support.extracting import WRITERS
 from tests.support.image_samples import picture
 from tests.support.production import SMALL, folder_of_classes, samples, totals
+from tests.support.webhdfs import serve_webhdfs
 
 pytestmark = [pytest.mark.slow, pytest.mark.install, pytest.mark.timeout(1200)]
 
-EXTRAS = ("train", "onnx", "heif", "openvino", "s3", "azure")
+EXTRAS = ("train", "onnx", "heif", "openvino", "s3", "azure", "hdfs")
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +182,20 @@ class TestExtras:
         environment.python(
             "-c", "from apache_beam.io.filesystems import FileSystems as f; f.get_filesystem('azfs://a/b/c')"
         )
+
+    def test_hdfs(self, with_extra, tmp_path):
+        """Against a stand-in for WebHDFS, which runs in the tests' own process."""
+        environment = with_extra("hdfs")
+        folder_of_classes(tmp_path)
+        with serve_webhdfs() as server:
+            for path in sorted(tmp_path.rglob("*.png")):
+                server.files[f"/photos/{path.parent.name}/{path.name}"] = path.read_bytes()
+            at = ("--hdfs_host", "127.0.0.1", "--hdfs_port", server.port, "--hdfs_user", "me")
+            run = ("--input", "hdfs://photos", "--output", "hdfs://out", *SMALL)
+            assert "--hdfs_host" in environment.imagebeam("extract", *run, code=2)
+            environment.imagebeam("extract", *run, *at)
+            assert json.loads(server.files["/out/manifest.json"])["totals"]["embedded"] == 20
+            environment.imagebeam("extract", *run, *at)
 
     def test_are_all_tried(self):
         import tests.project.test_production as module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,17 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadat
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from transforms.core.errors import ImagebeamError
 from transforms.storage.base import replaced
 from transforms.storage.files import FileInfo, UriRange
 from transforms.storage.globs import Glob
 from transforms.storage.uris import lacks_extra, missing_file_system
+
+_SETTINGS = {
+    "hdfs": "Give --hdfs_host, --hdfs_port (WebHDFS': often 9870) and --hdfs_user.",
+    "azfs": "Give --blob_service_endpoint, or set AZURE_STORAGE_CONNECTION_STRING.",
+}
+"""Scheme -> what its file system must be told."""
 
 
 def stat(uri: str) -> FileInfo | None:
@@ -70,10 +78,28 @@ def read_bytes(uri: str, version: str | None) -> bytes:
 
 
 def publish(uri: str, source: bytes | Path, overwrite: bool) -> None:
-    """Write through Beam; as atomic as its FileSystem is (object stores show a file once it is closed)."""
+    """Write through Beam, so that nobody sees half of it.
+
+    Object stores show a file once it is closed. Where there are folders (hdfs://) it is written under another name and
+    renamed; what it replaces is deleted right before that, since nothing there renames over a file.
+    """
     if not overwrite and stat(uri) is not None:
         raise FileExistsError(f"{uri} exists already")
-    with _errors_named(uri), _file_system(uri).create(uri, compression_type=CompressionTypes.UNCOMPRESSED) as target:
+    files = _file_system(uri)
+    if not files.has_dirs():
+        _write(files, uri, source)
+        return
+    folder, _, name = uri.rpartition("/")
+    unfinished = f"{folder}/.{name}.{secrets.token_hex(4)}"
+    make_dirs(folder)
+    _write(files, unfinished, source)
+    delete(uri)
+    with _errors_named(uri):
+        files.rename([unfinished], [uri])
+
+
+def _write(files: FileSystem, uri: str, source: bytes | Path) -> None:
+    with _errors_named(uri), files.create(uri, compression_type=CompressionTypes.UNCOMPRESSED) as target:
         if isinstance(source, Path):
             with source.open("rb") as original:
                 shutil.copyfileobj(original, target)
@@ -111,11 +137,36 @@ def remove_leftovers(uri: str) -> None:
 def _match(start: str) -> Iterator[FileInfo]:
     """The files, at any depth, whose uris begin with `start`."""
     plain = re.split(r"[*?[]", start)[0]  # Beam has no way to quote them.
+    files = _file_system(start)
     with _errors_named(start):
-        for match in _file_system(start).match([f"{plain}**"]):
-            for info in match.metadata_list:
-                if info.path.startswith(start):
-                    yield _file_info(info)
+        for info in _walk(files, plain) if files.has_dirs() else _list(files, f"{plain}**"):
+            if info.path.startswith(start):
+                yield _file_info(info)
+
+
+def _walk(files: FileSystem, start: str) -> Iterator[FileMetadata]:
+    """Of a file system with folders: Beam lists hdfs:// one folder at a time, those in it as if files of no bytes."""
+    if not files.exists(start.rpartition("/")[0]):
+        return
+    try:
+        found = list(_list(files, f"{start}**"))
+    except BeamIOError as error:
+        if "not a directory" not in str(error):
+            raise
+        return
+    for info in found:
+        below = _walk(files, f"{info.path.rstrip('/')}/") if info.size_in_bytes == 0 else iter(())
+        first = next(below, None)
+        if first is None:
+            yield info
+        else:
+            yield first
+            yield from below
+
+
+def _list(files: FileSystem, pattern: str) -> Iterator[FileMetadata]:
+    for match in files.match([pattern]):
+        yield from match.metadata_list
 
 
 def _file_info(info: FileMetadata) -> FileInfo:
@@ -129,8 +180,11 @@ def _file_system(uri: str) -> FileSystem:
         FileSystems.set_options(PipelineOptions([]))  # those of s3:// and azfs:// refuse to work without any
     try:
         return FileSystems.get_filesystem(uri)
-    except ValueError as error:
-        raise missing_file_system(uri) from error
+    except (ValueError, BeamIOError) as error:
+        scheme = uri.partition("://")[0]
+        if scheme not in _SETTINGS:
+            raise missing_file_system(uri) from error
+        raise ImagebeamError(f"{scheme}:// cannot be used: {error}. {_SETTINGS[scheme]} Received: {uri!r}.") from error
 
 
 @contextlib.contextmanager
@@ -139,4 +193,14 @@ def _errors_named(uri: str) -> Iterator[None]:
     try:
         yield
     except BeamIOError as error:
-        raise OSError(f"{uri}: {error}") from error
+        raise OSError(_reason(uri, error)) from error
+
+
+def _reason(uri: str, error: BeamIOError) -> str:
+    """What a file system says, without Beam's dict around it, and the settings that it may lack."""
+    details = error.exception_details
+    causes = list(details.values()) if isinstance(details, dict) else []
+    said = "; ".join(str(cause) for cause in causes) or str(error)
+    settings = _SETTINGS.get(uri.partition("://")[0])
+    lacks = settings is not None and any(isinstance(cause, ValueError) for cause in causes)
+    return f"{uri}: {said.rstrip('.')}.{f' {settings}' if lacks else ''}"

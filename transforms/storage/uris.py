@@ -25,7 +25,12 @@ class _Extra(NamedTuple):
     module: str
 
 
-_EXTRAS = {"gs": None, "hdfs": None, "s3": _Extra("s3", "boto3"), "azfs": _Extra("azure", "azure.storage.blob")}
+_EXTRAS = {
+    "gs": None,
+    "hdfs": _Extra("hdfs", "hdfs"),
+    "s3": _Extra("s3", "boto3"),
+    "azfs": _Extra("azure", "azure.storage.blob"),
+}
 """Scheme -> the extra that brings its file system; None where none is needed."""
 
 _MEANT = {
@@ -132,7 +137,7 @@ def missing_file_system(uri: str) -> ImagebeamError:
     elif scheme in _MEANT:
         remedy = f"Did you mean {_MEANT[scheme]}://?"
     else:
-        remedy = "Known are local paths, gs://, s3:// (extra s3), azfs:// (extra azure) and hdfs://."
+        remedy = "Known are local paths, gs://, s3:// (extra s3), azfs:// (extra azure) and hdfs:// (extra hdfs)."
     return ImagebeamError(f"No file system is installed for {scheme}://. {remedy} Received: {uri!r}.")
 
 

@@ -16,6 +16,7 @@ from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.localfilesystem import LocalFileSystem
 
 from tests.support.gcs_server import gcs  # noqa: F401
+from tests.support.webhdfs import serve_webhdfs
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.storage import gcs as gcs_store
@@ -65,6 +66,13 @@ class OddFileSystem(LocalFileSystem):
 
     def exists(self, path):
         return super().exists(path.removeprefix("odd://"))
+
+    def mkdirs(self, path):
+        super().mkdirs(path.removeprefix("odd://"))
+
+    def rename(self, sources, targets):
+        for source, target in zip(sources, targets, strict=True):
+            os.rename(source.removeprefix("odd://"), target.removeprefix("odd://"))
 
     def delete(self, paths):
         for path in paths:
@@ -491,3 +499,58 @@ def test_a_listing_that_is_denied_in_between_goes_on_where_it_was(gcs, uri, deni
         with pytest.raises(PermissionError, match="may not be accessed"):
             list(listing)
     gcs.faults.clear()
+
+
+@pytest.fixture
+def hdfs(monkeypatch):
+    """A stand-in for WebHDFS that Beam's file system speaks to."""
+    pytest.importorskip("hdfs", reason="no hdfs package: the extra hdfs")
+    from apache_beam.io.filesystems import FileSystems
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    with serve_webhdfs() as server:
+        at = ["--hdfs_host=127.0.0.1", f"--hdfs_port={server.port}", "--hdfs_user=me"]
+        monkeypatch.setattr(FileSystems, "_pipeline_options", PipelineOptions(at))
+        yield server
+
+
+def test_hdfs_lists_folders_in_folders_and_takes_empty_files_for_files(hdfs):
+    names = ["a.jpg", "b/c.jpg", "b/d/e.jpg", "b/d/empty.jpg", "f.png"]
+    for name in names:
+        hdfs.files[f"/in/{name}"] = b"" if "empty" in name else b"x"
+    assert [info.uri for info in storage.list_files("hdfs://in")] == [f"hdfs://in/{name}" for name in names]
+    assert [info.uri for info in storage.list_files("hdfs://in/b/**/*.jpg")] == [
+        f"hdfs://in/{name}" for name in names[1:4]
+    ]
+    assert list(storage.list_folder("hdfs://in/missing")) == []
+    assert storage.read_bytes("hdfs://in/b/c.jpg") == b"x"
+
+
+def test_hdfs_shows_no_half_file_and_replaces_a_whole_one(hdfs):
+    seen = []
+    original = type(hdfs).status
+
+    def watch(self, path, suffix=""):
+        seen.append((path, self.files.get("/out/part")))
+        return original(self, path, suffix)
+
+    type(hdfs).status = watch
+    try:
+        for data in (b"1" * 100_000, b"2" * 100_000):
+            storage.publish("hdfs://out/part", data)
+            assert storage.read_bytes("hdfs://out/part") == data
+    finally:
+        type(hdfs).status = original
+    assert {data for _, data in seen} <= {None, b"1" * 100_000, b"2" * 100_000}
+    assert [name for name in hdfs.files if name.startswith("/out")] == ["/out/part"]
+    with pytest.raises(FileExistsError):
+        storage.publish("hdfs://out/part", b"3", overwrite=False)
+    storage.delete("hdfs://out/part")
+    assert not storage.exists("hdfs://out/part")
+
+
+def test_what_hdfs_lacks_is_named():
+    pytest.importorskip("hdfs", reason="no hdfs package: the extra hdfs")
+    code = "from transforms import storage\nstorage.exists('hdfs://in/x')"
+    run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert "--hdfs_host" in run.stderr
