@@ -15,8 +15,8 @@ from tests.support.environments import LOCK, PACKAGES, ROOT, pins
 
 FILES = sorted(path for folder in PACKAGES for path in folder.rglob("*.py"))
 OWN = {folder.name for folder in PACKAGES} | {"imagebeam"}
-OTHER_BACKENDS = {"jax", "torch"}
-"""What Keras can compute with in TensorFlow's place; imported where it does, so installed there."""
+BROUGHT_BY_USERS = {"jax", "torch", "onnxruntime"}
+"""What Keras can compute with in TensorFlow's place, imported where it does, and what tries an export to ONNX."""
 
 NAMESPACES = {"google"}
 """Packages that many distributions share: the next name tells which."""
@@ -75,7 +75,7 @@ def asked_for():
 def test_every_import_is_in_the_production_lock(path):
     locked = set(pins(LOCK))
     for module in foreign(path):
-        if module.partition(".")[0] in OTHER_BACKENDS:
+        if module.partition(".")[0] in BROUGHT_BY_USERS:
             continue
         found = distributions(module)
         assert found & locked, f"{module} comes from {found or 'nothing installed'}: not in {LOCK}"
