@@ -13,7 +13,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import build_embedder, load_backbone, resolve
 from transforms.models.staged import stage_model
-from transforms.training.backbone import freeze
+from transforms.training.backbone import Frozen, freeze
 
 PIXELS = np.random.default_rng(0).integers(256, size=(3, 24, 20, 3), dtype=np.uint8)
 MODES = {
@@ -176,7 +176,7 @@ def test_other_weights_for_the_same_model(save, tmp_path):
 def test_freezing_counts_its_layers_and_reaches_into_them(save):
     config = EmbedderConfig(save(functional()))
     backbone = load_backbone(config)
-    layers = freeze(backbone, config.spec("0" * 64), until="low")
+    layers = freeze(backbone, config.spec("0" * 64), Frozen(until="low"))
     assert [layer.name for layer in layers if layer.trainable] == ["high"]
     assert not backbone.get_layer("composite").norm.trainable
     assert not backbone.get_layer("low").trainable
