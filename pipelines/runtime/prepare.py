@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipelines.options.extraction import InputOptions, OutputOptions
-from pipelines.runtime.engines import ModelLoader
 from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError, refused
 from transforms.core.formats import InputFormat, LabelFrom
@@ -27,6 +26,7 @@ from transforms.models.staged import LoadedModel, StagedModel
 from transforms.runs import lease, manifest, part_files
 
 if TYPE_CHECKING:
+    from pipelines.runtime.engines import ModelLoader
     from transforms.embed.sampling import Drawn
     from transforms.images.decode import ImageOptions
 

@@ -74,6 +74,7 @@ def test_neighbours_are_those_of_scikit_learn(sets):
     assert (found == expected).mean() > 0.99  # of the same neighbours, weighed by another distance
 
 
+@pytest.mark.slow
 def test_the_probe_is_as_good_as_cross_validated_logistic_regression(sets, capsys):
     from sklearn.linear_model import LogisticRegressionCV
     from sklearn.pipeline import make_pipeline

@@ -136,6 +136,7 @@ def test_names_and_labels_that_are_not_unicode_end_as_rows_or_failures(tmp_path,
     assert failures(output) == {f"{shard}#dog": ("read", "bad_value")}
 
 
+@pytest.mark.slow
 def test_native_sizes_give_the_vectors_of_plain_keras(tmp_path):
     import keras
 
@@ -147,10 +148,9 @@ def test_native_sizes_give_the_vectors_of_plain_keras(tmp_path):
     assert_vectors(embeddings(tmp_path / "out", by="sha256"), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.real_weights
-@pytest.mark.parametrize(
-    ("pooling", "size"), [("avg", (96, 128)), pytest.param("max", (224, 224), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("pooling", "size"), [("avg", (96, 128)), ("max", (224, 224))])
 def test_real_vgg16_gives_what_plain_keras_applications_gives(tmp_path, pooling, size):
     import keras
 
