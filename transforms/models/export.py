@@ -16,6 +16,7 @@ import numpy as np
 
 from transforms.core.errors import ImagebeamError
 from transforms.models.keras_import import chosen_backend, pinned_keras
+from transforms.models.openvino_model import converter, import_openvino
 
 if TYPE_CHECKING:
     import keras
@@ -90,7 +91,7 @@ def export(model: keras.Model, format: ExportFormat, path: Path, example: np.nda
         ImagebeamError: if the model cannot be converted.
     """
     try:
-        with pinned_keras(), _quiet():
+        with pinned_keras(), _quiet(), converter() if format == ExportFormat.OPENVINO else contextlib.nullcontext():
             model(example, training=False)
             model.export(str(path), format=_KERAS_NAMES[format], verbose=False)
     except Exception as error:  # of as many kinds as there are converters
@@ -143,8 +144,7 @@ def _open_onnx(path: Path) -> Runner:
 
 
 def _open_openvino(path: Path) -> Runner:
-    import openvino
-
+    openvino = import_openvino()
     # float32 also where the processor would rather compute in bfloat16: whether the file is right is asked here.
     compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda batch: [np.asarray(output) for output in compiled(batch).values()]

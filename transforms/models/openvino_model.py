@@ -7,7 +7,7 @@ import importlib.util
 import queue
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,34 @@ def processor_flags() -> frozenset[str]:
     return frozenset()
 
 
+@contextlib.contextmanager
+def converter() -> Iterator[Any]:
+    """OpenVINO, fit to convert a TensorFlow graph inside the block.
+
+    OpenVINO 2026.4 asks for TensorFlow's version by `exec("del tensorflow")` in a function, where Python 3.13 no longer
+    finds what another `exec` defined (PEP 667).
+    """
+    openvino = import_openvino()
+    import tensorflow as tf
+    from openvino.frontend.tensorflow import utils
+
+    asked = getattr(utils, "get_environment_setup", None)
+
+    def answer(framework: str) -> dict[str, str]:
+        del framework
+        version = ".".join(map(str, sys.version_info[:3]))
+        return {"python_version": version, "tensorflow": tf.__version__, "sys_platform": sys.platform}
+
+    if asked is None or tuple(sys.version_info) < (3, 13):
+        yield openvino
+        return
+    utils.get_environment_setup = answer
+    try:
+        yield openvino
+    finally:
+        utils.get_environment_setup = asked
+
+
 def runs(precision: Precision) -> bool:
     """Whether OpenVINO computes in a precision on this processor; what it lacks it does in float32, silently."""
     if precision == Precision.BFLOAT16:
@@ -88,8 +116,8 @@ def convert(embedder: Embedder) -> openvino.Model:
 
     signature = [tf.TensorSpec((None, height, width, 3), tf.uint8, name="image")]
     traced = tf.function(call, input_signature=signature).get_concrete_function()
-    openvino = import_openvino()
-    found = openvino.convert_model(traced)
+    with converter() as openvino:
+        found = openvino.convert_model(traced)
     # Swish is TensorFlow's IdentityN, whose outputs that nobody takes become outputs of the model.
     outputs = [next(one for one in found.outputs if traced_as.name in one.get_names()) for traced_as in traced.outputs]
     model = openvino.Model([output.get_node() for output in outputs], found.get_parameters(), "embedder")
