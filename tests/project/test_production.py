@@ -188,9 +188,9 @@ class TestExtras:
         environment = with_extra("hdfs")
         folder_of_classes(tmp_path)
         with serve_webhdfs() as server:
-            for path in sorted(tmp_path.rglob("*.png")):
+            for path in sorted(tmp_path.rglob("*.jpg")):
                 server.files[f"/photos/{path.parent.name}/{path.name}"] = path.read_bytes()
-            at = ("--hdfs_host", "127.0.0.1", "--hdfs_port", server.port, "--hdfs_user", "me")
+            at = ("--hdfs_host", "127.0.0.1", "--hdfs_port", str(server.port), "--hdfs_user", "me")
             run = ("--input", "hdfs://photos", "--output", "hdfs://out", *SMALL)
             assert "--hdfs_host" in environment.imagebeam("extract", *run, code=2)
             environment.imagebeam("extract", *run, *at)
