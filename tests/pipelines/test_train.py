@@ -393,7 +393,7 @@ def test_a_search_trains_the_best_of_the_grid(tmp_path):
         search_learning_rate=(0.0001, 0.02),
         search_folds=2,
     )
-    metrics = run(options(folder, tmp_path / "out", search=search, fit=dataclasses.replace(QUICK, epochs=8))).metrics
+    metrics = run(options(folder, tmp_path / "out", search=search, fit=FitOptions(epochs=8, batch_size=64))).metrics
     table = metrics["search"]
     points = {(tuple(row["hidden_units"]), row["weight_decay"], row["learning_rate"]) for row in table}
     assert points == set(itertools.product([(), (32,)], [0.0], [0.0001, 0.02]))
