@@ -204,14 +204,14 @@ class _Trained:
 
     Attributes:
         head: vectors -> probabilities.
-        options: as given, with what a search chose.
+        options: as given, with what a search chose, in JSON terms.
         summary: in JSON terms.
         curves: PNG.
         search: the table of a search, or None.
     """
 
     head: keras.Model
-    options: TrainOptions
+    options: dict[str, Any]
     summary: dict[str, Any]
     curves: bytes
     search: list[dict[str, Any]] | None = None
@@ -232,7 +232,7 @@ def _solve(lesson: Lesson, index: RowIndex, options: TrainOptions) -> _Trained:
     curves = penalty_curves(summary["candidates"])
     if options.solver.folds and rows is not None:
         summary["cross_validated"] = cross_validate(lesson, rows, index.images, options.solver, options.fit)
-    return _Trained(head, options, summary, curves)
+    return _Trained(head, dataclasses.asdict(options), summary, curves)
 
 
 def _fit(lesson: Lesson, index: RowIndex, options: TrainOptions, checkpoint: Checkpoint) -> _Trained:
@@ -244,7 +244,10 @@ def _fit(lesson: Lesson, index: RowIndex, options: TrainOptions, checkpoint: Che
     head_options, fit_options, table = _choose_head(lesson, index.images, options, checkpoint)
     head, state = train_head(lesson, head_options, fit_options, checkpoint=checkpoint, watched=True)
     summary = {"solver": str(Solver.EPOCHS), **dataclasses.asdict(state)}
-    used = dataclasses.replace(options, head=head_options, fit=fit_options)
+    used = dataclasses.asdict(options) | {
+        "head": dataclasses.asdict(head_options),
+        "fit": dataclasses.asdict(fit_options),
+    }
     return _Trained(head, used, summary, training_curves(state.history, state.best_epoch), table)
 
 
@@ -285,14 +288,14 @@ def _print_grid(table: Sequence[dict[str, Any]]) -> None:
     Console().print(printed)
 
 
-def _provenance(embeddings: EmbeddingSet, options: TrainOptions) -> dict[str, Any]:
+def _provenance(embeddings: EmbeddingSet, options: dict[str, Any]) -> dict[str, Any]:
     """What the classifier was made from, with what."""
     return {
         "embeddings": embeddings.folders,
         "embedding_column": embeddings.column,
         "fingerprint": embeddings.spec.fingerprint,
         "spec": embeddings.spec.to_dict(),
-        "options": dataclasses.asdict(options),
+        "options": options,
         "versions": installed_versions(),
     }
 
