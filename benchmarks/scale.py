@@ -255,6 +255,7 @@ class _Staged:
     weights: dict[str, str | None] = field(default_factory=dict)
     dimensions: dict[str, int] = field(default_factory=lambda: {"embedding": 512})
     engine: StagedEngine = field(default_factory=StagedEngine)
+    files: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ DESCRIPTION = """\
 Export a trained classifier (image in, probabilities out) or an embedder for other runtimes, by Keras' own export. The
 exported file is run on images beside the Keras model, and is written only where both give the same."""
 
-_KERAS_FILES = ("image_classifier.keras", "classifier.keras", "model/embedder.keras", "embedder.keras")
-"""What is exported of a folder: the first of these that is there."""
+_KERAS_FILES = ("image_classifier.keras", "classifier.keras")
+"""What is exported of a classifier's folder: the first of these that is there."""
 
 _BATCHES = (1, 7)
 """Rows of the batches that are compared: two sizes, since an export may fix it."""
@@ -123,9 +123,14 @@ def _find_model(source: str) -> str:
     for name in _KERAS_FILES:
         if storage.exists(uri := storage.join(source, *name.split("/"))):
             return uri
+    from transforms.models.staged import read_staged
+
+    for folder in (storage.join(source, "model"), source):
+        if staged := read_staged(folder):
+            return staged.model_uri
     raise ImagebeamError(
-        f"There is no model in {source}: none of {', '.join(_KERAS_FILES)}. Name what train, finetune or extract was "
-        "given as --output, or a .keras file."
+        f"There is no model in {source}: no {', '.join(_KERAS_FILES)} or model/spec.json. Name what train, finetune or "
+        "extract was given as --output, or a .keras file."
     )
 
 

@@ -26,6 +26,7 @@ from transforms.core.labels import LabelCount
 from transforms.core.progress import PROGRESS
 from transforms.inputs.faults import ColumnTypeError
 from transforms.inputs.types import Note
+from transforms.models.staged import delete_superseded
 from transforms.runs import lease, manifest, part_files
 from transforms.runs.manifest import ModelFacts, Settled, Times, Totals, UnitReport
 from transforms.runs.reports import delete_reports, new_reports_folder, read_reports
@@ -190,7 +191,7 @@ class Finish(beam.PTransform):  # type: ignore[misc]
             | "Reconcile" >> beam.Map(_finish_in_job, run=run)
             # A stage of its own: a worker lost here is no reason to reconcile again, without the reports.
             | "Finished" >> beam.Reshuffle()
-            | "Delete reports" >> beam.Map(_delete_reports)
+            | "Clean up" >> beam.Map(_clean_up)
         )
 
 
@@ -207,10 +208,11 @@ def _finish_in_job(files: list[str], run: Run) -> Run:
     return run
 
 
-def _delete_reports(run: Run) -> None:
-    """This run's, and what others left that were killed at their end long ago."""
+def _clean_up(run: Run) -> None:
+    """Delete this run's reports, and what others left long ago: reports, when killed at their end, and models."""
     storage.delete_folder(run.reports)
     delete_reports(run.folder.output, older_than=_FORGOTTEN_SECONDS)
+    delete_superseded(run.folder.model, run.staged.files, older_than=_FORGOTTEN_SECONDS)
 
 
 def work_images(
@@ -257,7 +259,7 @@ def finish(run: Run) -> Result:
         return Result(Totals(), ())
     try:
         result = _reconcile(run)
-        _delete_reports(run)
+        _clean_up(run)
     except OSError as error:
         raise JobError(f"The run cannot be reconciled: {error}. {run.folder.how_to_go_on()}") from error
     return result

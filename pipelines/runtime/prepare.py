@@ -389,8 +389,7 @@ def _read_sound(folder: str) -> StagedModel | None:
         return None
     if found is None:
         return None
-    files = (found.model_uri, *(storage.join(folder, name) for name in found.engine.files))
-    return found if all(map(storage.exists, files)) else None
+    return found if all(storage.exists(storage.join(folder, name)) for name in found.files) else None
 
 
 def check_spec(folder: RunFolder, held: EmbedderSpec, wanted: EmbedderSpec) -> None:

@@ -11,6 +11,7 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from pipelines.cli import run_job
+from transforms.core.spec import EmbedderSpec
 from transforms.models import export
 from transforms.training.head import VectorTransform, build_head, join, save
 
@@ -43,7 +44,15 @@ def folder(tmp_path_factory):
     save(join(embedder, "embedding", head), LABELS, folder / "image_classifier.keras")
     (folder / "run" / "model").mkdir(parents=True)
     both = keras.Model(pixels, {"embedding_b": vectors, "embedding_a": keras.ops.mean(vectors, axis=1, keepdims=True)})
-    both.save(folder / "run" / "model" / "embedder.keras")
+    both.save(folder / "run" / "model" / "embedder-0.keras")
+    about = {
+        "spec": EmbedderSpec("VGG16", "0" * 64, layers=("a", "b")).to_dict(),
+        "model_file": "embedder-0.keras",
+        "model_sha256": "0" * 64,
+        "weights": {"source": "random:0", "file_sha256": None},
+        "dimensions": {"embedding_a": 1, "embedding_b": 8},
+    }
+    (folder / "run" / "model" / "spec.json").write_text(json.dumps(about))
     return folder
 
 

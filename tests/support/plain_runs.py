@@ -34,6 +34,7 @@ from transforms.embed.units import _ReadAndEmbed
 from transforms.inputs.plan_units import _cut, _list
 from transforms.inputs.shard_index import CutMemory
 from transforms.inputs.types import Note
+from transforms.models.staged import StagedEngine
 from transforms.runs import lease
 from transforms.runs.commit_units import CommitUnits, _CommitUnit
 from transforms.runs.reports import FILES, publish_group, to_line
@@ -48,6 +49,8 @@ class StagedFake(FakeModel):
 
     embedder: Any = field(default_factory=lambda: ChannelMeans(EmbedderSpec("VGG16", "0" * 64, image_size=None)))
     weights: dict[str, str | None] = field(default_factory=lambda: {"source": "none"})
+    engine: StagedEngine = field(default_factory=StagedEngine)
+    files: list[str] = field(default_factory=list)
 
 
 def stage_fake(*_, **__):

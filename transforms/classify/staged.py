@@ -20,7 +20,15 @@ from transforms.models.embedder import Embedder, columns
 from transforms.models.graph import graph_sha256
 from transforms.models.openvino_model import OpenVinoEmbedder
 from transforms.models.prediction import predict_rows
-from transforms.models.staged import LoadedModel, StagedEngine, StagedModel, check_sha256, read_staged, stage
+from transforms.models.staged import (
+    LoadedModel,
+    StagedEngine,
+    StagedModel,
+    check_sha256,
+    name_by_content,
+    read_staged,
+    stage,
+)
 from transforms.models.weights import values_sha256
 from transforms.training.head import embedder_of, load, read_labels
 from transforms.training.output import ResultFile
@@ -187,7 +195,7 @@ class StagedClassifier:
     """What workers load: the head, and the embedder where images are labelled.
 
     Attributes:
-        head_uri: OUT/model/classifier.keras.
+        head_uri: of the head in OUT/model; its name holds a part of its digest.
         head_sha256: of that file.
         spec: of the vectors.
         weights: where both came from, for the manifest.
@@ -201,6 +209,11 @@ class StagedClassifier:
     weights: dict[str, str | None]
     dimensions: dict[str, int]
     embedder: StagedModel | None
+
+    @property
+    def files(self) -> list[str]:
+        """Names of its files in OUT/model."""
+        return [storage.basename(self.head_uri), *(() if self.embedder is None else self.embedder.files)]
 
     @property
     def engine(self) -> StagedEngine:
@@ -218,7 +231,9 @@ class StagedClassifier:
                 check_sha256(path, self.head_sha256, self.head_uri)
                 head = load(path)
         except FileNotFoundError as error:
-            raise ImagebeamError(f"The staged classifier is missing: {self.head_uri}. Run with --overwrite.") from error
+            raise ImagebeamError(
+                f"The staged classifier is missing: {self.head_uri}. The same command stages it again."
+            ) from error
         embedder = self.embedder.load() if self.embedder is not None else None
         return Classifier(head, self.spec, embedder, keep_embedding=EMBEDDING in self.dimensions)
 
@@ -237,7 +252,7 @@ def stage_classifier(
     Raises:
         ImagebeamError: if the classifier was saved without the backbone.
     """
-    uri = storage.join(folder, ResultFile.CLASSIFIER)
+    uri = storage.join(folder, name_by_content(ResultFile.CLASSIFIER, classifier.sha256))
     with storage.local_file(storage.join(classifier.folder, ResultFile.CLASSIFIER)) as path:
         check_sha256(path, classifier.sha256, str(path))
         head = load(path)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from transforms.models.embedder import Embedder
 
-GRAPH_FILE, NUMBERS_FILE = "embedder.xml", "embedder.bin"
+FILES = GRAPH_FILE, NUMBERS_FILE = "embedder.xml", "embedder.bin"
 """OpenVINO's two files of a model: the operations, and what they compute with."""
 
 _HINTS = {Precision.BFLOAT16: "bf16"}

@@ -7,8 +7,9 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,9 @@ from transforms.models.weights import is_file
 if TYPE_CHECKING:
     import openvino
 
-MODEL_FILE = "embedder.keras"
 SPEC_FILE = "spec.json"
+
+_NAMED_BY_CONTENT = re.compile(r"-[0-9a-f]{12}\.(keras|xml|bin)$")
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +82,8 @@ class StagedModel:
     Attributes:
         folder: OUT/model.
         spec: of the embedder.
-        sha256: of the model file.
+        file: name of the Keras file in the folder, which holds a part of its digest.
+        sha256: of that file.
         weights: where the weights came from: {"source": as --weights said, "file_sha256": of a file, else null}.
         dimensions: embedding column name -> vector length.
         engine: what runs it.
@@ -88,15 +91,21 @@ class StagedModel:
 
     folder: str
     spec: EmbedderSpec
+    file: str
     sha256: str
     weights: dict[str, str | None]
     dimensions: dict[str, int]
     engine: StagedEngine = field(default_factory=StagedEngine)
 
     @property
+    def files(self) -> list[str]:
+        """Names of its files in the folder."""
+        return [self.file, *self.engine.files]
+
+    @property
     def model_uri(self) -> str:
         """The Keras model file: image in, vector out."""
-        return storage.join(self.folder, MODEL_FILE)
+        return storage.join(self.folder, self.file)
 
     def load(self) -> Embedder | OpenVinoEmbedder:
         """Load the embedder, on the engine that it was staged for, its bytes checked first.
@@ -140,9 +149,10 @@ class StagedModel:
             paths = {}
             for name, sha256 in self.engine.files.items():
                 uri = storage.join(self.folder, name)
-                paths[name] = files.enter_context(storage.local_file(uri))
-                check_sha256(paths[name], sha256, uri)
-            graph, numbers = (paths[name] for name in (openvino_model.GRAPH_FILE, openvino_model.NUMBERS_FILE))
+                path = files.enter_context(storage.local_file(uri))
+                check_sha256(path, sha256, uri)
+                paths[Path(name).suffix] = path
+            graph, numbers = (paths[Path(name).suffix] for name in openvino_model.FILES)
             model = openvino_model.import_openvino().Core().read_model(graph, numbers)
             return OpenVinoEmbedder(self.spec, self.dimensions, model), model
 
@@ -268,7 +278,10 @@ def weights_source(config: EmbedderConfig) -> dict[str, str | None]:
 
 
 def stage(loaded: LoadedModel, folder: str, weights: dict[str, str | None]) -> StagedModel:
-    """Save a model into `folder`: its files first, spec.json, which names their digests, last.
+    """Save a model into `folder`: its files first, spec.json, which names them and their digests, last.
+
+    The names hold the digests, so that whoever stages another model here at the same time takes nothing from under
+    this one.
 
     Args:
         loaded: to save.
@@ -277,13 +290,12 @@ def stage(loaded: LoadedModel, folder: str, weights: dict[str, str | None]) -> S
     """
     embedder = loaded.embedder
     with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / MODEL_FILE
+        path = Path(temporary) / "embedder.keras"
         embedder.model.save(path)
         if embedder.spec.preprocessing is not None:
             _check_loadable(path)
-        sha256 = file_sha256(path)
-        storage.publish_file(storage.join(folder, MODEL_FILE), path)
-    staged = StagedModel(folder, embedder.spec, sha256, weights, embedder.dimensions)
+        name, sha256 = _publish(path, folder)
+    staged = StagedModel(folder, embedder.spec, name, sha256, weights, embedder.dimensions)
     return stage_engine(staged, loaded.engine, loaded.converted)
 
 
@@ -295,25 +307,55 @@ def stage_engine(staged: StagedModel, engine: StagedEngine, converted: openvino.
         engine: takes the place of what was there.
         converted: see `LoadedModel`.
     """
-    files = {}
+    files: dict[str, str] = {}
     if converted is not None:
         with tempfile.TemporaryDirectory() as temporary:
             openvino_model.save(converted, Path(temporary))
-            for path in sorted(Path(temporary).iterdir()):
-                files[path.name] = file_sha256(path)
-                storage.publish_file(storage.join(staged.folder, path.name), path)
+            files = dict(_publish(path, staged.folder) for path in sorted(Path(temporary).iterdir()))
     staged = dataclasses.replace(staged, engine=dataclasses.replace(engine, files=files))
     about: dict[str, Any] = {
         "fingerprint": staged.spec.fingerprint,
         "spec": staged.spec.to_dict(),
         "weights": staged.weights,
         "dimensions": staged.dimensions,
-        "model_file": MODEL_FILE,
+        "model_file": staged.file,
         "model_sha256": staged.sha256,
         "engine": staged.engine.to_dict(),
     }
     storage.publish(storage.join(staged.folder, SPEC_FILE), json.dumps(about, indent=2).encode())
     return staged
+
+
+def name_by_content(name: str, sha256: str) -> str:
+    """The name of a model's file in a folder: "embedder-0123456789ab.keras"."""
+    path = Path(name)
+    return f"{path.stem}-{sha256[:12]}{path.suffix}"
+
+
+def delete_superseded(folder: str, used: Collection[str], older_than: float) -> None:
+    """Delete files of models in `folder` that are that much older than the newest there.
+
+    Args:
+        folder: OUT/model.
+        used: names of files to keep.
+        older_than: seconds.
+    """
+    models = [info.uri for info in storage.list_folder(folder) if _NAMED_BY_CONTENT.search(info.uri)]
+    superseded = [uri for uri in models if storage.basename(uri) not in used]
+    if not superseded:
+        return
+    newest = max(map(storage.modified, models))
+    for uri in superseded:
+        if newest - storage.modified(uri) > older_than:
+            storage.delete(uri)
+
+
+def _publish(path: Path, folder: str) -> tuple[str, str]:
+    """Put a file into `folder`: its name there, and its SHA-256."""
+    sha256 = file_sha256(path)
+    name = name_by_content(path.name, sha256)
+    storage.publish_file(storage.join(folder, name), path)
+    return name, sha256
 
 
 def read_staged(folder: str) -> StagedModel | None:
@@ -328,6 +370,7 @@ def read_staged(folder: str) -> StagedModel | None:
         return StagedModel(
             folder,
             EmbedderSpec.from_dict(about["spec"]),
+            about["model_file"],
             about["model_sha256"],
             about["weights"],
             about["dimensions"],

@@ -68,6 +68,10 @@ class ModelFacts(Protocol):
     def engine(self) -> StagedEngine:
         """What runs it."""
 
+    @property
+    def files(self) -> list[str]:
+        """Names of its files in OUT/model."""
+
 
 @dataclass(frozen=True, slots=True)
 class UnitReport:

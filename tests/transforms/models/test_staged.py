@@ -1,6 +1,8 @@
 """The staged model: the same numbers as the embedder it was made of, and never another one unnoticed."""
 
+import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.spec import Pooling
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import resolve
-from transforms.models.staged import MODEL_FILE, SPEC_FILE, LoadedModel, check_sha256, read_staged, stage
+from transforms.models.staged import SPEC_FILE, LoadedModel, check_sha256, delete_superseded, read_staged, stage
 
 CONFIG = EmbedderConfig(
     "VGG16", "random:0", layers=("block2_pool", "block1_pool"), pooling=Pooling.MAX, image_size=(32, 32)
@@ -34,9 +36,10 @@ def test_what_is_read_back_is_what_was_staged(folder, embedder):
     assert staged.spec == embedder.spec
     assert staged.dimensions == embedder.dimensions
     assert staged.weights == WEIGHTS
-    assert staged.sha256 == file_sha256(folder / MODEL_FILE)
+    assert staged.sha256 == file_sha256(folder / staged.file)
+    assert staged.file == f"embedder-{staged.sha256[:12]}.keras"
     assert json.loads((folder / SPEC_FILE).read_text())["fingerprint"] == embedder.spec.fingerprint
-    assert sorted(path.name for path in folder.iterdir()) == [MODEL_FILE, SPEC_FILE]
+    assert sorted(path.name for path in folder.iterdir()) == [staged.file, SPEC_FILE]
 
 
 def test_the_loaded_embedder_gives_the_same_numbers(folder, embedder):
@@ -74,14 +77,47 @@ def test_a_field_of_another_version_is_named(folder):
 
 def test_a_model_file_that_changed_or_went_is_not_loaded(folder):
     staged = read_staged(str(folder))
-    data = bytearray((folder / MODEL_FILE).read_bytes())
+    file = folder / staged.file
+    data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
-    (folder / MODEL_FILE).write_bytes(data)
+    file.write_bytes(data)
     with pytest.raises(ImagebeamError, match="is not the file that was staged: sha256"):
         staged.load()
-    (folder / MODEL_FILE).unlink()
-    with pytest.raises(ImagebeamError, match=f"The staged model is missing: {folder}/{MODEL_FILE}"):
+    file.unlink()
+    with pytest.raises(ImagebeamError, match=f"The staged model is missing: {file}"):
         staged.load()
+
+
+def test_whoever_stages_another_model_takes_nothing_from_under_this_one(folder, embedder):
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    first = read_staged(str(folder))
+    other = resolve(dataclasses.replace(CONFIG, weights="random:1"))
+    second = stage(LoadedModel(other), str(folder), WEIGHTS)
+    assert read_staged(str(folder)) == second
+    for staged, expected in ((first, embedder), (second, other)):
+        for column, matrix in staged.load().embed(images).items():
+            np.testing.assert_allclose(matrix, expected.embed(images)[column], rtol=1e-6, atol=1e-6)
+
+
+def test_a_superseded_model_is_deleted_when_it_is_old(folder, embedder):
+    first = read_staged(str(folder))
+    (folder / "notes.txt").write_text("mine")
+    second = stage(LoadedModel(embedder), str(folder), WEIGHTS)
+    delete_superseded(str(folder), second.files, older_than=3600)
+    assert (folder / first.file).exists(), "it may still be used"
+    for name in (first.file, "notes.txt"):
+        os.utime(folder / name, (1e9, 1e9))
+    delete_superseded(str(folder), second.files, older_than=3600)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([second.file, "notes.txt", SPEC_FILE])
+
+
+def test_a_model_that_was_staged_before_names_held_digests_is_loaded(folder, embedder):
+    staged = read_staged(str(folder))
+    (folder / staged.file).rename(folder / "embedder.keras")
+    about = json.loads((folder / SPEC_FILE).read_text()) | {"model_file": "embedder.keras"}
+    (folder / SPEC_FILE).write_text(json.dumps(about))
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    assert read_staged(str(folder)).load().embed(images).keys() == embedder.dimensions.keys()
 
 
 def test_the_digest_is_that_of_the_bytes(tmp_path):

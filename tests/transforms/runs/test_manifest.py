@@ -100,7 +100,9 @@ def test_parts_that_no_report_names_are_removed_with_their_failures(tmp_path, re
 
 
 def test_the_manifest_says_what_the_parts_are_made_of(tmp_path, reports):
-    staged = StagedModel("m", SPEC, "ab" * 32, {"source": "random:0", "file_sha256": None}, {"embedding": 3})
+    staged = StagedModel(
+        "m", SPEC, "embedder.keras", "ab" * 32, {"source": "random:0", "file_sha256": None}, {"embedding": 3}
+    )
     write_manifest(
         str(tmp_path), {"input": ["/in/*"]}, staged, reports, settled=Settled(superseded=1), times=Times(0.0, 60.0)
     )

@@ -15,7 +15,9 @@ from transforms.runs import part_files
 from transforms.runs.manifest import Times, write_manifest
 from transforms.runs.verify import discard, verify
 
-STAGED = StagedModel("m", MODEL.spec, "ab" * 32, {"source": "random:0", "file_sha256": None}, MODEL.dimensions)
+STAGED = StagedModel(
+    "m", MODEL.spec, "embedder.keras", "ab" * 32, {"source": "random:0", "file_sha256": None}, MODEL.dimensions
+)
 
 
 def finish(output, reports):
