@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineState
 
 from pipelines.common.console import ProgressBar, say
@@ -107,11 +106,6 @@ def open_pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
         return beam.Pipeline(options=PipelineOptions([*runner, *beam_args]))
     except ValueError as error:
         raise ImagebeamError(f"Beam does not take its flags: {error}") from error
-
-
-def works_here(pipeline: beam.Pipeline) -> bool:
-    """Whether the runner works on this machine, and not on machines elsewhere."""
-    return isinstance(pipeline.runner, FnApiRunner)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,20 @@ class JobError(Exception):
     """A job that started could not finish: the message says what stopped it and what to do next."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error of many lines says first; its type's name if it says nothing."""
+    return _lines(error)[0]
+
+
+def last_line(error: Exception) -> str:
+    """What an error of many lines says in the end; its type's name if it says nothing."""
+    return _lines(error)[-1]
+
+
+def _lines(error: Exception) -> list[str]:
+    return [line.strip()[:200] for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+
+
 _MISTAKES = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 _MISTAKEN_CODES = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import numpy as np
 from transforms.core.batching import MODEL_CALLS
 from transforms.core.digests import joint_sha256
 from transforms.core.engines import Engine
-from transforms.core.errors import ImagebeamError
+from transforms.core.errors import ImagebeamError, last_line
 from transforms.core.spec import Calibration, EmbedderSpec, Precision
 from transforms.models import int8, openvino_model
 from transforms.models.compiled import has_gpu
@@ -164,6 +165,8 @@ def _candidates(
 ) -> Iterator[Candidate]:
     """In the order in which they are preferred where none is faster."""
     on_gpu = has_gpu()
+    # In float32 whatever it will compute in; a failure is tried again, and fails as before.
+    convert = functools.cache(lambda: openvino_model.convert(at_precision(Precision.FLOAT32)))
     lower = [Precision.BFLOAT16, Precision.FLOAT16] if on_gpu else [Precision.BFLOAT16]
     wanted = [Precision.FLOAT32, *lower] if precision is None else [precision]
     for one in wanted:
@@ -171,30 +174,24 @@ def _candidates(
             reference = at_precision(one)
             yield Candidate(Engine.KERAS, one, reference, reference)
         if engine == Engine.OPENVINO or (engine == Engine.AUTO and not on_gpu and openvino_model.is_installed()):
-            yield _converted(at_precision, one)
+            yield _converted(convert, at_precision(one))
     if precision not in (None, Precision.FLOAT32) and not on_gpu:
         float32 = at_precision(Precision.FLOAT32)
         yield Candidate(Engine.KERAS, Precision.FLOAT32, float32, float32, eligible=False)
 
 
-def _converted(at_precision: Callable[[Precision], Embedder], precision: Precision) -> Candidate:
-    float32, reference = at_precision(Precision.FLOAT32), at_precision(precision)
+def _converted(convert: Callable[[], openvino.Model], reference: Embedder) -> Candidate:
+    precision = reference.spec.precision
     candidate = Candidate(Engine.OPENVINO, precision, None, reference)
     if not openvino_model.runs(precision):
         candidate.refused = f"this processor has no {precision} that OpenVINO uses"
         return candidate
     try:
-        candidate.converted = openvino_model.convert(float32)
-        candidate.model = OpenVinoEmbedder(reference.spec, float32.dimensions, candidate.converted)
+        candidate.converted = convert()
+        candidate.model = OpenVinoEmbedder(reference.spec, reference.dimensions, candidate.converted)
     except Exception as error:  # TensorFlow and OpenVINO raise what they like.
         candidate.refused = last_line(error)
     return candidate
-
-
-def last_line(error: Exception) -> str:
-    """What an error of many lines says in the end."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__
 
 
 def _vectors(model: TriedModel, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -315,7 +312,7 @@ def calibrate(
             f"{len(images)} that can be decoded. Take more, another --precision, or --int8_model of an earlier run."
         )
     calibrating, measuring = images[::2], images[1::2]
-    exact = _converted(lambda _: float32, Precision.FLOAT32)
+    exact = _converted(lambda: openvino_model.convert(float32), float32)
     if exact.model is None or exact.converted is None:
         raise ImagebeamError(f"OpenVINO does not run this model: {exact.refused}. Choose another --precision.")
     _compare(exact, _vectors(float32, measuring[:BATCH]), measuring[:BATCH], AUTO_COSINE)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.core.errors import ImagebeamError
+from transforms.core.errors import ImagebeamError, first_line
 from transforms.models.keras_import import chosen_backend, pinned_keras
 from transforms.models.openvino_model import converter, import_openvino
 
@@ -196,7 +196,7 @@ def compare(model: keras.Model, runner: Runner, batches: Sequence[np.ndarray]) -
             found = runner(batch)
         except Exception as error:  # of as many kinds as there are runtimes
             raise ImagebeamError(
-                f"What was exported does not take a batch of shape {batch.shape}: {str(error).splitlines()[0]}"
+                f"What was exported does not take a batch of shape {batch.shape}: {first_line(error)}"
             ) from error
         shapes = [[output.shape for output in outputs] for outputs in (expected, found)]
         if shapes[0] != shapes[1]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transforms.core.errors import ImagebeamError
+from transforms.core.errors import ImagebeamError, last_line
 from transforms.models.openvino_model import import_openvino
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def quantize(
             approximate = _quantize(model, images, preset)
             cost = cost_of(approximate)
         except Exception as error:  # NNCF and OpenVINO raise RuntimeErrors of many lines, and others.
-            reasons.append(f"{preset}: {(str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:200]}")
+            reasons.append(f"{preset}: {last_line(error)}")
             continue
         found.append((approximate, cost, preset))
         if cost.median_cosine >= least_median:

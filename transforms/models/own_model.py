@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transforms import storage
-from transforms.core.errors import ImagebeamError
+from transforms.core.errors import ImagebeamError, first_line
 from transforms.core.spec import EmbedderSpec, Preprocessing
 from transforms.models.architectures import Architecture, get_architecture, size_text
 from transforms.models.keras_import import pinned_keras
@@ -141,7 +141,7 @@ def load_weights(model: keras.Model, weights: str) -> None:
             model.load_weights(path)
     except (OSError, ValueError, KeyError, Warning) as error:
         raise ImagebeamError(
-            f"The weights do not fit the model: {str(error).strip().splitlines()[0]} Received: weights={weights!r}."
+            f"The weights do not fit the model: {first_line(error)} Received: weights={weights!r}."
         ) from error
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from transforms import storage
 from transforms.core.digests import file_sha256
 from transforms.core.engines import Engine
-from transforms.core.errors import ImagebeamError
+from transforms.core.errors import ImagebeamError, last_line
 from transforms.core.spec import EmbedderSpec, Precision
 from transforms.models import openvino_model
 from transforms.models.config import EmbedderConfig
@@ -257,10 +257,9 @@ def _check_loadable(path: Path) -> None:
     try:
         keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever a layer's constructor raises
-        why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ImagebeamError(
-            f"Keras saves this part of the model, and cannot load it again: {why}. Leave --layer out to take the whole "
-            "model."
+            f"Keras saves this part of the model, and cannot load it again: {last_line(error)}. Leave --layer out to "
+            "take the whole model."
         ) from error
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.core.errors import ImagebeamError
+from transforms.core.errors import ImagebeamError, first_line
 from transforms.models.constants import with_constant_normalization
 from transforms.models.keras_import import import_keras, pinned_keras
 
@@ -277,7 +277,7 @@ def load(path: Path | str) -> keras.Model:
 
             return keras.saving.load_model(path, compile=False, safe_mode=True)
     except ValueError as error:
-        raise ImagebeamError(f"{path} is not a Keras model ({str(error).splitlines()[0]}).") from error
+        raise ImagebeamError(f"{path} is not a Keras model ({first_line(error)}).") from error
 
 
 def read_labels(path: Path | str) -> dict[str, Any]:
