@@ -1,6 +1,6 @@
 """The choice of an engine and a precision, with models whose speed and vectors are known."""
 
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -15,15 +15,32 @@ from transforms.models.engine_trial import choose
 IMAGES = list(np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), dtype=np.uint8))
 
 
+class Clock:
+    """Stands in for the module `time`: what a call of a model takes is no matter of this machine."""
+
+    def __init__(self):
+        self._seconds = 0.0
+        self._lock = threading.Lock()
+
+    def perf_counter(self):
+        with self._lock:
+            self._seconds += 1e-9
+            return self._seconds
+
+    def sleep(self, seconds):
+        with self._lock:
+            self._seconds += seconds
+
+
 class Taking(ChannelMeans):
     """Channel means, after some seconds, off by some share."""
 
-    def __init__(self, precision, seconds, off=0.0):
+    def __init__(self, clock, precision, seconds, off=0.0):
         super().__init__(EmbedderSpec("ChannelMeans", "0" * 64, image_size=(6, 6), precision=precision))
-        self.seconds, self.off = seconds, off
+        self.clock, self.seconds, self.off = clock, seconds, off
 
     def embed(self, images):
-        time.sleep(self.seconds)
+        self.clock.sleep(self.seconds)
         vectors = super().embed(images)["embedding"]
         return {"embedding": vectors * (1 + self.off * np.array([1, 0, -1], np.float32))}
 
@@ -32,10 +49,13 @@ class Taking(ChannelMeans):
 def machine(monkeypatch):
     """A machine where a batch takes so many seconds: {(engine, precision): seconds or (seconds, off)}."""
 
+    clock = Clock()
+    monkeypatch.setattr(engine_trial, "time", clock)
+
     def make(gpu=False, bfloat16=True, installed=True, **taking):
         def model(engine, precision):
             found = taking[f"{engine}_{precision}"]
-            return Taking(precision, *(found if isinstance(found, tuple) else (found,)))
+            return Taking(clock, precision, *(found if isinstance(found, tuple) else (found,)))
 
         made = {}
 
