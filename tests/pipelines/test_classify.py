@@ -56,8 +56,9 @@ def classify(*flags, folder, output, trained="trained"):
 
 def rows_of(output):
     """Rows by key, as DuckDB reads them."""
-    found = duckdb.sql(f"select * from '{output}/predictions/*.parquet'")
-    rows = [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
+    found = duckdb.execute(f"select * from '{output}/predictions/*.parquet'")
+    names = [name for name, *_ in found.description or ()]
+    rows = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
     by_key = {row["key"]: row for row in rows}
     assert len(by_key) == len(rows)
     return by_key

@@ -23,7 +23,7 @@ from pipelines.options.extraction import (
     add_output_arguments,
 )
 from pipelines.options.kept_columns import KeptColumn, parse_kept_columns
-from transforms.core.engines import Engine
+from transforms.core.engines import Engine, PrecisionChoice
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.formats import KEEP_TYPES, EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
 from transforms.core.spec import Interpolation, JpegDecode, Pooling, Precision, Preprocessing, ResizeMode
@@ -149,7 +149,7 @@ class TestFlags:
 
     def test_spec_holds_what_was_asked(self):
         spec = (
-            ModelOptions("VGG19", "none", ("fc1",), Pooling.MAX, (50, 60), precision=Precision.FLOAT16)
+            ModelOptions("VGG19", "none", ("fc1",), Pooling.MAX, (50, 60), precision=PrecisionChoice.FLOAT16)
             .config()
             .spec("ab")
         )
@@ -330,7 +330,7 @@ def job(monkeypatch):
 
     def run(main, *argv):
         module = types.ModuleType("fake_job")
-        module.main = main
+        monkeypatch.setattr(module, "main", main, raising=False)
         monkeypatch.setitem(sys.modules, "fake_job", module)
         monkeypatch.setitem(cli.JOBS, "fake", cli.Job("fake_job", "for a test"))
         return cli.main(["fake", *argv])
@@ -351,7 +351,7 @@ class TestExitCodes:
         assert job(lambda argv: code) == code
 
     def test_job_gets_its_arguments(self, job):
-        seen = []
+        seen: list[str] = []
         job(lambda argv: seen.extend(argv) or 0, "--a", "b")
         assert seen == ["--a", "b"]
 
@@ -394,6 +394,8 @@ class TestExitCodes:
         with subprocess.Popen(
             [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
             assert process.stdout.readline() == "line\n"
             process.stdout.close()
             assert process.stderr.read() == ""

@@ -41,8 +41,8 @@ def test_the_rows_are_those_of_the_parts(run, tmp_path, flags, files, groups):
     assert [one.row_group(group).num_rows for one in found for group in range(one.num_row_groups)] == groups
     ours, theirs = f"'{tmp_path}/copy/*.parquet'", f"'{run}/embeddings/*.parquet'"
     for one, other in ((ours, theirs), (theirs, ours)):
-        assert duckdb.sql(f"from {one} except all from {other}").fetchall() == []
-    assert duckdb.sql(f"select count(*), count(distinct key) from {ours}").fetchall() == [(40, 40)]
+        assert duckdb.execute(f"from {one} except all from {other}").fetchall() == []
+    assert duckdb.execute(f"select count(*), count(distinct key) from {ours}").fetchall() == [(40, 40)]
     assert {b"imagebeam.fingerprint", b"imagebeam.spec"} <= found[0].metadata.keys()
     about = json.loads((tmp_path / "copy" / "_compact.json").read_text())
     assert [file["rows"] for file in about["files"]] == files

@@ -18,7 +18,6 @@ from apache_beam.runners.worker import bundle_processor
 
 from pipelines import flex_template
 from pipelines.cli import run_job
-from pipelines.common.fields import Options
 from pipelines.common.flags import parse
 from pipelines.extract import ExtractOptions
 from pipelines.options import dataflow
@@ -375,10 +374,16 @@ class TestTemplate:
         args, _ = parse(flex_template.extract_parser(), flags)
         if name in ("layer", "keep_columns"):
             return args
-        groups: tuple[type[Options], ...] = (InputOptions, ModelOptions, OutputOptions, EngineOptions, DataflowOptions)
         if value.startswith("gs://") or name == "model":
-            groups = groups[:1]
-        return ExtractOptions(*(group.from_args(args) for group in groups)) if len(groups) == 5 else args
+            InputOptions.from_args(args)
+            return args
+        return ExtractOptions(
+            InputOptions.from_args(args),
+            ModelOptions.from_args(args),
+            OutputOptions.from_args(args),
+            EngineOptions.from_args(args),
+            DataflowOptions.from_args(args),
+        )
 
     @pytest.mark.parametrize(("text", "expected"), [("true", True), ("false", False)])
     def test_switches_are_given_as_values(self, text, expected):
@@ -411,9 +416,10 @@ class TestTemplate:
 
     def test_image_starts_that_entry_point(self):
         dockerfile = (ROOT / "Dockerfile").read_text()
-        target = re.search(r"^COPY deploy/dataflow/extract\.py (\S+)$", dockerfile, re.MULTILINE)[1]
+        (target,) = re.findall(r"^COPY deploy/dataflow/extract\.py (\S+)$", dockerfile, re.MULTILINE)
         assert f"ENV FLEX_TEMPLATE_PYTHON_PY_FILE={target}\n" in dockerfile
         minor = re.search(r"python:(\d)\.(\d+)-", dockerfile)
+        assert minor
         assert f"python{minor[1]}{minor[2]}-template-launcher-base" in dockerfile
 
 
@@ -424,8 +430,8 @@ class TestDocument:
         (tag,) = set(
             re.findall(r"imagebeam:(\d[\w.-]+)", self.TEXT + (ROOT / "deploy/dataflow/launch.json").read_text())
         )
-        python = re.search(r"^FROM python:(\d+\.\d+)-", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
-        release = re.search(r'version="(.+)"', (ROOT / "setup.py").read_text())[1]
+        python, *_ = re.findall(r"^FROM python:(\d+\.\d+)-", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+        (release,) = re.findall(r'version="(.+)"', (ROOT / "setup.py").read_text())
         assert tag == f"{release}-py{python}-beam{beam.__version__}-gpu"
 
     def test_has_every_gpu_with_its_machine(self):

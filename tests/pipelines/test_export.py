@@ -13,6 +13,7 @@ from sklearn.datasets import load_sample_images
 from pipelines.cli import run_job
 from transforms.core.spec import EmbedderSpec
 from transforms.models import export
+from transforms.models.export import ExportFormat
 from transforms.training.head import VectorTransform, build_head, join, save
 
 LABELS = {"labels": ["猫", "dog", "b"], "multi_label": False}
@@ -25,7 +26,7 @@ def backbone():
     normalization = keras.layers.Normalization(name="normalization")
     first = keras.initializers.HeNormal(seed=3)
     values = keras.layers.Conv2D(8, 3, activation="relu", kernel_initializer=first)(normalization(image))
-    normalization.set_weights([np.float32([90, 100, 110]), np.float32([3000, 4000, 5000]), np.int32(1)])
+    normalization.set_weights([np.array([90, 100, 110]), np.array([3000, 4000, 5000]), np.int32(1)])
     normalization.finalize_state()
     return keras.Model(image, values, name="backbone")
 
@@ -128,7 +129,7 @@ def test_vectors_and_several_outputs(folder, tmp_path, capfd):
     assert "8 vectors" in capfd.readouterr().err
     run(folder / "run", "--format", "saved_model", "--output", tmp_path / "embedder")
     assert not (tmp_path / "embedder" / "labels.json").exists()
-    assert set(export.open_exported("saved_model", tmp_path / "embedder")(photographs())[0].shape) == {6, 1}
+    assert set(export.open_exported(ExportFormat.SAVED_MODEL, tmp_path / "embedder")(photographs())[0].shape) == {6, 1}
 
 
 def test_images_of_ones_own(folder, tmp_path, capfd):

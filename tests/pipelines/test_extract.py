@@ -87,7 +87,7 @@ def test_every_input_format_gives_the_vectors_of_plain_keras(tmp_path, input_for
     assert_vectors(embeddings(tmp_path / "out", by="sha256"), expected_small())
     totals = manifest(tmp_path / "out")["totals"]
     assert (totals["records"], totals["embedded"], totals["failed"]) == (len(images()), len(images()), 0)
-    labels = dict(duckdb.sql(f"select sha256, label from '{tmp_path}/out/embeddings/*.parquet'").fetchall())
+    labels = dict(duckdb.execute(f"select sha256, label from '{tmp_path}/out/embeddings/*.parquet'").fetchall())
     if input_format == "files":
         assert set(labels.values()) == {f"class{index}" for index in range(shards)}
     else:
@@ -255,7 +255,7 @@ def test_kept_columns_lists_and_float16_reach_the_output(tmp_path):
     (tmp_path / "a.png").write_bytes(png(40, 40, 8, 2, bytes([200, 100, 50]) * 1600))
     flags = ("--keep_columns", "camera,weight:float64", "--embedding_type", "list", "--embedding_dtype", "float16")
     assert extract(tmp_path / "in.jsonl", tmp_path / "out", *flags) == 0
-    row = duckdb.sql(f"select * from '{tmp_path}/out/embeddings/*.parquet'").fetchdf().iloc[0]
+    row = duckdb.execute(f"select * from '{tmp_path}/out/embeddings/*.parquet'").fetchdf().iloc[0]
     assert (row["label"], row["camera"], row["weight"], row["width"]) == ("3", "left", 1.5, 40)
     assert row["embedding"].dtype == np.float16 or row["embedding"].dtype == np.float32
     assert len(row["embedding"]) == 64

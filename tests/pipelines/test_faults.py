@@ -123,7 +123,8 @@ def test_rows_in_are_rows_out_and_failures_for_long(tmp_path_factory, layout, di
 def test_what_killed_runs_left_is_removed(tmp_path):
     """Reports at once, since the lease tells that their launcher is gone; half-written files once they are old."""
     layout = write_layout(tmp_path / "in", "files", images(6, ()), 2)
-    output, left = tmp_path / "out", Counter()
+    output = tmp_path / "out"
+    left: Counter[str] = Counter()
     for call in ("write", "replace", "fsync"):
         for number in range(1, 40, 4):
             disk = FaultyDisk(number, only=(call,), late=call == "write")

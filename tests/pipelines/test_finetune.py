@@ -12,7 +12,7 @@ import pytest
 
 from pipelines import finetune as finetune_job
 from pipelines.cli import run_job
-from pipelines.options.finetuning import FIT
+from pipelines.options.finetuning import FIT, FinetuneOptions
 from pipelines.options.training import FitOptions
 from pipelines.runtime.training_result import TrainResult
 from tests.support.extracting import extract, manifest, small_images
@@ -104,7 +104,7 @@ def test_the_loop_closes(folder, tmp_path):
         )
         == 0
     )
-    found = duckdb.sql(
+    found = duckdb.execute(
         f"""select p.predicted, p.probability, l.predicted, l.probability, l.label, p.label
         from '{folder}/tuned/predictions.parquet' p join '{tmp_path}/labelled/predictions/*.parquet' l using (key)"""
     ).fetchall()
@@ -298,7 +298,7 @@ def build_sigmoid(head):
 
 def test_epochs_are_of_what_learns(monkeypatch):
     """The model; or the classifier, where all of the model is frozen."""
-    seen = []
+    seen: list[FinetuneOptions] = []
     monkeypatch.setattr(finetune_job, "run", lambda options: seen.append(options) or TrainResult({}, ()))
     flags = [
         "--epochs",
@@ -312,8 +312,8 @@ def test_epochs_are_of_what_learns(monkeypatch):
         "--head_epochs",
         "9",
     ]
-    for frozen in ([], ["--freeze_all"]):
-        assert finetune_job.main(["--input", "i", "--output", "o", *flags, *frozen]) == 0
+    for more in ([], ["--freeze_all"]):
+        assert finetune_job.main(["--input", "i", "--output", "o", *flags, *more]) == 0
     tuned, frozen = seen
     for options in seen:
         assert (options.fit.epochs, options.fit.learning_rate, options.fit.patience) == (4, 0.1, 7)
@@ -384,7 +384,7 @@ def normalising_model(path):
     random = np.random.default_rng(5)
     for layer in model.layers:
         layer.set_weights([random.uniform(0.1, 1, array.shape).astype(array.dtype) for array in layer.get_weights()])
-    normalization.set_weights([np.float32([90, 100, 110]), np.float32([3000, 4000, 5000]), np.int32(1)])
+    normalization.set_weights([np.array([90, 100, 110]), np.array([3000, 4000, 5000]), np.int32(1)])
     normalization.finalize_state()
     model.save(path / "own.keras")
     model.save_weights(path / "a.weights.h5")
@@ -418,7 +418,7 @@ class TestWhatIsSaidIsWhatIsWritten:
         arguments = [*flags, *ROWS, "--learning_rate", "1e-3", "--epochs", "2"]
         assert run_job("finetune", ["--input", "images", "--output", "tuned", *arguments]) == 0
         assert run_job("classify", ["--input", "images", "--classifier", "tuned", "--output", "labelled"]) == 0
-        found = duckdb.sql(
+        found = duckdb.execute(
             """select p.label = p.predicted, p.probability, l.predicted = l.label, l.probability
             from 'tuned/predictions.parquet' p join 'labelled/predictions/*.parquet' l using (key)"""
         ).fetchall()

@@ -135,8 +135,8 @@ def test_kubernetes_and_the_demonstration_run_the_same_flink(objects, pods):
     for key in ("restart-strategy.type", "restart-strategy.fixed-delay.attempts", "rest.port", "jobmanager.rpc.port"):
         assert local[key] == remote[key]
     images = {container["image"] for pod in pods.values() for container in containers(pod)}
-    minor = re.search(r'PUBLISHED_FLINK = "(\d+\.\d+)', (DEPLOY / "jars.py").read_text())
-    assert images == {"imagebeam:rootless", f"flink:{minor[1]}-java17"}
+    (minor,) = re.findall(r'PUBLISHED_FLINK = "(\d+\.\d+)', (DEPLOY / "jars.py").read_text())
+    assert images == {"imagebeam:rootless", f"flink:{minor}-java17"}
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +158,8 @@ def demonstration(tmp_path_factory):
 @pytest.mark.parametrize("run", ["cluster", "task-manager-killed"])
 def test_rows_are_those_of_the_local_run(demonstration, run):
     local, remote = (f"read_parquet('{demonstration / name / 'embeddings' / '*.parquet'}')" for name in ("local", run))
-    assert duckdb.sql(f"SELECT count(*), count(DISTINCT key) FROM {remote}").fetchall() == [(IMAGES, IMAGES)]
-    assert duckdb.sql(f"(FROM {local} EXCEPT ALL FROM {remote})").fetchall() == []
+    assert duckdb.execute(f"SELECT count(*), count(DISTINCT key) FROM {remote}").fetchall() == [(IMAGES, IMAGES)]
+    assert duckdb.execute(f"(FROM {local} EXCEPT ALL FROM {remote})").fetchall() == []
     manifest = json.loads((demonstration / run / "manifest.json").read_text())
     assert manifest["totals"]["embedded"] == IMAGES
 

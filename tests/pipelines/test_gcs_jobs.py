@@ -23,6 +23,7 @@ from tests.support.extracting import SMALL_MODEL, embeddings, extract, small_ima
 from tests.support.fault_proxy import KINDS, spoil
 from tests.support.gcs_server import gcs as emulated  # noqa: F401
 from transforms import storage
+from transforms.inputs.read import open_records
 from transforms.runs import part_files
 from transforms.storage import gcs as gcs_store
 
@@ -89,8 +90,9 @@ def emulator():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("gcp-storage-emulator"), "start", "--port", str(port), "-H", "127.0.0.1"]
-    process = subprocess.Popen([*command, "-q", "-M", "--default-bucket", "shop"], stdout=subprocess.DEVNULL)
+    program = str(Path(sys.executable).with_name("gcp-storage-emulator"))
+    options = ["--port", str(port), "-H", "127.0.0.1", "-q", "-M", "--default-bucket", "shop"]
+    process = subprocess.Popen([program, "start", *options], stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(300):
@@ -238,7 +240,6 @@ def test_an_object_replaced_after_it_was_planned_is_a_failure_that_the_next_run_
     folder = small_images(tmp_path / "images", 4)
     upload(folder, emulated.bucket)
     victim = next(storage.list_files(f"{base}/in")).uri
-    open_records = units.open_records
 
     def replace_first(unit, options):
         storage.publish(victim, (folder / "b/0001.jpg").read_bytes())
@@ -260,7 +261,7 @@ def test_a_job_without_credentials_does_not_wait_for_them(emulated, tmp_path, mo
     """Looking for credentials takes Beam's gs:// and google-auth about 25 seconds; the job must not do it at all."""
     import google.auth
 
-    lookups = []
+    lookups: list[tuple[object, ...]] = []
     monkeypatch.setattr(google.auth, "default", lambda *args, **kwargs: lookups.append(args) or (None, None))
     upload(small_images(tmp_path / "images", 2), emulated.bucket)
     base = f"gs://{emulated.bucket}"

@@ -4,6 +4,7 @@ import decimal
 import glob
 import io
 import json
+from typing import Any
 
 import duckdb
 import polars
@@ -39,7 +40,7 @@ def read(output, *names):
     assert len(parts) > 1
     assert len({pq.read_schema(part).remove_metadata() for part in parts}) == 1
     table = pyarrow.dataset.dataset(folder).to_table(columns=["key", *names]).sort_by("key")
-    by_duckdb = duckdb.sql(
+    by_duckdb = duckdb.execute(
         f"""select {", ".join(f'"{name}"' for name in names)} from '{folder}/*.parquet' order by key"""
     )
     by_polars = polars.read_parquet(parts).sort("key").select(names)
@@ -60,7 +61,16 @@ def write_lines(path, image, rows):
 
 
 def test_json_lines_whose_later_rows_hold_more(tmp_path, image):
-    early = {"score": 1, "tags": [], "late": None, "deep": [[]], "id": 7, "box": {"x": 1}, "one": "a", "huge": 1}
+    early: dict[str, Any] = {
+        "score": 1,
+        "tags": [],
+        "late": None,
+        "deep": [[]],
+        "id": 7,
+        "box": {"x": 1},
+        "one": "a",
+        "huge": 1,
+    }
     late = {
         "score": 0.5,
         "tags": ["x"],

@@ -10,6 +10,7 @@ from pipelines.runtime import launch
 from tests.support.extracting import COUNT, embeddings, extract, files_of, manifest
 from transforms import storage
 from transforms.models.staged import StagedModel
+from transforms.runs.reports import read_reports
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_an_output_without_write_permission(broken, tmp_path):
     [("run.json", 0), ("model/embedder-", 0), ("embeddings/", 2), ("manifest.json", 4)],
 )
 def test_a_full_disk_at_any_write(broken, source, output, monkeypatch, full_at, committed):
-    written = []
+    written: list[str] = []
 
     def full(publish):
         def write(uri, data, **settings):
@@ -178,9 +179,8 @@ def test_reports_that_are_missing_are_not_taken_for_units_that_are_gone(broken, 
 
     def lose(prefix):
         os.unlink(os.path.join(prefix, os.listdir(prefix)[0]))
-        return read(prefix)
+        return read_reports(prefix)
 
-    read = launch.read_reports
     with monkeypatch.context() as patch:
         patch.setattr(launch, "read_reports", lose)
         broken(1)

@@ -32,7 +32,7 @@ class Page(HTMLParser):
         self.rows, self.items, self.cards, self.tags, self.pictures, self.urls = [], [], {}, [], [], []
         self.text = ""
         self._card = None
-        self._open = []
+        self._open: list[str] = []
         self.feed(text)
         self.close()
         assert not self._open
@@ -140,7 +140,7 @@ def test_names_and_contents_are_text_and_nothing_is_loaded(mixed):
 
 def test_a_page_runs_nothing_sends_nothing_and_is_bounded():
     """Labels of 10,000 characters, and such that turn the direction of writing, which shows 1,239 as 932,1."""
-    labels = Counter({f"{index}\u202e\x1b[2J\n{'x' * 9_000}": 1_239 for index in range(300)})
+    labels: Counter[str | None] = Counter({f"{index}\u202e\x1b[2J\n{'x' * 9_000}": 1_239 for index in range(300)})
     failures = [("key\u2066", "type", "message\x1b]0;x\x07" * 1_000)] * 100
     manifest = {
         "spec": {"model": "VGG16", "image_size": None},

@@ -20,6 +20,7 @@ from tests.support.gcs_server import gcs as emulated  # noqa: F401
 from tests.support.plain_runs import StagedFake, extract, plain, rows_of
 from transforms import storage
 from transforms.core.spec import EmbedderSpec, Pooling
+from transforms.inputs.image_files import read_file
 from transforms.runs import part_files
 
 
@@ -116,8 +117,7 @@ class TestFiles:
         write_files(folder, {f"{number}.png": number for number in range(11)})
         from transforms.embed import units
 
-        opened = []
-        read_file = units.read_file
+        opened: list[str] = []
         monkeypatch.setattr(units, "read_file", lambda ref, limit: opened.append(ref.uri) or read_file(ref, limit))
         assert counting.run([folder], tmp_path / "out", "--rows_per_unit", 100) == (0, 1)
         assert opened == [str(folder / "10.png")]
@@ -164,7 +164,7 @@ class TestFiles:
     @given(st.lists(st.dictionaries(st.integers(0, 30), st.integers(0, 40), min_size=1), min_size=2, max_size=4))
     def test_whatever_changes_only_new_images_are_embedded(self, counting, tmp_path_factory, contents):
         tmp_path = tmp_path_factory.mktemp("changes")
-        seen = set()
+        seen: set[int] = set()
         for content in contents:
             pictures = {f"{'abc'[name % 3]}/{name:02d}.png": number for name, number in content.items()}
             folder = write_files(tmp_path / "in", pictures)
@@ -340,7 +340,7 @@ def test_killed_in_between_it_goes_on(counting, tmp_path, monkeypatch):
     layout = write_shard(tmp_path / "in", "tfrecord", range(40))
     counting.run(layout.patterns, output, "--rows_per_unit", 5)
     layout = write_shard(tmp_path / "in", "tfrecord", [99, *range(40)])
-    write_unit, done = part_files.write_unit, []
+    write_unit, done = part_files.write_unit, list[object]()
 
     def dies(*args, **settings):
         if len(done) == 3:

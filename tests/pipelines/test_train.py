@@ -36,6 +36,7 @@ from pipelines.options.training import (
     RowOptions,
     SolverOptions,
 )
+from pipelines.runtime.training_result import TrainResult
 from pipelines.train import TrainOptions, run
 from tests.support.embedding_sets import SPEC, blobs, write_output
 from transforms.core.errors import ImagebeamError
@@ -86,7 +87,8 @@ def split_of(images, labels, validation=0.1, test=0.2, seed=0):
         allowed = max(0.02 * members, 0.5)
         return next(n for n in sorted(range(members + 1), key=lambda n: abs(n - count)) if abs(n - wanted) <= allowed)
 
-    label_of, split = {}, {}
+    label_of: dict[str, object] = {}
+    split: dict[str, str] = {}
     for image, label in zip(images, labels, strict=True):
         label_of.setdefault(image, label)
     for label in set(label_of.values()):
@@ -423,7 +425,7 @@ def test_what_is_there_is_not_overwritten(blob_set, tmp_path):
     assert len(weights(tmp_path)) == 2
 
 
-BAD_SETS = {
+BAD_SETS: dict[str, tuple[np.ndarray, list[str | None], str]] = {
     "labels": (np.zeros((40, 2), np.float32), [None] * 40, "have no label"),
     "one class": (np.zeros((40, 2), np.float32), ["cat"] * 40, "at least two classes"),
     "NaN": (np.full((40, 2), np.nan, np.float32), ["cat", "dog"] * 20, "NaN or infinity"),
@@ -529,8 +531,8 @@ def test_images_in_several_splits_are_counted(tmp_path, capfd):
     ],
 )
 def test_every_flag_arrives(monkeypatch, arguments, group, expected):
-    seen = []
-    monkeypatch.setattr(train, "run", lambda given: seen.append(given) or train.TrainResult({}, ()))
+    seen: list[TrainOptions] = []
+    monkeypatch.setattr(train, "run", lambda given: seen.append(given) or TrainResult({}, ()))
     required = [] if "--embeddings" in arguments else ["--embeddings", "d"]
     assert train.main([*required, "--output", "o", *arguments.split()]) == 0
     assert getattr(seen[0], group) == expected

@@ -3,6 +3,7 @@
 from importlib import metadata
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from tests.support import environments
 from tests.support.environments import ROOT, Environment, pins
@@ -28,4 +29,4 @@ def production(tmp_path_factory):
 def requires(production):
     """Package -> its Requires-Dist lines, of all that is installed."""
     found = metadata.distributions(path=[str(production.site_packages)])
-    return {environments.canonicalize_name(entry.name): entry.requires or [] for entry in found}
+    return {canonicalize_name(entry.name): entry.requires or [] for entry in found}

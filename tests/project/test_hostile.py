@@ -1,5 +1,7 @@
 """The short form of `make hostile`: a few hundred seeded attacks, and the test of the test."""
 
+import subprocess
+
 import pytest
 
 from tests.support.hostile import children, targets
@@ -44,12 +46,12 @@ children.main()
 
 def test_a_crash_and_a_failed_check_are_counted_and_the_rest_goes_on(monkeypatch):
     """The test of the test."""
-    original = children.subprocess.run
+    original = subprocess.run
 
     def run(command, **options):
         return original([command[0], "-c", CRASHING, *command[3:]], **options)
 
-    monkeypatch.setattr(children.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     report = children.attack_all("images", 5)
     assert report.tried == 5
     assert [problem.partition(":")[0] for problem in report.problems] == ["seed 1", "seed 3"]

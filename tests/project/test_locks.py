@@ -10,6 +10,7 @@ import subprocess
 from importlib import metadata
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from tests.support import environments
 from tests.support.environments import DEV_LOCK, INSTALL, LOCK, ROOT, Environment, pins
@@ -26,7 +27,7 @@ def planned(environment, lock, *options):
     environment.pip(*INSTALL, *options, *report, "--no-build-isolation", "--require-hashes", "-r", lock)
     report = json.loads((environment.home / "report.json").read_text())
     found = [item["metadata"] for item in report["install"]]
-    return {environments.canonicalize_name(item["name"]): item["version"] for item in found}
+    return {canonicalize_name(item["name"]): item["version"] for item in found}
 
 
 @pytest.fixture(scope="module")

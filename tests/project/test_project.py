@@ -137,7 +137,7 @@ class TestImage:
     def test_has_one_python_which_the_locks_were_made_for(self):
         pythons = {image for image in self.images() if image.startswith("python:")}
         assert len(pythons) == 1
-        minor = re.match(r"python:(\d+\.\d+)-", pythons.pop())[1]
+        (minor,) = re.findall(r"^python:(\d+\.\d+)-", pythons.pop())
         assert f"apache/beam_python{minor}_sdk:" in read("Dockerfile")
         assert f"--python-version {minor} " in read("Makefile")
 

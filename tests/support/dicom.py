@@ -3,6 +3,7 @@
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def find(name: str) -> bytes:
     return path.read_bytes()
 
 
-def samples(dataset: "pydicom.Dataset", frame: int = 0) -> np.ndarray:
+def samples(dataset: Any, frame: int = 0) -> np.ndarray:
     """A frame as stored, colours as RGB: pydicom's, or imagecodecs' where pydicom needs a plugin."""
     try:
         return np.asarray(pydicom.pixels.pixel_array(dataset, index=frame))
@@ -67,9 +68,9 @@ def samples(dataset: "pydicom.Dataset", frame: int = 0) -> np.ndarray:
         stored = pydicom.encaps.get_frame(dataset.PixelData, frame, number_of_frames=count)
         match dataset.file_meta.TransferSyntaxUID.split(".")[-1]:
             case "51":
-                return imagecodecs.jpeg_decode(stored, bitspersample=12)
+                return np.asarray(imagecodecs.jpeg_decode(stored, bitspersample=12))
             case "70":
-                return imagecodecs.ljpeg_decode(stored)
+                return np.asarray(imagecodecs.ljpeg_decode(stored))
             case "80" | "81":
                 return imagecodecs.jpegls_decode(stored)
             case "90" | "91":
@@ -86,37 +87,37 @@ def shown(data: bytes, frame: int = 0) -> np.ndarray:
         kind = dataset.PhotometricInterpretation
         if kind == "PALETTE COLOR":
             colours = processing.apply_color_lut(pixels, dataset)[..., :3]
-            return np.rint(colours / np.iinfo(colours.dtype).max * 255).astype(np.uint8)
+            return np.asarray(np.rint(colours / np.iinfo(colours.dtype).max * 255), np.uint8)
         if kind not in GREY:
-            return np.rint(pixels / (2.0**dataset.BitsStored - 1) * 255).astype(np.uint8)
+            return np.asarray(np.rint(pixels / (2.0**dataset.BitsStored - 1) * 255), np.uint8)
         light = grey(dataset, pixels)
     light = 1 - light if kind == "MONOCHROME1" else light
     return np.repeat(np.rint(np.clip(light, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def grey(dataset: "pydicom.Dataset", pixels: np.ndarray) -> np.ndarray:
+def grey(dataset: Any, pixels: np.ndarray) -> np.ndarray:
     """Grey samples through modality and window, from 0 to 1."""
     values = processing.apply_modality_lut(pixels, dataset)
     if dataset.get("VOILUTSequence"):
         bits = dataset.VOILUTSequence[0].LUTDescriptor[2]
-        return processing.apply_voi_lut(values, dataset) / (2.0**bits - 1)
+        return np.asarray(processing.apply_voi_lut(values, dataset) / (2.0**bits - 1))
     if "WindowWidth" in dataset:
-        low, high = (0, 2.0**dataset.BitsStored - 1)
+        low, high = 0.0, 2.0**dataset.BitsStored - 1
         if dataset.PixelRepresentation:
             low, high = -(2.0 ** (dataset.BitsStored - 1)), 2.0 ** (dataset.BitsStored - 1) - 1
         if "ModalityLUTSequence" in dataset:
             low, high = 0, 2.0 ** dataset.ModalityLUTSequence[0].LUTDescriptor[2] - 1
         elif "RescaleSlope" in dataset:
             low, high = (float(dataset.RescaleSlope) * end + float(dataset.RescaleIntercept) for end in (low, high))
-        return (processing.apply_voi_lut(values, dataset) - low) / (high - low)
+        return np.asarray((processing.apply_voi_lut(values, dataset) - low) / (high - low))
     is_rescaled = "RescaleSlope" in dataset or "ModalityLUTSequence" in dataset
     if dataset.BitsStored <= 8 and not dataset.PixelRepresentation and not is_rescaled:
-        return pixels / (2.0**dataset.BitsStored - 1)
+        return np.asarray(pixels / (2.0**dataset.BitsStored - 1))
     values = values.astype(np.float64)
-    return (values - values.min()) / (values.max() - values.min())
+    return np.asarray((values - values.min()) / (values.max() - values.min()))
 
 
-def write(pixels: np.ndarray, bits: int | None = None, **elements: object) -> bytes:
+def write(pixels: np.ndarray, bits: int | None = None, **elements: Any) -> bytes:
     """A DICOM file of uint8, uint16 or int16 pixels, [height, width] or [frames, height, width], and more elements."""
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def write_output(
     embedding_type: EmbeddingType = EmbeddingType.FIXED_SIZE_LIST,
     embedding_dtype: EmbeddingDtype = EmbeddingDtype.FLOAT32,
     column: str = "embedding",
-    keep: dict[str, tuple[pa.DataType, Sequence[Any]]] | None = None,
+    keep: Mapping[str, tuple[pa.DataType, Sequence[Any]]] | None = None,
     finished: bool = True,
 ) -> str:
     """Write parts of `rows_per_part` rows, and the manifest if the run is to be a finished one.

@@ -40,7 +40,7 @@ def lock_entries(name: str) -> list[tuple[Requirement, list[str]]]:
 
 def pins(name: str, environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """Package -> version that a lock installs in an environment (default: this one)."""
-    markers = {**default_environment(), **(environment or {})}
+    markers = {name: str(value) for name, value in {**default_environment(), **(environment or {})}.items()}
     return {
         canonicalize_name(entry.name): str(entry.specifier).removeprefix("==")
         for entry, _ in lock_entries(name)

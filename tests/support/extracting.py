@@ -1,10 +1,14 @@
 """Runs of `imagebeam extract` for tests: real images in every input format, a small model, and what came out."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
 import tarfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import duckdb
 import numpy as np
@@ -21,39 +25,45 @@ SMALL_MODEL = (
 """Two convolutions: loads in no time, and gives 64 floats an image."""
 
 
+Images = Mapping[str, bytes]
+"""File name -> encoded image."""
+
 COUNT = 12
 """Images in the fixture `source` of conftest.py."""
 
 
-def extract(source, output, *flags, model=SMALL_MODEL):
+def extract(
+    source: str | Path | Iterable[str | Path], output: str | Path, *flags: str, model: Iterable[str] = SMALL_MODEL
+) -> int:
     """Run the job in this process; `source` is one pattern or several. Returns the exit code."""
     patterns = [source] if isinstance(source, str | Path) else source
     return run_job("extract", ["--input", *map(str, patterns), "--output", str(output), *model, *flags])
 
 
-def embeddings(output, column="embedding", by="key"):
+def embeddings(output: str | Path, column: str = "embedding", by: str = "key") -> dict[str, np.ndarray]:
     """Vectors by key (or another column), as DuckDB reads them; a row that comes twice is an error."""
-    found = duckdb.sql(f"""select "{by}", "{column}" from '{output}/embeddings/*.parquet'""").fetchall()
+    found = duckdb.execute(f"""select "{by}", "{column}" from '{output}/embeddings/*.parquet'""").fetchall()
     vectors = {name: np.array(vector, np.float32) for name, vector in found}
     assert len(vectors) == len(found)
     return vectors
 
 
-def failures(output):
+def failures(output: str | Path) -> dict[str, tuple[str, str]]:
     """(stage, error type) by key."""
     if not list(Path(output, "failures").glob("*.parquet")):
         return {}
-    found = duckdb.sql(f"select key, stage, error_type from '{output}/failures/*.parquet'").fetchall()
+    found = duckdb.execute(f"select key, stage, error_type from '{output}/failures/*.parquet'").fetchall()
     kinds = {key: (stage, error_type) for key, stage, error_type in found}
     assert len(kinds) == len(found)
     return kinds
 
 
-def manifest(output):
-    return json.loads(Path(output, "manifest.json").read_text())
+def manifest(output: str | Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path(output, "manifest.json").read_text())
+    return content
 
 
-def files_of(output):
+def files_of(output: str | Path) -> dict[str, bytes]:
     """Path below the output -> bytes, of all that is to be the same in any run of the same job.
 
     Hidden files are left out: a writer killed in the middle leaves one, which no reader sees and a run removes when it
@@ -63,7 +73,7 @@ def files_of(output):
     return {str(path.relative_to(output)): path.read_bytes() for folder in folders for path in folder.glob("[!.]*")}
 
 
-def small_images(folder, count):
+def small_images(folder: str | Path, count: int) -> Path:
     """JPEGs in two classes."""
     for index in range(count):
         path = Path(folder, "ab"[index % 2], f"{index:04d}.jpg")
@@ -72,7 +82,7 @@ def small_images(folder, count):
     return Path(folder)
 
 
-def photographs():
+def photographs() -> dict[str, bytes]:
     """File name -> bytes: every kind of file that decodes, and 32 crops of two photographs in all sizes."""
     from sklearn.datasets import load_sample_images
 
@@ -88,7 +98,7 @@ def photographs():
     return images
 
 
-def write_files(folder, images, shards=1):
+def write_files(folder: Path, images: Images, shards: int = 1) -> Path:
     """Loose files, in as many folders."""
     for index, (name, data) in enumerate(images.items()):
         path = Path(folder, f"class{index % shards}", name)
@@ -97,7 +107,7 @@ def write_files(folder, images, shards=1):
     return folder
 
 
-def write_tfrecord(folder, images, shards=1):
+def write_tfrecord(folder: Path, images: Images, shards: int = 1) -> Path:
     import tensorflow as tf
 
     for shard, part in _split(images, shards):
@@ -111,10 +121,11 @@ def write_tfrecord(folder, images, shards=1):
     return folder
 
 
-def write_webdataset(folder, images, shards=1):
+def write_webdataset(folder: Path, images: Images, shards: int = 1) -> Path:
     for shard, part in _split(images, shards):
         suffix = "tar.gz" if shard % 2 else "tar"
-        with tarfile.open(folder / f"images-{shard}.{suffix}", "w:gz" if shard % 2 else "w") as tar:
+        mode: Literal["w:gz", "w"] = "w:gz" if shard % 2 else "w"
+        with tarfile.open(folder / f"images-{shard}.{suffix}", mode) as tar:
             for index, (name, data) in enumerate(part):
                 for extension, content in ((name.rpartition(".")[2], data), ("txt", name.encode())):
                     member = tarfile.TarInfo(f"{index:05d}.{extension}")
@@ -123,7 +134,7 @@ def write_webdataset(folder, images, shards=1):
     return folder
 
 
-def write_parquet(folder, images, shards=1):
+def write_parquet(folder: Path, images: Images, shards: int = 1) -> Path:
     """Every other shard in Hugging Face's layout."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -136,7 +147,7 @@ def write_parquet(folder, images, shards=1):
     return folder
 
 
-def write_manifest(folder, images, shards=1):
+def write_manifest(folder: Path, images: Images, shards: int = 1) -> Path:
     write_files(folder, images)
     for shard, part in _split(images, shards):
         with (folder / f"list-{shard}.csv").open("w", newline="") as file:
@@ -154,6 +165,6 @@ WRITERS = {
 """Input format -> writes images (file name -> bytes) into an empty folder, in so many shards; returns the pattern."""
 
 
-def _split(images, shards):
+def _split(images: Images, shards: int) -> list[tuple[int, list[tuple[str, bytes]]]]:
     items = list(images.items())
     return [(shard, items[shard::shards]) for shard in range(shards)]

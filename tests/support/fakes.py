@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from transforms.core.spec import EmbedderSpec
+
+if TYPE_CHECKING:
+    from transforms.embed.units import ImageModel
 
 
 @dataclass
@@ -28,7 +31,7 @@ class ChannelMeans:
 class FakeModel:
     """A `ModelSource` that gives `ChannelMeans`."""
 
-    embedder: Any = field(default_factory=ChannelMeans)
+    embedder: ImageModel = field(default_factory=ChannelMeans)
 
     @property
     def spec(self) -> EmbedderSpec:
@@ -38,5 +41,5 @@ class FakeModel:
     def dimensions(self) -> dict[str, int]:
         return self.embedder.dimensions
 
-    def load(self) -> Any:
+    def load(self) -> ImageModel:
         return self.embedder

@@ -1,5 +1,7 @@
 """A proxy on this machine between a job and the storage emulator, which spoils every so many requests."""
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import http.client
@@ -10,6 +12,8 @@ import struct
 import threading
 import time
 import urllib.parse
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 KINDS = ("unavailable", "refused", "answer lost", "cut short", "slow")
 """503 · connection reset before the request is passed on · reset after it was · reset in the middle of the answer ·
@@ -27,20 +31,20 @@ class FaultProxy(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, upstream, every, kinds=KINDS):
+    def __init__(self, upstream: str, every: int, kinds: Sequence[str] = KINDS) -> None:
         self.upstream = urllib.parse.urlsplit(upstream).netloc
         self.every = every
         self.requests = 0
-        self.faults = collections.Counter()
+        self.faults: collections.Counter[str] = collections.Counter()
         self._kinds = itertools.cycle(kinds)
         self._lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Handler)
 
     @property
-    def netloc(self):
-        return f"127.0.0.1:{self.server_address[1]}"
+    def netloc(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]!s}"
 
-    def next_fault(self):
+    def next_fault(self) -> str | None:
         with self._lock:
             self.requests += 1
             if self.requests % self.every:
@@ -49,17 +53,18 @@ class FaultProxy(http.server.ThreadingHTTPServer):
             self.faults[kind] += 1
             return kind
 
-    def handle_error(self, request, client_address):
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that was killed is no news."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    server: FaultProxy
 
-    def log_message(self, *args):
+    def log_message(self, *args: object) -> None:
         pass
 
-    def _pass_on(self):
+    def _pass_on(self) -> None:
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.server.next_fault()
         if fault == "unavailable":
@@ -76,7 +81,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _pass_on  # noqa: N815
 
-    def _ask(self, content):
+    def _ask(self, content: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection(self.server.upstream, timeout=60)
         with contextlib.closing(connection):
             connection.request(self.command, self.path, content, dict(self.headers))
@@ -90,7 +95,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             headers = [(k, v.replace(there, here)) for k, v in response.getheaders() if k.lower() not in skipped]
             return response.status, headers, body
 
-    def _answer(self, status, headers, body, fault=None):
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes, fault: str | None = None) -> None:
         self.send_response(status)
         for name, value in headers:
             self.send_header(name, value)
@@ -105,7 +110,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(1)
         self.wfile.write(body[half:])
 
-    def _reset(self):
+    def _reset(self) -> None:
         """Close so that the client gets a reset, not an end."""
         self.wfile.flush()
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -114,7 +119,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def spoil(upstream, every, kinds=KINDS):
+def spoil(upstream: str, every: int, kinds: Sequence[str] = KINDS) -> Iterator[FaultProxy]:
     """A running `FaultProxy`."""
     with FaultProxy(upstream, every, kinds) as proxy:
         thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})

@@ -6,7 +6,11 @@ import contextlib
 import io
 import os
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import IO, Any, Never
+
+import pytest
 
 from transforms.storage import local
 
@@ -42,7 +46,7 @@ class FaultyDisk:
     dead: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def is_next(self, name):
+    def is_next(self, name: str) -> bool:
         """Count a call; whether it is to fail."""
         with self._lock:
             if self.dead:
@@ -53,13 +57,13 @@ class FaultyDisk:
             self.names.append(name)
             return bool(self.first) and self.first <= self.calls < self.first + self.lasting
 
-    def fail(self, path):
+    def fail(self, path: str | None) -> Never:
         if self.errno is None:
             self.dead = True
             raise Killed
         raise OSError(self.errno, os.strerror(self.errno), path)
 
-    def call(self, name, function, *args, **keywords):
+    def call(self, name: str, function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
         if not self.is_next(name):
             return function(*args, **keywords)
         if self.late:
@@ -68,40 +72,42 @@ class FaultyDisk:
                 result.close()
         return self.fail(args[0] if isinstance(args[0], str) else None)
 
-    def open(self, path, mode="r", **keywords):
-        stream = self.call("open", io.FileIO, path, mode.replace("b", ""))
-        return (_Reader if "r" in mode else _Writer)(self, stream)
+    def open(self, path: str, mode: str = "r", **keywords: Any) -> IO[bytes]:
+        stream: io.FileIO = self.call("open", io.FileIO, path, mode.replace("b", ""))
+        return _Reader(self, stream) if "r" in mode else _Writer(self, stream)
 
 
 class _Reader(io.BufferedReader):
-    def __init__(self, disk, stream):
+    def __init__(self, disk: FaultyDisk, stream: io.FileIO) -> None:
         super().__init__(stream)
         self.disk = disk
 
-    def read(self, size=-1, /):
-        return self.disk.call("read", super().read, size)
+    def read(self, size: int | None = -1, /) -> bytes:
+        data: bytes = self.disk.call("read", super().read, size)
+        return data
 
 
 class _Writer(io.BufferedWriter):
-    def __init__(self, disk, stream):
+    def __init__(self, disk: FaultyDisk, stream: io.FileIO) -> None:
         super().__init__(stream)
         self.disk = disk
+        self.path = str(stream.name)
 
-    def write(self, data, /):
+    def write(self, data: Any, /) -> int:
         if not self.disk.is_next("write"):
             return super().write(data)
         super().write(data[: len(data) // 2 if self.disk.late else 0])
         super().flush()
-        return self.disk.fail(self.raw.name)
+        return self.disk.fail(self.path)
 
 
 class _Os:
     """`os`, with the counted functions of a disk."""
 
-    def __init__(self, disk):
+    def __init__(self, disk: FaultyDisk) -> None:
         self._disk = disk
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         function = getattr(os, name)
         if name not in COUNTED:
             return function
@@ -109,11 +115,9 @@ class _Os:
 
 
 @contextlib.contextmanager
-def faulty(disk):
+def faulty(disk: FaultyDisk) -> Iterator[FaultyDisk]:
     """Let `transforms.storage.local` use a `FaultyDisk`."""
-    local.os, local.open = _Os(disk), disk.open
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "os", _Os(disk))
+        patch.setattr(local, "open", disk.open, raising=False)
         yield disk
-    finally:
-        local.os = os
-        del local.open

@@ -4,12 +4,16 @@ The emulator ignores generations and hands over a listing whole. Here conditions
 in pages, requests are served at the same time, and faults can be asked for.
 """
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import functools
 import http.server
 import threading
 import urllib.parse
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from gcp_storage_emulator import server as emulator
@@ -32,55 +36,55 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     bucket = "test-bucket"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.storage = _Storage(use_memory_fs=True)
         buckets.create_bucket(self.bucket, self.storage)
         self.lock = threading.Lock()
-        self.faults = collections.deque()
-        self.requests = []
+        self.faults: collections.deque[int] = collections.deque()
+        self.requests: list[tuple[str, str]] = []
         self.page_size = 3
         super().__init__(("127.0.0.1", 0), functools.partial(_Handler, self.storage))
 
     @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}"
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]!s}"
 
 
 class _ConditionError(Exception):
     pass
 
 
-class _Storage(Storage):
+class _Storage(Storage):  # type: ignore[misc]
     """What a `Storage` is, with the condition that the upload in progress carries."""
 
     condition: str | None = None
 
-    def generation(self, bucket, name):
+    def generation(self, bucket: str, name: str) -> str:
         try:
-            return self.get_file_obj(bucket, name)["generation"]
+            return str(self.get_file_obj(bucket, name)["generation"])
         except NotFound:
             return "0"
 
-    def create_file(self, bucket_name, file_name, *args, **kwargs):
+    def create_file(self, bucket_name: str, file_name: str, *args: Any, **kwargs: Any) -> None:
         if self.condition not in (None, self.generation(bucket_name, file_name)):
             raise _ConditionError
         super().create_file(bucket_name, file_name, *args, **kwargs)
 
 
-class _Handler(emulator.RequestHandler):
-    def do_GET(self):  # noqa: N802
+class _Handler(emulator.RequestHandler):  # type: ignore[misc]
+    def do_GET(self) -> None:  # noqa: N802
         self._answer(super().do_GET)
 
-    def do_POST(self):  # noqa: N802
+    def do_POST(self) -> None:  # noqa: N802
         self._answer(super().do_POST)
 
-    def do_PUT(self):  # noqa: N802
+    def do_PUT(self) -> None:  # noqa: N802
         self._answer(super().do_PUT)
 
-    def do_DELETE(self):  # noqa: N802
+    def do_DELETE(self) -> None:  # noqa: N802
         self._answer(super().do_DELETE)
 
-    def _answer(self, serve):
+    def _answer(self, serve: Callable[[], None]) -> None:
         with self.server.lock:
             self.server.requests.append((self.command, self.path))
             url = urllib.parse.urlsplit(self.path)
@@ -98,7 +102,7 @@ class _Handler(emulator.RequestHandler):
                 except _ConditionError:
                     self._refuse(412)
 
-    def _refuse(self, status, drain=False):
+    def _refuse(self, status: int, drain: bool = False) -> None:
         if drain:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
         response = emulator.Response(self)
@@ -106,7 +110,7 @@ class _Handler(emulator.RequestHandler):
         response.json({"error": {"code": status, "message": response.status.phrase}})
         response.close()
 
-    def _violated(self, path, query):
+    def _violated(self, path: str, query: dict[str, str]) -> int | None:
         """The status of a read whose condition does not hold."""
         bucket, _, name = path.partition("/b/")[2].partition("/o/")
         if not name:
@@ -116,7 +120,7 @@ class _Handler(emulator.RequestHandler):
             return 404
         return 412 if query.get("ifGenerationMatch", current) != current else None
 
-    def _list(self, bucket, query):
+    def _list(self, bucket: str, query: dict[str, str]) -> None:
         response = emulator.Response(self)
         try:
             files, prefixes = self.storage.get_file_list(bucket, query.get("prefix"), query.get("delimiter"))
@@ -142,12 +146,12 @@ class _Handler(emulator.RequestHandler):
         response.close()
 
 
-def _name(found):
+def _name(found: tuple[str, Any]) -> str:
     return found[0]
 
 
 @contextlib.contextmanager
-def serve():
+def serve() -> Iterator[Server]:
     """A running `Server`."""
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -160,7 +164,7 @@ def serve():
 
 
 @pytest.fixture
-def gcs(monkeypatch):
+def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A `Server` that everything in the test takes for Google's."""
     with serve() as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)

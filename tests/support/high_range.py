@@ -8,21 +8,21 @@ import numpy as np
 
 os.environ["OPENCV_IO_ENABLE_OPENEXR"] = "1"  # Before OpenCV is imported: it writes none otherwise.
 
-import cv2
+import cv2 as cv2
 
 
 def light(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
     """Linear RGB, most of it in 0 to 1, some brighter."""
     source = np.random.default_rng(seed)
     smooth = np.add.outer(np.linspace(0, 1, height), np.linspace(0, 1.5, width))[..., None] * source.uniform(0.2, 1, 3)
-    return (smooth + source.uniform(0, 0.2, (height, width, 3))).astype(np.float32)
+    return np.asarray(smooth + source.uniform(0, 0.2, (height, width, 3)), np.float32)
 
 
 def on_screen(linear: np.ndarray) -> np.ndarray:
     """The tone mapping in one line of its own: IEC 61966-2-1 after clipping."""
     clipped = np.clip(linear.astype(np.float64), 0, 1)
     curve = np.where(clipped > 0.0031308, 1.055 * clipped ** (1 / 2.4) - 0.055, clipped * 12.92)
-    return np.rint(curve * 255).astype(np.uint8)
+    return np.asarray(np.rint(curve * 255), np.uint8)
 
 
 def by_opencv(folder: Path, suffix: str, pixels: np.ndarray, *options: int) -> bytes:
@@ -37,7 +37,7 @@ def read_by_opencv(folder: Path, suffix: str, data: bytes) -> np.ndarray:
     """RGB floats, as OpenCV reads a file."""
     path = folder / f"read{suffix}"
     path.write_bytes(data)
-    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[..., ::-1]
+    return np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))[..., ::-1]
 
 
 def exr(
@@ -97,7 +97,7 @@ def rgbe(linear: np.ndarray) -> np.ndarray:
 
 def from_rgbe(stored: np.ndarray) -> np.ndarray:
     """The inverse of `rgbe`."""
-    return np.ldexp(stored[..., :3].astype(np.float32), stored[..., 3:].astype(int) - 136)
+    return np.asarray(np.ldexp(stored[..., :3].astype(np.float32), stored[..., 3:].astype(int) - 136))
 
 
 def hdr(stored: np.ndarray, resolution: str, header: str = "#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n") -> bytes:

@@ -32,12 +32,12 @@ class Shares:
     spec: EmbedderSpec = field(default_factory=lambda: StagedFake().spec)
     dimensions: dict[str, int] = field(default_factory=lambda: {"probabilities": 3})
 
-    def embed(self, images):
+    def embed(self, images: np.ndarray) -> dict[str, np.ndarray]:
         means = images.mean(axis=(1, 2), dtype=np.float64)
         return {"probabilities": (means / means.sum(axis=1, keepdims=True)).astype(np.float32)}
 
 
-def write_classifier(folder):
+def write_classifier(folder: str | Path) -> None:
     """What `classify --classifier` looks at; the models themselves are never loaded."""
     folder = Path(folder)
     folder.mkdir()
@@ -51,20 +51,20 @@ def write_classifier(folder):
 def run(name: str, argv: list[str], log: str) -> Any:
     """The target of a process: one job, with models that cost nothing."""
     sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115 - for as long as the process lives
-    prepare.stage_model = stage_fake
-    staged.stage_classifier = lambda *_, **__: StagedFake(Shares())
+    prepare.stage_model = stage_fake  # type: ignore[assignment]
+    staged.stage_classifier = lambda *_, **__: StagedFake(Shares())  # type: ignore[assignment]
     assert classify
     os._exit(run_job(name, argv))
 
 
-def processes():
+def processes() -> multiprocessing.context.ForkServerContext:
     """What starts them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.killable"])
     return context
 
 
-def workers(pid):
+def workers(pid: int) -> list[int]:
     """Numbers of the worker processes of Beam's local runner, below a launcher's process."""
     found, below = [], [pid]
     while below:
@@ -77,12 +77,12 @@ def workers(pid):
     return found
 
 
-def _children(pid):
+def _children(pid: int) -> list[int]:
     try:
         return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _words(task / "children")]
     except FileNotFoundError:
         return []
 
 
-def _words(path):
+def _words(path: Path) -> list[str]:
     return path.read_text().split()

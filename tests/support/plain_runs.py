@@ -13,9 +13,10 @@ import io
 import os
 import struct
 import tarfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import google_crc32c
 import numpy as np
@@ -27,18 +28,26 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
 from pipelines.cli import run_job
+from pipelines.options.extraction import OutputOptions
 from pipelines.runtime import launch, prepare
+from pipelines.runtime.prepare import RunFolder, Source
 from tests.support.fakes import ChannelMeans, FakeModel
 from transforms.core.spec import EmbedderSpec
-from transforms.embed.units import _ReadAndEmbed
+from transforms.embed.units import EmbedUnits, ImageModel, _ReadAndEmbed
 from transforms.inputs.plan_units import _cut, _list
 from transforms.inputs.shard_index import CutMemory
 from transforms.inputs.types import Note
 from transforms.models.staged import StagedEngine
 from transforms.runs import lease
 from transforms.runs.commit_units import CommitUnits, _CommitUnit
+from transforms.runs.manifest import ModelFacts
 from transforms.runs.reports import FILES, publish_group, to_line
 from transforms.storage.local import TEMPORARY_PREFIX
+
+T = TypeVar("T")
+Means = dict[str, np.ndarray | None]
+Image = tuple[bytes, np.ndarray | None]
+"""A file, and the mean of each channel; None of a file that is no image."""
 
 FLAGS = ("--model", "VGG16", "--weights", "random:0", "--image_size", "native", "--max_failure_rate", "1")
 
@@ -47,13 +56,13 @@ FLAGS = ("--model", "VGG16", "--weights", "random:0", "--image_size", "native", 
 class StagedFake(FakeModel):
     """A `FakeModel` that takes images as they are, and says where its weights are from."""
 
-    embedder: Any = field(default_factory=lambda: ChannelMeans(EmbedderSpec("VGG16", "0" * 64, image_size=None)))
+    embedder: ImageModel = field(default_factory=lambda: ChannelMeans(EmbedderSpec("VGG16", "0" * 64, image_size=None)))
     weights: dict[str, str | None] = field(default_factory=lambda: {"source": "none"})
     engine: StagedEngine = field(default_factory=StagedEngine)
     files: list[str] = field(default_factory=list)
 
 
-def stage_fake(*_, **__):
+def stage_fake(*_: object, **__: object) -> StagedFake:
     """Stands in for `prepare.stage_model`."""
     return StagedFake()
 
@@ -63,14 +72,17 @@ class PlainPipeline:
 
     runner = None
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.options = PipelineOptions([])
-        self._steps = None
+        self._steps: tuple[Source, EmbedUnits, RunFolder, launch.Run, OutputOptions] | None = None
 
-    def fill(self, source, units, folder, run, options):
+    def fill(
+        self, source: Source, units: EmbedUnits, folder: RunFolder, run: launch.Run, options: OutputOptions
+    ) -> None:
         self._steps = (source, units, folder, run, options)
 
-    def run(self):
+    def run(self) -> PlainPipeline:
+        assert self._steps is not None
         source, units, folder, run, options = self._steps
         memory = CutMemory(folder.cuts, options.rows_per_unit, source.read.image_column)
         commit = _CommitUnit(
@@ -80,7 +92,7 @@ class PlainPipeline:
             )
         )
         commit.setup()
-        lines = {number: [] for number in range(FILES)}
+        lines: dict[int, list[str]] = {number: [] for number in range(FILES)}
         for item in _list(source.patterns, source.input_format, options.rows_per_unit, source.read):
             for unit in _cut(item, options.rows_per_unit, source.read, memory, True):
                 for report in [unit] if isinstance(unit, Note) else commit.process(unit):
@@ -90,27 +102,35 @@ class PlainPipeline:
             publish_group(group, run.reports)
         return self
 
-    def wait_until_finish(self):
-        return PipelineState.DONE
+    def wait_until_finish(self) -> str:
+        return str(PipelineState.DONE)
 
 
-def _work(units):
+def _work(units: EmbedUnits) -> _ReadAndEmbed:
     return _ReadAndEmbed(units.read, units.embed)
 
 
-def _work_images(source, units, label, folder, staged, pipeline, options):
+def _work_images(
+    source: Source,
+    units: EmbedUnits,
+    label: str,
+    folder: RunFolder,
+    staged: ModelFacts,
+    pipeline: PlainPipeline,
+    options: OutputOptions,
+) -> launch.Result:
     with launch.running(folder, staged, pipeline, options) as run:
         pipeline.fill(source, units, folder, run, options)
     return launch.finish(run)
 
 
-def _gone(me=lease._me):
+def _gone(me: Callable[[], lease.Holder] = lease._me) -> lease.Holder:
     """Who holds a lease: a process that is gone as soon as somebody asks, as one that was killed is."""
     return dataclasses.replace(me(), process_started="gone")
 
 
 @contextlib.contextmanager
-def plain():
+def plain() -> Iterator[None]:
     """Runs in this process use `StagedFake` and plain loops."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "stage_model", stage_fake)
@@ -120,7 +140,7 @@ def plain():
         yield
 
 
-def extract(patterns, output, *flags):
+def extract(patterns: Iterable[object], output: str | Path, *flags: object) -> int:
     """Run the job; its exit code."""
     return run_job("extract", ["--input", *map(str, patterns), "--output", str(output), *FLAGS, *map(str, flags)])
 
@@ -135,14 +155,14 @@ class Layout:
         shards: files that can be damaged.
     """
 
-    patterns: list[Path]
-    means: dict[str, np.ndarray | None]
+    patterns: list[str | Path]
+    means: Means
     shards: list[Path]
 
 
-def images(count, bad):
+def images(count: int, bad: Collection[int]) -> list[Image]:
     """PNGs of noise in three sizes, with their means; those numbered in `bad` are none."""
-    found = []
+    found: list[Image] = []
     for index in range(count):
         random = np.random.default_rng(index)
         if index in bad:
@@ -156,7 +176,7 @@ def images(count, bad):
     return found
 
 
-def write_layout(folder, kind, records, shards):
+def write_layout(folder: str | Path, kind: str, records: Sequence[Image], shards: int) -> Layout:
     """Write `images` as files of a format, in so many shards.
 
     Args:
@@ -169,8 +189,8 @@ def write_layout(folder, kind, records, shards):
     return KINDS[kind](Path(folder), records, shards)
 
 
-def _files(folder, records, shards):
-    means = {}
+def _files(folder: Path, records: Sequence[Image], shards: int) -> Layout:
+    means: Means = {}
     for index, (data, mean) in enumerate(records):
         path = folder / f"class{index % shards}" / f"{index:03d}.png"
         path.parent.mkdir(exist_ok=True)
@@ -179,13 +199,14 @@ def _files(folder, records, shards):
     return Layout([folder], means, [])
 
 
-def _split(folder, records, shards, extension):
+def _split(folder: Path, records: Sequence[T], shards: int, extension: str) -> Iterator[tuple[Path, Sequence[T]]]:
     for shard in range(shards):
         yield folder / f"shard{shard}.{extension}", records[shard::shards]
 
 
-def _tar(folder, records, shards):
-    means, paths = {}, []
+def _tar(folder: Path, records: Sequence[Image], shards: int) -> Layout:
+    means: Means = {}
+    paths = []
     for path, part in _split(folder, records, shards, "tar"):
         with tarfile.open(path, "w") as tar:
             for index, (data, mean) in enumerate(part):
@@ -197,8 +218,9 @@ def _tar(folder, records, shards):
     return Layout([folder], means, paths)
 
 
-def _tfrecord(folder, records, shards):
-    means, paths = {}, []
+def _tfrecord(folder: Path, records: Sequence[Image], shards: int) -> Layout:
+    means: Means = {}
+    paths = []
     for path, part in _split(folder, records, shards, "tfrecord"):
         path.write_bytes(b"".join(_framed(_example(data)) for data, _ in part))
         means |= {f"{path}#{index}": mean for index, (_, mean) in enumerate(part)}
@@ -206,23 +228,23 @@ def _tfrecord(folder, records, shards):
     return Layout([folder], means, paths)
 
 
-def _framed(payload):
+def _framed(payload: bytes) -> bytes:
     length = struct.pack("<Q", len(payload))
     return length + _masked_crc(length) + payload + _masked_crc(payload)
 
 
-def _masked_crc(data):
+def _masked_crc(data: bytes) -> bytes:
     crc = google_crc32c.value(data)
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _example(data):
+def _example(data: bytes) -> bytes:
     """A serialised `tf.train.Example` of one bytes feature named image."""
     feature = _field(1, _field(1, data))
     return _field(1, _field(1, _field(1, b"image") + _field(2, feature)))
 
 
-def _field(number, data):
+def _field(number: int, data: bytes) -> bytes:
     length, size = len(data), bytearray()
     while length >= 0x80:
         size.append(length & 0x7F | 0x80)
@@ -230,8 +252,9 @@ def _field(number, data):
     return bytes([number << 3 | 2]) + bytes([*size, length]) + data
 
 
-def _parquet(folder, records, shards):
-    means, paths = {}, []
+def _parquet(folder: Path, records: Sequence[Image], shards: int) -> Layout:
+    means: Means = {}
+    paths = []
     for path, part in _split(folder, records, shards, "parquet"):
         pq.write_table(pa.table({"image": pa.array([data for data, _ in part], pa.binary())}), path, row_group_size=3)
         means |= {f"{path}#{index}": mean for index, (_, mean) in enumerate(part)}
@@ -239,9 +262,10 @@ def _parquet(folder, records, shards):
     return Layout([folder], means, paths)
 
 
-def _manifest(folder, records, shards):
+def _manifest(folder: Path, records: Sequence[Image], shards: int) -> Layout:
     """CSV lists of files; of each second bad record the file is not there."""
-    means, paths = {}, []
+    means: Means = {}
+    paths = []
     (folder / "images").mkdir()
     for path, part in _split(folder, list(enumerate(records)), shards, "csv"):
         rows = [("uri", "label")]
@@ -261,9 +285,9 @@ KINDS = {"files": _files, "tar": _tar, "tfrecord": _tfrecord, "parquet": _parque
 """Input format -> writes one."""
 
 
-def rows_of(output):
+def rows_of(output: str | Path) -> dict[str, np.ndarray]:
     """Vectors by key, of the parts alone; a row that comes twice is an error."""
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for path in sorted(Path(output).glob("embeddings/part-*.parquet")):
         table = pq.read_table(path, partitioning=None)
         for key, vector in zip(table["key"].to_pylist(), table["embedding"].to_pylist(), strict=True):
@@ -272,7 +296,7 @@ def rows_of(output):
     return found
 
 
-def failed_of(output):
+def failed_of(output: str | Path) -> set[str]:
     """Keys of the failures; one that comes twice is an error."""
     found = [
         key
@@ -283,16 +307,18 @@ def failed_of(output):
     return set(found)
 
 
-def assert_no_row_is_wrong(output, layout):
+def assert_no_row_is_wrong(output: str | Path, layout: Layout) -> dict[str, np.ndarray]:
     """Every row is of a record, once, and says what Pillow's pixels say."""
     rows = rows_of(output)
     assert rows.keys() <= layout.means.keys()
     for key, vector in rows.items():
-        np.testing.assert_allclose(vector, layout.means[key], rtol=1e-6)
+        mean = layout.means[key]
+        assert mean is not None, f"{key} must fail and has a row"
+        np.testing.assert_allclose(vector, mean, rtol=1e-6)
     return rows
 
 
-def assert_whole(output, layout):
+def assert_whole(output: str | Path, layout: Layout) -> None:
     """Every record is one row, or one failure if it must fail."""
     rows = assert_no_row_is_wrong(output, layout)
     failed = {key for key, mean in layout.means.items() if mean is None}
@@ -300,12 +326,12 @@ def assert_whole(output, layout):
     assert failed_of(output) == failed
 
 
-def half_written(output):
+def half_written(output: str | Path) -> list[Path]:
     """Files that a killed writer left."""
     return list(Path(output).rglob(f"{TEMPORARY_PREFIX}*"))
 
 
-def make_old(paths):
+def make_old(paths: Iterable[Path]) -> None:
     """So that a run takes them for left behind."""
     for path in paths:
         os.utime(path, (0, 0))

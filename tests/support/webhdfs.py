@@ -3,12 +3,16 @@
 https://hadoop.apache.org/docs/stable/hadoop-project-dist/hadoop-hdfs/WebHDFS.html
 """
 
+from __future__ import annotations
+
 import contextlib
 import http.server
 import json
 import threading
 import time
 import urllib.parse
+from collections.abc import Iterator
+from typing import Any
 
 
 class WebHdfs(http.server.ThreadingHTTPServer):
@@ -22,18 +26,20 @@ class WebHdfs(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self):
-        self.files, self.folders, self.written = {}, {"/"}, {}
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.folders = {"/"}
+        self.written: dict[str, float] = {}
         super().__init__(("127.0.0.1", 0), _Handler)
 
     @property
-    def port(self):
-        return self.server_address[1]
+    def port(self) -> int:
+        return int(self.server_address[1])
 
-    def is_folder(self, path):
+    def is_folder(self, path: str) -> bool:
         return path in self.folders or any(name.startswith(path.rstrip("/") + "/") for name in self.files)
 
-    def status(self, path, suffix=""):
+    def status(self, path: str, suffix: str = "") -> dict[str, Any] | None:
         if path in self.files:
             modified = int(self.written.get(path, 1e9) * 1000)
             return {"pathSuffix": suffix, "type": "FILE", "length": len(self.files[path]), "modificationTime": modified}
@@ -41,7 +47,7 @@ class WebHdfs(http.server.ThreadingHTTPServer):
             return {"pathSuffix": suffix, "type": "DIRECTORY", "length": 0, "modificationTime": 10**12}
         return None
 
-    def children(self, path):
+    def children(self, path: str) -> list[dict[str, Any] | None]:
         base = path.rstrip("/") + "/"
         names = {
             name.removeprefix(base).partition("/")[0] for name in [*self.files, *self.folders] if name.startswith(base)
@@ -51,11 +57,12 @@ class WebHdfs(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    server: WebHdfs
 
-    def log_message(self, *args):
+    def log_message(self, *args: object) -> None:
         pass
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         path, query = self._asked()
         status = self.server.status(path)
         if status is None:
@@ -72,7 +79,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._send(400, b"{}")
 
-    def do_PUT(self):
+    def do_PUT(self) -> None:
         path, query = self._asked()
         data = self._body()
         if query["op"] == "MKDIRS":
@@ -93,19 +100,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._send(400, b"{}")
 
-    def do_DELETE(self):
+    def do_DELETE(self) -> None:
         path, _ = self._asked()
         gone = [name for name in self.server.files if name == path or name.startswith(path.rstrip("/") + "/")]
         for name in gone:
             del self.server.files[name]
         self._answer({"boolean": bool(gone)})
 
-    def _asked(self):
+    def _asked(self) -> tuple[str, dict[str, str]]:
         url = urllib.parse.urlsplit(self.path)
         path = urllib.parse.unquote(url.path).removeprefix("/webhdfs/v1") or "/"
         return path, {name: values[0] for name, values in urllib.parse.parse_qs(url.query).items()}
 
-    def _body(self):
+    def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
         data = b""
@@ -115,14 +122,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.rfile.readline()
         return data
 
-    def _missing(self, path):
+    def _missing(self, path: str) -> None:
         error = {"exception": "FileNotFoundException", "message": f"File does not exist: {path}"}
         self._send(404, json.dumps({"RemoteException": error}).encode())
 
-    def _answer(self, content):
+    def _answer(self, content: dict[str, Any]) -> None:
         self._send(200, json.dumps(content).encode())
 
-    def _send(self, status, body):
+    def _send(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -131,7 +138,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve_webhdfs():
+def serve_webhdfs() -> Iterator[WebHdfs]:
     """A server that is closed at the end of the block."""
     with WebHdfs() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -20,7 +20,7 @@ from transforms.storage import ReplacedError
 
 T = TypeVar("T")
 
-WAITS = (0.2, 0.8, 2.0, 4.0)
+WAITS: tuple[float, ...] = (0.2, 0.8, 2.0, 4.0)
 """Seconds between the attempts at reading something."""
 
 MOST_SECONDS = 10.0

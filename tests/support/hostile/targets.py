@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from tests.support.hostile.mutate import mutate
 from tests.support.image_samples import BAD, GOOD, picture
-from transforms import storage
+from tests.support.planned import shard_at
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Record
@@ -29,7 +29,7 @@ from transforms.images.decode import ImageError, ImageOptions, decode_image
 from transforms.inputs.plan import cut_shard
 from transforms.inputs.read import read_records
 from transforms.inputs.sniff import masked_crc
-from transforms.inputs.types import ReadOptions, Shard
+from transforms.inputs.types import ReadOptions, WorkUnit
 
 CANARY = b"a canary that no output may hold"
 SOUND = b"\xff\xd8 an image"
@@ -145,7 +145,7 @@ def _weights() -> dict[str, bytes]:
 
     kernel, bias = np.arange(12, dtype=np.float32).reshape(3, 4), np.zeros(4, np.float32)
     npz, hdf5 = io.BytesIO(), io.BytesIO()
-    np.savez_compressed(npz, **{"dense/kernel": kernel, "dense/bias": bias})
+    np.savez_compressed(npz, **{"dense/kernel": kernel, "dense/bias": bias})  # type: ignore[arg-type]
     with h5py.File(hdf5, "w") as file:
         file["layers/dense/vars/0"], file["layers/dense/vars/1"] = kernel, bias
     header = {"dense/kernel": {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48]}}
@@ -253,7 +253,7 @@ def _tfrecord(values: Sequence[bytes | None], source: random.Random) -> bytes:
 
 
 def _parquet(values: Sequence[bytes | None], source: random.Random) -> bytes:
-    rows = [{"bytes": SOUND, "path": None}] * len(values)
+    rows: list[dict[str, bytes | str | None]] = [{"bytes": SOUND, "path": None}] * len(values)
     labels = ["cat"] * len(values)
     for index, value in enumerate(values):
         if value is None:
@@ -269,11 +269,10 @@ def _parquet(values: Sequence[bytes | None], source: random.Random) -> bytes:
 def _outcomes(path: Path, input_format: InputFormat) -> list[str | None]:
     """The error type of each record; None where there is none."""
     options = ReadOptions()
-    shard = Shard(storage.stat(str(path)), input_format)
     found: list[str | None] = []
-    for unit in cut_shard(shard, 2, options):
-        items = list(read_records(unit, options)) if hasattr(unit, "count") and hasattr(unit, "format") else []
-        assert not items or len(items) == unit.count
+    for unit in cut_shard(shard_at(path, input_format), 2, options):
+        items = list(read_records(unit, options)) if isinstance(unit, WorkUnit) else []
+        assert not isinstance(unit, WorkUnit) or len(items) == unit.count
         for item in items:
             shown = item.data if isinstance(item, Record) else f"{item.message}{item.sha256}".encode()
             assert CANARY not in shown, "the canary shows up"

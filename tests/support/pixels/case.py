@@ -34,7 +34,7 @@ class Case:
     kind: str
     name: str
     writer: str
-    make: Callable[[], bytes]
+    make: Callable[[], bytes | bytearray]
     expected: np.ndarray | None = None
     failure: str | None = None
     tolerance: int = 1
@@ -63,7 +63,7 @@ def right(values: np.ndarray, bits: int, *, premultiplied: bool = False) -> np.n
         colour, alpha = scaled[..., :-1], scaled[..., -1:]
         scaled = colour + 1 - alpha if premultiplied else colour * alpha + 1 - alpha
     scaled = np.clip(scaled, 0, 1)
-    return np.rint(np.broadcast_to(scaled, (*scaled.shape[:2], 3)) * 255).astype(np.uint8)
+    return np.asarray(np.rint(np.broadcast_to(scaled, (*scaled.shape[:2], 3)) * 255), np.uint8)
 
 
 def inks_to_rgb(inks: np.ndarray) -> np.ndarray:
@@ -83,7 +83,7 @@ def by_opencv(values: np.ndarray, suffix: str, *parameters: int) -> bytes:
     written, data = cv2.imencode(suffix, np.ascontiguousarray(values[..., order]), parameters)
     if not written:
         raise ValueError(f"OpenCV writes no such {suffix}")
-    return data.tobytes()
+    return bytes(data)
 
 
 def by_pillow(values: np.ndarray, image_format: str, **options: Any) -> bytes:

@@ -49,8 +49,9 @@ def imagemagick_cases() -> Iterator[Case]:
         yield _case(kind, name, colour, bits, "png", "-interlace", interlace)
         yield _case("TIFF", f"{name}, -interlace {interlace}", colour, bits, "tiff", "-interlace", interlace)
         for endian in ("MSB", "LSB"):
-            options = ("-endian", endian, "-compress", "zip", "-interlace", interlace)
-            yield _case("TIFF", f"{name}, {endian}, zip, -interlace {interlace}", colour, bits, "tiff", *options)
+            zipped = ("-endian", endian, "-compress", "zip", "-interlace", interlace)
+            yield _case("TIFF", f"{name}, {endian}, zip, -interlace {interlace}", colour, bits, "tiff", *zipped)
+    options: tuple[str, ...]
     for bits, fill in itertools.product((1, 2, 4, 8), ("msb", "lsb")):
         options = ("-depth", str(bits), "-define", f"tiff:fill-order={fill}")
         yield _case("TIFF", f"grey {bits} bits, fill order {fill}", "grey", bits, "tiff", *options)

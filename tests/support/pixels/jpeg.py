@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterator
+from functools import partial
 
 import cv2
 import imagecodecs
@@ -12,39 +13,38 @@ import numpy as np
 import PIL.Image
 
 from tests.support.image_samples import encode
-from tests.support.pixels.case import HEIGHT, Case, by_opencv, inks_to_rgb, right, samples
+from tests.support.pixels.case import HEIGHT, Case, by_opencv, by_pillow, inks_to_rgb, right, samples
 
 
 def jpeg_cases() -> Iterator[Case]:
     values = samples(3, 8)
     for subsampling, progressive, restart in itertools.product((0, 1, 2), (False, True), (0, 2)):
+        options = {"subsampling": subsampling, "progressive": progressive, "restart_marker_blocks": restart}
         yield Case(
             "JPEG",
             f"RGB, subsampling {subsampling}{', progressive' * progressive}{', restarts' * bool(restart)}",
             "Pillow",
-            lambda s=subsampling, p=progressive, r=restart: encode(
-                values, "JPEG", subsampling=s, progressive=p, quality=90, restart_marker_blocks=r
-            ),
+            partial(by_pillow, values, "JPEG", quality=90, **options),
         )
-    for progressive in (0, 1):
+    for progressive in (False, True):
         yield Case(
             "JPEG",
             f"RGB{', progressive' * progressive}",
             "OpenCV",
-            lambda p=progressive: by_opencv(values, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, p),
+            partial(by_opencv, values, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive)),
         )
         yield Case(
             "JPEG",
             f"grey{', progressive' * progressive}",
             "Pillow",
-            lambda p=progressive: encode(values[..., 0], "JPEG", progressive=bool(p)),
+            partial(encode, values[..., 0], "JPEG", progressive=progressive),
         )
-    for subsampling in ("444", "422", "420", "411", "440"):
+    for ratio in ("444", "422", "420", "411", "440"):
         yield Case(
             "JPEG",
-            f"RGB, {subsampling}",
+            f"RGB, {ratio}",
             "imagecodecs",
-            lambda s=subsampling: imagecodecs.jpeg8_encode(values, subsampling=s),
+            partial(imagecodecs.jpeg8_encode, values, subsampling=ratio),
         )
     deep = samples(3, 12)
     yield Case(
@@ -82,14 +82,13 @@ def jpeg_cases() -> Iterator[Case]:
         tolerance=12,
     )
     for share in (0.3, 0.6, 0.9):
-        yield Case(
-            "JPEG", f"data stops at {share:.0%}", "Pillow", lambda s=share: _stopped(values, s), failure="truncated"
-        )
+        stopped = _stopped(values, share)
+        yield Case("JPEG", f"data stops at {share:.0%}", "Pillow", partial(bytes, stopped), failure="truncated")
         yield Case(
             "JPEG",
             f"data stops at {share:.0%} before a proper end",
             "Pillow",
-            lambda s=share: _stopped(values, s) + b"\xff\xd9",
+            partial(bytes, stopped + b"\xff\xd9"),
             failure="truncated",
         )
     yield Case("JPEG", "end marker missing", "Pillow", lambda: encode(values, "JPEG", quality=90)[:-2])

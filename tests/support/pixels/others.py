@@ -6,6 +6,8 @@ import io
 import itertools
 import struct
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import cv2
 import imagecodecs
@@ -18,6 +20,10 @@ from tests.support.pixels.case import HEIGHT, WIDTH, Case, by_opencv, by_pillow,
 
 def other_cases() -> Iterator[Case]:
     values, with_alpha = samples(3, 8), samples(4, 8)
+    lossless: dict[str, dict[str, Any]] = {
+        "WEBP": {"lossless": True, "exact": True},
+        "ICO": {"sizes": [(WIDTH, HEIGHT)]},
+    }
     for channels, bits in itertools.product((1, 3, 4), (8, 9, 10, 12, 14, 16)):
         stored = samples(channels, bits)
         for codec in ("jp2", "j2k"):
@@ -25,17 +31,20 @@ def other_cases() -> Iterator[Case]:
                 "JPEG 2000",
                 f"{channels} channels of {bits} bits, {codec}",
                 "imagecodecs",
-                lambda v=stored, b=bits, c=codec: imagecodecs.jpeg2k_encode(
-                    v.squeeze(), level=0, codecformat=c, bitspersample=b, reversible=True
+                partial(
+                    imagecodecs.jpeg2k_encode,
+                    stored.squeeze(),
+                    level=0,
+                    codecformat=codec,
+                    bitspersample=bits,
+                    reversible=True,
                 ),
                 right(stored, bits),
             )
     for mode, stored in (("L", samples(1, 8)), ("LA", samples(2, 8)), ("RGB", values), ("RGBA", with_alpha)):
-        yield Case("JPEG 2000", f"{mode} 8 bits", "Pillow", lambda v=stored: by_pillow(v, "JPEG2000"), right(stored, 8))
+        yield Case("JPEG 2000", f"{mode} 8 bits", "Pillow", partial(by_pillow, stored, "JPEG2000"), right(stored, 8))
         for image_format in ("TGA", "WEBP", "ICO") if mode in ("RGB", "RGBA") else ("TGA",):
-            options = {"WEBP": {"lossless": True, "exact": True}, "ICO": {"sizes": [(WIDTH, HEIGHT)]}}.get(
-                image_format, {}
-            )
+            options = lossless.get(image_format, {})
             if image_format == "ICO" and mode == "RGB":
                 continue
             for compressed in (None, "tga_rle") if image_format == "TGA" else (None,):
@@ -44,7 +53,7 @@ def other_cases() -> Iterator[Case]:
                     image_format,
                     f"{mode} 8 bits{', runs' * bool(compressed)}",
                     "Pillow",
-                    lambda v=stored, f=image_format, o=extra: by_pillow(v, f, **o),
+                    partial(by_pillow, stored, image_format, **extra),
                     right(stored, 8),
                 )
     yield Case(
@@ -61,11 +70,8 @@ def other_cases() -> Iterator[Case]:
         lambda: by_pillow(with_alpha, "ICO", sizes=[(16, 16), (WIDTH, HEIGHT), (24, 24)]),
         right(with_alpha, 8),
     )
-    for writer, make in (
-        ("OpenCV", lambda: by_opencv(values, ".bmp")),
-        ("imagecodecs", lambda: imagecodecs.bmp_encode(values)),
-    ):
-        yield Case("BMP", "24 bits", writer, make, values)
+    yield Case("BMP", "24 bits", "OpenCV", lambda: by_opencv(values, ".bmp"), values)
+    yield Case("BMP", "24 bits", "imagecodecs", lambda: imagecodecs.bmp_encode(values), values)
     palette = PIL.Image.fromarray(values).quantize(16)
     yield Case("BMP", "palette", "Pillow", lambda: encode(palette, "BMP"), np.asarray(palette.convert("RGB")))
     yield Case("GIF", "palette", "Pillow", lambda: encode(palette, "GIF"), np.asarray(palette.convert("RGB")))
@@ -96,12 +102,12 @@ def other_cases() -> Iterator[Case]:
         body = stored.astype(">u2" if top > 255 else np.uint8).tobytes()
         head = f"{WIDTH} {HEIGHT}\n{top}\n".encode()
         text = " ".join(map(str, stored.ravel())).encode()
-        yield Case("PNM", f"P6, largest {top}", "by hand", lambda h=head, b=body: b"P6\n" + h + b, expected)
-        yield Case("PNM", f"P3, largest {top}", "by hand", lambda h=head, t=text: b"P3\n" + h + t, expected)
+        yield Case("PNM", f"P6, largest {top}", "by hand", partial(bytes, b"P6\n" + head + body), expected)
+        yield Case("PNM", f"P3, largest {top}", "by hand", partial(bytes, b"P3\n" + head + text), expected)
     # No PAM by OpenCV: version 5 writes blue first.
     for bits in (8, 16):
         deep = samples(3, bits)
-        yield Case("PNM", f"RGB {bits} bits", "OpenCV", lambda v=deep: by_opencv(v, ".ppm"), right(deep, bits))
+        yield Case("PNM", f"RGB {bits} bits", "OpenCV", partial(by_opencv, deep, ".ppm"), right(deep, bits))
     yield Case(
         "PFM",
         "float",
@@ -115,7 +121,7 @@ def other_cases() -> Iterator[Case]:
             "AVIF",
             f"RGB {bits} bits",
             "imagecodecs",
-            lambda v=deep, b=bits: imagecodecs.avif_encode(v, level=100, bitspersample=b, pixelformat="444"),
+            partial(imagecodecs.avif_encode, deep, level=100, bitspersample=bits, pixelformat="444"),
             right(deep, bits),
             tolerance=3,
         )
@@ -140,9 +146,7 @@ def heic_cases() -> Iterator[Case]:
         ("RGBA", samples(4, 8), 8),
         ("RGB;16", samples(3, 16), 16),
     ):
-        yield Case(
-            "HEIC", f"{mode}", "pillow-heif", lambda v=values, m=mode: by_heif(v, m), right(values, bits), tolerance=2
-        )
+        yield Case("HEIC", mode, "pillow-heif", partial(by_heif, values, mode), right(values, bits), tolerance=2)
 
 
 def orientation_cases() -> Iterator[Case]:
@@ -150,21 +154,19 @@ def orientation_cases() -> Iterator[Case]:
     for number, turn in UPRIGHT.items():
         block = exif(number)
         expected = turn(values)
-        yield Case(
-            "PNG EXIF", f"orientation {number}", "Pillow", lambda b=block: encode(values, "PNG", exif=b), expected
-        )
+        yield Case("PNG EXIF", f"orientation {number}", "Pillow", partial(encode, values, "PNG", exif=block), expected)
         yield Case(
             "WEBP EXIF",
             f"orientation {number}",
             "Pillow",
-            lambda b=block: encode(values, "WEBP", lossless=True, exif=b),
+            partial(encode, values, "WEBP", lossless=True, exif=block),
             expected,
         )
         yield Case(
             "TIFF",
             f"orientation {number}",
             "tifffile",
-            lambda n=number: by_tifffile(values, photometric="rgb", extratags=[(274, "H", 1, n, True)]),
+            partial(by_tifffile, values, photometric="rgb", extratags=[(274, "H", 1, number, True)]),
             expected,
         )
         plain = np.asarray(PIL.Image.open(io.BytesIO(encode(values, "JPEG", quality=90))))
@@ -172,7 +174,7 @@ def orientation_cases() -> Iterator[Case]:
             "JPEG EXIF",
             f"orientation {number}",
             "Pillow",
-            lambda b=block: encode(values, "JPEG", quality=90, exif=b),
+            partial(encode, values, "JPEG", quality=90, exif=block),
             turn(plain),
             tolerance=0,
         )

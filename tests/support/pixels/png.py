@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator
+from functools import partial
 
 import imagecodecs
 import numpy as np
@@ -20,9 +20,9 @@ def png_cases() -> Iterator[Case]:
             continue
         values = samples(CHANNELS[colour], bits)
         make = (
-            (lambda v=values, b=bits, t=colour_type: interlaced_png(v, b, t))
+            partial(interlaced_png, values, bits, colour_type)
             if layout
-            else (lambda v=values, b=bits, t=colour_type: png(WIDTH, HEIGHT, b, t, pack(v, b)))
+            else partial(png, WIDTH, HEIGHT, bits, colour_type, pack(values, bits))
         )
         yield Case(f"PNG {layout}".strip(), f"{colour} {bits} bits", "by hand", make, right(values, bits))
     for colour, bits in itertools.product(CHANNELS, (8, 16)):
@@ -31,13 +31,12 @@ def png_cases() -> Iterator[Case]:
             "PNG",
             f"{colour} {bits} bits",
             "imagecodecs",
-            lambda v=values: imagecodecs.png_encode(v.squeeze()),
+            partial(imagecodecs.png_encode, values.squeeze()),
             right(values, bits),
         )
         if colour != "grey+alpha":
-            yield Case(
-                "PNG", f"{colour} {bits} bits", "OpenCV", lambda v=values: by_opencv(v, ".png"), right(values, bits)
-            )
+            make = partial(by_opencv, values, ".png")
+            yield Case("PNG", f"{colour} {bits} bits", "OpenCV", make, right(values, bits))
     palette = picture(1, 16).reshape(16, 3)
     for bits, layout in itertools.product((1, 2, 4, 8), ("", "interlaced")):
         indices = (np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH, 1) % min(2**bits, 16)).astype(np.uint8)
@@ -46,14 +45,14 @@ def png_cases() -> Iterator[Case]:
         over[:2] = over[:2] * alpha[:, None] / 255 + 255 - alpha[:, None]
         chunks = ((b"PLTE", palette[: 2**bits].tobytes()), (b"tRNS", alpha.tobytes()))
         make = (
-            (lambda i=indices, b=bits, c=chunks: interlaced_png(i, b, 3, *c))
+            partial(interlaced_png, indices, bits, 3, *chunks)
             if layout
-            else (lambda i=indices, b=bits, c=chunks: png(WIDTH, HEIGHT, b, 3, pack(i, b), *c))
+            else partial(png, WIDTH, HEIGHT, bits, 3, pack(indices, bits), *chunks)
         )
         expected = np.rint(over[indices[..., 0]]).astype(np.uint8)
         yield Case(f"PNG {layout}".strip(), f"palette {bits} bits, transparent colours", "by hand", make, expected)
     values = samples(3, 8)
-    animated = functools.partial(animation, "PNG", [values, 255 - values])
+    animated = partial(animation, "PNG", [values, 255 - values])
     yield Case("PNG animated", "first frame", "Pillow", animated, values)
     yield Case("PNG", "fewer rows than the header says", "by hand", lambda: _fewer_rows(values), failure="truncated")
 

@@ -28,7 +28,7 @@ def _opencv(data: bytes) -> np.ndarray:
     whole = cv2.imdecode(stored, cv2.IMREAD_UNCHANGED)
     if whole is None or (whole.ndim == 3 and whole.shape[2] == 4):
         raise ValueError("no image, or a transparent one")
-    return np.asarray(cv2.imdecode(stored, cv2.IMREAD_COLOR)[..., ::-1])
+    return np.asarray(cv2.imdecode(stored, cv2.IMREAD_COLOR))[..., ::-1]
 
 
 def _tensorflow(data: bytes) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -42,7 +43,7 @@ def tiff_cases() -> Iterator[Case]:
                 "TIFF",
                 name + (", predictor" if predictor else ""),
                 "tifffile",
-                lambda v=stored, o=options: by_tifffile(v if v.shape[-1] > 1 else v[..., 0], **o),
+                partial(by_tifffile, stored if stored.shape[-1] > 1 else stored[..., 0], **options),
                 right(values, bits),
             )
     for colour, bits in itertools.product(("grey", "RGB"), (1, 2, 4, 9, 10, 12, 14)):
@@ -53,7 +54,7 @@ def tiff_cases() -> Iterator[Case]:
                 "TIFF",
                 f"{colour} {bits} bits, {photometric}",
                 "tifffile",
-                lambda v=values, b=bits, p=photometric: by_tifffile(v.squeeze(), photometric=p, bitspersample=b),
+                partial(by_tifffile, values.squeeze(), photometric=photometric, bitspersample=bits),
                 255 - expected if photometric == "miniswhite" else expected,
             )
     for kind, premultiplied in (("unassalpha", False), ("assocalpha", True), ("unspecified", None)):
@@ -71,7 +72,7 @@ def tiff_cases() -> Iterator[Case]:
                 "TIFF alpha",
                 f"{kind}, {bits} bits",
                 "tifffile",
-                lambda v=values, k=kind: by_tifffile(v, photometric="rgb", extrasamples=[k]),
+                partial(by_tifffile, values, photometric="rgb", extrasamples=[kind]),
                 expected,
             )
     inks = samples(4, 8)
@@ -80,8 +81,11 @@ def tiff_cases() -> Iterator[Case]:
             "TIFF CMYK",
             f"8 bits, {planar}",
             "tifffile",
-            lambda p=planar: by_tifffile(
-                inks if p == "contig" else inks.transpose(2, 0, 1), photometric="separated", planarconfig=p
+            partial(
+                by_tifffile,
+                inks if planar == "contig" else inks.transpose(2, 0, 1),
+                photometric="separated",
+                planarconfig=planar,
             ),
             inks_to_rgb(inks),
         )
@@ -98,7 +102,7 @@ def tiff_cases() -> Iterator[Case]:
             "TIFF bilevel",
             compression,
             "Pillow",
-            lambda c=compression: encode(PIL.Image.fromarray(bilevel[..., 0] > 0), "TIFF", compression=c),
+            partial(encode, PIL.Image.fromarray(bilevel[..., 0] > 0), "TIFF", compression=compression),
             right(bilevel, 1),
         )
     values = samples(3, 8)
@@ -106,12 +110,12 @@ def tiff_cases() -> Iterator[Case]:
     yield Case("TIFF", "RGB 16 bits", "OpenCV", lambda: by_opencv(samples(3, 16), ".tif"), right(samples(3, 16), 16))
     palette = PIL.Image.fromarray(values).quantize(64)
     yield Case("TIFF", "palette", "Pillow", lambda: encode(palette, "TIFF"), np.asarray(palette.convert("RGB")))
-    for name, stored in (("webp", "webp"), ("jpeg 2000", "jpeg2000")):
+    for name, compression in (("webp", "webp"), ("jpeg 2000", "jpeg2000")):
         yield Case(
             "TIFF",
             f"RGB 8 bits, {name}",
             "tifffile",
-            lambda c=stored: by_tifffile(values, photometric="rgb", compression=c),
+            partial(by_tifffile, values, photometric="rgb", compression=compression),
             values,
         )
     yield Case("TIFF YCbCr", "jpeg", "Pillow", lambda: encode(values, "TIFF", compression="jpeg"), None)
@@ -124,7 +128,7 @@ def tiff_cases() -> Iterator[Case]:
             "TIFF",
             f"grey {np.dtype(dtype)}",
             "tifffile",
-            lambda t=dtype: by_tifffile(values[..., 0].astype(t)),
+            partial(by_tifffile, values[..., 0].astype(dtype)),
             failure=failure,
         )
     yield Case(

@@ -1,6 +1,7 @@
 import itertools
 import threading
 import time
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -36,6 +37,7 @@ def test_map_ahead_holds_no_more_than_its_limit(pool):
         time.sleep(0.002)
         # `limit` between drawing and consuming, one in the reader's hand waiting for a place, one being consumed.
         assert len(drawn) <= consumed + 5 + 1
+    assert isinstance(results, Generator)
     results.close()
 
 
@@ -83,6 +85,7 @@ def test_map_ahead_stops_reading_when_the_consumer_leaves(pool):
 
     results = map_ahead(lambda number: number, endless(), pool, limit=3)
     assert next(results) == 0
+    assert isinstance(results, Generator)
     results.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
     assert threading.active_count() <= before + 4

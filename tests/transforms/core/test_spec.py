@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from transforms.core.spec import (
 
 SPEC = EmbedderSpec("VGG16", "ab" * 32, layers=("block4_pool",), image_size=(48, 48))
 
-OTHERS = {
+OTHERS: dict[str, Any] = {
     "model": "VGG19",
     "weights_sha256": "cd" * 32,
     "layers": ("block5_pool",),

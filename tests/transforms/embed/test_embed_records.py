@@ -14,7 +14,7 @@ from transforms.runs.read_embeddings import ReadEmbeddings
 
 
 def test_every_element_is_a_row_or_a_failure():
-    elements = [(f"k{index}", png((index, 2 * index, 7))) for index in range(20)]
+    elements: list[object] = [(f"k{index}", png((index, 2 * index, 7))) for index in range(20)]
     elements += [
         ("bad", b"no image"),
         {"key": "rich", "data": png((1, 2, 3)), "label": "cat", "camera": "x", "uri": "u"},

@@ -140,4 +140,4 @@ def test_bad_managers_are_refused_when_made(tmp_path):
     with pytest.raises(ImagebeamError, match="no staged model"):
         KerasImageEmbeddings(columns=["image"], staged=str(tmp_path))
     with pytest.raises(TypeError, match="str"):
-        to_pixels("a.jpg", ImageOptions())
+        to_pixels("a.jpg", ImageOptions())  # type: ignore[arg-type]

@@ -67,7 +67,7 @@ def test_has_its_size_and_no_record_twice_and_is_always_the_same(reads):
 
 def test_every_record_is_as_likely_as_any_other(reads):
     # 40 samples of 50 of 1,000 files, told apart by how many files stand before them.
-    counts = Counter()
+    counts: Counter[int] = Counter()
     for before in range(0, 4000, 100):
         units = [list_unit(0, before)] if before else []
         reservoir = Reservoir(50)
@@ -98,7 +98,7 @@ def test_an_empty_input_gives_an_empty_sample(reads):
 
 
 def test_says_what_the_records_are():
-    records = [
+    records: list[Record | Failure] = [
         Record("a", "a", encode(picture(24, 32), "JPEG")),
         Record("b", "b", encode(picture(50, 16), "PNG")),
         Record("c", "c", b""),

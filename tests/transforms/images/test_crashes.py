@@ -67,7 +67,9 @@ def test_one_that_is_killed_is_the_machine_s_fault():
 
 
 def test_one_that_loops_is_ended():
-    assert isolated._DecoderProcess._explain_death("exr", signal.SIGPROF).error_type == "undecodable"
+    error = isolated._DecoderProcess._explain_death("exr", signal.SIGPROF)
+    assert isinstance(error, ImageError)
+    assert error.error_type == "undecodable"
 
 
 def test_it_ends_with_the_process_that_uses_it(tmp_path):

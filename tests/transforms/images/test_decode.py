@@ -39,6 +39,7 @@ from tests.support.image_samples import (
     tiff,
     ycck_jpeg,
 )
+from tests.support.shard_files import read_member
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec, Interpolation, ResizeMode
 from transforms.images import pillow
@@ -502,7 +503,9 @@ def test_the_thinnest_image_can_be_resized(shape, mode):
 
 
 def test_options_come_from_the_spec():
-    spec = EmbedderSpec("VGG16", "0", image_size=(9, 7), interpolation="nearest", resize_mode="pad")
+    spec = EmbedderSpec(
+        "VGG16", "0", image_size=(9, 7), interpolation=Interpolation.NEAREST, resize_mode=ResizeMode.PAD
+    )
     options = ImageOptions.from_spec(spec, max_image_pixels=5, min_size=(3, 4))
     assert options == ImageOptions((9, 7), Interpolation.NEAREST, ResizeMode.PAD, 5, (3, 4))
 
@@ -679,7 +682,7 @@ def corpus():
     with tarfile.open(archive) as tar:
         prefix = f"pillow-{PIL.__version__}/Tests/images/"
         members = [member for member in tar if member.isfile() and member.name.startswith(prefix)]
-        return {member.name.removeprefix(prefix): tar.extractfile(member).read() for member in members}
+        return {member.name.removeprefix(prefix): read_member(tar, member) for member in members}
 
 
 def outcome_and_warnings(data):

@@ -105,8 +105,8 @@ class TestGrey:
         modality.add_new("LUTData", "OW", (np.arange(256) ** 2 // 64).astype("<u2").tobytes())
         window.LUTDescriptor = [1024, 0, 8]
         window.add_new("LUTData", "OW", (np.arange(1024) // 4).astype("<u2").tobytes())
-        for elements in ({"ModalityLUTSequence": [modality]}, {"VOILUTSequence": [window]}):
-            assert_as_pydicom(dicom.write(values, **elements))
+        assert_as_pydicom(dicom.write(values, ModalityLUTSequence=[modality]))
+        assert_as_pydicom(dicom.write(values, VOILUTSequence=[window]))
 
     def test_functional_groups_of_each_frame(self):
         values = np.stack([RAMP, RAMP])

@@ -33,8 +33,8 @@ class TestExr:
     @pytest.mark.parametrize("kind", ["HALF", "FLOAT"])
     def test_opencv_writes_what_is_shown(self, tmp_path, compression, kind):
         linear = light()
-        options = (cv2.IMWRITE_EXR_COMPRESSION, getattr(cv2, f"IMWRITE_EXR_COMPRESSION_{compression}"))
-        options += (cv2.IMWRITE_EXR_TYPE, getattr(cv2, f"IMWRITE_EXR_TYPE_{kind}"))
+        options = [cv2.IMWRITE_EXR_COMPRESSION, getattr(cv2, f"IMWRITE_EXR_COMPRESSION_{compression}")]
+        options += [cv2.IMWRITE_EXR_TYPE, getattr(cv2, f"IMWRITE_EXR_TYPE_{kind}")]
         data = by_opencv(tmp_path, ".exr", linear, *options)
         assert_close(pixels(data), on_screen(read_by_opencv(tmp_path, ".exr", data)))
         if not compression.startswith("B44"):  # which loses something

@@ -51,4 +51,4 @@ def test_a_wrong_pixel_is_found(results):
     """The test of the test: an image that is right for another file is not right for this one."""
     case = next(result.case for result in results if result.case.expected is not None)
     wrong = dataclasses.replace(case, expected=255 - case.expected)
-    assert "of 255 away" in check(wrong, {}).problem
+    assert "of 255 away" in str(check(wrong, {}).problem)

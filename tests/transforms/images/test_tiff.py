@@ -28,7 +28,7 @@ def test_bilevel_of_any_size(size, inverted):
 @pytest.mark.parametrize(("photometric", "offset"), [("cielab", 0), ("icclab", 128)])
 def test_lab(photometric, offset):
     lab = picture(24, 32)
-    found = pixels(by_tifffile(lab ^ np.uint8([0, offset, offset]), photometric=photometric))
+    found = pixels(by_tifffile(lab ^ np.array([0, offset, offset], np.uint8), photometric=photometric))
     # Pillow takes a* and b* as CIE Lab has them in TIFF: two's complement.
     expected = PIL.Image.frombytes("LAB", (32, 24), lab.tobytes()).convert("RGB")
     np.testing.assert_array_equal(found, np.asarray(expected))
@@ -36,14 +36,14 @@ def test_lab(photometric, offset):
 
 def test_lab_of_16_bits_is_lab_of_8_bits():
     lab = picture(24, 32)
-    deep = lab.astype(np.uint16) * np.uint16([257, 256, 256])
+    deep = lab.astype(np.uint16) * np.array([257, 256, 256], np.uint16)
     np.testing.assert_array_equal(
         pixels(by_tifffile(deep, photometric="cielab")), pixels(by_tifffile(lab, photometric="cielab"))
     )
 
 
 def test_white_and_black_of_lab():
-    lab = np.uint8([[[255, 0, 0], [0, 0, 0]]])
+    lab = np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8)
     np.testing.assert_allclose(pixels(by_tifffile(lab, photometric="cielab")), [[[255] * 3, [0] * 3]], atol=1)
 
 

@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.plain_runs import _example, _framed
+from tests.support.planned import shard_at
 from tests.support.shard_files import images, write_tar
 from transforms import storage
 from transforms.core.formats import InputFormat
 from transforms.inputs import read as read_module
 from transforms.inputs.plan import chain_units, cut_shard
 from transforms.inputs.read import read_records
-from transforms.inputs.types import Note, ReadOptions, Shard, ShardUnit, UnitChain
+from transforms.inputs.types import Note, ReadOptions, ShardUnit, UnitChain
 
 OPTIONS = ReadOptions()
 COUNT = 100
@@ -39,7 +40,7 @@ def write(path, data):
 def shard(request, tmp_path):
     path = tmp_path / request.param
     input_format = write(path, images(COUNT))
-    return Shard(storage.stat(str(path)), input_format)
+    return shard_at(path, input_format)
 
 
 def units_of(shard, rows=5):
@@ -104,7 +105,7 @@ def test_what_breaks_off_in_a_chain_breaks_off_where_it_would_alone(shard, tmp_p
     path = tmp_path / storage.basename(shard.file.uri)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
-    replaced = Shard(storage.stat(str(path)), shard.format)
+    replaced = shard_at(path, shard.format)
     alone = [ShardUnit((dataclasses.replace(unit.slices[0], shard=replaced),)) for unit in units]
     found = [list(read_records(unit, OPTIONS)) for unit in flat(chain_units(iter(alone)))]
     assert found == [list(read_records(unit, OPTIONS)) for unit in alone]
@@ -113,7 +114,7 @@ def test_what_breaks_off_in_a_chain_breaks_off_where_it_would_alone(shard, tmp_p
 @pytest.mark.parametrize("name", ["a.tar", "a.tfrecord"])
 def test_units_that_can_be_reached_at_once_are_not_chained(tmp_path, name):
     input_format = write(tmp_path / name, images(20))
-    shard = Shard(storage.stat(str(tmp_path / name)), input_format)
+    shard = shard_at(tmp_path / name, input_format)
     items = list(chain_units(iter(units_of(shard, 2))))
     assert len(items) == 10
     assert not any(isinstance(item, UnitChain) for item in items)

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.planned import all_of, shard_at, units_in
 from tests.support.shard_files import example, write_parquet, write_tar, write_tfrecord
-from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.core.formats import InputFormat
+from transforms.core.types import Failure, Record
 from transforms.inputs.columns import NamedLabels, as_label
 from transforms.inputs.inspection import inspect_input
 from transforms.inputs.plan import cut_shard, plan
 from transforms.inputs.read import read_records
-from transforms.inputs.types import ReadOptions, Shard, WorkUnit
+from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, WorkUnit
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,8 @@ def test_what_is_no_label_is_refused(value):
 
 def labels(path, input_format, options=None):
     options = options or ReadOptions()
-    shard = Shard(storage.stat(str(path)), InputFormat(input_format))
-    units = cut_shard(shard, 100, options)
-    return [record.label for unit in units for record in read_records(unit, options)]
+    units = units_in(cut_shard(shard_at(path, input_format), 100, options))
+    return [record.label for unit in units for record in all_of(Record, read_records(unit, options))]
 
 
 @pytest.mark.parametrize(
@@ -169,11 +168,11 @@ def test_lists_in_manifests_too(tmp_path):
     lines = [{"uri": "a.png", "label": label} for label in ([1, 2.0], [3], "x", None)]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = inspect_input([f"{tmp_path}/m.jsonl"], None, ReadOptions(), "labels")
-    (unit,) = (
-        unit for item in plan([f"{tmp_path}/m.jsonl"], None, 9, options=options) for unit in cut_shard(item, 9, options)
-    )
-    assert [ref.label for ref in unit.refs] == [None, "3", "x", None]
-    assert [dict(ref.extras)["labels"] for ref in unit.refs] == [["1", "2"], ["3"], ["x"], None]
+    items = plan([f"{tmp_path}/m.jsonl"], None, 9, options=options)
+    (unit,) = all_of(ListUnit, (unit for item in items for unit in cut_shard(item, 9, options)))
+    refs = all_of(RecordRef, unit.refs)
+    assert [ref.label for ref in refs] == [None, "3", "x", None]
+    assert [dict(ref.extras)["labels"] for ref in refs] == [["1", "2"], ["3"], ["x"], None]
 
 
 def test_lists_of_labels_stay_where_the_user_keeps_them(tmp_path):
@@ -240,7 +239,7 @@ def test_a_column_that_is_asked_for_and_stands_twice_is_refused(tmp_path):
 
 def test_a_label_that_is_not_utf_8_names_the_remedy(tmp_path):
     (tmp_path / "m.csv").write_bytes("uri,label\na.png,caf\xe9\n".encode("latin-1"))
-    ((failure,),) = (
-        unit.refs for item in plan([f"{tmp_path}/m.csv"], None, 9) for unit in cut_shard(item, 9, ReadOptions())
-    )
+    items = plan([f"{tmp_path}/m.csv"], None, 9)
+    (unit,) = all_of(ListUnit, (unit for item in items for unit in cut_shard(item, 9, ReadOptions())))
+    (failure,) = all_of(Failure, unit.refs)
     assert "save the file as UTF-8" in failure.message

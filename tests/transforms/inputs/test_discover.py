@@ -55,7 +55,7 @@ def listed(folder, patterns, input_format=None, left_out=None):
 
 
 def test_of_a_folder_shards_and_images_are_taken_and_the_rest_is_counted(folder):
-    left_out = Counter()
+    left_out: Counter[str] = Counter()
     assert listed(folder, [""], None, left_out) == [
         ("a/3.jpg", "files"),
         ("b/1.png", "files"),

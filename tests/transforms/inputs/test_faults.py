@@ -6,16 +6,17 @@ import os
 
 import pytest
 
+from tests.support.planned import all_of, shard_at, units_in
 from tests.support.shard_files import example, images, samples, write_parquet, write_tar, write_tfrecord
 from transforms import storage
 from transforms.core.formats import InputFormat
-from transforms.core.types import Failure
+from transforms.core.types import Failure, Record
 from transforms.inputs import faults
 from transforms.inputs.faults import MachineError, is_machine_fault, is_retryable, persist
 from transforms.inputs.image_files import read_file
 from transforms.inputs.plan import cut_shard
 from transforms.inputs.read import read_records
-from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, Shard
+from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, ShardUnit
 from transforms.storage import ReplacedError
 
 OPTIONS = ReadOptions()
@@ -92,14 +93,15 @@ def test_a_file_is_absent_only_where_its_folder_holds_others(tmp_path):
         "full/link.jpg": True,
     }
     for name, retryable in expected.items():
-        found = read_file(RecordRef("k", f"{tmp_path}/{name}"))
+        (found,) = all_of(Failure, [read_file(RecordRef("k", f"{tmp_path}/{name}"))])
         assert (found.error_type, found.retryable) == ("missing", retryable), name
 
 
 def test_what_fails_twice_and_then_works_is_read(tmp_path, away):
     (tmp_path / "x").write_bytes(b"x")
     away(2)
-    assert read_file(RecordRef("k", f"{tmp_path}/x")).data == b"x"
+    (record,) = all_of(Record, [read_file(RecordRef("k", f"{tmp_path}/x"))])
+    assert record.data == b"x"
 
 
 def test_an_outage_is_a_retryable_failure_and_stops_the_job_when_it_lasts(tmp_path, away, monkeypatch):
@@ -115,9 +117,9 @@ def test_an_outage_is_a_retryable_failure_and_stops_the_job_when_it_lasts(tmp_pa
 
 
 def test_waiting_that_never_helps_is_given_up(monkeypatch):
-    slept = []
+    slept: list[float] = []
     monkeypatch.setattr(faults, "WAITS", (1.0, 2.0))
-    monkeypatch.setattr(faults.time, "sleep", slept.append)
+    monkeypatch.setattr("transforms.inputs.faults.time.sleep", slept.append)
     monkeypatch.setattr(faults, "STOP_AFTER", 1_000)
 
     def denied():
@@ -141,8 +143,8 @@ def write(tmp_path, kind):
 @pytest.mark.parametrize("after", [0, 1, 3, 9])
 def test_a_shard_is_read_on_where_it_broke_off(tmp_path, away, kind, after):
     path = write(tmp_path, kind)
-    shard = Shard(storage.stat(path), InputFormat(kind))
-    units = list(cut_shard(shard, 7, OPTIONS))
+    shard = shard_at(path, kind)
+    units = units_in(cut_shard(shard, 7, OPTIONS))
     whole = [item for unit in units for item in read_records(unit, OPTIONS)]
     away(2)
     assert list(cut_shard(shard, 7, OPTIONS)) == units
@@ -159,14 +161,15 @@ def test_a_shard_is_read_on_where_it_broke_off(tmp_path, away, kind, after):
 @pytest.mark.parametrize("kind", ["tfrecord", "webdataset", "parquet"])
 def test_an_outage_makes_the_rest_of_a_unit_retryable(tmp_path, away, kind):
     path = write(tmp_path, kind)
-    shard = Shard(storage.stat(path), InputFormat(kind))
-    (unit,) = list(cut_shard(shard, 7, OPTIONS))[:1]
+    shard = shard_at(path, kind)
+    unit, *_ = all_of(ShardUnit, cut_shard(shard, 7, OPTIONS))
     away(10_000)
-    items = list(read_records(unit, OPTIONS))
+    items = all_of(Failure, read_records(unit, OPTIONS))
     assert len(items) == unit.count
-    assert all(isinstance(item, Failure) and item.retryable for item in items)
+    assert all(item.retryable for item in items)
     (unread,) = [item.unread for item in items if item.unread]
     assert (unread.uri, unread.records) == (path, unit.count)
-    (planned,) = list(cut_shard(shard, 7, OPTIONS))
+    (planned,) = all_of(ShardUnit, cut_shard(shard, 7, OPTIONS))
     assert planned.slices[0].retryable
+    assert planned.slices[0].unread is not None
     assert planned.slices[0].unread.bytes == os.stat(path).st_size

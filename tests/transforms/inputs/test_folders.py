@@ -9,16 +9,17 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.planned import all_of, units_in
 from tests.support.shard_files import write_tar
-from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import LabelFrom
+from transforms.core.types import Record
 from transforms.inputs.discover import LeftOutFiles, list_inputs
 from transforms.inputs.folders import class_folder, partitions
 from transforms.inputs.inspection import inspect_input
 from transforms.inputs.plan import cut_shard, plan
 from transforms.inputs.read import read_records
-from transforms.inputs.types import ReadOptions, WorkUnit
+from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, WorkUnit
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -27,7 +28,8 @@ def labels(pattern, **options):
     """Name of the record -> label."""
     read = ReadOptions(**options)
     units = [unit for item in plan([str(pattern)], None, 100, options=read) for unit in cut_shard(item, 100, read)]
-    records = [record for unit in units if isinstance(unit, WorkUnit) for record in read_records(unit, read)]
+    items = [item for unit in units if isinstance(unit, WorkUnit) for item in read_records(unit, read)]
+    records = all_of(Record, items)
     return {record.key.rpartition("/")[2].rpartition("#")[2]: record.label for record in records}
 
 
@@ -109,8 +111,8 @@ def test_hive_columns_are_what_pyarrow_wrote(tmp_path, value):
     assert partitions(str(file)) == {"split": "train", "label": value}
     options = inspect_input([str(tmp_path)], None, ReadOptions(keep_columns=(("split", pa.null()),)))
     (item,) = plan([str(tmp_path)], None, 10, options=options)
-    (unit,) = cut_shard(item, 10, options)
-    (record,) = read_records(unit, options)
+    (unit,) = units_in(cut_shard(item, 10, options))
+    (record,) = all_of(Record, read_records(unit, options))
     assert record.label == value
     assert dict(record.extras) == {"split": "train"}
 
@@ -119,8 +121,8 @@ def test_image_files_have_hive_columns_too(tmp_path):
     put(tmp_path, "split=train/label=cat/1.png", "split=test/dog/2.png")
     assert labels(tmp_path) == {"1.png": "cat", "2.png": "dog"}
     options = inspect_input([str(tmp_path)], None, ReadOptions(keep_columns=(("split", pa.null()),)))
-    (unit,) = plan([str(tmp_path)], None, 10, options=options)
-    assert [dict(ref.extras) for ref in unit.refs] == [{"split": "test"}, {"split": "train"}]
+    (unit,) = all_of(ListUnit, plan([str(tmp_path)], None, 10, options=options))
+    assert [dict(ref.extras) for ref in all_of(RecordRef, unit.refs)] == [{"split": "test"}, {"split": "train"}]
 
 
 # What is no data.
@@ -176,10 +178,10 @@ def test_an_image_under_another_name_is_an_image(tmp_path):
 def test_compressed_tars_are_read(tmp_path, mode):
     put(tmp_path, *(f"c/{number}.png" for number in range(20)))
     path = tmp_path / (f"x.tar.{mode}" if mode else "x.tar")
-    with tarfile.open(path, f"w:{mode}") as tar:
+    with tarfile.open(path, f"w:{mode}") as tar:  # type: ignore[call-overload]
         tar.add(tmp_path / "c", "c")
     assert len(labels(path)) == 20
-    assert storage.stat(str(path)).size
+    assert path.stat().st_size
 
 
 # Manifests of other programs.

@@ -16,7 +16,7 @@ from transforms.inputs.faults import ColumnTypeError
 from transforms.inputs.inspection import inspect_input
 from transforms.inputs.plan import cut_shard, plan
 from transforms.inputs.read import read_records
-from transforms.inputs.types import ReadOptions
+from transforms.inputs.types import ReadOptions, WorkUnit
 
 
 def kind_of(pattern, name="n", **options):
@@ -112,6 +112,7 @@ def read_all(pattern):
     options = inspect_input([pattern], None, ReadOptions(keep_columns=(("n", pa.null()),)))
     for item in plan([pattern], None, 10, options=options):
         for unit in cut_shard(item, 10, options):
+            assert isinstance(unit, WorkUnit)
             list(read_records(unit, options))
 
 
@@ -120,7 +121,7 @@ def sample(n):
 
 
 def test_a_column_may_begin_late(tmp_path):
-    fields = [{}] * 30 + [{"n": 1}]
+    fields: list[dict[str, int]] = [{}] * 30 + [{"n": 1}]
     members = [
         (f"{at:02}.{kind}", data)
         for at, one in enumerate(fields)

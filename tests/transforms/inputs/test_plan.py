@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.gcs_server import gcs  # noqa: F401
+from tests.support.planned import all_of, file_at, shard_at, units_in
 from tests.support.shard_files import (
     example,
     images,
@@ -28,23 +29,19 @@ from tests.support.shard_files import (
 )
 from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.core.formats import InputFormat
-from transforms.core.types import Failure
+from transforms.core.types import Failure, Record
 from transforms.inputs.inspection import inspect_input
 from transforms.inputs.plan import cut_shard, plan, plan_in_parts
 from transforms.inputs.read import read_records
 from transforms.inputs.types import ListingPart, ListUnit, Note, ReadOptions, RecordRef, Shard, ShardUnit, WorkUnit
+from transforms.storage.files import FileInfo
 
 OPTIONS = ReadOptions()
 
 
-def shard(path, input_format):
-    return Shard(storage.stat(str(path)), InputFormat(input_format))
-
-
 def cut(path, input_format, rows_per_unit=5, options=OPTIONS):
     """A shard's slices, one of each unit; a manifest's units."""
-    return pieces(cut_shard(shard(path, input_format), rows_per_unit, options))
+    return pieces(cut_shard(shard_at(path, input_format), rows_per_unit, options))
 
 
 def pieces(found):
@@ -55,7 +52,7 @@ def pieces(found):
 
 def notes(path, input_format, options=OPTIONS):
     """What was passed over: kind -> how many."""
-    found = cut_shard(shard(path, input_format), 5, options)
+    found = cut_shard(shard_at(path, input_format), 5, options)
     return {item.kind: item.count for item in found if isinstance(item, Note)}
 
 
@@ -79,10 +76,10 @@ def kept(*columns):
 def test_a_name_that_is_no_text_is_an_image_as_any_other(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"a")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).write_bytes(b"x")
-    (unit,) = plan([str(tmp_path)], None, 10)
+    (unit,) = units_in(plan([str(tmp_path)], None, 10))
     assert unit.id
     assert unit.version
-    records = list(read_records(unit, OPTIONS))
+    records = all_of(Record, read_records(unit, OPTIONS))
     assert [record.data for record in records] == [b"a", b"x"]
     assert [record.key for record in records] == [f"{tmp_path}/a.jpg", f"{tmp_path}/\\xff.jpg"]
     assert records[1].uri.encode()
@@ -98,15 +95,15 @@ def test_links_that_leave_a_folder_are_counted_and_followed_when_asked(tmp_path)
     (tmp_path / "in" / "gone.jpg").symlink_to("../away/x.jpg")
     (tmp_path / "folder").symlink_to("in")
     for folder in ("in", "folder"):
-        left_out = Counter()
-        (unit,) = plan([str(tmp_path / folder)], None, 10, left_out)
+        left_out: Counter[str] = Counter()
+        (unit,) = all_of(ListUnit, plan([str(tmp_path / folder)], None, 10, left_out))
         names = [ref.uri.removeprefix(f"{tmp_path}/{folder}/") for ref in unit.refs]
         assert names == ["a.jpg", "gone.jpg", "inside.jpg", "sub/b.jpg"]
         assert list(left_out.values()) == [2]
         assert "--follow_links" in str(left_out)
-    (unit,) = plan([str(tmp_path / "in")], None, 10, options=ReadOptions(follow_links=True))
+    (unit,) = all_of(ListUnit, plan([str(tmp_path / "in")], None, 10, options=ReadOptions(follow_links=True)))
     assert unit.count == 6
-    (unit,) = plan([str(tmp_path / "in" / "*.jpg")], None, 10)
+    (unit,) = all_of(ListUnit, plan([str(tmp_path / "in" / "*.jpg")], None, 10))
     assert unit.count == 4
 
 
@@ -114,7 +111,8 @@ def test_a_key_that_two_manifests_share_is_a_failure_the_second_time(tmp_path):
     (tmp_path / "a.csv").write_text("uri,key\n1.jpg,one\n2.jpg,two\n")
     (tmp_path / "b.csv").write_text("uri,key\n3.jpg,two\n4.jpg,three\n")
     (tmp_path / "c.csv").write_text("uri\n1.jpg\n")
-    found = [unit for item in plan([f"{tmp_path}/*.csv"], None, 10) for unit in cut_shard(item, 10, OPTIONS)]
+    items = plan([f"{tmp_path}/*.csv"], None, 10)
+    found = all_of(ListUnit, (unit for item in items for unit in cut_shard(item, 10, OPTIONS)))
     keys = [ref.key for unit in found for ref in unit.refs]
     assert sorted(keys) == sorted(["one", "two", f"{tmp_path}/b.csv#0", "three", f"{tmp_path}/c.csv#0"])
     assert [error for unit in found for error in failed(unit).values()] == ["repeated_key"]
@@ -152,15 +150,15 @@ def test_images_become_units_of_consecutive_files(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     items = list(plan([str(tmp_path)], None, 2))
-    units = [item for item in items if isinstance(item, WorkUnit)]
+    units = [item for item in items if isinstance(item, ListUnit)]
     assert all(1 <= unit.count <= 2 for unit in units)
     assert [unit.start for unit in units] == [0, *itertools.accumulate(unit.count for unit in units)][:-1]
-    refs = [ref for unit in units for ref in unit.refs]
+    refs = all_of(RecordRef, (ref for unit in units for ref in unit.refs))
     assert [(ref.key, ref.label) for ref in refs] == [
         (f"{tmp_path}/{name}", name.split("/")[0])
         for name in ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/x y.jpg", "emu/1.jpg")
     ]
-    assert all(ref.version == storage.stat(ref.uri).version for ref in refs)
+    assert all(ref.version == file_at(ref.uri).version for ref in refs)
     assert [item.file.uri for item in items if isinstance(item, Shard)] == [f"{tmp_path}/x.tar"]
     assert list(itertools.chain(*(cut_shard(unit, 2, OPTIONS) for unit in units))) == units
 
@@ -168,18 +166,19 @@ def test_images_become_units_of_consecutive_files(tmp_path):
 def test_the_label_of_an_image_right_in_a_bucket_is_unknown(gcs):  # noqa: F811
     for name in ("1.jpg", "cat/2.jpg"):
         storage.publish(f"gs://{gcs.bucket}/{name}", b"x")
-    (unit,) = plan([f"gs://{gcs.bucket}"], None, 10)
-    assert [(ref.key, ref.label) for ref in unit.refs] == [
+    (unit,) = all_of(ListUnit, plan([f"gs://{gcs.bucket}"], None, 10))
+    refs = all_of(RecordRef, unit.refs)
+    assert [(ref.key, ref.label) for ref in refs] == [
         (f"gs://{gcs.bucket}/1.jpg", None),
         (f"gs://{gcs.bucket}/cat/2.jpg", "cat"),
     ]
-    assert all(ref.version.isdigit() for ref in unit.refs)
+    assert all(ref.version and ref.version.isdigit() for ref in refs)
 
 
 def test_planning_streams(monkeypatch):
     """The first item is there long before the listing is over, whatever the input is made of."""
     for extension in ("jpg", "tar"):
-        endless = (storage.FileInfo(f"/x/{number:09}.{extension}", 1, "1") for number in itertools.count())
+        endless = (FileInfo(f"/x/{number:09}.{extension}", 1, "1") for number in itertools.count())
         monkeypatch.setattr(storage, "matches", lambda pattern, within, files=endless: iter([(False, files)]))
         items = plan(["/x/*"], None, 100)
         assert len(list(itertools.islice(items, 3))) == 3
@@ -194,8 +193,8 @@ def test_a_long_listing_planned_in_parts_covers_every_file_once(tmp_path, monkey
     monkeypatch.setattr("transforms.inputs.plan.LISTED_ALONE", alone)
     items = list(plan_in_parts([str(tmp_path)], None, 4))
     assert (alone < 40) == any(isinstance(item, ListingPart) for item in items)
-    units = [unit for item in items for unit in cut_shard(item, 4, OPTIONS)]
-    units = [unit for unit in units if isinstance(unit, WorkUnit)]
+    found = [unit for item in items for unit in cut_shard(item, 4, OPTIONS)]
+    units = [unit for unit in found if isinstance(unit, WorkUnit)]
     listed = [ref.uri for unit in units if isinstance(unit, ListUnit) for ref in unit.refs]
     assert sorted(listed) == sorted(map(str, tmp_path.glob("*/*.jpg")))
     (cut,) = [unit for unit in units if isinstance(unit, ShardUnit)]
@@ -204,7 +203,7 @@ def test_a_long_listing_planned_in_parts_covers_every_file_once(tmp_path, monkey
 
 
 def plan_names(monkeypatch, names, rows_per_unit):
-    files = [storage.FileInfo(name, 1, "1") for name in sorted(names)]
+    files = [FileInfo(name, 1, "1") for name in sorted(names)]
     monkeypatch.setattr(storage, "matches", lambda pattern, within: iter([(False, iter(files))]))
     return list(plan(["/x/*"], None, rows_per_unit))
 
@@ -237,7 +236,7 @@ def test_a_changed_list_of_files_changes_only_the_units_about_there(monkeypatch)
 def test_the_same_files_make_the_same_units_in_every_process(tmp_path):
     for number in range(7):
         (tmp_path / f"{number}.jpg").touch()
-    here = [unit.id for unit in plan([str(tmp_path)], None, 3)]
+    here = [unit.id for unit in units_in(plan([str(tmp_path)], None, 3))]
     code = (
         "import sys\nfrom transforms.inputs.plan import plan\nprint(*[unit.id for unit in plan(sys.argv[1:], None, 3)])"
     )
@@ -327,7 +326,7 @@ def test_what_is_no_shard_is_one_failure(tmp_path, input_format, content):
 
 def test_a_shard_that_is_gone_is_one_failure(tmp_path):
     (tmp_path / "x.tar").touch()
-    gone = shard(tmp_path / "x.tar", "webdataset")
+    gone = shard_at(tmp_path / "x.tar", "webdataset")
     os.remove(tmp_path / "x.tar")
     (unit,) = pieces(cut_shard(gone, 5, OPTIONS))
     assert (unit.count, unit.unread.reason.partition(": ")[0]) == (1, "missing")
@@ -342,7 +341,7 @@ def test_a_shard_cut_off_anywhere_gives_its_whole_records_and_one_failure(shards
         starts = [unit.offset for unit in whole]
         lengths = sorted({place + step for place in starts for step in (-1, 0, 1, 8, 11, 12, 13)} - {-1, 0})
     else:
-        lengths = range(200, len(data) - 1, len(data) // 50)
+        lengths = list(range(200, len(data) - 1, len(data) // 50))
     for length in lengths:
         (tmp_path / "x").write_bytes(data[:length])
         units = cut(tmp_path / "x", kind.split()[0], 4)
@@ -444,7 +443,7 @@ def test_gs_shards_are_cut_as_local_ones_are(gcs, shards):  # noqa: F811
 
 # Manifests.
 
-ROWS = [
+ROWS: list[dict[str, str | int | None]] = [
     {"uri": "x/1.jpg", "label": "cat", "key": "one", "year": 2001},
     {"uri": "/abs/2 #.jpg", "label": "dog", "key": "two", "year": 2002},
     {"uri": "gs://b/3.jpg", "label": None, "key": None, "year": None},
@@ -513,8 +512,8 @@ def test_half_a_character_in_a_kept_column_costs_no_image_and_no_check(tmp_path)
     path = write_tar(tmp_path / "x.tar", members)
     options = inspect_input([path], None, kept(("caption", "null"), ("n", "null"), ("l", "null")))
     assert [str(kind) for _, kind in options.keep_columns] == ["string", "int64", "list<item: string>"]
-    (unit,) = cut_shard(shard(path, "webdataset"), 5, options)
-    records = list(read_records(unit, options))
+    (unit,) = units_in(cut_shard(shard_at(path, "webdataset"), 5, options))
+    records = all_of(Record, read_records(unit, options))
     assert [record.extras for record in records] == [
         {"caption": "x \\ud83d", "n": 0, "l": ["x \\ud83d"]},
         {"caption": "fine", "n": 1, "l": ["fine"]},

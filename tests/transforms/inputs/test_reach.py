@@ -6,14 +6,14 @@ import os
 import pyarrow as pa
 import pytest
 
+from tests.support.planned import shard_at, units_in
 from tests.support.shard_files import write_parquet, write_tfrecord
 from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Record
 from transforms.inputs.plan import cut_shard, plan
 from transforms.inputs.read import read_records
-from transforms.inputs.types import ReadOptions, Shard
+from transforms.inputs.types import ReadOptions
 
 CANARY = b"a secret that must not show up"
 
@@ -48,8 +48,8 @@ NAMED = (
 
 
 def read(path, input_format, options):
-    shard = Shard(storage.stat(str(path)), InputFormat(input_format))
-    return [item for unit in cut_shard(shard, 100, options) for item in read_records(unit, options)]
+    units = units_in(cut_shard(shard_at(path, input_format), 100, options))
+    return [item for unit in units for item in read_records(unit, options)]
 
 
 def write(folders, kind, named):
@@ -84,8 +84,8 @@ def test_a_prefix_allows_what_is_below_it_and_no_more(folders, kind):
 def test_what_is_larger_than_allowed_is_not_read(tmp_path, monkeypatch):
     for name, size in (("a.jpg", 10), ("b.jpg", 2_000), ("c.jpg", 10)):
         (tmp_path / name).write_bytes(bytes(size))
-    (unit,) = plan([str(tmp_path)], None, 10)
-    opened = []
+    (unit,) = units_in(plan([str(tmp_path)], None, 10))
+    opened: list[str] = []
     original = storage.read_bytes
     monkeypatch.setattr(storage, "read_bytes", lambda uri, version=None: opened.append(uri) or original(uri, version))
     options = ReadOptions(max_record_bytes=1_000)
@@ -112,7 +112,7 @@ def test_braces_name_only_what_is_there(tmp_path):
         (tmp_path / f"{number:03}.jpg").write_bytes(b"x")
     with pytest.raises(ImagebeamError, match=r"001\.jpg"):
         list(plan([f"{tmp_path}/{{000..002}}.jpg"], None, 10))
-    (unit,) = plan([f"{tmp_path}/{{000,002}}.jpg"], None, 10)
+    (unit,) = units_in(plan([f"{tmp_path}/{{000,002}}.jpg"], None, 10))
     assert unit.count == 2
-    (unit,) = plan([f"{tmp_path}/*.{{jpg,png}}"], None, 10)
+    (unit,) = units_in(plan([f"{tmp_path}/*.{{jpg,png}}"], None, 10))
     assert unit.count == 2

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,9 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.gcs_server import gcs  # noqa: F401
+from tests.support.planned import all_of, shard_at, units_in
 from tests.support.shard_files import (
     example,
     images,
+    read_member,
     samples,
     tfrecord_offsets,
     write_parquet,
@@ -35,7 +38,7 @@ from transforms.inputs.image_files import read_file
 from transforms.inputs.inspection import inspect_input
 from transforms.inputs.plan import cut_shard, plan
 from transforms.inputs.read import FILES_AHEAD, open_records, read_records
-from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, Shard, WorkUnit
+from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, ShardUnit, WorkUnit
 
 COUNT = 37
 OPTIONS = ReadOptions()
@@ -43,7 +46,7 @@ UNIT_SIZES = (1, 5, 2048)
 
 
 def units_of(path, input_format, rows_per_unit=5, options=OPTIONS):
-    found = cut_shard(Shard(storage.stat(str(path)), InputFormat(input_format)), rows_per_unit, options)
+    found = cut_shard(shard_at(path, input_format), rows_per_unit, options)
     return [item for item in found if isinstance(item, WorkUnit)]
 
 
@@ -76,12 +79,14 @@ def test_local_files_are_left_to_whoever_decodes_them_and_others_are_read(gcs, t
     for base in (str(tmp_path), f"gs://{gcs.bucket}"):
         for number in range(3):
             storage.publish(f"{base}/{number}.jpg", b"%d" % number)
-    (here,), (there,) = (list(plan([base], None, 10)) for base in (str(tmp_path), f"gs://{gcs.bucket}"))
-    assert list(open_records(here, OPTIONS)) == list(here.refs)
-    assert [read_file(ref) for ref in here.refs] == list(read_records(here, OPTIONS))
+    here, there = (all_of(ListUnit, plan([base], None, 10))[0] for base in (str(tmp_path), f"gs://{gcs.bucket}"))
+    refs = all_of(RecordRef, here.refs)
+    assert list(open_records(here, OPTIONS)) == refs
+    assert [read_file(ref) for ref in refs] == list(read_records(here, OPTIONS))
     assert list(open_records(there, OPTIONS)) == list(read_records(there, OPTIONS))
     (tmp_path / "1.jpg").unlink()
-    assert (read_file(here.refs[1]).stage, read_file(here.refs[1]).error_type) == ("read", "missing")
+    (failure,) = all_of(Failure, [read_file(refs[1])])
+    assert (failure.stage, failure.error_type) == ("read", "missing")
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +234,7 @@ def test_kept_values_have_the_types_of_their_columns(tmp_path):
 def test_samples_equal_those_of_tarfile(tmp_path, mode):
     path = write_tar(tmp_path / "x", samples(COUNT), mode)
     with tarfile.open(path) as tar:
-        contents = {member.name: tar.extractfile(member).read() for member in tar}
+        contents = {member.name: read_member(tar, member) for member in tar}
     expected = [
         Record(
             f"{path}#{name[:-4]}",
@@ -440,8 +445,9 @@ def test_every_record_is_accounted_for_wherever_a_shard_breaks_off(tmp_path, pay
 
 def test_the_error_of_planning_is_the_failure(tmp_path):
     (tmp_path / "x").write_bytes(b"no shard")
-    (unit,) = units_of(tmp_path / "x", "parquet")
-    (item,) = read_records(unit, OPTIONS)
+    (unit,) = all_of(ShardUnit, units_of(tmp_path / "x", "parquet"))
+    assert unit.slices[0].unread is not None
+    (item,) = all_of(Failure, read_records(unit, OPTIONS))
     assert (item.key, item.uri, item.stage) == (f"{tmp_path}/x#0", f"{tmp_path}/x", Stage.READ)
     assert item.error_type == "corrupt"
     assert f"{item.error_type}: {item.message}" == unit.slices[0].unread.reason
@@ -469,7 +475,7 @@ def test_files_are_read_in_order_and_failures_stand_in_their_places(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
     (tmp_path / "cat" / "7.jpg").symlink_to("nowhere")
-    (unit,) = plan([str(tmp_path)], None, 100)
+    (unit,) = all_of(ListUnit, plan([str(tmp_path)], None, 100))
     (tmp_path / "cat/2.jpg").unlink()
     (tmp_path / "dog/3.jpg").write_bytes(b"another")
     (tmp_path / "dog/5.jpg").unlink()
@@ -515,6 +521,7 @@ def test_a_reader_can_be_left_early(tmp_path, payloads):
     refs = [RecordRef(str(number), path) for number in range(1000)]
     for unit in (*units_of(path, "tfrecord", 2048), refs_unit(refs)):
         records = read_records(unit, OPTIONS)
+        assert isinstance(records, Generator)
         next(records)
         records.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
@@ -533,14 +540,16 @@ def test_gs_inputs_read_as_local_ones_do(gcs, tmp_path, payloads):  # noqa: F811
     base = f"gs://{gcs.bucket}"
     for path in tmp_path.rglob("*.*"):
         storage.publish_file(f"{base}/{path.relative_to(tmp_path)}", path)
-    found = collections.defaultdict(list)
+    found: dict[InputFormat, list[Record]] = collections.defaultdict(list)
     for item in plan([base, f"{base}/m.csv"], None, 8):
-        for unit in cut_shard(item, 8, OPTIONS):
-            found[unit.format] += read_records(unit, OPTIONS)
+        for unit in units_in(cut_shard(item, 8, OPTIONS)):
+            found[unit.format] += all_of(Record, read_records(unit, OPTIONS))
     for input_format, path in paths.items():
         mine = [(record.data, record.label) for record in read(path, input_format)]
-        assert [(record.data, record.label) for record in found[input_format]] == mine
-    assert [(record.data, record.label) for record in itertools.chain(found["files"], found["manifest"])] == [
+        assert [(record.data, record.label) for record in found[InputFormat(input_format)]] == mine
+    assert [
+        (record.data, record.label) for record in itertools.chain(found[InputFormat.FILES], found[InputFormat.MANIFEST])
+    ] == [
         (b"cat/1.jpg", "cat"),
         (b"dog/2 #%.jpg", "dog"),
         (b"cat/1.jpg", "c"),

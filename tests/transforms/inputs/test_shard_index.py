@@ -7,13 +7,13 @@ import pytest
 
 from tests.support.extracting import embeddings, extract, files_of
 from tests.support.image_samples import encode, picture
+from tests.support.planned import shard_at
 from tests.support.shard_files import example, write_tar, write_tfrecord
-from transforms import storage
 from transforms.core.formats import InputFormat
 from transforms.inputs import shard_index, tfrecord, webdataset
 from transforms.inputs.plan import cut_shard
 from transforms.inputs.shard_index import CutMemory
-from transforms.inputs.types import ReadOptions, Shard
+from transforms.inputs.types import ReadOptions
 
 COUNT = 12
 
@@ -61,7 +61,7 @@ def write(path, count):
 
 def cut(path, memory):
     kind = InputFormat.WEBDATASET if path.suffix == ".tar" else InputFormat.TFRECORD
-    return list(cut_shard(Shard(storage.stat(str(path)), kind), memory.rows_per_unit, ReadOptions(), memory))
+    return list(cut_shard(shard_at(path, kind), memory.rows_per_unit, ReadOptions(), memory))
 
 
 def test_a_shard_is_walked_once(path, memory, walked):
@@ -105,7 +105,7 @@ def test_a_damaged_shard_is_looked_at_every_time(path, memory, walked):
 
 def test_a_shard_that_is_not_cut_to_its_end_is_not_remembered(path, memory):
     kind = InputFormat.WEBDATASET if path.suffix == ".tar" else InputFormat.TFRECORD
-    next(cut_shard(Shard(storage.stat(str(path)), kind), 5, ReadOptions(), memory))
+    next(cut_shard(shard_at(path, kind), 5, ReadOptions(), memory))
     assert not Path(memory.folder).exists()
 
 

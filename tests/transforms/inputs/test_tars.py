@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transforms import storage
+from tests.support.planned import shard_at
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.core.types import Record
@@ -15,7 +15,7 @@ from transforms.images.decode import IMAGE_EXTENSIONS
 from transforms.inputs.inspection import inspect_input
 from transforms.inputs.plan import cut_shard
 from transforms.inputs.read import read_records
-from transforms.inputs.types import Note, ReadOptions, Shard, WorkUnit
+from transforms.inputs.types import Note, ReadOptions, WorkUnit
 
 OPTIONS = ReadOptions()
 
@@ -39,7 +39,7 @@ def tar_of(members, mode="w"):
 def read(path, rows_per_unit=5, options=OPTIONS):
     """(items, notes by kind, what was not read) of one tar."""
     items, notes = [], {}
-    for found in cut_shard(Shard(storage.stat(str(path)), InputFormat.WEBDATASET), rows_per_unit, options):
+    for found in cut_shard(shard_at(path, InputFormat.WEBDATASET), rows_per_unit, options):
         if isinstance(found, Note):
             notes[found.kind] = found.count
         elif isinstance(found, WorkUnit):

@@ -24,7 +24,7 @@ def embedder():
     normalization = keras.layers.Normalization(name="normalization")
     values = normalization(keras.layers.Rescaling(1 / 255)(image))
     backbone = keras.Model(image, keras.layers.Conv2D(8, 3, activation="relu")(values), name="backbone")
-    normalization.set_weights([np.float32([0.3, 0.4, 0.5]), np.float32([0.1, 0.2, 0.3]), np.int32(1)])
+    normalization.set_weights([np.array([0.3, 0.4, 0.5]), np.array([0.1, 0.2, 0.3]), np.int32(1)])
     normalization.finalize_state()
     pixels = keras.Input((32, 32, 3), dtype="uint8")
     return keras.Model(pixels, keras.layers.GlobalMaxPooling2D()(backbone(keras.ops.cast(pixels, "float32"))))

@@ -14,7 +14,10 @@ from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import Embedder, build_embedder, resolve
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ResNet50", "EfficientNetB0", "DenseNet121")]
-SMALL = {"model": "MobileNetV3Small", "image_size": (40, 32)}
+
+
+def small(**settings):
+    return EmbedderConfig("MobileNetV3Small", image_size=(40, 32), **settings)
 
 
 def images(count, height, width, seed=0):
@@ -111,15 +114,15 @@ def test_bfloat16_stays_close_to_float32():
 
 
 def test_several_layers_come_out_of_one_pass_under_their_names():
-    config = EmbedderConfig(**SMALL)
+    config = small()
     known = [layer.name for layer in get_architecture(config.model).build(config.size).layers]
     names = tuple(name for name in known if name.endswith("_add"))[:2]
-    together = resolve(EmbedderConfig(**SMALL, weights="random:3", layers=names))
+    together = resolve(small(weights="random:3", layers=names))
     pixels = images(3, 40, 32)
     outputs = together.embed(pixels)
     assert list(together.dimensions) == list(outputs) == [f"embedding_{name}" for name in names]
     for name in names:
-        alone = resolve(EmbedderConfig(**SMALL, weights="random:3", layers=(name,)))
+        alone = resolve(small(weights="random:3", layers=(name,)))
         assert list(alone.dimensions) == ["embedding"]
         np.testing.assert_allclose(outputs[f"embedding_{name}"], alone.embed(pixels)["embedding"], rtol=1e-5, atol=1e-6)
 
@@ -175,7 +178,7 @@ def test_flattening_varying_sizes_is_refused():
 
 
 def test_an_own_input_tensor_feeds_the_model():
-    config = EmbedderConfig(**SMALL, weights="random:3")
+    config = small(weights="random:3")
     image = keras.Input((40, 32, 3), name="photo")
     model = build_embedder(config, input_tensor=keras.layers.Rescaling(-1.0, 255.0)(image))
     plain = resolve(config)
@@ -190,7 +193,7 @@ def test_an_own_input_tensor_feeds_the_model():
     "precision", [Precision.FLOAT32, *(pytest.param(p, marks=pytest.mark.slow) for p in list(Precision)[1:])]
 )
 def test_the_model_opens_as_one_file_in_plain_keras(tmp_path, precision):
-    ours = resolve(EmbedderConfig(**SMALL, weights="random:3", precision=precision))
+    ours = resolve(small(weights="random:3", precision=precision))
     ours.model.save(tmp_path / "embedder.keras")
     opened = keras.saving.load_model(tmp_path / "embedder.keras", safe_mode=True)
     pixels = images(3, 40, 32)
@@ -211,7 +214,7 @@ def test_every_weight_finds_its_layer_at_another_precision(name):
 
 
 def test_precision_changes_the_arithmetic_and_nothing_else():
-    specs = [resolve(EmbedderConfig(**SMALL, weights="random:3", precision=precision)).spec for precision in Precision]
+    specs = [resolve(small(weights="random:3", precision=precision)).spec for precision in Precision]
     assert len({spec.weights_sha256 for spec in specs}) == 1
     assert len({spec.fingerprint for spec in specs}) == len(Precision)
     assert keras.config.dtype_policy().name == "float32"
@@ -220,7 +223,7 @@ def test_precision_changes_the_arithmetic_and_nothing_else():
 def test_the_embedder_can_be_called_from_many_threads():
     from concurrent.futures import ThreadPoolExecutor
 
-    embedder = resolve(EmbedderConfig(**SMALL, weights="random:3"))
+    embedder = resolve(small(weights="random:3"))
     batches = [images(2, 40, 32, seed) for seed in range(8)]
     alone = [embedder.embed(batch)["embedding"] for batch in batches]
     with ThreadPoolExecutor(8) as pool:

@@ -9,7 +9,7 @@ from tests.support.fakes import ChannelMeans
 from transforms.core.engines import Engine
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec, Precision
-from transforms.models import engine_trial
+from transforms.models import engine_trial, openvino_model
 from transforms.models.engine_trial import choose
 
 IMAGES = list(np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), dtype=np.uint8))
@@ -57,7 +57,7 @@ def machine(monkeypatch):
             found = taking[f"{engine}_{precision}"]
             return Taking(clock, precision, *(found if isinstance(found, tuple) else (found,)))
 
-        made = {}
+        made: dict[Precision, object] = {}
 
         def at_precision(precision):
             return made.setdefault(precision, model("keras", precision))
@@ -68,12 +68,10 @@ def machine(monkeypatch):
             return model("openvino", spec.precision)
 
         monkeypatch.setattr(engine_trial, "has_gpu", lambda: gpu)
-        monkeypatch.setattr(engine_trial.openvino_model, "is_installed", lambda: installed)
-        monkeypatch.setattr(engine_trial.openvino_model, "cpu_capabilities", lambda: frozenset({"FP32", "BF16"}))
-        monkeypatch.setattr(
-            engine_trial.openvino_model, "runs", lambda precision: bfloat16 or precision != Precision.BFLOAT16
-        )
-        monkeypatch.setattr(engine_trial.openvino_model, "convert", lambda embedder: "converted")
+        monkeypatch.setattr(openvino_model, "is_installed", lambda: installed)
+        monkeypatch.setattr(openvino_model, "cpu_capabilities", lambda: frozenset({"FP32", "BF16"}))
+        monkeypatch.setattr(openvino_model, "runs", lambda precision: bfloat16 or precision != Precision.BFLOAT16)
+        monkeypatch.setattr(openvino_model, "convert", lambda embedder: "converted")
         monkeypatch.setattr(engine_trial, "OpenVinoEmbedder", openvino)
         return at_precision
 

@@ -26,7 +26,7 @@ MODES = {
 
 
 @keras.saving.register_keras_serializable("imagebeam-tests")
-class Subclassed(keras.Model):
+class Subclassed(keras.Model):  # type: ignore[misc]
     """Has no graph of its own."""
 
     def __init__(self, **settings):
@@ -39,7 +39,7 @@ class Subclassed(keras.Model):
 
 
 @keras.saving.register_keras_serializable("imagebeam-tests")
-class Composite(keras.layers.Layer):
+class Composite(keras.layers.Layer):  # type: ignore[misc]
     """Has batch normalisation inside."""
 
     def __init__(self, name=None, **settings):

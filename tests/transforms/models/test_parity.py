@@ -66,7 +66,8 @@ def draw_weights(model, seed=0):
         if isinstance(layer, keras.Sequential):
             draw_weights(layer, seed + 1)
         elif isinstance(layer, keras.layers.Normalization) and layer.weights:
-            layer.set_weights([np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225]) ** 2, np.int32(0)])
+            mean, deviation = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+            layer.set_weights([mean, deviation**2, np.int32(0)])
             layer.finalize_state()
         elif isinstance(layer, keras.layers.BatchNormalization):
             shape = layer.moving_mean.shape

@@ -31,8 +31,15 @@ def folder(tmp_path, embedder):
     return tmp_path
 
 
-def test_what_is_read_back_is_what_was_staged(folder, embedder):
+def read(folder):
+    """The model that is staged there."""
     staged = read_staged(str(folder))
+    assert staged is not None
+    return staged
+
+
+def test_what_is_read_back_is_what_was_staged(folder, embedder):
+    staged = read(folder)
     assert staged.spec == embedder.spec
     assert staged.dimensions == embedder.dimensions
     assert staged.weights == WEIGHTS
@@ -44,7 +51,8 @@ def test_what_is_read_back_is_what_was_staged(folder, embedder):
 
 def test_the_loaded_embedder_gives_the_same_numbers(folder, embedder):
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    expected, found = embedder.embed(images), read_staged(str(folder)).load().embed(images)
+    staged = read(folder)
+    expected, found = embedder.embed(images), staged.load().embed(images)
     assert found.keys() == expected.keys() == embedder.dimensions.keys()
     for column, matrix in found.items():
         np.testing.assert_allclose(matrix, expected[column], rtol=1e-6, atol=1e-6)
@@ -76,7 +84,7 @@ def test_a_field_of_another_version_is_named(folder):
 
 
 def test_a_model_file_that_changed_or_went_is_not_loaded(folder):
-    staged = read_staged(str(folder))
+    staged = read(folder)
     file = folder / staged.file
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -90,7 +98,7 @@ def test_a_model_file_that_changed_or_went_is_not_loaded(folder):
 
 def test_whoever_stages_another_model_takes_nothing_from_under_this_one(folder, embedder):
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    first = read_staged(str(folder))
+    first = read(folder)
     other = resolve(dataclasses.replace(CONFIG, weights="random:1"))
     second = stage(LoadedModel(other), str(folder), WEIGHTS)
     assert read_staged(str(folder)) == second
@@ -100,7 +108,7 @@ def test_whoever_stages_another_model_takes_nothing_from_under_this_one(folder, 
 
 
 def test_a_superseded_model_is_deleted_when_it_is_old(folder, embedder):
-    first = read_staged(str(folder))
+    first = read(folder)
     (folder / "notes.txt").write_text("mine")
     second = stage(LoadedModel(embedder), str(folder), WEIGHTS)
     delete_superseded(str(folder), second.files, older_than=3600)
@@ -112,12 +120,12 @@ def test_a_superseded_model_is_deleted_when_it_is_old(folder, embedder):
 
 
 def test_a_model_that_was_staged_before_names_held_digests_is_loaded(folder, embedder):
-    staged = read_staged(str(folder))
+    staged = read(folder)
     (folder / staged.file).rename(folder / "embedder.keras")
     about = json.loads((folder / SPEC_FILE).read_text()) | {"model_file": "embedder.keras"}
     (folder / SPEC_FILE).write_text(json.dumps(about))
     images = np.zeros((1, 32, 32, 3), np.uint8)
-    assert read_staged(str(folder)).load().embed(images).keys() == embedder.dimensions.keys()
+    assert read(folder).load().embed(images).keys() == embedder.dimensions.keys()
 
 
 def test_the_digest_is_that_of_the_bytes(tmp_path):

@@ -139,7 +139,7 @@ class Evil:
 
 
 def pickled(path):
-    np.savez(path, **{"block1_conv1/kernel": np.array([Evil()], dtype=object)})
+    np.savez(path, **{"block1_conv1/kernel": np.array([Evil()], dtype=object)})  # type: ignore[arg-type]
 
 
 def wrong_shape(path):

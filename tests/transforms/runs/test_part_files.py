@@ -121,7 +121,9 @@ def test_a_part_without_rows_has_no_row_group_and_vectors_no_nulls(tmp_path, emb
     assert all(not pq.read_schema(path).field("embedding").type.value_field.nullable for path in paths)
     loaded = load_dataset("parquet", data_files=paths, split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.num_rows == pl.read_parquet(paths).height == 3
-    assert read_commit(paths[1]).embedded == 0
+    commit = read_commit(paths[1])
+    assert commit is not None
+    assert commit.embedded == 0
 
 
 def test_values_beyond_float16_are_failures():
@@ -167,7 +169,7 @@ def test_other_readers_agree(tmp_path, embedding_type, dtype):
     glob = str(tmp_path / "embeddings" / "*.parquet")
 
     keys, vectors, widths = zip(
-        *duckdb.sql(f"select key, embedding, width from '{glob}' order by width").fetchall(), strict=True
+        *duckdb.execute(f"select key, embedding, width from '{glob}' order by width").fetchall(), strict=True
     )
     assert list(keys) == [row.key for row in rows]
     np.testing.assert_array_equal(np.array(vectors, dtype.value), expected)

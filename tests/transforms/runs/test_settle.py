@@ -58,6 +58,7 @@ def test_what_is_left_of_a_part_is_never_taken_for_the_whole(tmp_path):
     old = commit(tmp_path, ["a", "b"])
     settle([report(tmp_path, ["a"])], str(tmp_path))
     left = part_files.read_commit(part_files.embeddings_uri(str(tmp_path), old.unit_id))
+    assert left is not None
     assert left.embedded == 1
     assert left.version != old.version
 

@@ -112,7 +112,7 @@ def test_a_key_in_two_parts(tmp_path):
 
 
 def test_a_value_that_is_no_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(np, "zeros", lambda *args: np.full(*args[:1], np.nan, np.float32))
+    monkeypatch.setattr(np, "zeros", lambda shape, dtype: np.full(shape, np.nan, dtype))
     finish(tmp_path, [report(tmp_path, ["a"])])
     (damage,) = verify(str(tmp_path)).damages
     assert "NaN" in damage.problem

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.localfilesystem import LocalFileSystem
+from google.auth.credentials import AnonymousCredentials
 
 from tests.support.gcs_server import gcs  # noqa: F401
+from tests.support.planned import file_at
 from tests.support.webhdfs import serve_webhdfs
 from transforms import storage
 from transforms.core.errors import ImagebeamError
@@ -43,7 +45,7 @@ NAMES = [
 ]
 
 
-class OddFileSystem(LocalFileSystem):
+class OddFileSystem(LocalFileSystem):  # type: ignore[misc]
     """`odd:///path` is the local `/path`: stands for the schemes that only Beam knows."""
 
     @classmethod
@@ -167,14 +169,14 @@ def test_a_stream_reads_seeks_and_tells(base):
 def test_a_file_replaced_since_it_was_listed_is_refused(base):
     uri = f"{base}/x"
     storage.publish(uri, b"old")
-    old = storage.stat(uri)
+    old = file_at(uri)
     assert storage.read_bytes(uri, old.version) == b"old"
     storage.publish(uri, b"newer")
     with pytest.raises(storage.ReplacedError, match="x was replaced after it was listed"):
         storage.read_bytes(uri, old.version)
     with pytest.raises(storage.ReplacedError, match="replaced"):
         storage.open_read(uri, old.version)
-    assert storage.read_bytes(uri, storage.stat(uri).version) == b"newer"
+    assert storage.read_bytes(uri, file_at(uri).version) == b"newer"
 
 
 def test_what_is_missing(base):
@@ -417,9 +419,9 @@ def test_requests_are_repeated_when_the_service_falters(gcs, uri):  # noqa: F811
 def test_an_upload_whose_answer_was_lost_is_not_an_error(gcs, uri):  # noqa: F811
     """The first attempt arrives but its answer does not; the second finds the name taken, by its own bytes."""
     storage.publish(uri, b"same")
-    generation = storage.stat(uri).version
+    generation = file_at(uri).version
     storage.publish(uri, b"same", overwrite=False)
-    assert storage.stat(uri).version == generation
+    assert file_at(uri).version == generation
 
 
 def test_writers_at_the_same_time_all_end_and_one_of_them_wins_whole(uri):
@@ -462,7 +464,7 @@ def test_no_credentials_means_anonymous_and_at_once(monkeypatch, tmp_path):
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     begin = time.monotonic()
     credentials, project = gcs_store._find_credentials()
-    assert isinstance(credentials, gcs_store.AnonymousCredentials)
+    assert isinstance(credentials, AnonymousCredentials)
     assert project is None
     assert time.monotonic() - begin < 5
 

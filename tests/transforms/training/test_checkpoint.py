@@ -29,10 +29,16 @@ def test_another_run_is_refused_naming_what_differs(tmp_path):
 
 def test_state_comes_back_to_the_last_bit(tmp_path):
     checkpoint = Checkpoint(str(tmp_path))
-    arrays = [np.array([[0.1, np.pi]], np.float32), np.array(7, np.int64), np.arange(3, dtype=np.uint32)]
+    arrays: list[np.ndarray] = [
+        np.array([[0.1, np.pi]], np.float32),
+        np.array(7, np.int64),
+        np.arange(3, dtype=np.uint32),
+    ]
     arrays += [np.full(2, number, np.float32) for number in range(20)]  # more than ten: not in order of their names
     checkpoint.save_state({"epochs": 2, "history": {"loss": [0.1]}}, arrays)
-    values, found = checkpoint.load_state()
+    state = checkpoint.load_state()
+    assert state is not None
+    values, found = state
     assert values == {"epochs": 2, "history": {"loss": [0.1]}}
     assert len(found) == len(arrays)
     for mine, theirs in zip(arrays, found, strict=True):

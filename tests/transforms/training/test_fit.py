@@ -96,7 +96,9 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path, in_
     for epochs in (1, 4):
         with pytest.raises(KilledError):
             train(checkpoint, Killer(epochs, in_the_middle), patience=6)
-        assert checkpoint.load_state()[0]["epochs"] == epochs
+        saved = checkpoint.load_state()
+        assert saved is not None
+        assert saved[0]["epochs"] == epochs
     resumed, resumed_state = train(checkpoint, patience=6)
     assert resumed_state == state
     assert same(resumed, undisturbed)

@@ -28,7 +28,7 @@ def run(points, seen, folds=3, targets=TARGETS):
 
 
 def test_points_are_ranked_and_every_fold_is_left_out_once():
-    seen = []
+    seen: list[tuple[float, np.ndarray, np.ndarray]] = []
     table = run([{"bias": 1.0}, {"bias": 3.0}, {"bias": 2.0}], seen)
     assert [row["bias"] for row in table] == [3.0, 2.0, 1.0]
     assert [row["score"] for row in table] == [3.0, 2.0, 1.0]
@@ -42,7 +42,7 @@ def test_points_are_ranked_and_every_fold_is_left_out_once():
 
 @pytest.mark.parametrize("targets", [TARGETS, np.eye(3)[TARGETS]])
 def test_equal_images_stay_in_one_fold(targets):
-    seen = []
+    seen: list[tuple[float, np.ndarray, np.ndarray]] = []
     run([{"bias": 1.0}], seen, targets=targets)
     number_of = {row.tobytes(): image for row, image in zip(VECTORS, IMAGES, strict=True)}
     for _, vectors, _ in seen:
@@ -51,7 +51,7 @@ def test_equal_images_stay_in_one_fold(targets):
 
 
 def test_classes_keep_their_shares_in_every_fold():
-    seen = []
+    seen: list[tuple[float, np.ndarray, np.ndarray]] = []
     run([{"bias": 1.0}], seen)
     overall = np.bincount(TARGETS) / len(TARGETS)
     for _, _, targets in seen:

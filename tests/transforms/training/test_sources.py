@@ -8,7 +8,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.training.embeddings import open_embeddings
 from transforms.training.row_index import LabelRules, SplitRules, index_rows
 from transforms.training.row_stores import LocalCopy, ParquetRows
-from transforms.training.sources import EpochOrder, MatrixSource, open_sources
+from transforms.training.sources import EpochOrder, MatrixSource, StreamSource, open_sources
 from transforms.training.splits import Split
 
 ROWS, DIMENSION = 900, 512
@@ -91,6 +91,7 @@ def test_every_epoch_has_each_row_once_in_an_order_of_its_own(opened, sources):
 def test_a_stream_mixes_rows_that_lie_far_apart(opened, local_copy):
     _, embeddings, index = opened
     source = open_sources(embeddings, index, 1, local_copy=local_copy).train
+    assert isinstance(source, StreamSource)
     assert source.pool_rows == 64
     _, rows = gather(source, np.random.default_rng(0))
     for start in range(0, len(rows) - 64, 64):

@@ -99,6 +99,8 @@ def test_groups_that_share_an_image_are_one_group():
 
 def test_classes_too_small_to_measure_are_named():
     counts = np.array([[50, 20], [5, 2], [12, 4]])
-    assert "1 of 2 classes" in describe_small(counts, ["a", "b"], Split.TEST)
-    assert "b (4)" in describe_small(counts, ["a", "b"], Split.TEST)
+    described = describe_small(counts, ["a", "b"], Split.TEST)
+    assert described is not None
+    assert "1 of 2 classes" in described
+    assert "b (4)" in described
     assert describe_small(counts[:, :1], ["a"], Split.TEST) is None
