@@ -37,7 +37,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from PIL import Image
 
 from benchmarks.common import publish, write_jpegs
-from pipelines.runtime.launch import Run, finish
+from pipelines.runtime.finish import Run, finish
 from pipelines.runtime.prepare import RunFolder
 from transforms import storage
 from transforms.core.formats import InputFormat

@@ -20,7 +20,7 @@ from transforms.core.formats import TruncatedImages
 from transforms.core.text import first_few
 
 if TYPE_CHECKING:
-    from pipelines.runtime.launch import Result
+    from pipelines.runtime.finish import Result
     from transforms.classify.predictions import PredictionLayout
     from transforms.classify.staged import TrainedClassifier
     from transforms.core.spec import EmbedderSpec
@@ -210,6 +210,7 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
     import apache_beam as beam
 
     from pipelines.runtime import launch, prepare
+    from pipelines.runtime.finish import Finish, finish
     from transforms import storage
     from transforms.classify.predictions import ClassifyEmbeddings, kept_columns
     from transforms.classify.staged import stage_classifier
@@ -238,9 +239,9 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
                 run.pipeline
                 | "Folders" >> beam.Create([embeddings.folders])
                 | "Label units" >> label_units
-                | "Finish" >> launch.Finish(run)
+                | "Finish" >> Finish(run)
             )
-        result = launch.finish(run)
+        result = finish(run)
         _measure(result, folder.output, classifier)
     return result
 

@@ -21,7 +21,7 @@ from pipelines.options.extraction import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.runtime.launch import Result
+    from pipelines.runtime.finish import Result
 
 DESCRIPTION = """\
 Turn image shards into fixed-length embeddings: every input record ends as one row in OUT/embeddings or one in

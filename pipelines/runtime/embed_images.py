@@ -17,8 +17,9 @@ import pyarrow as pa
 from pipelines.common.fields import Options
 from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import InputOptions, ModelOptions, OutputOptions
-from pipelines.runtime import launch, prepare
+from pipelines.runtime import prepare
 from pipelines.runtime.engines import ModelLoader
+from pipelines.runtime.finish import Finish, Run
 from pipelines.runtime.reuse import open_reused
 from transforms import storage
 from transforms.core.errors import ImagebeamError
@@ -84,7 +85,7 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
         options = self.output_options
         folder = prepare.read_run(prepare.RunFolder(storage.absolute(options.output), {}))
         staged = prepare.stage_model(ModelLoader(self.model_options, self.engine_options), folder)
-        run = launch.Run(
+        run = Run(
             folder,
             staged,
             None,
@@ -115,7 +116,7 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
                 generation=folder.generation,
                 reuse=reuse,
             )
-            | "Finish" >> launch.Finish(run)
+            | "Finish" >> Finish(run)
             | "Manifest" >> beam.Map(_manifest_uri, output=folder.output).with_output_types(str)
         )
 

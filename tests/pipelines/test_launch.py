@@ -10,7 +10,6 @@ from pipelines.runtime import launch
 from tests.support.extracting import COUNT, embeddings, extract, files_of, manifest
 from transforms import storage
 from transforms.models.staged import StagedModel
-from transforms.runs.reports import read_reports
 
 
 @pytest.fixture
@@ -170,22 +169,6 @@ def test_the_cause_is_told_even_when_the_output_cannot_be_looked_at(broken, monk
     line = broken(1)
     assert "what happened" in line
     assert "What is committed stays in" in line
-
-
-def test_reports_that_are_missing_are_not_taken_for_units_that_are_gone(broken, source, output, monkeypatch):
-    """Else their parts would be removed as superseded."""
-    assert extract(source, output) == 0
-    before = files_of(output)
-
-    def lose(prefix):
-        os.unlink(os.path.join(prefix, os.listdir(prefix)[0]))
-        return read_reports(prefix)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(launch, "read_reports", lose)
-        broken(1)
-    assert files_of(output) == before
-    assert extract(source, output) == 0
 
 
 def test_the_error_of_a_worker_on_a_cluster_is_found_in_javas_traceback(broken, monkeypatch):

@@ -30,6 +30,7 @@ from apache_beam.runners.runner import PipelineState
 from pipelines.cli import run_job
 from pipelines.options.extraction import OutputOptions
 from pipelines.runtime import launch, prepare
+from pipelines.runtime.finish import Result, Run, finish
 from pipelines.runtime.prepare import RunFolder, Source
 from tests.support.fakes import ChannelMeans, FakeModel
 from transforms.core.spec import EmbedderSpec
@@ -74,11 +75,9 @@ class PlainPipeline:
 
     def __init__(self) -> None:
         self.options = PipelineOptions([])
-        self._steps: tuple[Source, EmbedUnits, RunFolder, launch.Run, OutputOptions] | None = None
+        self._steps: tuple[Source, EmbedUnits, RunFolder, Run, OutputOptions] | None = None
 
-    def fill(
-        self, source: Source, units: EmbedUnits, folder: RunFolder, run: launch.Run, options: OutputOptions
-    ) -> None:
+    def fill(self, source: Source, units: EmbedUnits, folder: RunFolder, run: Run, options: OutputOptions) -> None:
         self._steps = (source, units, folder, run, options)
 
     def run(self) -> PlainPipeline:
@@ -118,10 +117,10 @@ def _work_images(
     staged: ModelFacts,
     pipeline: PlainPipeline,
     options: OutputOptions,
-) -> launch.Result:
+) -> Result:
     with launch.running(folder, staged, pipeline, options) as run:
         pipeline.fill(source, units, folder, run, options)
-    return launch.finish(run)
+    return finish(run)
 
 
 def _gone(me: Callable[[], lease.Holder] = lease._me) -> lease.Holder:
