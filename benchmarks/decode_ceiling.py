@@ -25,8 +25,9 @@ from transforms.core.spec import EmbedderSpec
 from transforms.embed.units import EmbedOptions, embed_records
 from transforms.images.decode import ImageOptions, decode_image
 from transforms.inputs.plan import plan
-from transforms.inputs.read import open_records
-from transforms.inputs.types import ListUnit, ReadOptions, RecordRef
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import open_records
+from transforms.readers.units import ListUnit, RecordRef
 from transforms.runs import part_files
 from transforms.runs.part_files import PartOptions
 

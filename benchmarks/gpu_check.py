@@ -277,8 +277,8 @@ def decode_rate(jpegs: Path, images: int) -> float:
     from transforms.embed.units import EmbedOptions, embed_records
     from transforms.images.decode import ImageOptions
     from transforms.inputs.plan import plan
-    from transforms.inputs.read import open_records
-    from transforms.inputs.types import ReadOptions
+    from transforms.readers.options import ReadOptions
+    from transforms.readers.read import open_records
 
     unit = next(iter(plan([str(jpegs)], None, images)))
     options = EmbedOptions(ImageOptions(image_size=(SIZE, SIZE)), 128)

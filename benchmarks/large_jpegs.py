@@ -23,10 +23,10 @@ from benchmarks.common import publish, write_jpegs
 from benchmarks.decode_ceiling import whole_unit
 from transforms.images.decode import ImageOptions, decode_image
 from transforms.inputs.plan import plan
-from transforms.inputs.types import ListUnit
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import resolve
 from transforms.models.int8 import cosines
+from transforms.readers.units import ListUnit
 
 SIZE = (224, 224)
 EXACT, SCALED = (ImageOptions(image_size=SIZE, scale_jpegs=scale) for scale in (False, True))

@@ -46,9 +46,10 @@ from transforms.embed.units import EmbedOptions, EmbedUnits
 from transforms.images.decode import ImageOptions
 from transforms.inputs.plan import chain_units, cut_shard
 from transforms.inputs.plan_units import PlanUnits
-from transforms.inputs.read import read_records
-from transforms.inputs.types import Note, ReadOptions, Shard, UnitChain, WorkUnit
 from transforms.models.staged import StagedEngine
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import read_records
+from transforms.readers.units import Note, Shard, UnitChain, WorkUnit
 from transforms.runs.manifest import MANIFEST_FILE, UnitReport
 from transforms.runs.part_files import EMBEDDINGS, Commit, PartOptions, part_name
 from transforms.runs.reports import new_reports_folder

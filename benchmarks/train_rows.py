@@ -40,7 +40,7 @@ def write_set(folder: Path, rows: int, dimension: int) -> None:
 
     from transforms.core.formats import InputFormat
     from transforms.core.spec import EmbedderSpec
-    from transforms.inputs.types import Shard, ShardSlice, ShardUnit
+    from transforms.readers.units import Shard, ShardSlice, ShardUnit
     from transforms.runs import part_files
     from transforms.runs.schemas import embeddings_schema
     from transforms.storage.files import FileInfo

@@ -11,7 +11,7 @@ import apache_beam as beam
 
 import imagebeam
 from transforms.embed.units import EmbedOptions
-from transforms.inputs.types import ReadOptions
+from transforms.readers.options import ReadOptions
 from transforms.runs.part_files import PartOptions
 
 

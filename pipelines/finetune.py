@@ -23,7 +23,7 @@ from transforms.models.architectures import Architecture
 if TYPE_CHECKING:
     from pipelines.runtime.first_phase import FirstPhase
     from transforms.core.spec import EmbedderSpec
-    from transforms.inputs.types import ReadOptions
+    from transforms.readers.options import ReadOptions
     from transforms.training.row_index import RowIndex
 
 DESCRIPTION = """\

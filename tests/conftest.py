@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from tests.support import extracting
-from transforms.inputs import faults
+from transforms.storage import retry
 
 
 def _is_loopback(address):
@@ -36,8 +36,8 @@ def _no_network(request, monkeypatch):
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
     """Faults of the machine are tried again at once, and each test counts its own."""
-    monkeypatch.setattr(faults, "WAITS", (0.0, 0.0))
-    monkeypatch.setattr(faults, "PATIENCE", faults.Patience())
+    monkeypatch.setattr(retry, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(retry, "PATIENCE", retry.Patience())
 
 
 @pytest.fixture

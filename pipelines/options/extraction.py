@@ -19,8 +19,8 @@ from transforms.models.own_model import OwnModel
 
 if TYPE_CHECKING:
     from transforms.images.decode import ImageOptions
-    from transforms.inputs.types import ReadOptions
     from transforms.models.config import EmbedderConfig
+    from transforms.readers.options import ReadOptions
 
 ImageSize = tuple[int, int] | Literal["default", "native"]
 """(height, width) in pixels, the size the model was trained at, or each image's own."""
@@ -137,7 +137,7 @@ class InputOptions(Options):
 
     def read_options(self) -> ReadOptions:
         """What readers need of this, with Arrow types."""
-        from transforms.inputs.types import ReadOptions
+        from transforms.readers.options import ReadOptions
 
         kept = tuple((column.name, column.arrow_type) for column in self.keep_columns)
         renamed = tuple((column.name, column.source) for column in self.keep_columns if column.name != column.source)

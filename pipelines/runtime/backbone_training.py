@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import keras
 
     from transforms.core.spec import EmbedderSpec
-    from transforms.inputs.types import ReadOptions
+    from transforms.readers.options import ReadOptions
     from transforms.training.backbone import TunedLayer
     from transforms.training.checkpoint import Checkpoint
     from transforms.training.fit import FitState

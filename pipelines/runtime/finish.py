@@ -12,8 +12,8 @@ from pipelines.runtime.prepare import RunFolder, read_run
 from pipelines.runtime.summary import print_summary
 from transforms import storage
 from transforms.core.errors import JobError
-from transforms.inputs.types import Note
 from transforms.models.staged import delete_superseded
+from transforms.readers.units import Note
 from transforms.runs import lease, manifest
 from transforms.runs.manifest import ModelFacts, Settled, Times, Totals, UnitReport
 from transforms.runs.reports import delete_reports, read_reports

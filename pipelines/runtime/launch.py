@@ -18,9 +18,8 @@ from pipelines.options.extraction import OutputOptions
 from pipelines.runtime.finish import Finish, Result, Run, finish
 from pipelines.runtime.prepare import RunFolder, Source
 from transforms import storage
-from transforms.core.errors import ImagebeamError, JobError
+from transforms.core.errors import ColumnTypeError, ImagebeamError, JobError
 from transforms.core.progress import PROGRESS
-from transforms.inputs.faults import ColumnTypeError
 from transforms.runs import lease, manifest
 from transforms.runs.manifest import ModelFacts
 from transforms.runs.reports import new_reports_folder

@@ -17,12 +17,12 @@ from transforms.core.errors import ImagebeamError, JobError, refused
 from transforms.core.formats import InputFormat, LabelFrom
 from transforms.core.spec import EmbedderSpec
 from transforms.inputs import inspection
-from transforms.inputs.column_types import holds, parse_type
 from transforms.inputs.shard_index import forget_cuts
-from transforms.inputs.types import ReadOptions
 from transforms.models import staged
 from transforms.models.config import EmbedderConfig
 from transforms.models.staged import LoadedModel, StagedModel
+from transforms.readers.column_types import holds, parse_type
+from transforms.readers.options import ReadOptions
 from transforms.runs import lease, manifest, part_files
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pipelines.runtime.prepare import RunFolder
 from transforms import storage
 from transforms.core.busy import describe
 from transforms.core.labels import LabelCount
-from transforms.inputs.types import Note
+from transforms.readers.units import Note
 from transforms.runs import manifest, part_files
 from transforms.runs.manifest import Settled, Totals
 

@@ -37,8 +37,8 @@ from transforms.core.spec import EmbedderSpec
 from transforms.embed.units import EmbedUnits, ImageModel, _ReadAndEmbed
 from transforms.inputs.plan_units import _cut, _list
 from transforms.inputs.shard_index import CutMemory
-from transforms.inputs.types import Note
 from transforms.models.staged import StagedEngine
+from transforms.readers.units import Note
 from transforms.runs import lease
 from transforms.runs.commit_units import CommitUnits, _CommitUnit
 from transforms.runs.manifest import ModelFacts

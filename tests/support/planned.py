@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from transforms import storage
 from transforms.core.formats import InputFormat
-from transforms.inputs.types import Shard, WorkUnit
+from transforms.readers.units import Shard, WorkUnit
 from transforms.storage.files import FileInfo
 
 T = TypeVar("T")

@@ -40,3 +40,11 @@ def refused(message: str, cause: OSError) -> ImagebeamError | JobError:
     if isinstance(cause, _MISTAKES) or cause.errno in _MISTAKEN_CODES:
         return ImagebeamError(message)
     return JobError(f"{message} The same command goes on once that works again.")
+
+
+class StopError(Exception):
+    """The job cannot go on: what is in work should not be committed, and no record is at fault."""
+
+
+class ColumnTypeError(StopError, ImagebeamError):
+    """A kept column holds what the type that its first records told does not; the message names the remedy."""

@@ -20,8 +20,9 @@ from transforms.core.types import Failure, Image, Record, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image
 from transforms.images.sniff import sniff
 from transforms.inputs.plan import cut_shard, plan
-from transforms.inputs.read import read_records
-from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, Shard, ShardGroup, WorkUnit
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import read_records
+from transforms.readers.units import ListUnit, RecordRef, Shard, ShardGroup, WorkUnit
 
 READ_THROUGH = 20
 """Records read of the shards for one that is looked at: a shard can only be read in order."""

@@ -20,9 +20,10 @@ from transforms.core.text import storable
 from transforms.core.types import Failure, Image, Record, Row, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
 from transforms.images.errors import NOT_AN_IMAGE
-from transforms.inputs.image_files import read_file
-from transforms.inputs.read import open_records
-from transforms.inputs.types import MAX_RECORD_BYTES, ListUnit, ReadOptions, RecordRef, WorkUnit
+from transforms.readers.image_files import read_file
+from transforms.readers.options import MAX_RECORD_BYTES, ReadOptions
+from transforms.readers.read import open_records
+from transforms.readers.units import ListUnit, RecordRef, WorkUnit
 from transforms.runs.commit_units import CommitUnits, PartLayout, UnitModel, UnitModelSource, UnitResult, count_batch
 from transforms.runs.digest_index import ReusedRun
 from transforms.runs.known_rows import Conditions, KnownRow, KnownRows, NothingKnown

@@ -1,1 +1,1 @@
-"""Input patterns to shards, work units and records: discovery, planning, and one reader a format."""
+"""Input patterns to shards and work units: listing, inspection and planning."""

@@ -13,9 +13,9 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError, refused
 from transforms.core.formats import InputFormat
 from transforms.images.decode import IMAGE_EXTENSIONS
-from transforms.inputs.base import NAMES_KEPT
-from transforms.inputs.folders import is_set_aside
-from transforms.inputs.types import Shard
+from transforms.readers.base import NAMES_KEPT
+from transforms.readers.folders import is_set_aside
+from transforms.readers.units import Shard
 from transforms.storage.files import EVERYWHERE, FileInfo, UriRange
 from transforms.storage.globs import expand_braces
 

@@ -14,17 +14,18 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat, LabelFrom
 from transforms.core.text import printable
-from transforms.inputs import webdataset
-from transforms.inputs.base import SampleLimits
-from transforms.inputs.column_types import declaration, fit, is_list_type, is_open, remedy, type_of, widen
-from transforms.inputs.columns import as_labels, check_image_column, check_other_columns, column_flag, describe
 from transforms.inputs.discover import detect_format, list_inputs
-from transforms.inputs.folders import partitions
 from transforms.inputs.manifests import manifest_columns, sample_manifest
-from transforms.inputs.read import reader
-from transforms.inputs.sniff import HEAD_BYTES, known_format, other_kind
-from transforms.inputs.source import Source
-from transforms.inputs.types import ReadOptions, Shard
+from transforms.readers import webdataset
+from transforms.readers.base import SampleLimits
+from transforms.readers.column_types import declaration, fit, is_list_type, is_open, remedy, type_of, widen
+from transforms.readers.columns import as_labels, check_image_column, check_other_columns, column_flag, describe
+from transforms.readers.folders import partitions
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import reader
+from transforms.readers.sniff import HEAD_BYTES, known_format, other_kind
+from transforms.readers.units import Shard
+from transforms.storage.resuming import ResumingStream
 
 T = TypeVar("T")
 
@@ -145,7 +146,7 @@ def _refuse_choice(shard: Shard, options: ReadOptions) -> None:
     """
     if options.image_column != ReadOptions().image_column:
         return
-    with Source(shard.file.uri, shard.file.version) as source:
+    with ResumingStream(shard.file.uri, shard.file.version) as source:
         found = webdataset.several_images(cast(BinaryIO, source))
     if found is not None:
         name, images = found
@@ -158,7 +159,7 @@ def _columns(shard: Shard, options: ReadOptions) -> dict[str, pa.DataType]:
     if shard.format == InputFormat.MANIFEST:
         schema = manifest_columns(shard.file, options)
     else:
-        with Source(shard.file.uri, shard.file.version) as source:
+        with ResumingStream(shard.file.uri, shard.file.version) as source:
             schema = reader(shard.format).columns(cast(BinaryIO, source))
     return {**dict.fromkeys(partitions(shard.file.uri), pa.string()), **schema} if schema else {}
 
@@ -316,7 +317,7 @@ def _sample(shard: Shard, options: ReadOptions, records: int) -> Iterator[Mappin
     if shard.format == InputFormat.MANIFEST:
         yield from sample_manifest(shard.file, options, limits)
         return
-    with Source(shard.file.uri, shard.file.version) as source:
+    with ResumingStream(shard.file.uri, shard.file.version) as source:
         yield from reader(shard.format).sample(cast(BinaryIO, source), options, limits)
 
 

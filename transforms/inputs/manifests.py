@@ -19,23 +19,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
-from transforms.core.errors import ImagebeamError
+from transforms.core.errors import ImagebeamError, StopError
 from transforms.core.formats import InputFormat
 from transforms.core.text import storable
 from transforms.core.types import Failure, Unread
-from transforms.inputs.base import RecordError, SampleLimits, bounded, caught, failure
-from transforms.inputs.columns import PEEKED_RECORDS, choose_label, convert, describe, infer, label_and_extras
-from transforms.inputs.compression import inflate, is_gzip
 from transforms.inputs.discover import detect_format
-from transforms.inputs.faults import StopError
-from transforms.inputs.folders import class_folder, partitions
-from transforms.inputs.parquet_rows import bounded_rows
-from transforms.inputs.reach import reach
-from transforms.inputs.read import judge
-from transforms.inputs.source import Source
-from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, Shard
 from transforms.inputs.unique_keys import SeenKeys
+from transforms.readers.base import RecordError, SampleLimits, bounded, caught, failure
+from transforms.readers.columns import PEEKED_RECORDS, choose_label, convert, describe, infer, label_and_extras
+from transforms.readers.compression import inflate, is_gzip
+from transforms.readers.folders import class_folder, partitions
+from transforms.readers.options import ReadOptions
+from transforms.readers.parquet_rows import bounded_rows
+from transforms.readers.reach import reach
+from transforms.readers.read import judge
+from transforms.readers.units import ListUnit, RecordRef, Shard
 from transforms.storage.files import FileInfo
+from transforms.storage.resuming import ResumingStream
 
 KEY_COLUMN = "key"
 
@@ -131,7 +131,7 @@ def manifest_columns(manifest: FileInfo, options: ReadOptions) -> dict[str, pa.D
     Raises:
         ImagebeamError: if there is no column of uris.
     """
-    with Source(manifest.uri, manifest.version) as source:
+    with ResumingStream(manifest.uri, manifest.version) as source:
         stream = cast(BinaryIO, source)
         if _is_parquet(manifest.uri):
             schema = pq.ParquetFile(stream).schema_arrow
@@ -162,7 +162,7 @@ def sample_manifest(manifest: FileInfo, options: ReadOptions, limits: SampleLimi
 
 def _first_rows(manifest: FileInfo, options: ReadOptions, limits: SampleLimits) -> Iterator[Row]:
     with (
-        Source(manifest.uri, manifest.version) as source,
+        ResumingStream(manifest.uri, manifest.version) as source,
         contextlib.closing(_text_rows(cast(BinaryIO, source), manifest.uri, options)) as rows,
     ):
         for row in itertools.islice(rows, limits.records):
@@ -173,7 +173,7 @@ def _first_rows(manifest: FileInfo, options: ReadOptions, limits: SampleLimits) 
 
 def _last_rows(manifest: FileInfo) -> Iterator[Row]:
     """Of JSON lines that are neither compressed nor UTF-16."""
-    with Source(manifest.uri, manifest.version) as source:
+    with ResumingStream(manifest.uri, manifest.version) as source:
         head = source.read(2)
         if is_gzip(head) or head in _BOMS_UTF_16:
             return
@@ -194,9 +194,9 @@ def _refs(manifest: FileInfo, options: ReadOptions, seen: SeenKeys) -> Iterator[
     """A manifest's rows as records, or as the failures they are."""
     folder = storage.parent(manifest.uri)
     index = -1
-    source: Source | None = None
+    source: ResumingStream | None = None
     try:
-        with Source(manifest.uri, manifest.version) as source:
+        with ResumingStream(manifest.uri, manifest.version) as source:
             for index, row in enumerate(table_rows(cast(BinaryIO, source), manifest.uri, options)):
                 key = f"{manifest.uri}#{index}"
                 ref = caught(_ref, key, manifest.uri, row, folder, options)

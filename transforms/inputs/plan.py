@@ -8,21 +8,21 @@ from dataclasses import replace
 from typing import BinaryIO, cast
 
 from transforms import storage
+from transforms.core.errors import StopError
 from transforms.core.formats import InputFormat
 from transforms.core.text import storable
 from transforms.core.types import Unread
-from transforms.inputs.base import Cut, LeftOut
 from transforms.inputs.discover import LeftOutFiles, list_inputs
-from transforms.inputs.faults import StopError
 from transforms.inputs.manifests import cut_manifest, files_unit, has_keys, unit_end
-from transforms.inputs.read import judge, reader
 from transforms.inputs.shard_index import CutMemory
-from transforms.inputs.source import Source
-from transforms.inputs.types import (
+from transforms.inputs.unique_keys import SeenKeys
+from transforms.readers.base import Cut, LeftOut
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import judge, reader
+from transforms.readers.units import (
     ListingPart,
     Note,
     PlanItem,
-    ReadOptions,
     Shard,
     ShardGroup,
     ShardSlice,
@@ -30,7 +30,7 @@ from transforms.inputs.types import (
     UnitChain,
     WorkUnit,
 )
-from transforms.inputs.unique_keys import SeenKeys
+from transforms.storage.resuming import ResumingStream
 
 LISTED_ALONE = 200_000
 """Images that one worker lists before it shares the rest out: seconds of work, and few inputs are larger."""
@@ -266,10 +266,10 @@ def _recall_or_walk(
 
 def _walk_shard(shard: Shard, rows_per_unit: int, options: ReadOptions) -> Iterator[ShardSlice | Note]:
     left_out = LeftOut()
-    source: Source | None = None
+    source: ResumingStream | None = None
     records = 0
     try:
-        with Source(shard.file.uri, shard.file.version) as source:
+        with ResumingStream(shard.file.uri, shard.file.version) as source:
             for cut in reader(shard.format).cut(cast(BinaryIO, source), rows_per_unit, options, left_out):
                 if cut.failed is not None:
                     yield _rest(shard, source, cut)
@@ -289,7 +289,7 @@ def _walk_shard(shard: Shard, rows_per_unit: int, options: ReadOptions) -> Itera
         yield Note(kind, shard.file.uri, count, tuple(left_out.names[kind]))
 
 
-def _rest(shard: Shard, source: Source | None, cut: Cut) -> ShardSlice:
+def _rest(shard: Shard, source: ResumingStream | None, cut: Cut) -> ShardSlice:
     """The slice that stands for what could not be found in a shard."""
     reason, retryable = judge(source, cut.failed or EOFError())
     read = cut.offset

@@ -16,7 +16,8 @@ from transforms.core.progress import PROGRESS
 from transforms.inputs.discover import LeftOutFiles
 from transforms.inputs.plan import chain_units, cut_shard, listing_notes, plan_in_parts
 from transforms.inputs.shard_index import CutMemory
-from transforms.inputs.types import ListUnit, Note, PlanItem, ReadOptions, ShardGroup, ShardUnit, UnitChain, WorkUnit
+from transforms.readers.options import ReadOptions
+from transforms.readers.units import ListUnit, Note, PlanItem, ShardGroup, ShardUnit, UnitChain, WorkUnit
 
 
 class PlanCoder(beam.coders.Coder):  # type: ignore[misc]

@@ -15,7 +15,8 @@ from transforms import storage
 from transforms.core.formats import InputFormat
 from transforms.core.sealed_json import seal, unseal
 from transforms.core.spec import canonical_json
-from transforms.inputs.types import Note, ReadOptions, Shard, ShardSlice
+from transforms.readers.options import ReadOptions
+from transforms.readers.units import Note, Shard, ShardSlice
 
 LEAST_BYTES = 8 << 20
 """Smaller shards are walked faster than a file beside them is kept."""

@@ -19,7 +19,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.progress import PROGRESS
 from transforms.core.spec import EmbedderSpec
 from transforms.core.types import Failure, Row
-from transforms.inputs.types import Note, UnitChain, WorkUnit
+from transforms.readers.units import Note, UnitChain, WorkUnit
 from transforms.runs import part_files
 from transforms.runs.digest_index import ReusedRun
 from transforms.runs.find_rows import RowFinder

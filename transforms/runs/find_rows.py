@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from transforms import storage
-from transforms.inputs.types import WorkUnit
+from transforms.readers.units import WorkUnit
 from transforms.runs import manifest, part_files
 from transforms.runs.digest_index import DigestIndex, ReusedRun
 from transforms.runs.known_rows import COLUMNS, KnownRow, PartCache, PartRows, RecentRows, Terms

@@ -22,8 +22,8 @@ from transforms.core.sealed_json import seal
 from transforms.core.spec import EmbedderSpec
 from transforms.core.text import printable
 from transforms.images.decode import DECODERS
-from transforms.inputs.types import Note
 from transforms.models.staged import StagedEngine
+from transforms.readers.units import Note
 from transforms.runs import part_files
 from transforms.runs.neighbours import bounds
 from transforms.runs.part_files import Commit

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transforms import storage
-from transforms.inputs.types import ListUnit, WorkUnit
+from transforms.readers.units import ListUnit, WorkUnit
 from transforms.runs import part_files
 
 MOST_PARTS = 64

@@ -22,8 +22,8 @@ from transforms.core.labels import LabelCount
 from transforms.core.spec import EmbedderSpec
 from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Row, Stage
-from transforms.inputs.column_types import fit, holds
-from transforms.inputs.types import WorkUnit
+from transforms.readers.column_types import fit, holds
+from transforms.readers.units import WorkUnit
 from transforms.runs.row_notes import NOTES_KEY, decode_notes, encode_notes, keep_notes
 from transforms.runs.schemas import FAILURES_SCHEMA, embeddings_schema
 from transforms.runs.stored_file import DATA_KEY, StoredFile, read_footer, to_parquet

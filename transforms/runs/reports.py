@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable
 
 from transforms import storage
-from transforms.inputs.types import Note
+from transforms.readers.units import Note
 from transforms.runs.lease import new_token
 from transforms.runs.manifest import UnitReport
 

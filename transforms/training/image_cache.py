@@ -19,8 +19,9 @@ from transforms.core.types import Failure, Record, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
 from transforms.images.errors import NOT_AN_IMAGE
 from transforms.inputs.plan import cut_shard, plan
-from transforms.inputs.read import read_records
-from transforms.inputs.types import ReadOptions, WorkUnit
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import read_records
+from transforms.readers.units import WorkUnit
 from transforms.training.batches import to_dataset
 from transforms.training.embeddings import RowGroup
 from transforms.training.sources import EpochOrder

@@ -12,11 +12,11 @@ import pyarrow as pa
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
-from transforms.inputs.base import RecordError
-from transforms.inputs.columns import as_label, as_labels
 from transforms.inputs.manifests import table_rows
-from transforms.inputs.source import Source
-from transforms.inputs.types import ReadOptions
+from transforms.readers.base import RecordError
+from transforms.readers.columns import as_label, as_labels
+from transforms.readers.options import ReadOptions
+from transforms.storage.resuming import ResumingStream
 from transforms.training.embeddings import RowGroup, RowSet
 
 KEY = "key"
@@ -119,7 +119,7 @@ def _read(uri: str) -> dict[str, Any]:
     absolute = storage.absolute(uri)
     options = ReadOptions(uri_column=KEY, label_column=LABEL)
     try:
-        with Source(absolute, None) as source:
+        with ResumingStream(absolute, None) as source:
             for number, row in enumerate(table_rows(cast(BinaryIO, source), absolute, options)):
                 key, label = _entry(uri, number, row)
                 if labels.setdefault(key, label) != label:

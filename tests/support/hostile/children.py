@@ -71,9 +71,9 @@ def _megabytes() -> int:
 def main() -> None:
     """A child: one line of JSON for each attack."""
     from tests.support.hostile.targets import attack
-    from transforms.inputs import faults
+    from transforms.storage import retry
 
-    faults.WAITS = ()  # What a machine refuses is tried again for seconds, which says nothing of the files.
+    retry.WAITS = ()  # What a machine refuses is tried again for seconds, which says nothing of the files.
 
     kind, first, end = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     before = _megabytes()

@@ -27,9 +27,10 @@ from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Record
 from transforms.images.decode import ImageError, ImageOptions, decode_image
 from transforms.inputs.plan import cut_shard
-from transforms.inputs.read import read_records
-from transforms.inputs.sniff import masked_crc
-from transforms.inputs.types import ReadOptions, WorkUnit
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import read_records
+from transforms.readers.sniff import masked_crc
+from transforms.readers.units import WorkUnit
 
 CANARY = b"a canary that no output may hold"
 SOUND = b"\xff\xd8 an image"

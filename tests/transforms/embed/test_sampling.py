@@ -9,7 +9,8 @@ from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Record, Stage
 from transforms.embed.sampling import READ_THROUGH, Reservoir, look_at
 from transforms.images.decode import ImageOptions
-from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, Shard, ShardSlice, ShardUnit
+from transforms.readers.options import ReadOptions
+from transforms.readers.units import ListUnit, RecordRef, Shard, ShardSlice, ShardUnit
 from transforms.storage.files import FileInfo
 
 OPTIONS = ImageOptions(image_size=(8, 8))

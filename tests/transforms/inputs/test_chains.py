@@ -13,10 +13,11 @@ from tests.support.planned import shard_at
 from tests.support.shard_files import images, write_tar
 from transforms import storage
 from transforms.core.formats import InputFormat
-from transforms.inputs import read as read_module
 from transforms.inputs.plan import chain_units, cut_shard
-from transforms.inputs.read import read_records
-from transforms.inputs.types import Note, ReadOptions, ShardUnit, UnitChain
+from transforms.readers import read as read_module
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import read_records
+from transforms.readers.units import Note, ShardUnit, UnitChain
 
 OPTIONS = ReadOptions()
 COUNT = 100

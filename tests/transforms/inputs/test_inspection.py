@@ -9,14 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.shard_files import example, write_tar, write_tfrecord
-from transforms.core.errors import ImagebeamError
-from transforms.inputs import inspection, manifests, tfrecord
-from transforms.inputs.base import is_sampled
-from transforms.inputs.faults import ColumnTypeError
+from transforms.core.errors import ColumnTypeError, ImagebeamError
+from transforms.inputs import inspection, manifests
 from transforms.inputs.inspection import inspect_input
 from transforms.inputs.plan import cut_shard, plan
-from transforms.inputs.read import read_records
-from transforms.inputs.types import ReadOptions, WorkUnit
+from transforms.readers import tfrecord
+from transforms.readers.base import is_sampled
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import read_records
+from transforms.readers.units import WorkUnit
 
 
 def kind_of(pattern, name="n", **options):

@@ -32,8 +32,9 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.types import Failure, Record
 from transforms.inputs.inspection import inspect_input
 from transforms.inputs.plan import cut_shard, plan, plan_in_parts
-from transforms.inputs.read import read_records
-from transforms.inputs.types import ListingPart, ListUnit, Note, ReadOptions, RecordRef, Shard, ShardUnit, WorkUnit
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import read_records
+from transforms.readers.units import ListingPart, ListUnit, Note, RecordRef, Shard, ShardUnit, WorkUnit
 from transforms.storage.files import FileInfo
 
 OPTIONS = ReadOptions()
@@ -634,7 +635,7 @@ def test_a_manifest_streams(tmp_path):
         file.writelines(f"gs://bucket/folder/{number:08}.jpg,{number % 10}\n" for number in range(300_000))
     code = (
         "import resource, sys\nfrom transforms import storage\nfrom transforms.inputs.plan import cut_shard\n"
-        "from transforms.core.formats import InputFormat\nfrom transforms.inputs.types import ReadOptions, Shard\n"
+        "from transforms.core.formats import InputFormat\nfrom transforms.readers.units import ReadOptions, Shard\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = peak()\n"
         "shard = Shard(storage.stat(sys.argv[1]), InputFormat.MANIFEST)\n"
         "print(sum(unit.count for unit in cut_shard(shard, 2048, ReadOptions())), peak() - before)"

@@ -10,10 +10,11 @@ from tests.support.image_samples import encode, picture
 from tests.support.planned import shard_at
 from tests.support.shard_files import example, write_tar, write_tfrecord
 from transforms.core.formats import InputFormat
-from transforms.inputs import shard_index, tfrecord, webdataset
+from transforms.inputs import shard_index
 from transforms.inputs.plan import cut_shard
 from transforms.inputs.shard_index import CutMemory
-from transforms.inputs.types import ReadOptions
+from transforms.readers import tfrecord, webdataset
+from transforms.readers.options import ReadOptions
 
 COUNT = 12
 

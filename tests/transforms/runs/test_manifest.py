@@ -13,8 +13,8 @@ import pytest
 from tests.support.fakes import ChannelMeans
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Row, Stage
-from transforms.inputs.types import Shard, ShardSlice, ShardUnit
 from transforms.models.staged import StagedModel
+from transforms.readers.units import Shard, ShardSlice, ShardUnit
 from transforms.runs import manifest, part_files
 from transforms.runs.manifest import Settled, Times, UnitReport, reconcile, sum_up, write_manifest
 from transforms.runs.settle import settle

@@ -13,8 +13,8 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.formats import LabelFrom
 from transforms.core.spec import EmbedderSpec
 from transforms.images.decode import ImageOptions
-from transforms.inputs import faults
-from transforms.inputs.types import ReadOptions
+from transforms.readers.options import ReadOptions
+from transforms.storage import retry
 from transforms.training.image_cache import ImageSet, image_batches, read_images
 from transforms.training.sources import EpochOrder
 
@@ -68,7 +68,7 @@ def test_what_the_machine_cannot_read_stops_and_what_is_no_image_does_not(tmp_pa
         return original(uri, version)
 
     monkeypatch.setattr(storage, "read_bytes", refuse)
-    monkeypatch.setattr(faults, "WAITS", ())
+    monkeypatch.setattr(retry, "WAITS", ())
     with pytest.raises(ImagebeamError, match=r"c\.png cannot be read, and not for what it holds.*Input/output error"):
         read_folder(tmp_path)
 

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.inputs.base import RecordError, too_large
-from transforms.inputs.columns import to_rows
+from transforms.readers.base import RecordError, too_large
+from transforms.readers.columns import to_rows
 
 _BATCH_BYTES = 64 << 20
 """Of the rows that become Python values at once; and of a batch, where dictionaries may make its rows large."""

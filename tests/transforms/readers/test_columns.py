@@ -15,11 +15,12 @@ from tests.support.planned import all_of, shard_at, units_in
 from tests.support.shard_files import example, write_parquet, write_tar, write_tfrecord
 from transforms.core.errors import ImagebeamError
 from transforms.core.types import Failure, Record
-from transforms.inputs.columns import NamedLabels, as_label
 from transforms.inputs.inspection import inspect_input
 from transforms.inputs.plan import cut_shard, plan
-from transforms.inputs.read import read_records
-from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, WorkUnit
+from transforms.readers.columns import NamedLabels, as_label
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import read_records
+from transforms.readers.units import ListUnit, RecordRef, WorkUnit
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from transforms import storage
-from transforms.core.errors import ImagebeamError
+from transforms.core.errors import StopError
 from transforms.storage import ReplacedError
 
 T = TypeVar("T")
@@ -38,16 +38,8 @@ _RECORDS_OWN = frozenset(
 """What the system answers to a wrong name; ENOENT is looked at more closely."""
 
 
-class StopError(Exception):
-    """The job cannot go on: what is in work should not be committed, and no record is at fault."""
-
-
 class MachineError(StopError):
     """The machine cannot go on: nothing should be committed. The message says why."""
-
-
-class ColumnTypeError(StopError, ImagebeamError):
-    """A kept column holds what the type that its first records told does not; the message names the remedy."""
 
 
 def is_machine_fault(error: BaseException) -> bool:

@@ -14,8 +14,9 @@ from transforms.core.types import Record
 from transforms.images.decode import IMAGE_EXTENSIONS
 from transforms.inputs.inspection import inspect_input
 from transforms.inputs.plan import cut_shard
-from transforms.inputs.read import read_records
-from transforms.inputs.types import Note, ReadOptions, WorkUnit
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import read_records
+from transforms.readers.units import Note, WorkUnit
 
 OPTIONS = ReadOptions()
 

@@ -15,11 +15,12 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.formats import LabelFrom
 from transforms.core.types import Record
 from transforms.inputs.discover import LeftOutFiles, list_inputs
-from transforms.inputs.folders import class_folder, partitions
 from transforms.inputs.inspection import inspect_input
 from transforms.inputs.plan import cut_shard, plan
-from transforms.inputs.read import read_records
-from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, WorkUnit
+from transforms.readers.folders import class_folder, partitions
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import read_records
+from transforms.readers.units import ListUnit, RecordRef, WorkUnit
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

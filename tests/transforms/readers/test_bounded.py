@@ -13,8 +13,8 @@ from tests.support.shard_files import write_parquet
 from transforms.core.formats import InputFormat
 from transforms.core.types import Record
 from transforms.inputs.plan import cut_shard
-from transforms.inputs.read import read_records
-from transforms.inputs.types import ReadOptions
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import read_records
 
 
 def outcomes(path, input_format, options=None):

@@ -1,4 +1,4 @@
-"""What planning passes on: shards, parts of a listing, work units; and how records are read.
+"""Shards, slices of them, and work units: what planning passes on and readers read.
 
 Nothing here does I/O, and nothing here knows of Keras or Beam.
 """
@@ -11,15 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
-from transforms.core.formats import InputFormat, LabelFrom
+from transforms.core.formats import InputFormat
 from transforms.core.spec import canonical_json
 from transforms.core.types import Failure, Unread
 from transforms.storage.files import FileInfo, UriRange
-
-MAX_RECORD_BYTES = 512 << 20
-"""Of one record, unless told otherwise."""
 
 
 class PlanItem:
@@ -272,37 +267,3 @@ def _version(ref: RecordRef | Failure) -> str:
 def _digest(text: str) -> str:
     """SHA-256 of text that may hold anything, 64 hex digits."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """How records are read from shards.
-
-    Attributes:
-        image_column: TFRecord feature, tar extension or Parquet column.
-        label_column: likewise.
-        keep_columns: likewise, with the types they are kept as.
-        max_record_bytes: a record of more bytes is a failure, before it is read.
-        allow_uri_prefix: what manifests' rows and paths in shards may name, beside files below their own folder.
-        follow_links: take files of folders that symbolic links find outside of them.
-        label_from: where labels come from.
-        uri_column: column of a manifest that names its files.
-        renamed: kept columns that are called otherwise in the input: (name in the output, name in the input).
-        inferred: kept columns whose type nobody declared: a sample of the records told it.
-    """
-
-    image_column: str = "image"
-    label_column: str = "label"
-    keep_columns: tuple[tuple[str, pa.DataType], ...] = ()
-    max_record_bytes: int = MAX_RECORD_BYTES
-    allow_uri_prefix: tuple[str, ...] = ()
-    follow_links: bool = False
-    label_from: LabelFrom = LabelFrom.AUTO
-    uri_column: str = "uri"
-    renamed: tuple[tuple[str, str], ...] = ()
-    inferred: tuple[str, ...] = ()
-
-    @property
-    def kept_from(self) -> dict[str, str]:
-        """Name of a kept column in the output -> its name in the input."""
-        return {name: name for name, _ in self.keep_columns} | dict(self.renamed)

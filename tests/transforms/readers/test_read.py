@@ -33,12 +33,13 @@ from tests.support.shard_files import (
 from transforms import storage
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Record, Stage
-from transforms.inputs import tfrecord
-from transforms.inputs.image_files import read_file
 from transforms.inputs.inspection import inspect_input
 from transforms.inputs.plan import cut_shard, plan
-from transforms.inputs.read import FILES_AHEAD, open_records, read_records
-from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, ShardUnit, WorkUnit
+from transforms.readers import tfrecord
+from transforms.readers.image_files import read_file
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import FILES_AHEAD, open_records, read_records
+from transforms.readers.units import ListUnit, RecordRef, ShardUnit, WorkUnit
 
 COUNT = 37
 OPTIONS = ReadOptions()
@@ -148,7 +149,7 @@ def test_examples_are_parsed_as_tensorflow_parses_them():
 def test_tensorflow_is_not_imported_to_read_its_records(tmp_path, payloads):
     path = write_tfrecord(tmp_path / "x.tfrecord", payloads)
     code = (
-        "import sys\nfrom transforms.inputs.read import read_records\nfrom transforms.inputs.plan import *\n"
+        "import sys\nfrom transforms.readers.read import read_records\nfrom transforms.inputs.plan import *\n"
         "from transforms.inputs.inspection import inspect_input\n"
         "options = inspect_input([sys.argv[1]], None, ReadOptions())\n(shard,) = plan([sys.argv[1]], None, 2048)\n"
         "(unit,) = cut_shard(shard, 2048, options)\n"

@@ -6,10 +6,10 @@ import io
 from typing import Any, BinaryIO, cast
 
 from transforms import storage
-from transforms.inputs.faults import persist
+from transforms.storage.retry import persist
 
 
-class Source(io.BufferedIOBase):
+class ResumingStream(io.BufferedIOBase):
     """A `storage.open_read` that opens the file again, at the same version and place, where reading fails.
 
     Attributes:
@@ -79,11 +79,11 @@ class Source(io.BufferedIOBase):
             raise
 
 
-def open_source(uri: str, version: str | None = None) -> Source:
-    """Open a stored file; see `Source`.
+def open_resuming(uri: str, version: str | None = None) -> ResumingStream:
+    """Open a stored file; see `ResumingStream`.
 
     Raises:
         FileNotFoundError: if there is no such file.
         OSError: if it cannot be read.
     """
-    return Source(uri, version)
+    return ResumingStream(uri, version)

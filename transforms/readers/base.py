@@ -12,12 +12,13 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 import pyarrow as pa
 
+from transforms.core.errors import ColumnTypeError, StopError
 from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Record, Stage
-from transforms.inputs.columns import label_and_extras
-from transforms.inputs.faults import ColumnTypeError, StopError
-from transforms.inputs.folders import class_folder
-from transforms.inputs.types import ReadOptions, Shard, ShardSlice
+from transforms.readers.columns import label_and_extras
+from transforms.readers.folders import class_folder
+from transforms.readers.options import ReadOptions
+from transforms.readers.units import Shard, ShardSlice
 from transforms.storage import ReplacedError
 
 T = TypeVar("T")

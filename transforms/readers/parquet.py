@@ -12,12 +12,22 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.types import Failure, Record
-from transforms.inputs.base import Cut, LeftOut, RecordError, SampleLimits, caught, make_record, shard_folder, too_large
-from transforms.inputs.columns import NamedLabels, describe
-from transforms.inputs.image_files import read_file
-from transforms.inputs.parquet_rows import Row, bounded_rows
-from transforms.inputs.reach import reach
-from transforms.inputs.types import ReadOptions, RecordRef, ShardSlice
+from transforms.readers.base import (
+    Cut,
+    LeftOut,
+    RecordError,
+    SampleLimits,
+    caught,
+    make_record,
+    shard_folder,
+    too_large,
+)
+from transforms.readers.columns import NamedLabels, describe
+from transforms.readers.image_files import read_file
+from transforms.readers.options import ReadOptions
+from transforms.readers.parquet_rows import Row, bounded_rows
+from transforms.readers.reach import reach
+from transforms.readers.units import RecordRef, ShardSlice
 
 _BATCH_ROWS = 16
 """Rows decoded at once: their images are in memory together."""

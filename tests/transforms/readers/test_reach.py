@@ -12,8 +12,8 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.types import Failure, Record
 from transforms.inputs.plan import cut_shard, plan
-from transforms.inputs.read import read_records
-from transforms.inputs.types import ReadOptions
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import read_records
 
 CANARY = b"a secret that must not show up"
 

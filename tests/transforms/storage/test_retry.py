@@ -11,13 +11,13 @@ from tests.support.shard_files import example, images, samples, write_parquet, w
 from transforms import storage
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Record
-from transforms.inputs import faults
-from transforms.inputs.faults import MachineError, is_machine_fault, is_retryable, persist
-from transforms.inputs.image_files import read_file
 from transforms.inputs.plan import cut_shard
-from transforms.inputs.read import read_records
-from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, ShardUnit
-from transforms.storage import ReplacedError
+from transforms.readers.image_files import read_file
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import read_records
+from transforms.readers.units import ListUnit, RecordRef, ShardUnit
+from transforms.storage import ReplacedError, retry
+from transforms.storage.retry import MachineError, is_machine_fault, is_retryable, persist
 
 OPTIONS = ReadOptions()
 COUNT = 20
@@ -106,7 +106,7 @@ def test_what_fails_twice_and_then_works_is_read(tmp_path, away):
 
 def test_an_outage_is_a_retryable_failure_and_stops_the_job_when_it_lasts(tmp_path, away, monkeypatch):
     (tmp_path / "x").write_bytes(b"x")
-    monkeypatch.setattr(faults, "STOP_AFTER", 4)
+    monkeypatch.setattr(retry, "STOP_AFTER", 4)
     refs = tuple(RecordRef(str(number), f"{tmp_path}/x") for number in range(6))
     away(9)  # Three records of three attempts.
     items = [read_file(ref) for ref in refs]
@@ -118,9 +118,9 @@ def test_an_outage_is_a_retryable_failure_and_stops_the_job_when_it_lasts(tmp_pa
 
 def test_waiting_that_never_helps_is_given_up(monkeypatch):
     slept: list[float] = []
-    monkeypatch.setattr(faults, "WAITS", (1.0, 2.0))
-    monkeypatch.setattr("transforms.inputs.faults.time.sleep", slept.append)
-    monkeypatch.setattr(faults, "STOP_AFTER", 1_000)
+    monkeypatch.setattr(retry, "WAITS", (1.0, 2.0))
+    monkeypatch.setattr("transforms.storage.retry.time.sleep", slept.append)
+    monkeypatch.setattr(retry, "STOP_AFTER", 1_000)
 
     def denied():
         raise PermissionError("no")
@@ -128,7 +128,7 @@ def test_waiting_that_never_helps_is_given_up(monkeypatch):
     for _ in range(100):
         with pytest.raises(PermissionError):
             persist(denied)
-    assert sum(slept) <= faults.BUDGET_SECONDS
+    assert sum(slept) <= retry.BUDGET_SECONDS
 
 
 def write(tmp_path, kind):

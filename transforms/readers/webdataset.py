@@ -22,7 +22,7 @@ import pyarrow as pa
 from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Record
 from transforms.images.decode import IMAGE_EXTENSIONS
-from transforms.inputs.base import (
+from transforms.readers.base import (
     Cut,
     LeftOut,
     Place,
@@ -34,10 +34,11 @@ from transforms.inputs.base import (
     shard_folder,
     too_large,
 )
-from transforms.inputs.columns import PEEKED_RECORDS, infer
-from transforms.inputs.compression import ARCHIVE_HEAD_BYTES, buffered, inflate, is_archive_compressed
-from transforms.inputs.folders import class_folder
-from transforms.inputs.types import ReadOptions, ShardSlice
+from transforms.readers.columns import PEEKED_RECORDS, infer
+from transforms.readers.compression import ARCHIVE_HEAD_BYTES, buffered, inflate, is_archive_compressed
+from transforms.readers.folders import class_folder
+from transforms.readers.options import ReadOptions
+from transforms.readers.units import ShardSlice
 
 _REPEATED = "repeated_key: a sample of that name stands earlier in the shard; members of a sample must be neighbours"
 

@@ -15,12 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from transforms.core.errors import ImagebeamError
+from transforms.core.errors import ColumnTypeError, ImagebeamError
 from transforms.core.formats import LabelFrom
-from transforms.inputs.column_types import fit, is_bytes, is_list_type, remedy, type_of, widest
-from transforms.inputs.faults import ColumnTypeError
-from transforms.inputs.folders import partitions
-from transforms.inputs.types import ReadOptions
+from transforms.readers.column_types import fit, is_bytes, is_list_type, remedy, type_of, widest
+from transforms.readers.folders import partitions
+from transforms.readers.options import ReadOptions
 
 PEEKED_RECORDS = 16
 """Records that are looked at for the columns of a format without a schema."""

@@ -18,7 +18,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from transforms.core.types import Failure, Record
-from transforms.inputs.base import (
+from transforms.readers.base import (
     Cut,
     LeftOut,
     Place,
@@ -31,10 +31,11 @@ from transforms.inputs.base import (
     shard_folder,
     too_large,
 )
-from transforms.inputs.columns import PEEKED_RECORDS, infer
-from transforms.inputs.compression import inflate, is_compressed
-from transforms.inputs.sniff import TFRECORD_HEADER, begins_as_tfrecord, masked_crc
-from transforms.inputs.types import MAX_RECORD_BYTES, ReadOptions, ShardSlice
+from transforms.readers.columns import PEEKED_RECORDS, infer
+from transforms.readers.compression import inflate, is_compressed
+from transforms.readers.options import MAX_RECORD_BYTES, ReadOptions
+from transforms.readers.sniff import TFRECORD_HEADER, begins_as_tfrecord, masked_crc
+from transforms.readers.units import ShardSlice
 
 _FOOTER = struct.Struct("<I")
 

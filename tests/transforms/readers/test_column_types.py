@@ -9,7 +9,7 @@ import math
 import pyarrow as pa
 import pytest
 
-from transforms.inputs.column_types import declaration, fit, is_open, remedy, type_of, widen, widest
+from transforms.readers.column_types import declaration, fit, is_open, remedy, type_of, widen, widest
 
 UTC, BERLIN = pa.timestamp("us", "UTC"), pa.timestamp("us", "Europe/Berlin")
 

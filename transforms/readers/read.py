@@ -14,13 +14,15 @@ from typing import BinaryIO, cast
 
 from transforms import storage
 from transforms.core.batching import map_ahead
+from transforms.core.errors import StopError
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Record, Unread
-from transforms.inputs.base import RecordError, ShardReader, explain, failure
-from transforms.inputs.faults import StopError, is_retryable
-from transforms.inputs.image_files import read_file
-from transforms.inputs.source import Source
-from transforms.inputs.types import ListUnit, ReadOptions, RecordRef, Shard, ShardSlice, ShardUnit, WorkUnit
+from transforms.readers.base import RecordError, ShardReader, explain, failure
+from transforms.readers.image_files import read_file
+from transforms.readers.options import ReadOptions
+from transforms.readers.units import ListUnit, RecordRef, Shard, ShardSlice, ShardUnit, WorkUnit
+from transforms.storage.resuming import ResumingStream
+from transforms.storage.retry import is_retryable
 
 FILES_AHEAD = 16
 """Image files opened at once where each is a file of its own: hides the latency of an object store."""
@@ -29,9 +31,9 @@ _PARKED = 4
 """Shards that stay open between two units at most."""
 
 _READERS = {
-    InputFormat.TFRECORD: "transforms.inputs.tfrecord",
-    InputFormat.WEBDATASET: "transforms.inputs.webdataset",
-    InputFormat.PARQUET: "transforms.inputs.parquet",
+    InputFormat.TFRECORD: "transforms.readers.tfrecord",
+    InputFormat.WEBDATASET: "transforms.readers.webdataset",
+    InputFormat.PARQUET: "transforms.readers.parquet",
 }
 
 
@@ -61,7 +63,7 @@ class _Reading:
     """A shard that is open, its reader somewhere in it."""
 
     def __init__(self, part: ShardSlice, options: ReadOptions) -> None:
-        self.source = Source(part.shard.file.uri, part.shard.file.version)
+        self.source = ResumingStream(part.shard.file.uri, part.shard.file.version)
         wanted = dataclasses.replace(part, count=sys.maxsize) if part.goes_on else part
         self.records = reader(part.shard.format).read(cast(BinaryIO, self.source), wanted, options)
 
@@ -101,7 +103,7 @@ def _read_slice(part: ShardSlice, options: ReadOptions) -> Iterator[Record | Fai
         return
     done = 0
     errors = dict(part.errors)
-    source: Source | None = None
+    source: ResumingStream | None = None
     reading: _Reading | None = None
     caught: Exception
     try:
@@ -127,7 +129,7 @@ def _read_slice(part: ShardSlice, options: ReadOptions) -> Iterator[Record | Fai
         yield from _unread(part, done, Unread(part.shard.file.uri, reason, records=part.count - done), retryable)
 
 
-def judge(source: Source | None, error: Exception) -> tuple[str, bool]:
+def judge(source: ResumingStream | None, error: Exception) -> tuple[str, bool]:
     """Why a shard cannot be read on ("error_type: message"), and whether that is the machine's fault.
 
     Args:

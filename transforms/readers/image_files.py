@@ -5,9 +5,10 @@ from __future__ import annotations
 from transforms import storage
 from transforms.core.text import storable
 from transforms.core.types import Failure, Record
-from transforms.inputs.base import failure, machine_failure, too_large
-from transforms.inputs.faults import MachineError, is_retryable, persist
-from transforms.inputs.types import MAX_RECORD_BYTES, RecordRef
+from transforms.readers.base import failure, machine_failure, too_large
+from transforms.readers.options import MAX_RECORD_BYTES
+from transforms.readers.units import RecordRef
+from transforms.storage.retry import MachineError, is_retryable, persist
 
 
 def read_file(ref: RecordRef, limit: int = MAX_RECORD_BYTES) -> Record | Failure:

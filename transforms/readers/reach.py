@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from transforms import storage
-from transforms.inputs.base import RecordError
-from transforms.inputs.types import ReadOptions
+from transforms.readers.base import RecordError
+from transforms.readers.options import ReadOptions
 
 
 def reach(named: str, folder: str, options: ReadOptions) -> str:
