@@ -51,6 +51,16 @@ def metrics(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
+ANSWER = """
+import sys
+import keras, numpy as np
+assert keras.config.backend() == "jax", keras.config.backend()
+for model, inputs, outputs in zip(*[iter(sys.argv[1:])] * 3):
+    np.save(outputs, keras.saving.load_model(model).predict_on_batch(np.load(inputs)))
+"""
+"""Plain Keras, without this package."""
+
+
 def test_there_is_no_tensorflow(jax):
     assert "No module named 'tensorflow'" in jax.python(
         "-c", "try: import tensorflow\nexcept ImportError as error: print(error)"
@@ -85,6 +95,25 @@ def test_train_by_epochs_repeats_itself_and_classify_takes_it(jax, run):
     assert first["history"] == second["history"]
     jax.imagebeam("classify", "--input", "classes", "--classifier", "fitted", "--output", "labels")
     assert totals(jax.home / "labels")["records"] == 20
+
+
+def test_plain_keras_opens_what_was_trained_on_tensorflow(jax, production, run, tmp_path):
+    production.imagebeam("train", "--embeddings", run, "--output", "trained")
+    generator = np.random.default_rng(0)
+    inputs = {
+        "classifier.keras": generator.exponential(1.0, (8, 512)).astype(np.float32),
+        "image_classifier.keras": generator.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8),
+    }
+    arguments, expected = [], {}
+    for name, values in inputs.items():
+        np.save(tmp_path / f"{name}.npy", values)
+        model = production.home / "trained" / name
+        arguments += [model, tmp_path / f"{name}.npy", tmp_path / f"{name}.jax.npy"]
+        expected[name] = keras.saving.load_model(model).predict_on_batch(values)  # on TensorFlow
+    jax.python("-c", ANSWER, *arguments)
+    for name, probabilities in expected.items():
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}.jax.npy"), probabilities, atol=1e-5)
+        assert len(np.unique(np.round(probabilities, 4))) > 8, "models that say the same of all would agree too"
 
 
 def test_finetune(jax, run, model):
