@@ -100,7 +100,7 @@ def test_train_by_epochs_repeats_itself_and_classify_takes_it(jax, run):
 def test_plain_keras_opens_what_was_trained_on_tensorflow(jax, production, run, tmp_path):
     production.imagebeam("train", "--embeddings", run, "--output", "trained")
     generator = np.random.default_rng(0)
-    inputs = {
+    inputs: dict[str, np.ndarray] = {
         "classifier.keras": generator.exponential(1.0, (8, 512)).astype(np.float32),
         "image_classifier.keras": generator.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8),
     }

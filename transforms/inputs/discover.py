@@ -7,14 +7,16 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError, refused
 from transforms.core.formats import InputFormat
+from transforms.core.text import printable
 from transforms.images.decode import IMAGE_EXTENSIONS
 from transforms.readers.base import NAMES_KEPT
 from transforms.readers.folders import is_set_aside
+from transforms.readers.sniff import HEAD_BYTES, known_format, other_kind
 from transforms.readers.units import Shard
 from transforms.storage.files import EVERYWHERE, FileInfo, UriRange
 from transforms.storage.globs import expand_braces
@@ -117,12 +119,14 @@ def _list_pattern(
             if in_folder and not _is_wanted(file.uri, found, input_format):
                 extension = _extension(file.uri)
                 passed_over[extension] += 1
+                examples.setdefault(extension, file)
                 _count(left_out, extension, file.uri)
             else:
                 below = root if in_folder or (root and "/" in file.uri[len(root) :].lstrip("/")) else None
                 yield Shard(file, input_format or found or InputFormat.FILES, below)
 
     passed_over: Counter[str] = Counter()
+    examples: dict[str, FileInfo] = {}
     is_empty = True
     try:
         folders.extend(storage.roots(pattern))
@@ -132,7 +136,7 @@ def _list_pattern(
     except OSError as error:
         raise refused(f"The input cannot be listed ({error}). Received: --input {pattern!r}.", error) from error
     if is_empty and within == EVERYWHERE:
-        raise ImagebeamError(_no_match(pattern, passed_over))
+        raise ImagebeamError(_no_match(pattern, passed_over, examples.values()))
 
 
 class _Links:
@@ -173,11 +177,35 @@ def _is_wanted(uri: str, found: InputFormat | None, input_format: InputFormat | 
     return found == input_format or (found is None and "." not in storage.basename(uri))
 
 
-def _no_match(pattern: str, left_out: Mapping[str, int]) -> str:
+def why_no_input(file: FileInfo) -> str | None:
+    """What a file is whose name tells nothing, and what to do; None where its first bytes tell nothing either."""
+    try:
+        with storage.open_read(file.uri, file.version) as stream:
+            head = stream.read(HEAD_BYTES)
+    except OSError:
+        return None  # Whoever reads it will say so.
+    if shard_format := known_format(head):
+        return (
+            f"{printable(file.uri)} begins as a {shard_format} file does, and its name does not say so. Pass "
+            f"--input_format {shard_format}."
+        )
+    if kind := other_kind(head):
+        return (
+            f"{printable(file.uri)} is {kind}, which is no input. Unpack it into images, a tar, TFRecords or Parquet, "
+            "leave it out of the pattern, or say how to read it with --input_format."
+        )
+    return None
+
+
+def _no_match(pattern: str, left_out: Mapping[str, int], examples: Iterable[FileInfo]) -> str:
     message = f"No input matches. Received: --input {pattern!r}."
     if left_out:
         names = ", ".join(f"{extension} {count:,}" for extension, count in sorted(left_out.items()))
-        return f"{message} The folder has other files ({names}); name them with a glob, and give --input_format."
+        told = next(filter(None, map(why_no_input, examples)), None)
+        return (
+            f"{message} The folder has other files ({names}). "
+            f"{told or 'Name them with a glob, and give --input_format.'}"
+        )
     return (
         f"{message} Check the path, and quote wildcards so that the shell leaves them alone; ** goes into folders, * "
         "does not, and [[] stands for a plain bracket."

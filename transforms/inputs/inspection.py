@@ -13,8 +13,7 @@ import pyarrow as pa
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat, LabelFrom
-from transforms.core.text import printable
-from transforms.inputs.discover import detect_format, list_inputs
+from transforms.inputs.discover import detect_format, list_inputs, why_no_input
 from transforms.inputs.manifests import manifest_columns, sample_manifest
 from transforms.readers import webdataset
 from transforms.readers.base import SampleLimits
@@ -23,7 +22,6 @@ from transforms.readers.columns import as_labels, check_image_column, check_othe
 from transforms.readers.folders import partitions
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import reader
-from transforms.readers.sniff import HEAD_BYTES, known_format, other_kind
 from transforms.readers.units import Shard
 from transforms.storage.resuming import ResumingStream
 
@@ -121,21 +119,8 @@ def _refuse_other_kinds(inputs: Iterable[Shard]) -> None:
     """
     unnamed = (shard.file for shard in inputs if detect_format(shard.file.uri) is None)
     for file in itertools.islice(unnamed, _LOOKED_AT):
-        try:
-            with storage.open_read(file.uri, file.version) as stream:
-                head = stream.read(HEAD_BYTES)
-        except OSError:
-            continue  # Whoever reads it will say so.
-        if shard_format := known_format(head):
-            raise ImagebeamError(
-                f"{printable(file.uri)} begins as a {shard_format} file does, and its name does not say so. Pass "
-                f"--input_format {shard_format}."
-            )
-        if kind := other_kind(head):
-            raise ImagebeamError(
-                f"{printable(file.uri)} is {kind}, which is no input. Unpack it into images, a tar, TFRecords or "
-                f"Parquet, leave it out of the pattern, or say how to read it with --input_format."
-            )
+        if why := why_no_input(file):
+            raise ImagebeamError(why)
 
 
 def _refuse_choice(shard: Shard, options: ReadOptions) -> None:

@@ -219,14 +219,14 @@ def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions) -
     del manifest
     if isinstance(row, RecordError):
         raise row
-    named = row.get(options.uri_column)
+    named = str(row.get(options.uri_column) or "").strip()  # "a.jpg, cat": a blank beside a comma means nothing.
     if not named:
         raise RecordError("bad_value", f"the row has no {options.uri_column}")
     try:
-        str(named).encode()
+        named.encode()
     except UnicodeEncodeError as error:
         raise RecordError("bad_value", f"the row holds text that is not Unicode ({error})") from error
-    uri = reach(str(named), folder, options)
+    uri = reach(named, folder, options)
     try:
         stored = row.get(options.label_column)
         label, extras = label_and_extras(stored, row, uri, _class(uri, folder, options), options)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 import struct
 
 import google_crc32c
 
 from transforms.core.formats import InputFormat
+from transforms.images.sniff import sniff as sniff_image
 
 HEAD_BYTES = 512
 """How much of a file is looked at."""
@@ -26,7 +29,11 @@ _ARCHIVES = (
     (b"ORC", "an ORC file"),
     (b"Obj\x01", "an Avro file"),
     (b"SQLite format 3\0", "an SQLite database"),
+    (b"%PDF-", "a PDF"),
 )
+
+_PICKLE = re.compile(rb"\x80[\x02-\x05][\x95}\](c]")
+"""A protocol since 2003, and what may come first."""
 
 _JSON = (b'{"', b"[{", b'["')
 
@@ -49,10 +56,23 @@ def other_kind(head: bytes) -> str | None:
             return kind
     if b"".join(head.split()).startswith(_JSON):
         return "a JSON file"
+    if _PICKLE.match(head):
+        return "a Python pickle"
     for signature, kind in _COMPRESSED:
         if head.startswith(signature):
             return f"compressed by {kind}"
-    return None
+    return "a text file" if _is_text(head) else None
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether it is several lines, and of no image; the last letter may be cut."""
+    if sniff_image(head) is not None or b"\n" not in head or b"<svg" in head:
+        return False
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return all(letter.isprintable() or letter.isspace() for letter in text)
 
 
 def begins_as_tfrecord(head: bytes) -> bool:

@@ -5,7 +5,9 @@ import os
 from collections import Counter
 from random import Random
 
+import pyarrow as pa
 import pytest
+from pyarrow import feather
 
 from tests.support.gcs_server import gcs  # noqa: F401
 from transforms import storage
@@ -109,7 +111,13 @@ def test_a_pattern_without_matches_is_named_before_anything_is_given(folder):
 def test_a_folder_of_other_files_says_what_it_holds(tmp_path):
     for name in ("a.txt", "b.txt", "c.csv"):
         (tmp_path / name).touch()
-    with pytest.raises(ImagebeamError, match=r"other files \(\.csv 1, \.txt 2\).*--input_format"):
+    with pytest.raises(ImagebeamError, match=r"other files \(\.csv 1, \.txt 2\)\. Name .*--input_format"):
+        next(list_inputs([str(tmp_path)], None))
+
+
+def test_a_folder_of_files_that_are_no_input_says_what_they_are(tmp_path):
+    feather.write_feather(pa.table({"image": [b"abc"]}), str(tmp_path / "x.arrow"))
+    with pytest.raises(ImagebeamError, match=r"other files \(\.arrow 1\)\. .*x\.arrow is an Arrow .*no input"):
         next(list_inputs([str(tmp_path)], None))
 
 

@@ -1,5 +1,6 @@
 """What folders' names tell: classes, Hive's columns, and which files are no data."""
 
+import pickle
 import tarfile
 
 import numpy as np
@@ -154,7 +155,11 @@ def test_files_that_are_other_things_are_refused_before_a_run(tmp_path):
     np.savez(tmp_path / "arrays.npz", np.zeros(3))
     (tmp_path / "book").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     (tmp_path / "packed").write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(100))
-    for name, said in (("array.npy", "NumPy"), ("arrays.npz", "ZIP"), ("book", "HDF5"), ("packed", "7-Zip")):
+    (tmp_path / "list.txt").write_text("katzen/süß.jpg\ndogs/2.jpg\n")
+    for protocol in (2, 3, 4, 5):
+        (tmp_path / f"{protocol}.pkl").write_bytes(pickle.dumps([b"a"], protocol))
+    kinds = {"array.npy": "NumPy", "arrays.npz": "ZIP", "book": "HDF5", "packed": "7-Zip", "list.txt": "a text file"}
+    for name, said in (kinds | {f"{protocol}.pkl": "pickle" for protocol in (2, 3, 4, 5)}).items():
         with pytest.raises(ImagebeamError, match=said):
             inspect_input([f"{tmp_path}/{name}"], None, ReadOptions())
 
@@ -172,6 +177,8 @@ def test_shards_under_other_names_are_refused_with_the_flag(tmp_path):
 def test_an_image_under_another_name_is_an_image(tmp_path):
     for kind in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"):
         PIL.Image.new("RGB", (8, 8)).save(tmp_path / kind, kind)
+    (tmp_path / "plain").write_text("P3\n1 1\n255\n1 2 3\n")
+    (tmp_path / "drawing").write_text('<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>\n')
     inspect_input([f"{tmp_path}/*"], None, ReadOptions())
 
 
@@ -202,6 +209,7 @@ DIALECTS = {
     "semicolon in commas": ("m.csv", 'uri,label,"a;b"\na.png,cat,1;5\n', "utf-8"),
     "blanks": ("m.csv", "uri, label\na.png, cat\n", "utf-8"),
     "blank before": ("m.csv", " uri , label\na.png,cat\n", "utf-8"),
+    "blanks about uris": ("m.csv", "label, uri\ncat, a.png \n", "utf-8"),
 }
 
 
