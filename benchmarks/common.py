@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from transforms.models.openvino_model import processor_flags
+from transforms.models.engines.openvino_model import processor_flags
 from transforms.runs.manifest import versions
 
 RESULTS = Path(__file__).parent / "results"

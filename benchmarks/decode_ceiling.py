@@ -22,7 +22,7 @@ from benchmarks.common import publish, write_jpegs
 from transforms import storage
 from transforms.core.batching import available_cores
 from transforms.core.spec import EmbedderSpec
-from transforms.embed.units import EmbedOptions, embed_records
+from transforms.embed.embed_units import EmbedOptions, embed_records
 from transforms.images.decode import ImageOptions, decode_image
 from transforms.inputs.plan import plan
 from transforms.readers.options import ReadOptions

@@ -28,10 +28,10 @@ from benchmarks.common import RESULTS, publish, write_jpegs
 from transforms.core.engines import Engine
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import Precision
-from transforms.models import engine_trial
 from transforms.models.architectures import ARCHITECTURES
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import Embedder, assemble, identify, load_backbone
+from transforms.models.engines import trial
 
 if TYPE_CHECKING:
     import keras
@@ -82,13 +82,13 @@ def measure(name: str, weights: str, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         wanted = dataclasses.replace(spec, precision=Precision.INT8)
-        verdict = engine_trial.calibrate(float32, wanted, images, ["0" * 64] * len(images), -1.0)
+        verdict = trial.calibrate(float32, wanted, images, ["0" * 64] * len(images), -1.0)
     except ImagebeamError as error:
         figures["refused"] = str(error)
-        verdict = engine_trial.choose(lambda _: float32, Engine.AUTO, Precision.FLOAT32, images[:8])
+        verdict = trial.choose(lambda _: float32, Engine.AUTO, Precision.FLOAT32, images[:8])
     figures["seconds"] = round(time.perf_counter() - started, 1)
-    trial = verdict.loaded.engine.trial
-    return {**figures, **trial}
+    tried = verdict.loaded.engine.trial
+    return {**figures, **tried}
 
 
 def rate(figures: dict[str, Any], engine: str, precision: str) -> float:

@@ -33,7 +33,7 @@ from pipelines.options.extraction import InputOptions, ModelOptions, OutputOptio
 from transforms.core.batching import MODEL_CALLS
 from transforms.core.engines import Engine, PrecisionChoice
 from transforms.core.progress import PROGRESS
-from transforms.models.openvino_model import OpenVinoEmbedder
+from transforms.models.engines.openvino_model import OpenVinoEmbedder
 from transforms.models.staged import StagedModel, read_staged
 
 SIZE = 224

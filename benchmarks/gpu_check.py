@@ -34,8 +34,8 @@ import numpy as np
 from benchmarks.common import publish, write_jpegs
 from transforms.core.batching import available_cores
 from transforms.core.spec import Precision
-from transforms.models.compiled import CompiledModel, has_gpu
 from transforms.models.config import EmbedderConfig
+from transforms.models.engines.compiled import CompiledModel, has_gpu
 from transforms.models.keras_import import import_keras
 from transforms.models.staged import read_staged, stage_model
 
@@ -274,7 +274,7 @@ def programs(embed: CompiledModel) -> int | None:
 def decode_rate(jpegs: Path, images: int) -> float:
     """Images/s of a unit's way to the model, with a model that costs nothing."""
     from benchmarks.decode_ceiling import Nothing
-    from transforms.embed.units import EmbedOptions, embed_records
+    from transforms.embed.embed_units import EmbedOptions, embed_records
     from transforms.images.decode import ImageOptions
     from transforms.inputs.plan import plan
     from transforms.readers.options import ReadOptions

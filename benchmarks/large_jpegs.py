@@ -25,7 +25,7 @@ from transforms.images.decode import ImageOptions, decode_image
 from transforms.inputs.plan import plan
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import resolve
-from transforms.models.int8 import cosines
+from transforms.models.engines.int8 import cosines
 from transforms.readers.units import ListUnit
 
 SIZE = (224, 224)

@@ -42,7 +42,7 @@ from pipelines.runtime.prepare import RunFolder
 from transforms import storage
 from transforms.core.formats import InputFormat
 from transforms.core.spec import EmbedderSpec
-from transforms.embed.units import EmbedOptions, EmbedUnits
+from transforms.embed.embed_units import EmbedOptions, EmbedUnits
 from transforms.images.decode import ImageOptions
 from transforms.inputs.plan import chain_units, cut_shard
 from transforms.inputs.plan_units import PlanUnits

@@ -10,7 +10,7 @@ import sys
 import apache_beam as beam
 
 import imagebeam
-from transforms.embed.units import EmbedOptions
+from transforms.embed.embed_units import EmbedOptions
 from transforms.readers.options import ReadOptions
 from transforms.runs.part_files import PartOptions
 

@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from transforms.core.errors import ImagebeamError as ImagebeamError
     from transforms.core.spec import EmbedderSpec as EmbedderSpec
     from transforms.embed.embed_records import EmbedRecords as EmbedRecords
+    from transforms.embed.embed_units import EmbedUnits as EmbedUnits
     from transforms.embed.ml_transform import KerasImageEmbeddings as KerasImageEmbeddings
     from transforms.embed.model_handler import EmbeddingModelHandler as EmbeddingModelHandler
-    from transforms.embed.units import EmbedUnits as EmbedUnits
     from transforms.images.decode import ImageOptions as ImageOptions
     from transforms.images.decode import decode_image as decode_image
     from transforms.inputs.plan_units import PlanUnits as PlanUnits
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "EmbedImages": "pipelines.runtime.embed_images",
     "EmbedRecords": "transforms.embed.embed_records",
-    "EmbedUnits": "transforms.embed.units",
+    "EmbedUnits": "transforms.embed.embed_units",
     "EmbedderConfig": "transforms.models.config",
     "EmbedderSpec": "transforms.core.spec",
     "EmbeddingModelHandler": "transforms.embed.model_handler",

@@ -74,7 +74,7 @@ class LabelOptions(Options):
 
     def image_options(self, spec: EmbedderSpec) -> ImageOptions:
         """How images are decoded for an embedder of `spec`."""
-        from transforms.embed.sources import image_options
+        from transforms.embed.model_sources import image_options
 
         accept = self.truncated_images == TruncatedImages.ACCEPT
         return image_options(spec, self.max_image_pixels, accept_truncated=accept)
@@ -185,7 +185,7 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
     # Beam takes seconds to import, which an error above does not wait for.
     from pipelines.runtime import launch
     from transforms.classify.staged import stage_classifier
-    from transforms.embed.units import EmbedOptions, EmbedUnits
+    from transforms.embed.embed_units import EmbedOptions, EmbedUnits
     from transforms.runs.part_files import PartOptions
 
     pipeline = launch.open_pipeline(options.beam_args)

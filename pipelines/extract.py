@@ -73,7 +73,7 @@ def run(options: ExtractOptions) -> Result:
     from pipelines.runtime import launch
     from pipelines.runtime.engines import ModelLoader
     from pipelines.runtime.reuse import open_reused
-    from transforms.embed.units import EmbedOptions, EmbedUnits
+    from transforms.embed.embed_units import EmbedOptions, EmbedUnits
     from transforms.runs.part_files import PartOptions
 
     pipeline = launch.open_pipeline(beam_args)

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pipelines.runtime.prepare import RunFolder, Source
+    from transforms.embed.embed_units import EmbedOptions, ImageModel
     from transforms.embed.inventory import Inventory
     from transforms.embed.sampling import Sample
-    from transforms.embed.units import EmbedOptions, ImageModel
 
 DESCRIPTION = """\
 Look at what extract would do with the same flags: shards and work units, the length of the vectors, image sizes and
@@ -95,7 +95,7 @@ def run(options: PlanOptions) -> Plan:
     check_available(options.model.config())
     source = prepare.open_input(options.input)
     folder = _look_into_output(options.output, source)
-    from transforms.embed.units import EmbedOptions  # imports Beam, which takes seconds
+    from transforms.embed.embed_units import EmbedOptions  # imports Beam, which takes seconds
 
     reservoir = Reservoir(options.look.sample)
     say("Counting records")

@@ -108,7 +108,7 @@ def run(options: TrainOptions) -> TrainResult:
     from pipelines.runtime.exact_head import is_exact
     from pipelines.runtime.head_training import Lesson, check_searchable
     from transforms.classify.evaluate import evaluate
-    from transforms.training.sources import open_sources
+    from transforms.training.vector_sources import open_sources
 
     sources = open_sources(embeddings, index, read.max_memory_mb, local_copy=not read.no_local_copy)
     lesson = Lesson(sources, index.targets, index.counts[Split.TRAIN.code], index.multi_label)

@@ -229,7 +229,7 @@ class ModelOptions(Options):
 
     def image_options(self, spec: EmbedderSpec) -> ImageOptions:
         """How images are decoded for an embedder of `spec`."""
-        from transforms.embed.sources import image_options
+        from transforms.embed.model_sources import image_options
 
         accept = self.truncated_images == TruncatedImages.ACCEPT
         return image_options(spec, self.max_image_pixels, accept_truncated=accept)

@@ -23,7 +23,7 @@ from pipelines.runtime.finish import Finish, Run
 from pipelines.runtime.reuse import open_reused
 from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.embed.units import EmbedOptions, EmbedUnits
+from transforms.embed.embed_units import EmbedOptions, EmbedUnits
 from transforms.inputs.plan_units import PlanUnits
 from transforms.runs import manifest
 from transforms.runs.part_files import PartOptions

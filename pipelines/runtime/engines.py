@@ -17,11 +17,11 @@ from transforms import storage
 from transforms.core.engines import Engine, PrecisionChoice
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec, Precision
-from transforms.models import engine_trial, int8, openvino_model
-from transforms.models.compiled import has_gpu
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import Embedder, assemble, identify, load_backbone
-from transforms.models.engine_trial import Verdict
+from transforms.models.engines import int8, openvino_model, trial
+from transforms.models.engines.compiled import has_gpu
+from transforms.models.engines.trial import Verdict
 from transforms.models.staged import LoadedModel, StagedEngine, StagedModel, read_staged, stage_engine
 
 if TYPE_CHECKING:
@@ -102,11 +102,11 @@ class ModelLoader:
         if (why := self._why_keras(precision)) is not None:
             return self._keras(at_precision(Precision(config.precision)), why)
         if images is None and self.engine.engine == Engine.AUTO and precision == Precision.FLOAT32:
-            images = self._draw(at_precision, engine_trial.BATCH, SMALL_INPUT)
+            images = self._draw(at_precision, trial.BATCH, SMALL_INPUT)
             if not images:
                 return self._keras(at_precision(precision), "the input is too small for a trial to pay")
-        images = images or self._draw(at_precision, engine_trial.BATCH) or _noise(config)
-        return engine_trial.choose(at_precision, self.engine.engine, precision, images[: engine_trial.BATCH])
+        images = images or self._draw(at_precision, trial.BATCH) or _noise(config)
+        return trial.choose(at_precision, self.engine.engine, precision, images[: trial.BATCH])
 
     def settle(self, staged: StagedModel) -> StagedModel:
         """A model that was staged before, with the engine that is asked for now; what a trial chose stays.
@@ -124,8 +124,8 @@ class ModelLoader:
         at_precision = _builder(config)
         if staged.spec.precision == Precision.FLOAT32:
             at_precision = functools.cache(lambda _: staged.load_keras())
-        images = self._draw(at_precision, engine_trial.BATCH) or _noise(config)
-        verdict = engine_trial.choose(at_precision, asked, staged.spec.precision, images)
+        images = self._draw(at_precision, trial.BATCH) or _noise(config)
+        verdict = trial.choose(at_precision, asked, staged.spec.precision, images)
         for line in verdict.lines:
             say(line)
         return stage_engine(staged, verdict.loaded.engine, verdict.loaded.converted)
@@ -167,7 +167,7 @@ class ModelLoader:
             drawn = self.source.draw_images(self.model.image_options(spec), int8.IMAGES)
             images, digests = drawn.images, drawn.digests
         say(f"Calibrating an int8 model on {len(images) // 2:,} images of the input, measuring it on as many")
-        return engine_trial.calibrate(float32, spec, images, digests, self.engine.int8_min_cosine)
+        return trial.calibrate(float32, spec, images, digests, self.engine.int8_min_cosine)
 
     def _draw(
         self, at_precision: Callable[[Precision], Embedder], count: int, least_bytes: int = 0
@@ -198,7 +198,7 @@ def _builder(config: EmbedderConfig) -> Callable[[Precision], Embedder]:
 def _noise(config: EmbedderConfig) -> list[np.ndarray]:
     height, width = config.size or _NATIVE
     random = np.random.default_rng(0)
-    return [random.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(engine_trial.BATCH)]
+    return [random.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(trial.BATCH)]
 
 
 def _take_int8(folder: str, float32: Embedder, spec: EmbedderSpec) -> Verdict:
@@ -207,7 +207,7 @@ def _take_int8(folder: str, float32: Embedder, spec: EmbedderSpec) -> Verdict:
     Raises:
         ImagebeamError: naming what differs, or where there is none.
     """
-    engine_trial.require_openvino("--precision int8")
+    trial.require_openvino("--precision int8")
     staged = read_staged(storage.join(storage.absolute(folder), "model"))
     if staged is None or staged.spec.calibration is None:
         raise ImagebeamError(

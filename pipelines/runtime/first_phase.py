@@ -15,11 +15,11 @@ from pipelines.options.training import FitOptions, HeadOptions, SolverOptions
 from pipelines.runtime.exact_head import describe_solution, is_exact, solve_head
 from pipelines.runtime.head_training import Lesson, train_head
 from transforms.core.errors import ImagebeamError
-from transforms.models.prediction import predict_rows
+from transforms.models.engines.prediction import predict_rows
 from transforms.training.compare import Answers, nearest_neighbours
 from transforms.training.head import Solver, VectorTransform
-from transforms.training.sources import MatrixSource, Sources, moments
 from transforms.training.splits import Split
+from transforms.training.vector_sources import MatrixSource, Sources, moments
 
 if TYPE_CHECKING:
     import keras

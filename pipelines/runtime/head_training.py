@@ -19,7 +19,7 @@ from transforms.training.batches import vector_batches
 from transforms.training.checkpoint import Checkpoint
 from transforms.training.fit import FitState, fit
 from transforms.training.head import balanced_weights, build_head, compile_head
-from transforms.training.sources import EpochOrder, MatrixSource, Sources, moments
+from transforms.training.vector_sources import EpochOrder, MatrixSource, Sources, moments
 
 if TYPE_CHECKING:
     import keras

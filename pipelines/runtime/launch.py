@@ -25,7 +25,7 @@ from transforms.runs.manifest import ModelFacts
 from transforms.runs.reports import new_reports_folder
 
 if TYPE_CHECKING:
-    from transforms.embed.units import EmbedUnits
+    from transforms.embed.embed_units import EmbedUnits
 
 _JAVA_FRAME = re.compile(r"\s*(at \S+\(|\.\.\. \d+ more)")
 

@@ -74,7 +74,7 @@ def save_models(
         index: the classes.
         folder: local.
     """
-    from transforms.models.weights import values_sha256
+    from transforms.models.weights.load import values_sha256
     from transforms.training.head import embedder_of, join, save, to_json
     from transforms.training.output import ResultFile
 

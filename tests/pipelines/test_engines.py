@@ -13,8 +13,8 @@ from pipelines.runtime import engines
 from tests.support.extracting import embeddings, extract, manifest, photographs, small_images, write_files
 from transforms.core.engines import Engine, PrecisionChoice
 from transforms.core.errors import ImagebeamError
-from transforms.models import engine_trial
-from transforms.models.openvino_model import is_installed
+from transforms.models.engines import trial
+from transforms.models.engines.openvino_model import is_installed
 
 needs_openvino = pytest.mark.skipif(not is_installed(), reason="OpenVINO is not installed: the extra openvino")
 MODEL = ("--model", "VGG16", "--weights", "random:0", "--layer", "block1_pool", "--image_size", "32x32")
@@ -72,7 +72,7 @@ def test_files_of_the_engine_that_are_gone_are_staged_again(photos, tmp_path):
 
 
 def test_a_small_input_is_worked_without_a_trial(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine_trial, "choose", lambda *_: pytest.fail("there was a trial"))
+    monkeypatch.setattr(trial, "choose", lambda *_: pytest.fail("there was a trial"))
     assert run(photos, tmp_path / "out") == 0
     engine = engine_of(tmp_path / "out")
     assert (engine["name"], engine["asked"], engine["trial"]) == ("keras", "auto", {})
@@ -85,7 +85,7 @@ def test_a_large_input_is_worth_a_trial_whose_result_stays(photos, tmp_path, mon
     engine = engine_of(tmp_path / "out")
     assert {one["engine"] for one in engine["trial"]["candidates"]} == {"keras", "openvino"}
     assert engine["reason"] in capsys.readouterr().err
-    monkeypatch.setattr(engine_trial, "choose", lambda *_: pytest.fail("there was another trial"))
+    monkeypatch.setattr(trial, "choose", lambda *_: pytest.fail("there was another trial"))
     next((tmp_path / "out" / "embeddings").iterdir()).unlink()
     assert run(photos, tmp_path / "out") == 0
     assert engine_of(tmp_path / "out") == engine
@@ -164,7 +164,7 @@ def test_a_cosine_is_one():
 
 
 def test_openvino_that_is_missing_is_named_before_anything_is_written(photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("transforms.models.openvino_model.is_installed", lambda: False)
+    monkeypatch.setattr("transforms.models.engines.openvino_model.is_installed", lambda: False)
     for flags in (("--engine", "openvino"), ("--precision", "int8")):
         assert run(photos, tmp_path / "out", *flags) == 2
         assert "imagebeam[openvino]" in capsys.readouterr().err

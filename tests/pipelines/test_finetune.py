@@ -16,7 +16,7 @@ from pipelines.options.finetuning import FIT, FinetuneOptions
 from pipelines.options.training import FitOptions
 from pipelines.runtime.training_result import TrainResult
 from tests.support.extracting import extract, manifest, small_images
-from tests.transforms.models.test_weights import WRITERS
+from tests.transforms.models.weights.test_load import WRITERS
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec, Pooling
 from transforms.models.config import EmbedderConfig

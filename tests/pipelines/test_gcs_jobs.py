@@ -234,7 +234,7 @@ def _pixels(path):
 
 
 def test_an_object_replaced_after_it_was_planned_is_a_failure_that_the_next_run_works(emulated, tmp_path, monkeypatch):  # noqa: F811
-    from transforms.embed import units
+    from transforms.embed import embed_units
 
     base = f"gs://{emulated.bucket}"
     folder = small_images(tmp_path / "images", 4)
@@ -246,7 +246,7 @@ def test_an_object_replaced_after_it_was_planned_is_a_failure_that_the_next_run_
         return open_records(unit, options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(units, "open_records", replace_first)
+        patch.setattr(embed_units, "open_records", replace_first)
         assert extract(f"{base}/in/**/*.jpg", f"{base}/out", "--max_failure_rate", "1") == 3
     assert len(rows(f"{base}/out")) == 3
     (part,) = storage.list_folder(f"{base}/out/failures")

@@ -17,7 +17,7 @@ from tests.support import extracting
 from tests.support.extracting import SMALL_MODEL
 from tests.support.fakes import ChannelMeans
 from tests.support.image_samples import BAD, encode, picture
-from transforms.embed.units import EmbedOptions
+from transforms.embed.embed_units import EmbedOptions
 from transforms.images.decode import ImageOptions
 
 ALL = ("--sample", "100000")

@@ -248,7 +248,7 @@ class TestRetryFailed:
         worked = []
         count = commit_units.count_batch
         monkeypatch.setattr(
-            "transforms.embed.units.count_batch", lambda rows, seconds: [worked.append(rows), count(rows, 0)]
+            "transforms.embed.embed_units.count_batch", lambda rows, seconds: [worked.append(rows), count(rows, 0)]
         )
         assert extract(source, output, "--retry_failed", "--max_failure_rate", "1") == 0
         assert sum(worked) == 1

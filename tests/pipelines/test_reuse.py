@@ -115,10 +115,12 @@ class TestFiles:
         folder = write_files(tmp_path / "in", {f"{number}.png": number for number in range(10)})
         counting.run([folder], tmp_path / "out", "--rows_per_unit", 100)
         write_files(folder, {f"{number}.png": number for number in range(11)})
-        from transforms.embed import units
+        from transforms.embed import embed_units
 
         opened: list[str] = []
-        monkeypatch.setattr(units, "read_file", lambda ref, limit: opened.append(ref.uri) or read_file(ref, limit))
+        monkeypatch.setattr(
+            embed_units, "read_file", lambda ref, limit: opened.append(ref.uri) or read_file(ref, limit)
+        )
         assert counting.run([folder], tmp_path / "out", "--rows_per_unit", 100) == (0, 1)
         assert opened == [str(folder / "10.png")]
 

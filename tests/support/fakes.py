@@ -10,7 +10,7 @@ import numpy as np
 from transforms.core.spec import EmbedderSpec
 
 if TYPE_CHECKING:
-    from transforms.embed.units import ImageModel
+    from transforms.embed.embed_units import ImageModel
 
 
 @dataclass

@@ -19,7 +19,7 @@ from pipelines.runtime import launch, prepare  # noqa: F401 - what a job imports
 from tests.support.plain_runs import StagedFake, stage_fake
 from transforms.classify import predictions, staged  # noqa: F401
 from transforms.core.spec import EmbedderSpec
-from transforms.embed import units  # noqa: F401
+from transforms.embed import embed_units  # noqa: F401
 from transforms.training.head import LABELS_FILE
 
 LABELS = ("red", "green", "blue")

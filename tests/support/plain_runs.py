@@ -34,7 +34,7 @@ from pipelines.runtime.finish import Result, Run, finish
 from pipelines.runtime.prepare import RunFolder, Source
 from tests.support.fakes import ChannelMeans, FakeModel
 from transforms.core.spec import EmbedderSpec
-from transforms.embed.units import EmbedUnits, ImageModel, _ReadAndEmbed
+from transforms.embed.embed_units import EmbedUnits, ImageModel, _ReadAndEmbed
 from transforms.inputs.plan_units import _cut, _list
 from transforms.inputs.shard_index import CutMemory
 from transforms.models.staged import StagedEngine

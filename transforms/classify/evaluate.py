@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.classify.ranking import rank, top_columns
-from transforms.models.prediction import predict_rows
+from transforms.models.engines.prediction import predict_rows
 from transforms.plots import training
 from transforms.runs.part_files import FINGERPRINT_KEY
 from transforms.training import metrics

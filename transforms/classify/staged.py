@@ -17,9 +17,9 @@ from transforms.core.digests import file_sha256
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
 from transforms.models.embedder import Embedder, columns
+from transforms.models.engines.openvino_model import OpenVinoEmbedder
+from transforms.models.engines.prediction import predict_rows
 from transforms.models.graph import graph_sha256
-from transforms.models.openvino_model import OpenVinoEmbedder
-from transforms.models.prediction import predict_rows
 from transforms.models.staged import (
     LoadedModel,
     StagedEngine,
@@ -29,7 +29,7 @@ from transforms.models.staged import (
     read_staged,
     stage,
 )
-from transforms.models.weights import values_sha256
+from transforms.models.weights.load import values_sha256
 from transforms.training.head import embedder_of, load, read_labels
 from transforms.training.output import ResultFile
 

@@ -57,7 +57,7 @@ class Precision(enum.StrEnum):
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
     INT8 = "int8"
-    """Weights and activations of 8 bits, their ranges found on a sample of images; see `transforms.models.int8`."""
+    """Weights and activations of 8 bits, their ranges found on a sample of images: `transforms.models.engines.int8`."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class EmbedderSpec:
 
     Attributes:
         model: name in `keras.applications`, such as "VGG16"; "file:SHA256" for a `.keras` file of one's own.
-        weights_sha256: SHA-256 of the backbone's weight values (see `transforms.models.weights.digest`).
+        weights_sha256: SHA-256 of the backbone's weight values (see `transforms.models.weights.load.digest`).
         layers: names of the layers whose outputs are pooled; empty for the backbone's last.
         pooling: how each layer's feature map becomes a vector.
         image_size: (height, width) in pixels every image is resized to, or None to keep each image's own ("native").

@@ -9,8 +9,8 @@ import apache_beam as beam
 from apache_beam.utils.shared import Shared
 
 from transforms.core.types import Failure, Record, Row
-from transforms.embed.sources import image_options, model_source, spec_of
-from transforms.embed.units import EmbedOptions, ImageModel, ModelSource, embed_records
+from transforms.embed.embed_units import EmbedOptions, ImageModel, ModelSource, embed_records
+from transforms.embed.model_sources import image_options, model_source, spec_of
 from transforms.images.decode import DEFAULT_MAX_IMAGE_PIXELS, ImageOptions, prepare_pillow
 from transforms.models.config import EmbedderConfig
 from transforms.models.staged import StagedModel

@@ -14,9 +14,9 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.ml.transforms.base import EmbeddingsManager, _ImageEmbeddingHandler
 
 from transforms.core.errors import ImagebeamError
+from transforms.embed.embed_units import ImageModel
 from transforms.embed.model_handler import EmbeddingModelHandler
-from transforms.embed.sources import image_options, spec_of
-from transforms.embed.units import ImageModel
+from transforms.embed.model_sources import image_options, spec_of
 from transforms.images.decode import ImageOptions, decode_image
 from transforms.models.config import EmbedderConfig
 from transforms.models.staged import StagedModel, read_staged

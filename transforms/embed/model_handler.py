@@ -9,8 +9,8 @@ import numpy as np
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 from transforms.core.batching import batch_by_shape
-from transforms.embed.sources import model_source
-from transforms.embed.units import ImageModel, ModelSource
+from transforms.embed.embed_units import ImageModel, ModelSource
+from transforms.embed.model_sources import model_source
 from transforms.runs.commit_units import METRICS_NAMESPACE
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.models.architectures import Architecture
 from transforms.models.config import EmbedderConfig
 from transforms.models.layer_tables import check_layer_names
-from transforms.models.weights import is_file
+from transforms.models.weights.load import is_file
 
 
 def check_available(config: EmbedderConfig) -> None:

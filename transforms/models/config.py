@@ -20,7 +20,7 @@ from transforms.core.spec import (
 )
 from transforms.models.architectures import Architecture
 from transforms.models.own_model import OwnModel, find_model
-from transforms.models.weights import is_file
+from transforms.models.weights.load import is_file
 
 E = TypeVar("E", bound=enum.StrEnum)
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec, Pooling, Precision
-from transforms.models import weights as weights_module
 from transforms.models.architectures import Architecture, get_architecture, nearest
-from transforms.models.compiled import CompiledModel
 from transforms.models.config import EmbedderConfig
+from transforms.models.engines.compiled import CompiledModel
 from transforms.models.graph import graph_sha256
 from transforms.models.keras_import import import_keras, pinned_keras
 from transforms.models.own_model import OwnModel, call, load_weights, preprocess
+from transforms.models.weights import load as weights_module
 
 if TYPE_CHECKING:
     import keras

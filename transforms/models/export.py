@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms.core.errors import ImagebeamError, first_line
+from transforms.models.engines.openvino_model import converter, import_openvino
 from transforms.models.keras_import import chosen_backend, pinned_keras
-from transforms.models.openvino_model import converter, import_openvino
 
 if TYPE_CHECKING:
     import keras

@@ -19,12 +19,12 @@ from transforms.core.digests import file_sha256
 from transforms.core.engines import Engine
 from transforms.core.errors import ImagebeamError, last_line
 from transforms.core.spec import EmbedderSpec, Precision
-from transforms.models import openvino_model
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import Embedder, resolve
+from transforms.models.engines import openvino_model
+from transforms.models.engines.openvino_model import OpenVinoEmbedder
 from transforms.models.keras_import import pinned_keras
-from transforms.models.openvino_model import OpenVinoEmbedder
-from transforms.models.weights import is_file
+from transforms.models.weights.load import is_file
 
 if TYPE_CHECKING:
     import openvino

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.training.sources import EpochOrder, Source
+from transforms.training.vector_sources import EpochOrder, Source
 
 if TYPE_CHECKING:
     from transforms.training.numpy_dataset import Arrays

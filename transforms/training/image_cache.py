@@ -24,7 +24,7 @@ from transforms.readers.read import read_records
 from transforms.readers.units import WorkUnit
 from transforms.training.batches import to_dataset
 from transforms.training.embeddings import RowGroup
-from transforms.training.sources import EpochOrder
+from transforms.training.vector_sources import EpochOrder
 
 LABEL = "label"
 """The column with the label, whatever it was called in the input."""

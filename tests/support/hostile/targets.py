@@ -121,7 +121,7 @@ def attack_manifest(source: random.Random, folder: Path) -> str:
 
 def attack_weights(source: random.Random, folder: Path) -> str:
     """A damaged file of weights: its arrays, or one line that refuses it."""
-    from transforms.models.weight_files import open_weights
+    from transforms.models.weights.files import open_weights
 
     name = source.choice(sorted(_weights()))
     path = folder / name

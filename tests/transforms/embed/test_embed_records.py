@@ -5,7 +5,7 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from tests.support.extracting import extract
 from tests.support.fakes import FakeModel
-from tests.transforms.embed.test_units import png
+from tests.transforms.embed.test_embed_units import png
 from transforms.embed.embed_records import EmbedRecords, as_record
 from transforms.images.decode import ImageOptions
 from transforms.models.config import EmbedderConfig

@@ -9,7 +9,7 @@ from transforms.training.checkpoint import Checkpoint
 from transforms.training.fit import FitState, fit
 from transforms.training.head import Normalization, Schedule, build_head, compile_head
 from transforms.training.numpy_dataset import NumpyDataset
-from transforms.training.sources import EpochOrder, MatrixSource
+from transforms.training.vector_sources import EpochOrder, MatrixSource
 
 VECTORS, LABELS = blobs(300, spread=3.0)
 CLASSES = np.array([int(label[-1]) for label in LABELS], np.int32)

@@ -16,7 +16,7 @@ from transforms.images.decode import ImageOptions
 from transforms.readers.options import ReadOptions
 from transforms.storage import retry
 from transforms.training.image_cache import ImageSet, image_batches, read_images
-from transforms.training.sources import EpochOrder
+from transforms.training.vector_sources import EpochOrder
 
 
 @pytest.mark.parametrize(

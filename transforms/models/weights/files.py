@@ -99,12 +99,12 @@ def open_weights(path: Path, source: str) -> Iterator[StoredWeights]:
 
 
 def _opener(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[StoredWeights]]:
-    from transforms.models import array_weights, hdf5_weights
+    from transforms.models.weights import arrays, hdf5
 
     with path.open("rb") as file:
         start = file.read(64)
         if _is_hdf5(file, start):
-            return hdf5_weights.open_hdf5
+            return hdf5.open_hdf5
     if not start:
         raise WeightsFileError("it is empty")
     if start.startswith(b"PK\x03\x04"):
@@ -113,8 +113,8 @@ def _opener(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[St
         if start.lstrip().startswith(signature):
             raise WeightsFileError(what)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
-        return array_weights.open_safetensors
-    return array_weights.open_onnx
+        return arrays.open_safetensors
+    return arrays.open_onnx
 
 
 _DAMAGED_ARCHIVE = (
@@ -144,7 +144,7 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _zip_opener(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[StoredWeights]]:
-    from transforms.models import array_weights, hdf5_weights
+    from transforms.models.weights import arrays, hdf5
 
     try:
         with open_archive(path) as archive:
@@ -154,8 +154,8 @@ def _zip_opener(path: Path) -> Callable[[Path], contextlib.AbstractContextManage
     if any(name.endswith("data.pkl") for name in names):
         raise WeightsFileError("it is a PyTorch file, whose pickled objects can run code")
     if "config.json" in names:
-        return hdf5_weights.open_keras_archive
-    return array_weights.open_npz
+        return hdf5.open_keras_archive
+    return arrays.open_npz
 
 
 def _is_hdf5(file: BinaryIO, start: bytes) -> bool:

@@ -10,11 +10,11 @@ import pytest
 from transforms.core.engines import Engine
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import Precision
-from transforms.models import int8
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import resolve
-from transforms.models.engine_trial import calibrate, choose
-from transforms.models.openvino_model import OpenVinoEmbedder, convert, is_installed
+from transforms.models.engines import int8
+from transforms.models.engines.openvino_model import OpenVinoEmbedder, convert, is_installed
+from transforms.models.engines.trial import calibrate, choose
 from transforms.models.staged import LoadedModel, StagedEngine, read_staged, stage
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="OpenVINO is not installed: the extra openvino")
@@ -97,7 +97,7 @@ def test_keras_runs_it_where_openvino_is_missing_but_not_an_int8_model(vgg16, tm
     engine = StagedEngine(Engine.OPENVINO, Engine.AUTO, "faster")
     staged = stage(LoadedModel(vgg16, engine, convert(vgg16)), str(tmp_path), {"source": "", "file_sha256": None})
     assert isinstance(staged.load(), OpenVinoEmbedder)
-    monkeypatch.setattr("transforms.models.openvino_model.is_installed", lambda: False)
+    monkeypatch.setattr("transforms.models.engines.openvino_model.is_installed", lambda: False)
     images = draw(2)
     np.testing.assert_array_equal(
         staged.load().embed(images)["embedding_block1_pool"], vgg16.embed(images)["embedding_block1_pool"]
@@ -178,7 +178,7 @@ def test_openvino_is_chosen_and_refused_for_real(vgg16):
 
 def test_nothing_is_sent_over_the_network_when_it_is_imported():
     code = (
-        "from transforms.models.openvino_model import import_openvino\n"
+        "from transforms.models.engines.openvino_model import import_openvino\n"
         "import_openvino()\n"
         "import openvino.tools.ovc.telemetry_utils as told\n"
         "from nncf.telemetry import wrapper\n"

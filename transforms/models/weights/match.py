@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.models.weight_files import StoredArray, StoredWeights, WeightsFileError
+from transforms.models.weights.files import StoredArray, StoredWeights, WeightsFileError
 
 if TYPE_CHECKING:
     import keras

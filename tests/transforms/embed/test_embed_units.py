@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.support.fakes import ChannelMeans
 from transforms.core.types import Failure, Record, Stage
-from transforms.embed.units import EmbedOptions, embed_records
+from transforms.embed.embed_units import EmbedOptions, embed_records
 from transforms.images.decode import ImageOptions
 from transforms.runs import part_files
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from transforms.core.spec import Precision
-from transforms.models import compiled
-from transforms.models.compiled import CompiledModel
+from transforms.models.engines import compiled
+from transforms.models.engines.compiled import CompiledModel
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 4, 5, 3), dtype=np.uint8)
 

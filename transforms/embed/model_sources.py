@@ -14,7 +14,7 @@ from transforms.models.own_model import find_model
 from transforms.models.staged import StagedModel, read_staged
 
 if TYPE_CHECKING:
-    from transforms.embed.units import ModelSource
+    from transforms.embed.embed_units import ModelSource
 
 
 @dataclass(frozen=True)

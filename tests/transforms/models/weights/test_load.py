@@ -15,10 +15,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from transforms.core.errors import ImagebeamError
-from transforms.models import weights
 from transforms.models.architectures import get_architecture
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import resolve
+from transforms.models.weights import load as weights
 
 VGG16 = get_architecture("VGG16")
 

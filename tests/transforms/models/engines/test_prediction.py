@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from transforms.models.prediction import predict_rows
+from transforms.models.engines.prediction import predict_rows
 
 
 class Sums:

@@ -17,10 +17,10 @@ from transforms.core.digests import joint_sha256
 from transforms.core.engines import Engine
 from transforms.core.errors import ImagebeamError, last_line
 from transforms.core.spec import Calibration, EmbedderSpec, Precision
-from transforms.models import int8, openvino_model
-from transforms.models.compiled import has_gpu
 from transforms.models.embedder import Embedder
-from transforms.models.openvino_model import OpenVinoEmbedder
+from transforms.models.engines import int8, openvino_model
+from transforms.models.engines.compiled import has_gpu
+from transforms.models.engines.openvino_model import OpenVinoEmbedder
 from transforms.models.staged import LoadedModel, StagedEngine
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms.core.spec import Precision
+from transforms.models.engines.prediction import fill_up
 from transforms.models.keras_import import import_keras, pinned_keras
-from transforms.models.prediction import fill_up
 
 if TYPE_CHECKING:
     import keras

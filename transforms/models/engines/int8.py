@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transforms.core.errors import ImagebeamError, last_line
-from transforms.models.openvino_model import import_openvino
+from transforms.models.engines.openvino_model import import_openvino
 
 if TYPE_CHECKING:
     import openvino

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.models.weight_files import StoredArray, StoredWeights, WeightsFileError, first_line, open_archive
+from transforms.models.weights.files import StoredArray, StoredWeights, WeightsFileError, first_line, open_archive
 
 if TYPE_CHECKING:
     import h5py

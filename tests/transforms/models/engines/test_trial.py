@@ -9,8 +9,8 @@ from tests.support.fakes import ChannelMeans
 from transforms.core.engines import Engine
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec, Precision
-from transforms.models import engine_trial, openvino_model
-from transforms.models.engine_trial import choose
+from transforms.models.engines import openvino_model, trial
+from transforms.models.engines.trial import choose
 
 IMAGES = list(np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), dtype=np.uint8))
 
@@ -50,7 +50,7 @@ def machine(monkeypatch):
     """A machine where a batch takes so many seconds: {(engine, precision): seconds or (seconds, off)}."""
 
     clock = Clock()
-    monkeypatch.setattr(engine_trial, "time", clock)
+    monkeypatch.setattr(trial, "time", clock)
 
     def make(gpu=False, bfloat16=True, installed=True, **taking):
         def model(engine, precision):
@@ -67,12 +67,12 @@ def machine(monkeypatch):
                 raise RuntimeError("first line\nno such operation: Spin\n")
             return model("openvino", spec.precision)
 
-        monkeypatch.setattr(engine_trial, "has_gpu", lambda: gpu)
+        monkeypatch.setattr(trial, "has_gpu", lambda: gpu)
         monkeypatch.setattr(openvino_model, "is_installed", lambda: installed)
         monkeypatch.setattr(openvino_model, "cpu_capabilities", lambda: frozenset({"FP32", "BF16"}))
         monkeypatch.setattr(openvino_model, "runs", lambda precision: bfloat16 or precision != Precision.BFLOAT16)
         monkeypatch.setattr(openvino_model, "convert", lambda embedder: "converted")
-        monkeypatch.setattr(engine_trial, "OpenVinoEmbedder", openvino)
+        monkeypatch.setattr(trial, "OpenVinoEmbedder", openvino)
         return at_precision
 
     return make

@@ -17,8 +17,8 @@ from transforms.core.errors import ImagebeamError
 from transforms.models.architectures import Architecture
 from transforms.models.keras_import import import_keras
 from transforms.models.keras_internals import published_efficientnet_md5, seeded
-from transforms.models.match_weights import MisfitError, Slot, fill, list_slots, match
-from transforms.models.weight_files import StoredArray, StoredWeights, first_line, open_weights
+from transforms.models.weights.files import StoredArray, StoredWeights, first_line, open_weights
+from transforms.models.weights.match import MisfitError, Slot, fill, list_slots, match
 
 if TYPE_CHECKING:
     import keras

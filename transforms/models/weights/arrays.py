@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from transforms.models.weight_files import StoredArray, StoredWeights, WeightsFileError, first_line, open_archive
+from transforms.models.weights.files import StoredArray, StoredWeights, WeightsFileError, first_line, open_archive
 
 _MAX_HEADER_BYTES = 2**16
 _MAX_SAFETENSORS_HEADER = 16 * 2**20
