@@ -20,6 +20,7 @@ from transforms.core.text import storable
 from transforms.core.types import Failure, Image, Record, Row, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
 from transforms.images.errors import NOT_AN_IMAGE
+from transforms.images.isolated import thread_time
 from transforms.readers.image_files import read_file
 from transforms.readers.options import MAX_RECORD_BYTES, ReadOptions
 from transforms.readers.read import open_records
@@ -168,7 +169,7 @@ def embed_records(
             with watch.timed(Busy.READING, cores):
                 record = read_file(record, options.max_record_bytes)
         # The processor's time, since the model may hold the processor meanwhile.
-        with watch.timed(Busy.DECODING, cores, time.thread_time):
+        with watch.timed(Busy.DECODING, cores, thread_time):
             return index, _decode(index, record, options.images, look_up)
 
     def decoded() -> Iterator[Decoded | _Twin]:

@@ -9,6 +9,10 @@ import PIL.Image
 from transforms.images.errors import ImageError
 
 
+class NeedsIsolation(Exception):  # noqa: N818
+    """Not an error: this image is to be decoded in a process of its own (see `transforms.images.isolated`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a decoder may spend, and let pass.
@@ -18,12 +22,23 @@ class Limits:
         accept_truncated: a JPEG whose data stops early is decoded as far as it goes.
         dicom_frame: which frame of a DICOM file counts, from 1, or "middle".
         least_side: a JPEG may be decoded at a fraction of its size that leaves both sides as long; None for all of it.
+        killable: the decoder works in a process that may crash, and that is ended if it takes too long.
     """
 
     max_pixels: int
     accept_truncated: bool = False
     dicom_frame: int | str = 1
     least_side: int | None = None
+    killable: bool = False
+
+    def require_killable(self) -> None:
+        """For a decoder that may take long beyond what the size in pixels tells.
+
+        Raises:
+            NeedsIsolation: if nothing would end it.
+        """
+        if not self.killable:
+            raise NeedsIsolation
 
     def check(self, width: int, height: int, what: str = "The image") -> None:
         """Refuse a size in pixels that is beyond the limit.

@@ -56,6 +56,7 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     header = _read_header(data, size)
     limits.check(header.width, header.height)
     if header.compression in (_RLE8, _RLE4):
+        limits.require_killable()  # The loop over moves, two bytes each, is in Python.
         samples = _decode_runs(data, header)
     elif header.bits in (16, 32):
         samples = _decode_masked(data, header)

@@ -14,6 +14,7 @@ raises `transforms.core.spec.COLOR_POLICY`.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 import warnings
@@ -21,18 +22,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import PIL.Image
-from PIL import AvifImagePlugin, ImageOps
+from PIL import AvifImagePlugin
 
-from transforms.core.errors import ImagebeamError
-from transforms.core.spec import EmbedderSpec, Interpolation, JpegDecode, ResizeMode
 from transforms.core.types import Image
-from transforms.images import bmp, heif, jpeg, jpeg2000, netpbm, pillow, png, tiff
-from transforms.images.aliased import resize_aliased
-from transforms.images.base import Decoded, Limits
+from transforms.images import bmp, jpeg, netpbm, pillow, png
+from transforms.images.base import Decoded, Limits, NeedsIsolation
 from transforms.images.errors import ImageError as ImageError
 from transforms.images.errors import explain, explain_unknown
-from transforms.images.isolated import DecoderProcessError, isolated
+from transforms.images.isolated import IS_POSSIBLE, Family, Isolated
+from transforms.images.options import DEFAULT_MAX_IMAGE_PIXELS as DEFAULT_MAX_IMAGE_PIXELS
+from transforms.images.options import ImageOptions as ImageOptions
+from transforms.images.resize import resize
 from transforms.images.sniff import Format, sniff
 
 IMAGE_EXTENSIONS = frozenset(
@@ -54,26 +54,30 @@ not left out in silence.
 class Decoder:
     """How one format becomes pixels, and the packages whose versions those pixels may depend on."""
 
-    decode: Callable[[bytes, Limits], Decoded]
+    decode: Callable[[bytes, Limits], Decoded] | Isolated
     packages: tuple[str, ...]
+
+
+def _isolated(name: str, family: Family = Family.PLAIN) -> Isolated:
+    return Isolated(f"transforms.images.{name}", family)
 
 
 DECODERS = {
     Format.JPEG: Decoder(jpeg.decode, ("simplejpeg", "pillow")),
     Format.PNG: Decoder(png.decode, ("imagecodecs",)),
-    Format.WEBP: Decoder(pillow.decode_webp, ("pillow",)),
+    Format.WEBP: Decoder(_isolated("pillow:decode_webp"), ("pillow",)),
     Format.GIF: Decoder(pillow.decode_gif, ("pillow",)),
     Format.BMP: Decoder(bmp.decode, ("numpy", "pillow")),
-    Format.TIFF: Decoder(tiff.decode, ("tifffile", "imagecodecs")),
-    Format.AVIF: Decoder(pillow.decode_avif, ("pillow",)),
-    Format.HEIF: Decoder(heif.decode, ("pillow_heif",)),
-    Format.JPEG2000: Decoder(jpeg2000.decode, ("pillow", "imagecodecs")),
+    Format.TIFF: Decoder(_isolated("tiff:decode"), ("tifffile", "imagecodecs")),
+    Format.AVIF: Decoder(_isolated("pillow:decode_avif"), ("pillow",)),
+    Format.HEIF: Decoder(_isolated("heif:decode"), ("pillow_heif",)),
+    Format.JPEG2000: Decoder(_isolated("jpeg2000:decode"), ("pillow", "imagecodecs")),
     Format.PNM: Decoder(netpbm.decode, ("numpy",)),
     Format.ICO: Decoder(pillow.decode_ico, ("pillow", "imagecodecs")),
     Format.TGA: Decoder(pillow.decode_tga, ("pillow",)),
-    Format.DICOM: Decoder(isolated("dicom"), ("tensorflow_io", "pydicom")),
-    Format.EXR: Decoder(isolated("exr"), ("tensorflow_io",)),
-    Format.HDR: Decoder(isolated("hdr"), ("tensorflow_io",)),
+    Format.DICOM: Decoder(_isolated("dicom:decode", Family.TENSORFLOW_IO), ("tensorflow_io", "pydicom")),
+    Format.EXR: Decoder(_isolated("exr:decode", Family.TENSORFLOW_IO), ("tensorflow_io",)),
+    Format.HDR: Decoder(_isolated("hdr:decode", Family.TENSORFLOW_IO), ("tensorflow_io",)),
 }
 """One decoder for each format, whatever else is installed: the same bytes give the same pixels everywhere.
 
@@ -81,76 +85,8 @@ A closed list, because Pillow's open one runs other programs (EPS and PS through
 knows scientific containers that are no pictures, and has decoders in pure Python that hold the GIL for minutes.
 """
 
-DEFAULT_MAX_IMAGE_PIXELS = 89_478_485
-"""Pillow's own default warning threshold: a quarter of a GiB at three bytes a pixel."""
-
-_FILTERS = {
-    Interpolation.BILINEAR: PIL.Image.Resampling.BILINEAR,
-    Interpolation.NEAREST: PIL.Image.Resampling.NEAREST,
-    Interpolation.BICUBIC: PIL.Image.Resampling.BICUBIC,
-    Interpolation.LANCZOS: PIL.Image.Resampling.LANCZOS,
-}
-
 _WARNING_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 _LOGGERS = tuple(logging.getLogger(name) for name in ("PIL", "imagecodecs", "tifffile"))
-
-
-@dataclass(frozen=True, slots=True)
-class ImageOptions:
-    """How bytes become pixels.
-
-    Attributes:
-        image_size: (height, width) in pixels that every image is resized to, or None to keep each image's own.
-        interpolation: the filter used when resizing.
-        resize_mode: what happens to the aspect ratio when resizing; see `decode_image`.
-        max_image_pixels: images of more pixels are refused.
-        min_size: (height, width) below which an image that keeps its own size is refused: the model's smallest input.
-        accept_truncated: a JPEG whose data stops early is taken, grey where it has none, and not a failure.
-        dicom_frame: which frame of a DICOM file counts, from 1, or "middle".
-        scale_jpegs: large JPEGs are decoded at a fraction of their size.
-    """
-
-    image_size: tuple[int, int] | None = (224, 224)
-    interpolation: Interpolation = Interpolation.BILINEAR
-    resize_mode: ResizeMode = ResizeMode.STRETCH
-    max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
-    min_size: tuple[int, int] | None = None
-    accept_truncated: bool = False
-    dicom_frame: int | str = 1
-    scale_jpegs: bool = False
-
-    def __post_init__(self) -> None:
-        if self.image_size is not None and min(self.image_size) < 1:
-            raise ImagebeamError(f"image_size must be positive (height, width) or None. Received: {self.image_size}.")
-        if self.max_image_pixels < 1:
-            raise ImagebeamError(f"max_image_pixels must be at least 1. Received: {self.max_image_pixels}.")
-
-    @classmethod
-    def from_spec(
-        cls,
-        spec: EmbedderSpec,
-        *,
-        max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
-        min_size: tuple[int, int] | None = None,
-        accept_truncated: bool = False,
-    ) -> ImageOptions:
-        """The options that a spec asks for; the rest is the run's, since it changes the pixels of no sound image."""
-        return cls(
-            spec.image_size,
-            spec.interpolation,
-            spec.resize_mode,
-            max_image_pixels,
-            min_size,
-            accept_truncated,
-            spec.dicom_frame,
-            scale_jpegs=spec.jpeg_decode == JpegDecode.SCALED,
-        )
-
-    @property
-    def limits(self) -> Limits:
-        """What decoders need to know of this."""
-        side = 2 * max(self.image_size) if self.scale_jpegs and self.image_size is not None else None
-        return Limits(self.max_image_pixels, self.accept_truncated, self.dicom_frame, side)
 
 
 def prepare_pillow() -> None:
@@ -180,22 +116,48 @@ def decode_image(data: bytes, options: ImageOptions) -> Image:
         The image; its pixels are a C-contiguous, read-only uint8 array [height, width, 3].
 
     Raises:
-        ImageError: for whatever gives no image, and for nothing else.
+        ImageError: for whatever gives no image.
+        DecoderProcessError: if the machine is at fault: a process that decodes cannot be started, or was killed.
     """
     if not data:
         raise ImageError("empty", "The file has no bytes.")
     kind = sniff(data)
     if kind is None:
         raise explain_unknown(data)
-    _silence()
+    decode = DECODERS[kind].decode
+    if isinstance(decode, Isolated):
+        if IS_POSSIBLE or decode.family != Family.PLAIN:
+            return decode.decode(data, kind, options)
+        decode = decode.load()
     try:
-        decoded = DECODERS[kind].decode(data, options.limits)
-        image = _resize(decoded.image, options)
-        return Image(np.asarray(image), decoded.width, decoded.height, decoded.icc_profile)
-    except (ImageError, DecoderProcessError):
+        return decode_here(decode, data, options, killable=not IS_POSSIBLE)
+    except NeedsIsolation:
+        pass
+    except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds, MemoryError and zlib.error among them.
         raise explain(data, kind, error) from error
+    return Isolated.of(decode).decode(data, kind, options)
+
+
+def decode_here(
+    decode: Callable[[bytes, Limits], Decoded], data: bytes, options: ImageOptions, *, killable: bool = False
+) -> Image:
+    """Decode and resize in this process.
+
+    Args:
+        decode: the format's decoder.
+        data: an encoded image file.
+        options: what to make of it.
+        killable: whether this process may crash or take for ever.
+
+    Raises:
+        Exception: whatever a decoder raises.
+    """
+    _silence()
+    decoded = decode(data, dataclasses.replace(options.limits, killable=killable))
+    image = resize(decoded.image, options)
+    return Image(np.asarray(image), decoded.width, decoded.height, decoded.icc_profile)
 
 
 def _silence() -> None:
@@ -210,33 +172,3 @@ def _silence() -> None:
     for logger in _LOGGERS:
         if logger.level != logging.CRITICAL:
             logger.setLevel(logging.CRITICAL)
-
-
-def _resize(image: PIL.Image.Image, options: ImageOptions) -> PIL.Image.Image:
-    """Resizes an upright RGB image as the options say, or checks that it is large enough to keep its size."""
-    if options.image_size is None:
-        least_height, least_width = options.min_size or (1, 1)
-        if image.height < least_height or image.width < least_width:
-            raise ImageError(
-                "too_small",
-                f"The image has {image.width} x {image.height} pixels, fewer than the model's smallest input,"
-                f" {least_width} x {least_height}.",
-            )
-        return image
-    height, width = options.image_size
-    size, resample = (width, height), _FILTERS[options.interpolation]
-    if image.size == size:
-        return image
-    match options.resize_mode:
-        case ResizeMode.STRETCH:
-            return image.resize(size, resample)
-        case ResizeMode.STRETCH_ALIASED:
-            return resize_aliased(image, height, width, nearest=options.interpolation == Interpolation.NEAREST)
-        case ResizeMode.CENTER_CROP:
-            return ImageOps.fit(image, size, resample)
-        case ResizeMode.PAD:
-            scale = min(width / image.width, height / image.height)
-            if min(image.size) * scale <= 0.5:  # `ImageOps.pad` would round the short side down to no pixels at all.
-                inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-                image = image.resize(inner, resample)
-            return ImageOps.pad(image, size, resample, color="black")

@@ -1,7 +1,7 @@
-"""The process that decodes with tensorflow-io: ``python -m transforms.images.decoder_process FD``.
+"""The process that decodes what may crash: ``python -m transforms.images.decoder_process SOCKET FILE FAMILY``.
 
-It imports TensorFlow once and forks a child that works until a file makes it crash; then it says so and forks the next
-one, which takes no time. It ends when the connection does.
+It imports the decoders once and forks a child that works until a file makes it crash; then it says so and forks the
+next one, which takes no time. It ends when the link does, and its child with it.
 """
 
 from __future__ import annotations
@@ -10,87 +10,99 @@ import contextlib
 import importlib
 import os
 import resource
+import select
 import signal
+import socket
 import sys
-from multiprocessing.connection import Connection
+import time
 from typing import Any
 
 import numpy as np
 
-from transforms.images.base import Limits
-from transforms.images.errors import ImageError
-from transforms.images.isolated import receive, send
-
-CPU_SECONDS = 120
-"""What one image may take: the largest that pass `Limits` need a quarter of it."""
-
-_BYTES, _BYTES_PER_PIXEL = 2 << 30, 48
-"""Memory for one image: that much, and that much for each of the pixels that are allowed."""
+from transforms.images.decode import decode_here, prepare_pillow
+from transforms.images.errors import ImageError, explain
+from transforms.images.isolated import Family, Isolated
+from transforms.images.messages import Link
+from transforms.images.options import ImageOptions
 
 
-def main(descriptor: int) -> None:
-    """Serve the connection until its other end is closed."""
-    connection = Connection(descriptor)
+def main(connection: int, shared: int, family: Family) -> None:
+    """Serve the link until its other end is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # A signal to all says nothing of an image.
+        signal.signal(number, signal.SIG_IGN)
+    link = Link(socket.socket(fileno=connection), shared)
     try:
-        _load()
+        _load(family)
     except Exception as error:
-        send(connection, {"unavailable": f"{type(error).__name__}: {str(error)[:200]}"})
+        link.send({"unavailable": f"{type(error).__name__}: {str(error)[:200]}"})
         return
-    send(connection, {})
-    while (how := _serve_in_a_child(connection)) is not None:
+    link.send({})
+    while (how := _serve_in_a_child(link, family)) is not None:
         with contextlib.suppress(OSError):
-            send(connection, {"died": how})
+            link.send({"died": how})
 
 
-def _load() -> None:
+def _load(family: Family) -> None:
     """Import everything, without running an operation: TensorFlow must not have started its threads before the fork."""
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    core_ops = importlib.import_module("tensorflow_io.python.ops").core_ops
-    for name in ("io_decode_dicom_image", "io_decode_exr", "io_decode_hdr"):
-        getattr(core_ops, name)  # Raises NotImplementedError where the library does not fit TensorFlow.
-    importlib.import_module("pydicom")
+    prepare_pillow()
+    if family == Family.TENSORFLOW_IO:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        core_ops = importlib.import_module("tensorflow_io.python.ops").core_ops
+        for name in ("io_decode_dicom_image", "io_decode_exr", "io_decode_hdr"):
+            getattr(core_ops, name)  # Raises NotImplementedError where the library does not fit TensorFlow.
+        importlib.import_module("pydicom")
 
 
-def _serve_in_a_child(connection: Connection) -> int | None:
-    """The signal that ended the child; None if it ended because the connection did."""
+def _serve_in_a_child(link: Link, family: Family) -> int | None:
+    """The exit code of the child, or minus the signal that ended it; None if the link was closed."""
+    end, held_by_child = os.pipe()
     child = os.fork()
     if not child:
         with contextlib.suppress(EOFError, OSError):
-            _serve(connection)
+            _serve(link, family)
         os._exit(0)
+    os.close(held_by_child)
+    poller = select.poll()
+    poller.register(link.socket, 0)  # 0: nothing but that the other end is closed.
+    poller.register(end, 0)
+    ended = {descriptor for descriptor, _ in poller.poll()}
+    os.close(end)
+    if link.socket.fileno() in ended:
+        os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return os.WTERMSIG(status)
-    return os.WEXITSTATUS(status) or None
+    return None if link.socket.fileno() in ended else os.waitstatus_to_exitcode(status)
 
 
-def _serve(connection: Connection) -> None:
+def _serve(link: Link, family: Family) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while True:
-        head = receive(connection)
-        reply, pixels = _decode(head["kind"], connection.recv_bytes(), Limits(**head["limits"]))
-        send(connection, {"id": head["id"], **reply}, pixels)
-
-
-def _decode(kind: str, data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes | None]:
-    """The reply to one request: the shape and the pixels, or why there are none."""
-    _limit_memory(_BYTES + _BYTES_PER_PIXEL * limits.max_pixels)
-    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # Ends the process: a loop in C++ sees no exception.
-    try:
-        decoded = importlib.import_module(f"transforms.images.{kind}").decode(data, limits)
-        pixels = np.asarray(decoded.image)
-    except ImageError as error:
-        return {"error_type": error.error_type, "message": error.message}, None
-    except MemoryError:
-        message = f"The {kind.upper()} asks for more memory than it may."
-        return {"error_type": "too_many_pixels", "message": message}, None
-    except Exception as error:
-        # Its text may quote the header of a DICOM file, which is nobody's business.
-        message = f"The {kind.upper()} is damaged or cut short ({type(error).__name__})."
-        return {"error_type": "undecodable", "message": message}, None
-    finally:
+        head, data = link.receive()
+        started = time.process_time()
+        _limit_memory(head["bytes"] + 2 * len(data))
+        signal.setitimer(signal.ITIMER_PROF, head["cpu_seconds"])  # Ends the process: a loop in C sees no exception.
+        reply, pixels = _decode(head, data, family)
         signal.setitimer(signal.ITIMER_PROF, 0)
-    return {"shape": pixels.shape, "width": decoded.width, "height": decoded.height}, pixels.tobytes()
+        link.send({"id": head["id"], "seconds": time.process_time() - started, **reply}, pixels)
+
+
+def _decode(head: dict[str, Any], data: bytes, family: Family) -> tuple[dict[str, Any], bytes | memoryview]:
+    """The reply to one request: the shape and the pixels, or why there are none."""
+    kind = head["kind"]
+    try:
+        decode = Isolated(head["decoder"]).load()
+        image = decode_here(decode, data, ImageOptions.from_json(head["options"]), killable=True)
+    except Exception as error:
+        known = error if isinstance(error, ImageError) else _explain(data, kind, error, family)
+        return {"error_type": known.error_type, "message": known.message}, b""
+    about = {"width": image.width, "height": image.height, "icc_profile": image.icc_profile_ignored}
+    return {"shape": image.pixels.shape, **about}, np.ascontiguousarray(image.pixels).data
+
+
+def _explain(data: bytes, kind: str, error: Exception, family: Family) -> ImageError:
+    if family == Family.PLAIN or isinstance(error, MemoryError):
+        return explain(data, kind, error)
+    # Its text may quote the header of a DICOM file, which is nobody's business.
+    return ImageError("undecodable", f"The {kind} is damaged or cut short ({type(error).__name__}).")
 
 
 def _limit_memory(most: int) -> None:
@@ -104,4 +116,4 @@ def _limit_memory(most: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Family(sys.argv[3]))

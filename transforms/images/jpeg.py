@@ -36,6 +36,11 @@ _HARMLESS = re.compile(r"extraneous bytes before marker 0xd9|Invalid SOS paramet
 _STOPS_EARLY = re.compile(r"[Pp]remature end")
 _SPACES = {1: "GRAY", 3: "RGBX", 4: "CMYK"}
 """By components. RGBX is how Pillow holds RGB, so that it takes the pixels as they are."""
+_SCAN = b"\xff\xda"
+_PIXELS_A_SCAN = 1 << 13
+"""Pixels that take as long as what a scan of none does."""
+_MOST_PIXELS_SCANNED = 1 << 31
+"""Some seconds' work. Each scan goes through the whole image, and in a few bytes a file can ask for another one."""
 _JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 
 
@@ -75,6 +80,10 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     header = _read_header(data)
     _check_supported(header)
     limits.check(header.width, header.height)
+    if _has_several_scans(data, header):
+        scans = data.count(_SCAN, header.scan)
+        if scans * (header.width * header.height + _PIXELS_A_SCAN) > _MOST_PIXELS_SCANNED:
+            limits.require_killable()
     if header.precision == 12:
         image = image_from_samples(scale_to_8_bits(imagecodecs.jpeg8_decode(data), 4095))
     else:

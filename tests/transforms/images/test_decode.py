@@ -42,7 +42,7 @@ from tests.support.image_samples import (
 from tests.support.shard_files import read_member
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec, Interpolation, ResizeMode
-from transforms.images import pillow
+from transforms.images import decode, pillow
 from transforms.images.decode import (
     DECODERS,
     IMAGE_EXTENSIONS,
@@ -340,7 +340,13 @@ def test_icc_profiles_are_ignored_and_said_to_be(image_format, options):
 
 
 @pytest.fixture
-def decodes(monkeypatch):
+def in_this_process(monkeypatch):
+    """Every format is decoded in this process, as on a system without fork."""
+    monkeypatch.setattr(decode, "IS_POSSIBLE", False)
+
+
+@pytest.fixture
+def decodes(monkeypatch, in_this_process):
     """The names of the functions of other libraries that were called to decode: they ask for the memory of pixels."""
     called = []
 

@@ -1,15 +1,35 @@
-"""Decoders in a process of their own: what they cost when they crash, and what is said where they are missing."""
+"""Decoders in processes of their own: the same pixels, what they cost when they break, and what is left of them."""
 
+import contextlib
 import importlib.util
+import os
+import signal
+import subprocess
 import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 
+from tests.support.broken_decoders import broken
 from tests.support.high_range import exr, hdr, light, rgbe
-from transforms.images import isolated
-from transforms.images.decode import IMAGE_EXTENSIONS, ImageError, ImageOptions, decode_image
-from transforms.images.isolated import DecoderProcessError
+from tests.support.image_samples import GOOD, encode, picture
+from transforms.images import isolated, jpeg
+from transforms.images.decode import (
+    DECODERS,
+    IMAGE_EXTENSIONS,
+    Decoder,
+    ImageError,
+    ImageOptions,
+    decode_here,
+    decode_image,
+)
+from transforms.images.isolated import DecoderProcessError, Family, Isolated
+from transforms.images.sniff import Format, sniff
 
 NATIVE = ImageOptions(image_size=None)
 SMALL = {
@@ -17,15 +37,263 @@ SMALL = {
     "exr": exr({"Y": np.zeros((4, 4), np.float32)}),
     "hdr": hdr(rgbe(light(4, 4)), "-Y 4 +X 4"),
 }
+TIFF = GOOD["lzw.tiff"]()
+IN_PROCESSES = [name for name, make in GOOD.items() if isinstance(DECODERS[sniff(make())].decode, Isolated)]
 
 
 @pytest.fixture
 def pool(monkeypatch):
     """Processes of the test's own."""
-    own = isolated._Pool()
-    monkeypatch.setattr(isolated, "_POOL", own)
-    yield own
-    own.close()
+    own = {family: isolated._Pool(family) for family in Family}
+    monkeypatch.setattr(isolated, "_POOLS", own)
+    yield own[Family.PLAIN]
+    isolated.close()
+
+
+@pytest.fixture
+def may_break(monkeypatch, pool):
+    """TIFF is decoded by `tests.support.broken_decoders`, in little time."""
+    monkeypatch.setitem(DECODERS, Format.TIFF, Decoder(Isolated("tests.support.broken_decoders:decode"), ()))
+    monkeypatch.setattr(isolated, "SECONDS", 2.0)
+    return pool
+
+
+def family_of(pool):
+    """Process ids: of the idle process, and of the child that decodes."""
+    pid = pool._idle.queue[-1]._process.pid
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [pid, *map(int, file.read().split())]
+
+
+def wait_for_the_end(pids):
+    """Until none of them is there."""
+    deadline = time.monotonic() + 20
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.kill(pid, 0)
+                time.sleep(0.05)
+            pytest.fail(f"process {pid} is still there")
+
+
+class TestPixels:
+    def test_such_formats_are_decoded_there(self):
+        assert {"lzw.tiff", "rgb.jp2", "rgb.avif"} < set(IN_PROCESSES)
+        assert not {"rgb.jpg", "rgb.png"} & set(IN_PROCESSES)
+
+    @pytest.mark.parametrize("size", [None, (10, 20)])
+    @pytest.mark.parametrize("name", IN_PROCESSES)
+    def test_they_are_those_of_the_decoder(self, name, size):
+        data, options = GOOD[name](), ImageOptions(size)
+        there = decode_image(data, options)
+        here = decode_here(DECODERS[sniff(data)].decode.load(), data, options)
+        np.testing.assert_array_equal(there.pixels, here.pixels)
+        assert (there.width, there.height) == (here.width, here.height)
+        assert there.pixels.flags.c_contiguous
+        assert not there.pixels.flags.writeable
+
+    def test_the_processor_s_time_is_counted_there(self):
+        data = encode(np.zeros((3000, 3000, 3), np.uint8), "JPEG2000")
+        own, before = time.thread_time(), isolated.thread_time()
+        decode_image(data, NATIVE)
+        assert isolated.thread_time() - before > 2 * (time.thread_time() - own)
+
+    def test_without_fork_they_are_decoded_here(self, monkeypatch, pool):
+        monkeypatch.setattr("transforms.images.decode.IS_POSSIBLE", False)
+        monkeypatch.setattr(jpeg, "_MOST_PIXELS_SCANNED", 0)
+        for data in (TIFF, encode(picture(), "JPEG", progressive=True)):
+            assert decode_image(data, NATIVE).pixels.shape == (24, 32, 3)
+        assert not pool._all
+
+
+class TestBroken:
+    @pytest.mark.parametrize(
+        ("way", "reason"),
+        [
+            ("abort", "its decoder crashes"),
+            ("crash", "its decoder crashes"),
+            ("exit", "its decoder crashes"),
+            ("loop", "takes too long"),
+            ("grow", "more memory"),
+        ],
+    )
+    def test_it_costs_one_image_and_no_process(self, may_break, way, reason):
+        decode_image(TIFF, NATIVE)
+        (process, _) = family_of(may_break)
+        with pytest.raises(ImageError, match=reason) as caught:
+            decode_image(broken(way), ImageOptions(max_image_pixels=1000))
+        assert caught.value.error_type == ("too_many_pixels" if way == "grow" else "undecodable")
+        assert decode_image(TIFF, NATIVE).pixels.shape == (24, 32, 3)
+        assert family_of(may_break)[0] == process
+
+    def test_one_that_sleeps_is_ended_with_its_process(self, monkeypatch, may_break):
+        decode_image(TIFF, NATIVE)
+        pids = family_of(may_break)
+        monkeypatch.setattr(isolated, "WAIT", 0.5)
+        with pytest.raises(ImageError, match="never comes to an end") as caught:
+            decode_image(broken("sleep"), ImageOptions(max_image_pixels=1000))
+        assert caught.value.error_type == "undecodable"
+        wait_for_the_end(pids)
+        assert decode_image(TIFF, NATIVE).pixels.shape == (24, 32, 3)
+
+    def test_one_that_is_killed_is_the_machine_s_fault(self, may_break):
+        with pytest.raises(DecoderProcessError):
+            decode_image(broken("killed"), NATIVE)
+        decode_image(TIFF, NATIVE)
+
+    def test_one_that_is_killed_between_images_costs_none(self, may_break):
+        for number in (signal.SIGKILL, signal.SIGSEGV):
+            decode_image(TIFF, NATIVE)
+            process = may_break._idle.queue[-1]
+            os.kill(family_of(may_break)[1], number)
+            while process.is_quiet:
+                time.sleep(0.01)
+            assert decode_image(TIFF, NATIVE).pixels.shape == (24, 32, 3)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    def test_a_signal_to_every_process_of_the_machine_says_nothing_of_an_image(self, may_break, number):
+        decode_image(TIFF, NATIVE)
+        for pid in family_of(may_break):
+            os.kill(pid, number)
+        assert decode_image(TIFF, NATIVE).pixels.shape == (24, 32, 3)
+
+    def test_neighbours_in_other_threads_get_their_own_pixels(self, may_break):
+        flat = [encode(np.full((8, 8, 3), index, np.uint8), "TIFF") for index in range(32)]
+
+        def decode(index):
+            if index % 8 == 7:
+                with pytest.raises(ImageError):
+                    decode_image(broken("abort"), NATIVE)
+            return decode_image(flat[index], NATIVE).pixels[0, 0, 0]
+
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(decode, range(32))) == list(range(32))
+
+    def test_damaged_answers_are_the_image_s_fault(self, monkeypatch, may_break):
+        monkeypatch.setattr(isolated, "_most_pixels", lambda options: 1)
+        with pytest.raises(ImageError, match="its decoder crashes"):
+            decode_image(TIFF, NATIVE)
+
+    def test_a_process_that_does_not_start_is_the_machine_s_fault(self, monkeypatch, pool):
+        for program in ("/bin/false", "/there/is/no/such/program"):
+            monkeypatch.setattr(sys, "executable", program)
+            with pytest.raises(DecoderProcessError):
+                decode_image(TIFF, NATIVE)
+
+
+class TestSuspicious:
+    """JPEGs of thousands of scans, each of which goes through the whole image."""
+
+    def bomb(self, side, scans):
+        data = encode(PIL.Image.new("RGB", (side, side), (90, 120, 60)), "JPEG", progressive=True)
+        last = data[data.rindex(b"\xff\xda") : -2]
+        return data[:-2] + last * scans + data[-2:]
+
+    def test_they_are_ended(self, monkeypatch, pool):
+        monkeypatch.setattr(isolated, "SECONDS", 1.0)
+        with pytest.raises(ImageError, match="takes too long"):
+            decode_image(self.bomb(1000, 5000), ImageOptions(max_image_pixels=1_000_000))
+
+    def test_many_scans_of_a_few_pixels_are_no_reason(self, pool):
+        with pytest.raises(ImageError, match="Inconsistent progression"):
+            decode_image(self.bomb(8, 100), NATIVE)
+        assert not pool._all
+
+    def test_a_sound_one_gives_the_same_pixels(self, monkeypatch, pool):
+        data = encode(picture(60, 70), "JPEG", progressive=True)
+        expected = decode_image(data, NATIVE).pixels
+        assert not pool._all
+        monkeypatch.setattr(jpeg, "_MOST_PIXELS_SCANNED", 0)
+        np.testing.assert_array_equal(decode_image(data, NATIVE).pixels, expected)
+        assert pool._all
+
+
+SCRIPT = """
+import os, signal, sys, threading, time
+from tests.support.broken_decoders import broken
+from tests.support.image_samples import GOOD
+from transforms.images import isolated
+from transforms.images.decode import DECODERS, Decoder, ImageOptions, decode_image
+from transforms.images.isolated import Isolated
+from transforms.images.sniff import Format
+
+DECODERS[Format.TIFF] = Decoder(Isolated("tests.support.broken_decoders:decode"), ())
+TIFF = GOOD["lzw.tiff"]()
+
+def decode():
+    return decode_image(TIFF, ImageOptions(None)).pixels.mean()
+
+def pids():
+    for process in isolated._POOLS["plain"]._all:
+        pid = process._process.pid
+        yield pid
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            yield from map(int, file.read().split())
+"""
+
+
+def run(code):
+    """The output of a process; it must end well within seconds and write no error."""
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", SCRIPT + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    assert done.stderr == ""
+    return done.stdout, done.returncode
+
+
+class TestEnd:
+    def test_a_process_that_ends_ends_its_decoders(self):
+        output, status = run("decode(); print(*pids())")
+        assert status == 0
+        assert len(output.split()) == 2
+        wait_for_the_end(map(int, output.split()))
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+    def test_so_does_one_that_is_killed_even_while_a_decoder_sleeps(self, number):
+        output, status = run(
+            f"""
+            decode()
+            found = list(pids())
+            threading.Thread(target=decode_image, args=(broken("sleep"), ImageOptions())).start()
+            time.sleep(0.5)
+            print(*found, flush=True)
+            os.kill(os.getpid(), {int(number)})
+            """
+        )
+        assert status == -number
+        wait_for_the_end(map(int, output.split()))
+
+    def test_no_zombie_is_left_of_those_that_are_closed(self):
+        output, status = run(
+            """
+            decode()
+            isolated.close()
+            try:
+                print(os.waitpid(-1, os.WNOHANG))
+            except ChildProcessError:
+                print("none", decode())
+            """
+        )
+        assert (output.split()[0], status) == ("none", 0)
+
+    def test_a_forked_process_has_its_own_and_leaves_the_parent_s_alone(self):
+        output, status = run(
+            """
+            expected, parents = decode(), set(pids())
+            child = os.fork()
+            if not child:
+                ok = decode() == expected and len(set(pids())) == 2 and not parents & set(pids())
+                isolated.close()
+                os._exit(0 if ok else 1)
+            print(os.waitpid(child, 0)[1], decode() == expected, parents == set(pids()))
+            """
+        )
+        assert (output.split(), status) == (["0", "True", "True"], 0)
 
 
 class TestMissing:
@@ -46,9 +314,3 @@ class TestMissing:
 
     def test_folders_hold_such_files(self):
         assert {".dcm", ".dicom", ".exr", ".hdr"} <= IMAGE_EXTENSIONS
-
-    def test_a_process_that_does_not_start_is_the_machine_s_fault(self, monkeypatch, pool):
-        monkeypatch.setattr(isolated, "PACKAGES", ())
-        monkeypatch.setattr(sys, "executable", "/bin/false")
-        with pytest.raises(DecoderProcessError):
-            decode_image(SMALL["hdr"], NATIVE)

@@ -1,0 +1,43 @@
+"""A decoder that breaks as its files tell it to, for processes that import it by name."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import signal
+import time
+
+import numpy as np
+
+from transforms.images import tiff
+from transforms.images.base import Decoded, Limits
+
+
+def _grow() -> None:
+    held = []
+    while True:
+        held.append(np.empty(1 << 26, np.uint8))  # It asks for memory and does not touch it.
+
+
+WAYS = {
+    "abort": os.abort,
+    "crash": lambda: ctypes.string_at(0),
+    "exit": lambda: os._exit(0),
+    "sleep": lambda: time.sleep(1e6),
+    "loop": lambda: sum(itertools.repeat(0)),  # in C, which looks at no signal
+    "grow": _grow,
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+}
+
+
+def broken(way: str) -> bytes:
+    """A file that does it; it begins as a TIFF."""
+    return b"II*\0" + way.encode()
+
+
+def decode(data: bytes, limits: Limits) -> Decoded:
+    """TIFF, if it is not one of `broken`."""
+    if act := WAYS.get(data[4:].decode("latin1")):
+        act()
+    return tiff.decode(data, limits)
