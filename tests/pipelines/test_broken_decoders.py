@@ -7,9 +7,10 @@ import tifffile
 from tests.support.broken_decoders import broken
 from tests.support.extracting import failures
 from tests.support.plain_runs import Layout, assert_whole, extract, failed_of, plain
-from transforms.images import isolated
+from transforms.images import decoder_pool
 from transforms.images.decode import DECODERS, Decoder
-from transforms.images.isolated import Family, Isolated
+from transforms.images.decoder_pool import Family
+from transforms.images.isolated import Isolated
 from transforms.images.sniff import Format
 
 LIMITS = ("--max_image_pixels", "10000")
@@ -19,11 +20,11 @@ LIMITS = ("--max_image_pixels", "10000")
 def may_break(monkeypatch):
     """TIFF is decoded by `tests.support.broken_decoders`, in little time and in processes of the test's own."""
     monkeypatch.setitem(DECODERS, Format.TIFF, Decoder(Isolated("tests.support.broken_decoders:decode"), ()))
-    monkeypatch.setattr(isolated, "SECONDS", 2.0)
-    monkeypatch.setattr(isolated, "WAIT", 1.5)
-    monkeypatch.setattr(isolated, "_POOLS", {family: isolated._Pool(family) for family in Family})
+    monkeypatch.setattr(decoder_pool, "SECONDS", 2.0)
+    monkeypatch.setattr(decoder_pool, "WAIT", 1.5)
+    monkeypatch.setattr(decoder_pool, "_POOLS", {family: decoder_pool._Pool(family) for family in Family})
     yield
-    isolated.close()
+    decoder_pool.close()
 
 
 def write(folder, ways):

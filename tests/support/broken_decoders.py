@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def _grow() -> None:
         held.append(np.empty(1 << 26, np.uint8))  # It asks for memory and does not touch it.
 
 
-WAYS = {
+WAYS: dict[str, Callable[[], object]] = {
     "abort": os.abort,
     "crash": lambda: ctypes.string_at(0),
     "exit": lambda: os._exit(0),

@@ -27,9 +27,10 @@ from PIL import AvifImagePlugin
 from transforms.core.types import Image
 from transforms.images import bmp, jpeg, netpbm, pillow, png
 from transforms.images.base import Decoded, Limits, NeedsIsolation
+from transforms.images.decoder_pool import Family
 from transforms.images.errors import ImageError as ImageError
 from transforms.images.errors import explain, explain_unknown
-from transforms.images.isolated import IS_POSSIBLE, Family, Isolated
+from transforms.images.isolated import IS_POSSIBLE, Isolated
 from transforms.images.options import DEFAULT_MAX_IMAGE_PIXELS as DEFAULT_MAX_IMAGE_PIXELS
 from transforms.images.options import ImageOptions as ImageOptions
 from transforms.images.resize import resize

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from transforms.images.decode import decode_here, prepare_pillow
+from transforms.images.decoder_pool import Family
 from transforms.images.errors import ImageError, explain
-from transforms.images.isolated import Family, Isolated
+from transforms.images.isolated import Isolated
 from transforms.images.messages import Link
 from transforms.images.options import ImageOptions
 

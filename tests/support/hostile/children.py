@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transforms.images import isolated
+from transforms.images import decoder_pool
 
 SECONDS_EACH = 20
 """Of a processor, for one attack at most."""
@@ -76,7 +76,7 @@ def _megabytes() -> int:
 
 
 def _taken_by_decoders() -> Iterator[int]:
-    for pool in isolated._POOLS.values():
+    for pool in decoder_pool._POOLS.values():
         for process in pool._all:
             parent = process._process.pid
             with contextlib.suppress(OSError):
@@ -92,7 +92,7 @@ def _status(pid: int | str, name: str) -> int:
 
 def _seconds() -> float:
     """Of a processor, here and in decoder processes."""
-    return time.process_time() + isolated.thread_time() - time.thread_time()
+    return time.process_time() + decoder_pool.thread_time() - time.thread_time()
 
 
 def main() -> None:

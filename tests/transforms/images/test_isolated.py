@@ -18,7 +18,7 @@ import pytest
 from tests.support.broken_decoders import broken
 from tests.support.high_range import exr, hdr, light, rgbe
 from tests.support.image_samples import GOOD, encode, picture
-from transforms.images import isolated, jpeg
+from transforms.images import decoder_pool, isolated, jpeg
 from transforms.images.decode import (
     DECODERS,
     IMAGE_EXTENSIONS,
@@ -28,8 +28,18 @@ from transforms.images.decode import (
     decode_here,
     decode_image,
 )
-from transforms.images.isolated import DecoderProcessError, Family, Isolated
+from transforms.images.decoder_pool import DecoderProcessError, Family
+from transforms.images.isolated import Isolated
 from transforms.images.sniff import Format, sniff
+
+
+def isolated_decoder(data: bytes) -> Isolated | None:
+    """What decodes a file in a process of its own; None for one that is decoded here."""
+    kind = sniff(data)
+    assert kind is not None
+    decoder = DECODERS[kind].decode
+    return decoder if isinstance(decoder, Isolated) else None
+
 
 NATIVE = ImageOptions(image_size=None)
 SMALL = {
@@ -38,23 +48,23 @@ SMALL = {
     "hdr": hdr(rgbe(light(4, 4)), "-Y 4 +X 4"),
 }
 TIFF = GOOD["lzw.tiff"]()
-IN_PROCESSES = [name for name, make in GOOD.items() if isinstance(DECODERS[sniff(make())].decode, Isolated)]
+IN_PROCESSES = [name for name, make in GOOD.items() if isolated_decoder(make()) is not None]
 
 
 @pytest.fixture
 def pool(monkeypatch):
     """Processes of the test's own."""
-    own = {family: isolated._Pool(family) for family in Family}
-    monkeypatch.setattr(isolated, "_POOLS", own)
+    own = {family: decoder_pool._Pool(family) for family in Family}
+    monkeypatch.setattr(decoder_pool, "_POOLS", own)
     yield own[Family.PLAIN]
-    isolated.close()
+    decoder_pool.close()
 
 
 @pytest.fixture
 def may_break(monkeypatch, pool):
     """TIFF is decoded by `tests.support.broken_decoders`, in little time."""
     monkeypatch.setitem(DECODERS, Format.TIFF, Decoder(Isolated("tests.support.broken_decoders:decode"), ()))
-    monkeypatch.setattr(isolated, "SECONDS", 2.0)
+    monkeypatch.setattr(decoder_pool, "SECONDS", 2.0)
     return pool
 
 
@@ -86,7 +96,9 @@ class TestPixels:
     def test_they_are_those_of_the_decoder(self, name, size):
         data, options = GOOD[name](), ImageOptions(size)
         there = decode_image(data, options)
-        here = decode_here(DECODERS[sniff(data)].decode.load(), data, options)
+        decoder = isolated_decoder(data)
+        assert decoder is not None
+        here = decode_here(decoder.load(), data, options)
         np.testing.assert_array_equal(there.pixels, here.pixels)
         assert (there.width, there.height) == (here.width, here.height)
         assert there.pixels.flags.c_contiguous
@@ -94,9 +106,9 @@ class TestPixels:
 
     def test_the_processor_s_time_is_counted_there(self):
         data = encode(np.zeros((3000, 3000, 3), np.uint8), "JPEG2000")
-        own, before = time.thread_time(), isolated.thread_time()
+        own, before = time.thread_time(), decoder_pool.thread_time()
         decode_image(data, NATIVE)
-        assert isolated.thread_time() - before > 2 * (time.thread_time() - own)
+        assert decoder_pool.thread_time() - before > 2 * (time.thread_time() - own)
 
     def test_without_fork_they_are_decoded_here(self, monkeypatch, pool):
         monkeypatch.setattr("transforms.images.decode.IS_POSSIBLE", False)
@@ -129,7 +141,7 @@ class TestBroken:
     def test_one_that_sleeps_is_ended_with_its_process(self, monkeypatch, may_break):
         decode_image(TIFF, NATIVE)
         pids = family_of(may_break)
-        monkeypatch.setattr(isolated, "WAIT", 0.5)
+        monkeypatch.setattr(decoder_pool, "WAIT", 0.5)
         with pytest.raises(ImageError, match="never comes to an end") as caught:
             decode_image(broken("sleep"), ImageOptions(max_image_pixels=1000))
         assert caught.value.error_type == "undecodable"
@@ -170,7 +182,7 @@ class TestBroken:
             assert list(threads.map(decode, range(32))) == list(range(32))
 
     def test_damaged_answers_are_the_image_s_fault(self, monkeypatch, may_break):
-        monkeypatch.setattr(isolated, "_most_pixels", lambda options: 1)
+        monkeypatch.setattr(decoder_pool, "_most_pixels", lambda options: 1)
         with pytest.raises(ImageError, match="its decoder crashes"):
             decode_image(TIFF, NATIVE)
 
@@ -190,7 +202,7 @@ class TestSuspicious:
         return data[:-2] + last * scans + data[-2:]
 
     def test_they_are_ended(self, monkeypatch, pool):
-        monkeypatch.setattr(isolated, "SECONDS", 1.0)
+        monkeypatch.setattr(decoder_pool, "SECONDS", 1.0)
         with pytest.raises(ImageError, match="takes too long"):
             decode_image(self.bomb(1000, 5000), ImageOptions(max_image_pixels=1_000_000))
 
@@ -212,7 +224,7 @@ SCRIPT = """
 import os, signal, sys, threading, time
 from tests.support.broken_decoders import broken
 from tests.support.image_samples import GOOD
-from transforms.images import isolated
+from transforms.images import decoder_pool
 from transforms.images.decode import DECODERS, Decoder, ImageOptions, decode_image
 from transforms.images.isolated import Isolated
 from transforms.images.sniff import Format
@@ -224,7 +236,7 @@ def decode():
     return decode_image(TIFF, ImageOptions(None)).pixels.mean()
 
 def pids():
-    for process in isolated._POOLS["plain"]._all:
+    for process in decoder_pool._POOLS["plain"]._all:
         pid = process._process.pid
         yield pid
         with open(f"/proc/{pid}/task/{pid}/children") as file:
@@ -272,7 +284,7 @@ class TestEnd:
         output, status = run(
             """
             decode()
-            isolated.close()
+            decoder_pool.close()
             try:
                 print(os.waitpid(-1, os.WNOHANG))
             except ChildProcessError:
@@ -288,7 +300,7 @@ class TestEnd:
             child = os.fork()
             if not child:
                 ok = decode() == expected and len(set(pids())) == 2 and not parents & set(pids())
-                isolated.close()
+                decoder_pool.close()
                 os._exit(0 if ok else 1)
             print(os.waitpid(child, 0)[1], decode() == expected, parents == set(pids()))
             """
