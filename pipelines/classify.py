@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Label images with a trained classifier: every input record ends as one row in OUT/predictions or one in OUT/failures.
-Run again after a crash, the same command goes on where it was."""
+After a crash, the same command goes on where it stopped."""
+
+EXAMPLES = (
+    "imagebeam classify --input 'new/**/*.jpg' --classifier out/classifier --output out/labels",
+    "imagebeam classify --embeddings out/photos --classifier out/classifier --output out/labels --threshold 0.8",
+)
 
 _MULTI_LABEL_THRESHOLD = 0.5
 
@@ -41,24 +46,26 @@ class LabelOptions(Options):
     """What labels, and what is said of each image."""
 
     classifier: str = flag("output of train or finetune, local or gs://", metavar="DIR")
-    top_k: int = flag("labels to list for each image, the most probable first", 5, type=int, metavar="K")
+    top_k: int = flag(
+        "number of labels that are listed for each image, the most probable first", 5, type=int, metavar="K"
+    )
     threshold: float | None = flag(
-        "least probability of what is predicted, 0 to 1: below it `predicted` is null, or of a multi-label classifier "
-        "does not hold the label (default: none; 0.5 with a multi-label classifier)",
+        "lowest probability, from 0 to 1, of a predicted label: below it `predicted` is null, or, with a multi-label "
+        "classifier, leaves the label out (default: none; 0.5 with a multi-label classifier)",
         None,
         type=float,
         metavar="PROBABILITY",
     )
     keep_embedding: bool = flag("store the embedding beside the label", False, action="store_true")
-    batch_size: int = flag("images in one call of the model", 32, type=int, metavar="N")
+    batch_size: int = flag("images in a batch", 32, type=int, metavar="N")
     max_image_pixels: int = flag(
-        "an image of more pixels (width times height) is a failure, by its header, before decoding",
+        "largest image in pixels (width times height); a larger one is a failure and is not decoded",
         100_000_000,
         type=int,
         metavar="N",
     )
     truncated_images: TruncatedImages = flag(
-        "a JPEG whose data stops early is a failure, or is labelled with grey where it has none",
+        "what a JPEG whose data stops early is: a failure, or an image that is grey where data is missing",
         TruncatedImages.REFUSE,
         **one_of(TruncatedImages),
     )
@@ -91,14 +98,14 @@ class VectorOptions(Options):
     """Vectors to label in place of images."""
 
     embeddings: tuple[str, ...] = flag(
-        "outputs of extract to label in place of images: only the head runs; may be given several times",
+        "outputs of extract whose vectors are labelled, in place of images; may be given several times",
         (),
         nargs="+",
         action="extend",
         metavar="DIR",
     )
     allow_unfinished: bool = flag(
-        "take the parts that are there of an extract run that has not finished", False, action="store_true"
+        "read the committed parts of an extract run that has not finished", False, action="store_true"
     )
 
     def __post_init__(self) -> None:
@@ -329,7 +336,7 @@ def _input_options(args: argparse.Namespace) -> InputOptions | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit code is 0, or 3 where the run finished but a check did not hold."""
-    parser = JobParser("classify", DESCRIPTION, beam=True)
+    parser = JobParser("classify", DESCRIPTION, EXAMPLES, beam=True)
     add_arguments(parser)
     args, beam_args = parse(parser, sys.argv[1:] if argv is None else argv)
     result = run(

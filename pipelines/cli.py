@@ -54,9 +54,9 @@ JOBS = {
         "pipelines.export", "a classifier or embedder -> SavedModel, TFLite, ONNX or OpenVINO, compared with it"
     ),
     "report": Job("pipelines.report", "a run's folder -> report.html"),
-    "verify": Job("pipelines.verify", "every byte of a run's output against its manifest"),
-    "compact": Job("pipelines.compact", "a run's rows in few large files, for warehouses"),
-    "demo": Job("pipelines.demo", "the whole way on real data, in a few minutes"),
+    "verify": Job("pipelines.verify", "check every byte of a run's output against its manifest"),
+    "compact": Job("pipelines.compact", "copy a run's rows into few large files, for warehouses"),
+    "demo": Job("pipelines.demo", "digits -> embeddings -> a classifier, in a few minutes"),
 }
 
 

@@ -14,17 +14,22 @@ from transforms.core.errors import ImagebeamError
 
 DESCRIPTION = """\
 Copy the rows of a finished run of extract or classify into few large Parquet files, as BigQuery and other warehouses
-like them. The run stays as it is, and is what train, classify and a rerun take. Every part is checked against the
-manifest, and every file is read back and compared."""
+prefer. The run is not changed; train, classify and a rerun of it read the run, not the copy. Every part is checked
+against the manifest, and every file of the copy is read back and compared."""
+
+EXAMPLES = (
+    "imagebeam compact out/photos --output out/photos-compact",
+    "imagebeam compact gs://BUCKET/out --output gs://BUCKET/copy --rows_per_file 1000000",
+)
 
 
 @dataclass(frozen=True)
 class CompactOptions(Options):
     """Where the copy goes, and how its files are cut."""
 
-    output: str = flag("folder of the copy, local or gs://; empty, or left by an unfinished copy", metavar="DIR")
-    rows_per_file: int = flag("rows of a file", 500_000, type=int, metavar="N")
-    rows_per_group: int = flag("rows of a row group, which are held in memory", 32_768, type=int, metavar="N")
+    output: str = flag("folder of the copy, local or gs://: an empty one, or that of an unfinished copy", metavar="DIR")
+    rows_per_file: int = flag("rows in a file", 500_000, type=int, metavar="N")
+    rows_per_group: int = flag("rows in a row group; so many are held in memory", 32_768, type=int, metavar="N")
 
     def __post_init__(self) -> None:
         if not self.output:
@@ -46,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from transforms.core.errors import JobError
     from transforms.runs.compact import compact
 
-    parser = JobParser("compact", DESCRIPTION)
+    parser = JobParser("compact", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
     options = CompactOptions.from_args(args)

@@ -29,18 +29,23 @@ Compare embeddings of the same labelled images: models, layers, poolings, precis
 cross-validation, with a linear probe as `imagebeam train` solves it and by nearest neighbours, on the same rows and
 folds, so that differences are paired."""
 
+EXAMPLES = (
+    "imagebeam compare out/vgg16 out/resnet50",
+    "imagebeam compare out/vgg16 out/resnet50 --folds 10 --format json",
+)
+
 
 @dataclass(frozen=True)
 class CompareOptions(Options):
     """What is compared, and how."""
 
-    outputs: tuple[str, ...] = flag("outputs of extract, local or gs://; every embedding column of each is compared")
+    outputs: tuple[str, ...] = flag("output of extract, local or gs://; every embedding column of it is compared")
     label_column: str = flag("column with the labels", "label", metavar="NAME")
-    folds: int = flag("parts the rows are cut into; each is left out once", 5, type=int, metavar="K")
-    neighbours: int = flag("rows that vote, for nearest neighbours", 10, type=int, metavar="N")
-    max_rows: int = flag("images to compare on at most, drawn at random", 10_000, type=int, metavar="N")
-    seed: int = flag("of the draw and the folds", 0, type=int, metavar="N")
-    format: str = flag("of what is printed", "text", choices=("text", "json"))
+    folds: int = flag("folds that the rows are cut into; each is left out once", 5, type=int, metavar="K")
+    neighbours: int = flag("number of nearest neighbours that vote", 10, type=int, metavar="N")
+    max_rows: int = flag("most images to compare on, drawn at random", 10_000, type=int, metavar="N")
+    seed: int = flag("seed of the draw and of the folds", 0, type=int, metavar="N")
+    format: str = flag("format of what is printed", "text", choices=("text", "json"), metavar="text|json")
 
     def __post_init__(self) -> None:
         for name, least in (("folds", 2), ("neighbours", 1), ("max_rows", 10)):
@@ -180,7 +185,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    parser = JobParser("compare", DESCRIPTION)
+    parser = JobParser("compare", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
     options = CompareOptions.from_args(args)

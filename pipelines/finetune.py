@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Train a backbone and a classifier together on image shards: first the classifier alone, as train does, then with it the
-layers that are not frozen, for --epochs. What the first phase gave stands beside the result. Run again after a crash,
-the same command goes on where it was."""
+layers that are not frozen, for --epochs. The result is shown beside that of the classifier alone. After a crash, the
+same command goes on where it stopped."""
+
+EXAMPLES = (
+    "imagebeam finetune --input photos --output out/tuned --freeze_layers 7",
+    "imagebeam finetune --input photos --output out/tuned --freeze_until block3_pool --augment flip,zoom --epochs 20",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -209,7 +214,7 @@ def _curves(training: dict[str, Any]) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit code is 0, or 3 where the run finished but a check did not hold."""
-    parser = JobParser("finetune", DESCRIPTION)
+    parser = JobParser("finetune", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
     result = run(

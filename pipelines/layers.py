@@ -24,19 +24,24 @@ maximum pooling makes of each. The last two columns number the layers: as Keras 
 --freeze_keras_layers, and those with weights alone, for --freeze_layers. The classifier's layers are listed at the
 default size only: they take no other."""
 
+EXAMPLES = (
+    "imagebeam layers --model ResNet50V2",
+    "imagebeam layers --model VGG16 --image_size 299x299 --format json",
+)
+
 
 @dataclass(frozen=True)
 class LayersOptions(Options):
     """Which model to list, at which size, and how."""
 
-    model: str = flag("any model of keras.applications, or a FILE.keras", ModelOptions.model, metavar="NAME")
+    model: str = flag("a model of keras.applications, or your own FILE.keras", ModelOptions.model, metavar="NAME")
     image_size: ImageSize = flag(
-        "input size in pixels; native for any, default for the size the model was trained at",
+        "input size in pixels; native for any size, default for the size that the model was trained at",
         ModelOptions.image_size,
         type=parse_image_size,
         metavar="HEIGHTxWIDTH|native|default",
     )
-    format: str = flag("of what is printed", "table", choices=("table", "json"))
+    format: str = flag("format of what is printed", "table", choices=("table", "json"), metavar="table|json")
 
     def __post_init__(self) -> None:
         if self.resolved_size is not None:
@@ -60,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns 0."""
-    parser = JobParser("layers", DESCRIPTION)
+    parser = JobParser("layers", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
     options = LayersOptions.from_args(args)

@@ -23,6 +23,7 @@ from pipelines.options.extraction import (
     OutputOptions,
     add_input_arguments,
     add_model_arguments,
+    add_output_arguments,
 )
 from pipelines.runtime.plan_text import Estimate, Plan, to_dict, to_text
 from transforms.core.errors import ImagebeamError
@@ -38,8 +39,13 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Look at what extract would do with the same flags: shards and work units, the length of the vectors, image sizes and
-formats, the share of records that would fail, the time on this machine, and the bytes written. Nothing is written;
---output may be left out, and tells how much of the run an earlier attempt has done."""
+formats, the share of records that would fail, the time on this machine, and the bytes written. Nothing is written.
+With --output, plan also tells how much of that run is done already."""
+
+EXAMPLES = (
+    "imagebeam plan --input 'photos/**/*.jpg'",
+    "imagebeam plan --input 'gs://BUCKET/shards/*.tar' --model ResNet50V2 --output gs://BUCKET/out --format json",
+)
 
 NO_OUTPUT = "-"
 """What stands for --output where it is not given."""
@@ -58,8 +64,8 @@ _PART_BYTES = 6_000
 class LookOptions(Options):
     """How closely to look, and how to say what was seen."""
 
-    sample: int = flag("records that are read and decoded", 200, type=int, metavar="N")
-    format: str = flag("of what is printed", "text", choices=("text", "json"))
+    sample: int = flag("number of records that are read and decoded", 200, type=int, metavar="N")
+    format: str = flag("format of what is printed", "text", choices=("text", "json"), metavar="text|json")
 
     def __post_init__(self) -> None:
         if self.sample < 1:
@@ -227,14 +233,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
     add_model_arguments(parser)
     EngineOptions.add_arguments(parser, "engine")
-    OutputOptions.add_arguments(parser, "output", defaults={"output": NO_OUTPUT})
+    add_output_arguments(
+        parser,
+        defaults={"output": NO_OUTPUT},
+        texts={"output": "folder of the run that extract would write, local or gs:// (default: none)"},
+    )
     add_dataflow_arguments(parser)
-    LookOptions.add_arguments(parser, "plan")
+    LookOptions.add_arguments(parser, "plan", most_used=["sample", "format"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns 0."""
-    parser = JobParser("plan", DESCRIPTION, beam=True)
+    parser = JobParser("plan", DESCRIPTION, EXAMPLES, beam=True)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
     options = PlanOptions(

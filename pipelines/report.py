@@ -17,6 +17,11 @@ DESCRIPTION = """\
 Write DIR/report.html: totals, spec, failures with their reasons, sizes and labels of the images, and a picture of the
 embeddings (their first two principal components). One file, no script, nothing loaded from elsewhere."""
 
+EXAMPLES = (
+    "imagebeam report out/photos",
+    "imagebeam report out/photos --classifier out/classifier",
+)
+
 SAMPLE_ROWS = 5_000
 """Embeddings drawn at most; other sums are over all rows."""
 
@@ -107,12 +112,13 @@ def _read_classifier(folder: str) -> Classifier:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `imagebeam report`."""
     parser.add_argument("folder", metavar="DIR", help="a finished run's --output")
-    parser.add_argument("--classifier", metavar="DIR", help="folder of a classifier to show too")
+    group = parser.add_argument_group("report")
+    group.add_argument("--classifier", metavar="DIR", help="output of train or finetune that is shown as well")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns 0."""
-    parser = JobParser("report", DESCRIPTION)
+    parser = JobParser("report", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
     say(f"Report: {write_report(args.folder, args.classifier)}")

@@ -39,8 +39,13 @@ if TYPE_CHECKING:
     from transforms.training.row_index import RowIndex
 
 DESCRIPTION = """\
-Train a dense classifier on embeddings, and measure it on images held out. Run again after a crash, the same command
-goes on where it was."""
+Train a dense classifier on embeddings, and measure it on images that it was not trained on. After a crash, the same
+command goes on where it stopped."""
+
+EXAMPLES = (
+    "imagebeam train --embeddings out/photos --output out/classifier",
+    "imagebeam train --embeddings out/photos --output out/classifier --assert_accuracy_at_least 0.95",
+)
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ def run(options: TrainOptions) -> TrainResult:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit code is 0, or 3 where the run finished but a check did not hold."""
-    parser = JobParser("train", DESCRIPTION)
+    parser = JobParser("train", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
     result = run(

@@ -12,9 +12,14 @@ from pipelines.common.fields import Options, flag
 from pipelines.common.flags import JobParser, parse
 
 DESCRIPTION = """\
-Check a finished run of extract or classify: the bytes of every part, of its failures and of the files beside them,
-rows, keys that come twice, and values that are no numbers. Exit code 3 where something is wrong. --discard removes the
-files that are damaged, and nothing else; the run's own command then makes those again."""
+Check a finished run of extract or classify: the bytes of every file against the manifest, the number of rows, repeated
+keys, and values that are not numbers. The exit code is 3 where something is wrong. --discard removes the damaged files
+and no others; the run's own command then makes them again."""
+
+EXAMPLES = (
+    "imagebeam verify out/photos",
+    "imagebeam verify out/photos --discard",
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class VerifyOptions(Options):
     """What to do about what is damaged."""
 
     discard: bool = flag(
-        "remove damaged files, so that the run's own command makes them again", False, action="store_true"
+        "remove damaged files; the run's own command then makes them again", False, action="store_true"
     )
 
 
@@ -39,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from transforms.core.text import printable
     from transforms.runs.verify import discard, verify
 
-    parser = JobParser("verify", DESCRIPTION)
+    parser = JobParser("verify", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
     folder = storage.absolute(args.folder)

@@ -48,6 +48,11 @@ def _group(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGro
     return known.get(title) or parser.add_argument_group(title)
 
 
+def _shown(default: object) -> str:
+    """A default as help has it: with its thousands apart."""
+    return f"{default:,}" if type(default) is int and default >= 10_000 else str(default)
+
+
 def refuse_both(first: Sequence[str], second: Sequence[str], why: str) -> None:
     """Refuse flags that contradict each other.
 
@@ -76,6 +81,7 @@ class Options:
         defaults: Mapping[str, Any] | None = None,
         leave_out: Collection[str] = (),
         most_used: Collection[str] = (),
+        texts: Mapping[str, str] | None = None,
     ) -> None:
         """Declare the group's flags under a title in the parser's help.
 
@@ -85,6 +91,7 @@ class Options:
             defaults: by field, what this parser takes in place of the group's own default, or where it has none.
             leave_out: fields whose flags another group declares; `from_args` takes their values from there.
             most_used: fields whose flags stand under `MOST_USED` instead, above all other groups.
+            texts: by field, help in place of the field's own; its default is not added to it.
         """
         for field in dataclasses.fields(cls):
             if field.name in leave_out:
@@ -98,7 +105,8 @@ class Options:
             elif default != ():  # argparse would add to the default of a repeatable flag, so it gets none
                 settings["default"] = default
                 if default is not None and "action" not in settings:
-                    settings["help"] = f"{settings['help']} (default: {default})"
+                    settings["help"] = f"{settings['help']} (default: {_shown(default)})"
+            settings["help"] = (texts or {}).get(field.name, settings["help"])
             group = _group(parser, MOST_USED if field.name in most_used else title)
             group.add_argument(name, dest=field.name, **settings)
 

@@ -39,25 +39,31 @@ class JobParser(_Parser):
     Args:
         job: the job's name on the command line, such as "extract".
         description: what the job does; stands at the top of its help.
+        examples: commands, which stand at its end.
         beam: whether the job runs on Beam, so that Beam's flags are taken too.
     """
 
-    def __init__(self, job: str, description: str | None = None, *, beam: bool = False) -> None:
+    def __init__(
+        self, job: str, description: str | None = None, examples: Sequence[str] = (), *, beam: bool = False
+    ) -> None:
         epilog = "Every other flag is handed to Apache Beam (--runner, --sdk_container_image, ...)." if beam else None
         super().__init__(prog=f"imagebeam {job}", description=description, epilog=epilog)
         self.beam = beam
+        self.examples = examples
         self._optionals.title = "flags of every job"
         self.add_argument(
             "--config",
             metavar="FILE.yaml",
-            help="YAML file of flags, local or gs://; keys are their names without dashes; flags given here win",
+            help="YAML file of flags, local or gs://; its keys are the flags' names without dashes. Flags on the "
+            "command line win",
         )
         self.add_argument(
             "--log_format",
             choices=log.FORMATS,
             default="text",
             metavar="|".join(log.FORMATS),
-            help="of the lines on stderr; json: an object a line, the last with totals and exit code (default: text)",
+            help="format of the lines on stderr; json writes one object a line, the last one with totals and the exit "
+            "code (default: text)",
         )
         self.add_argument("--quiet", action="store_true", help="print warnings and errors only")
         self.add_argument("--debug", action="store_true", help="print tracebacks, and what libraries log")
@@ -77,7 +83,8 @@ class JobParser(_Parser):
             formatter.add_arguments(group._group_actions)
             formatter.end_section()
         formatter.add_text(self.epilog)
-        return f"{self.format_usage()}\n{formatter.format_help()}"
+        examples = "\n  ".join(("\nexamples:", *self.examples)) + "\n" if self.examples else ""
+        return f"{self.format_usage()}\n{formatter.format_help()}{examples}"
 
     def _place(self, group: argparse._ArgumentGroup) -> int:
         return 0 if group.title == MOST_USED else 2 if group is self._optionals else 1

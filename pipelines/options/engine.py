@@ -17,20 +17,20 @@ class EngineOptions(Options):
     """What runs the model, and what an int8 model must be."""
 
     engine: Engine = flag(
-        "what runs the model on CPUs; auto takes the faster one, by a trial of some seconds, for input of 32 MB and "
-        "more",
+        "what runs the model on CPUs; auto tries both for a few seconds and takes the faster one, for inputs of 32 MB "
+        "and more",
         Engine.AUTO,
         **one_of(Engine),
     )
     int8_min_cosine: float = flag(
-        "refuse --precision int8 where the median cosine between its vectors and float32 ones is lower",
+        "refuse --precision int8 where the median cosine between its vectors and those of float32 is lower",
         INT8_MIN_COSINE,
         type=float,
         metavar="COSINE",
     )
     int8_model: str | None = flag(
-        "take the int8 model of an earlier run, so that the vectors can be compared with its (default: calibrate one "
-        "on the input)",
+        "output of an earlier run whose int8 model is used, so that vectors of both can be compared (default: "
+        "calibrate one on the input)",
         None,
         metavar="OUT",
     )

@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.common.fields import Options, flag, one_of
 from pipelines.options.kept_columns import KeptColumn, parse_kept_columns
@@ -111,18 +111,18 @@ class InputOptions(Options):
     )
 
     max_record_bytes: int = flag(
-        "a record of more bytes is a failure, before it is read", 512 << 20, type=int, metavar="N"
+        "largest record in bytes; a larger one is a failure and is not read", 512 << 20, type=int, metavar="N"
     )
     allow_uri_prefix: tuple[str, ...] = flag(
-        "what manifests' rows, and paths in shards, may name beside files below their own folder; several may be given "
-        "(default: nothing)",
+        "what paths in manifests and shards may begin with, besides their own folder; several may be given (default: "
+        "nothing)",
         (),
         nargs="+",
         action="extend",
         metavar="PREFIX",
     )
     follow_links: bool = flag(
-        "take files of a folder that symbolic links find outside of it", False, action="store_true"
+        "also take the files that symbolic links in a folder lead to outside of it", False, action="store_true"
     )
 
     def __post_init__(self) -> None:
@@ -160,17 +160,17 @@ class ModelOptions(Options):
     """What turns an image into a vector, and how many images at once."""
 
     model: str = flag(
-        "any model of keras.applications, spelled as Keras does, or a Keras 3 file of your own",
+        "a model of keras.applications, spelled as Keras spells it, or your own Keras 3 file, FILE.keras",
         "VGG16",
         metavar="NAME",
     )
     weights: str = flag(
-        "a keyword, or a .weights.h5, weights-only .h5, .npz or (VGG16 and VGG19) .onnx file",
+        "a keyword, or a file: .weights.h5, .h5, .keras, .npz, .safetensors or, of VGG16 and VGG19, .onnx",
         "imagenet",
         metavar="imagenet|none|random:SEED|FILE",
     )
     layers: tuple[str, ...] = flag(
-        "layer whose output is pooled; may be given several times (default: the last before the classifier)",
+        "layer whose output is pooled; may be given several times (default: the last one before the classifier)",
         (),
         name="--layer",
         action="append",
@@ -178,47 +178,48 @@ class ModelOptions(Options):
     )
     pooling: Pooling = flag("how a feature map becomes a vector", Pooling.AVG, **one_of(Pooling))
     image_size: ImageSize = flag(
-        "pixels to resize to; native keeps each image's own size, default is the size the model was trained at",
+        "size in pixels that images are resized to; native keeps each image's own, default is the size that the model "
+        "was trained at",
         "default",
         type=parse_image_size,
         metavar="HEIGHTxWIDTH|native|default",
     )
     interpolation: Interpolation = flag("filter used when resizing", Interpolation.BILINEAR, **one_of(Interpolation))
     resize_mode: ResizeMode = flag(
-        "what resizing does to another aspect ratio", ResizeMode.STRETCH, **one_of(ResizeMode)
+        "how an image of another aspect ratio is resized", ResizeMode.STRETCH, **one_of(ResizeMode)
     )
     precision: PrecisionChoice = flag(
-        "what the model computes in; vectors leave it as float32. auto is the fastest here whose vectors hardly differ "
-        "from float32 ones; int8 is calibrated on the input, measured, and runs on OpenVINO",
+        "what the model computes in; its vectors are float32. auto takes the fastest on this machine whose vectors "
+        "hardly differ from float32 ones; int8 is calibrated and measured on the input, and runs on OpenVINO",
         PrecisionChoice.FLOAT32,
         **one_of(PrecisionChoice),
     )
     jpeg_decode: JpegDecode = flag(
-        "scaled decodes large JPEGs at a fraction of their size, twice the image size at least, which is faster and "
+        "scaled decodes large JPEGs at a fraction of their size (at least twice the image size), which is faster and "
         "changes the vectors a little",
         JpegDecode.EXACT,
         **one_of(JpegDecode),
     )
     preprocessing: Preprocessing | None = flag(
-        "how RGB values 0..255 are changed for a model FILE.keras, as Keras names it (default: none)",
+        "how RGB values from 0 to 255 are scaled for a model FILE.keras, by Keras' names (default: none)",
         None,
         **one_of(Preprocessing),
     )
-    batch_size: int = flag("images in one call of the model", 32, type=int, metavar="N")
+    batch_size: int = flag("images in a batch", 32, type=int, metavar="N")
     max_image_pixels: int = flag(
-        "an image of more pixels (width times height) is a failure, by its header, before decoding",
+        "largest image in pixels (width times height); a larger one is a failure and is not decoded",
         100_000_000,
         type=int,
         metavar="N",
     )
     truncated_images: TruncatedImages = flag(
-        "a JPEG whose data stops early is a failure, or is embedded with grey where it has none",
+        "what a JPEG whose data stops early is: a failure, or an image that is grey where data is missing",
         TruncatedImages.REFUSE,
         **one_of(TruncatedImages),
     )
 
     dicom_frame: int | str = flag(
-        "the frame of a DICOM file of several that is embedded", 1, type=parse_dicom_frame, metavar="N|middle"
+        "which frame of a DICOM file is embedded", 1, type=parse_dicom_frame, metavar="N|middle"
     )
 
     def __post_init__(self) -> None:
@@ -259,36 +260,43 @@ class OutputOptions(Options):
 
     output: str = flag("folder of the run, local or gs://", metavar="DIR")
     embedding_type: EmbeddingType = flag(
-        "Arrow type of a vector; list is for readers that know no fixed-size lists",
+        "Arrow type of the vectors; list is for readers that do not know fixed-size lists",
         EmbeddingType.FIXED_SIZE_LIST,
         **one_of(EmbeddingType),
     )
     embedding_dtype: EmbeddingDtype = flag(
-        "what a vector's values are stored as; a value beyond 65,504 is a failure in float16, which Spark and Delta "
-        "cannot read",
+        "type of the stored values; Spark and Delta cannot read float16, in which a value beyond 65,504 is a failure",
         EmbeddingDtype.FLOAT32,
         **one_of(EmbeddingDtype),
     )
     rows_per_unit: int = flag(
-        "records in a work unit at most: what one crash can lose, and the rows of a part", 2048, type=int, metavar="N"
+        "most records in a work unit, and rows in its part; a crash costs the units in work",
+        2048,
+        type=int,
+        metavar="N",
     )
     overwrite: bool = flag(
-        "compute every unit again; what is there stays until the new parts are committed", False, action="store_true"
+        "compute every unit again; old parts stay until the new ones are committed", False, action="store_true"
     )
     prune: bool = flag(
-        "remove the rows of inputs that are not found any more, which stay otherwise", False, action="store_true"
+        "remove the rows of inputs that are not found any more; without it they stay, and the exit code is 3",
+        False,
+        action="store_true",
     )
     reuse: tuple[str, ...] = flag(
-        "outputs of other runs with the same spec: images that they hold are not embedded again; may be given several "
-        "times (default: none)",
+        "outputs of other runs with the same spec, whose vectors are taken over where they hold the same image; may be "
+        "given several times (default: none)",
         (),
         nargs="+",
         action="extend",
         metavar="DIR",
     )
-    retry_failed: bool = flag("compute the units again that had failures", False, action="store_true")
+    retry_failed: bool = flag("try the failed records of committed units again", False, action="store_true")
     max_failure_rate: float = flag(
-        "end with exit code 3 when a larger share of the records fails, 0 to 1", 0.01, type=float, metavar="SHARE"
+        "share of the records, from 0 to 1, that may fail; with more failures the exit code is 3",
+        0.01,
+        type=float,
+        metavar="SHARE",
     )
 
     def __post_init__(self) -> None:
@@ -311,17 +319,17 @@ class OutputOptions(Options):
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `InputOptions`."""
-    InputOptions.add_arguments(parser, "input")
+    InputOptions.add_arguments(parser, "input", most_used=["input", "keep_columns"])
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `ModelOptions`."""
-    ModelOptions.add_arguments(parser, "model")
+    ModelOptions.add_arguments(parser, "model", most_used=["model", "weights", "layers", "pooling", "image_size"])
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags of `OutputOptions`."""
-    OutputOptions.add_arguments(parser, "output")
+def add_output_arguments(parser: argparse.ArgumentParser, **settings: Any) -> None:
+    """Declare the flags of `OutputOptions`; the settings are those of `Options.add_arguments`."""
+    OutputOptions.add_arguments(parser, "output", most_used=["output", "overwrite"], **settings)
 
 
 def check_uris(name: str, *uris: str) -> None:

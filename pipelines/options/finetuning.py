@@ -30,25 +30,25 @@ class TuneOptions(Options):
     """Which layers of the model learn, and when."""
 
     freeze_layers: int | None = flag(
-        "leave the first N layers that have weights as they are; `imagebeam layers` numbers them (default: none)",
+        "freeze the first N layers that have weights; `imagebeam layers` numbers them (default: none)",
         None,
         type=int,
         metavar="N",
     )
     freeze_keras_layers: int | None = flag(
-        "leave the first N layers as they are, counted as Keras lists them, the input and pooling too: "
-        "`model.layers[:N]` (default: none)",
+        "freeze the first N layers as Keras counts them, the input and pooling included: `model.layers[:N]` (default: "
+        "none)",
         None,
         type=int,
         metavar="N",
     )
     freeze_until: str | None = flag(
-        "leave all layers up to and with this one as they are (default: none)", None, metavar="LAYER"
+        "freeze all layers up to and including this one (default: none)", None, metavar="LAYER"
     )
-    freeze_all: bool = flag("leave the whole model as it is and train the classifier alone", False, action="store_true")
+    freeze_all: bool = flag("freeze the whole model, and train the classifier alone", False, action="store_true")
     unfreeze_per_epoch: int = flag(
-        "let so many layers with weights begin to learn with each epoch, from the last one backwards (default: all "
-        "from the first epoch)",
+        "number of layers with weights that begin to learn with each epoch, from the last one backwards; with 0 all "
+        "learn from the first epoch",
         0,
         type=int,
         metavar="N",
@@ -60,16 +60,19 @@ class TuneOptions(Options):
         metavar="|".join(Augmentation) + ",...",
     )
     head_epochs: int = flag(
-        "epochs of the classifier alone, before the model learns, where it is not solved exactly",
+        "epochs of the classifier alone, before the backbone learns, where it is not solved exactly",
         FitOptions.epochs,
         type=int,
         metavar="N",
     )
     head_learning_rate: float = flag(
-        "AdamW's in those epochs, at the start", FitOptions.learning_rate, type=float, metavar="RATE"
+        "learning rate of AdamW in those epochs, at the start", FitOptions.learning_rate, type=float, metavar="RATE"
     )
     max_failure_rate: float = flag(
-        "train only if no larger share of the records gives no image, 0 to 1", 0.01, type=float, metavar="SHARE"
+        "share of the records, from 0 to 1, that may give no image; with more, nothing is trained",
+        0.01,
+        type=float,
+        metavar="SHARE",
     )
 
     def __post_init__(self) -> None:

@@ -31,13 +31,13 @@ class SearchOptions(Options):
     """A grid of heads to compare before the best is trained."""
 
     search: bool = flag(
-        "cross-validate a grid of widths, weight decays and learning rates on the training rows, and train the best; "
-        "it takes the place of --hidden_units, --weight_decay and --learning_rate",
+        "cross-validate a grid of widths, weight decays and learning rates on the training rows, and train the best "
+        "one; it replaces --hidden_units, --weight_decay and --learning_rate",
         False,
         action="store_true",
     )
     search_hidden_units: tuple[tuple[int, ...], ...] = flag(
-        "hidden layers to try, with / between them (default: none/128/512)", (), type=heads, metavar="N,.../..."
+        "hidden layers to try, separated by / (default: none/128/512)", (), type=heads, metavar="N,.../..."
     )
     search_weight_decay: tuple[float, ...] = flag(
         "weight decays to try (default: 0,0.01)", (), type=numbers, metavar="RATE,..."
@@ -45,7 +45,7 @@ class SearchOptions(Options):
     search_learning_rate: tuple[float, ...] = flag(
         "learning rates to try (default: 0.001,0.01)", (), type=numbers, metavar="RATE,..."
     )
-    search_folds: int = flag("parts of the training rows, each left out once", 3, type=int, metavar="N")
+    search_folds: int = flag("folds of the training rows; each is left out once", 3, type=int, metavar="N")
 
     def __post_init__(self) -> None:
         if self.search_folds < 2:

@@ -38,27 +38,29 @@ class EmbeddingOptions(Options):
         metavar="DIR",
     )
     embedding_column: str | None = flag(
-        "which vectors, where extract was given several layers: embedding_LAYER", None, metavar="NAME"
+        "column of the vectors, embedding_LAYER, where extract was given several layers (default: the only one)",
+        None,
+        metavar="NAME",
     )
     allow_unfinished: bool = flag(
-        "take the parts that are there of an extract run that has not finished", False, action="store_true"
+        "read the committed parts of an extract run that has not finished", False, action="store_true"
     )
     max_memory_mb: int = flag(
-        "vectors held in memory; what is more is read in each epoch, from a copy on the local disk (TMPDIR)",
+        "memory for vectors; where they need more, each epoch reads them from a copy on the local disk (TMPDIR)",
         512,
         type=int,
         metavar="MB",
     )
     no_local_copy: bool = flag(
-        "read what does not fit from Parquet in each epoch: no disk is needed, but it takes longer and rows are mixed "
-        "less well",
+        "read vectors that do not fit in memory from Parquet in each epoch: this needs no disk, but is slower and "
+        "mixes rows less well",
         False,
         action="store_true",
     )
 
     labels: str | None = flag(
-        "file of corrected labels (CSV, JSON lines or Parquet, with columns key and label), taken in place of those in "
-        "the label column; other rows keep theirs",
+        "file of corrected labels (CSV, JSON lines or Parquet, with columns key and label), used in place of those in "
+        "the label column; rows without a correction keep theirs",
         None,
         metavar="FILE",
     )
@@ -81,27 +83,27 @@ class RowOptions(Options):
         action="store_true",
     )
     label_separator: str | None = flag(
-        "what stands between the labels of one row where the column is text", None, metavar="TEXT"
+        "separator of the labels of a row, where the label column is text", None, metavar="TEXT"
     )
-    drop_unlabeled: bool = flag("leave rows without a label out (default: refuse them)", False, action="store_true")
+    drop_unlabeled: bool = flag("leave out rows without a label (default: refuse them)", False, action="store_true")
     validation_split: float = flag(
-        "share of the images that early stopping looks at, 0 for none", 0.1, type=float, metavar="SHARE"
+        "share of the images that early stopping watches; 0 for none", 0.1, type=float, metavar="SHARE"
     )
     test_split: float = flag(
-        "share of the images that metrics are measured on; with 0 they are measured on the validation rows",
+        "share of the images that the metrics are measured on; with 0, the validation rows",
         0.2,
         type=float,
         metavar="SHARE",
     )
-    split_seed: int = flag("another number gives another split; the same one always the same", 0, type=int, metavar="N")
+    split_seed: int = flag("seed of the split: the same seed gives the same split", 0, type=int, metavar="N")
     split_column: str | None = flag(
-        "column that says train, validation or test of each row, in place of the three flags above",
+        "column that holds train, validation or test for each row, in place of the three flags above",
         None,
         metavar="NAME",
     )
 
     group_column: str | None = flag(
-        "column whose rows with one value stay in one split, such as a patient or a product", None, metavar="NAME"
+        "column such as a patient or a product: rows with the same value go into the same split", None, metavar="NAME"
     )
 
     def __post_init__(self) -> None:
@@ -147,7 +149,7 @@ class HeadOptions(Options):
         metavar="N,...|none",
     )
     dropout: float = flag(
-        "share of each hidden layer's outputs left out while training", 0.0, type=float, metavar="SHARE"
+        "share of each hidden layer's outputs that training leaves out", 0.0, type=float, metavar="SHARE"
     )
     normalization: Normalization = flag(
         "fitted: subtract the training rows' mean and divide by their deviation; batch: by batch statistics, in hidden "
@@ -171,29 +173,35 @@ class HeadOptions(Options):
 class FitOptions(Options):
     """How the classifier learns."""
 
-    epochs: int = flag("times the training rows are seen, at most", 100, type=int, metavar="N")
-    batch_size: int = flag("rows in a step", 128, type=int, metavar="N")
-    learning_rate: float = flag("AdamW's, at the start", 0.003, type=float, metavar="RATE")
+    epochs: int = flag("most passes over the training rows", 100, type=int, metavar="N")
+    batch_size: int = flag("rows in a batch", 128, type=int, metavar="N")
+    learning_rate: float = flag("learning rate of AdamW, at the start", 0.003, type=float, metavar="RATE")
     learning_rate_schedule: Schedule = flag(
-        "how it changes; cosine falls to 0 over --epochs", Schedule.CONSTANT, **one_of(Schedule)
+        "how the learning rate changes; cosine falls to 0 over --epochs", Schedule.CONSTANT, **one_of(Schedule)
     )
-    weight_decay: float = flag("AdamW's, of all weights but biases", 0.0, type=float, metavar="RATE")
-    label_smoothing: float = flag("share of each target given to the other classes", 0.0, type=float, metavar="SHARE")
+    weight_decay: float = flag("weight decay of AdamW, of all weights but the biases", 0.0, type=float, metavar="RATE")
+    label_smoothing: float = flag(
+        "share of each target that is spread over all classes", 0.0, type=float, metavar="SHARE"
+    )
     balance_classes: bool = flag(
-        "weigh rows so that every class counts the same, whatever its number of rows", False, action="store_true"
+        "weight rows so that every class counts the same, whatever its number of rows", False, action="store_true"
     )
     patience: int = flag(
-        "stop after so many epochs without a lower validation loss; 0 to do all epochs. The best epoch's weights are "
-        "kept either way",
+        "stop after this many epochs without a lower validation loss; 0 to train all epochs. The weights of the best "
+        "epoch are kept either way",
         10,
         type=int,
         metavar="EPOCHS",
     )
     seed: int = flag(
-        "of first weights, order and dropout: same seed, same machine, same weights", 0, type=int, metavar="N"
+        "seed of the first weights, the order of rows and dropout: the same seed on the same machine gives the same "
+        "weights",
+        0,
+        type=int,
+        metavar="N",
     )
     checkpoint_seconds: float = flag(
-        "least time between two saves of an unfinished run's state: what a kill may cost",
+        "shortest time between two saves of an unfinished run's state; a kill costs that much training",
         30.0,
         type=float,
         metavar="SECONDS",
@@ -236,20 +244,20 @@ class SolverOptions(Options):
 
     solver: Solver = flag(
         "exact: softmax regression solved by L-BFGS, its L2 penalty chosen by cross-validation, then solved again on "
-        "training and validation rows; epochs: AdamW as the flags of fitting say; auto: exact where that takes minutes "
-        "and no flag asks for something else",
+        "training and validation rows; epochs: AdamW, as the flags of training by epochs say; auto: exact where that "
+        "takes minutes at most and no flag asks for something else",
         Solver.AUTO,
         **one_of(Solver),
     )
     vector_transform: VectorTransform | None = flag(
-        "for the exact solver, what happens to each value of a vector first: root takes its square root and keeps its "
+        "for the exact solver, how each value of a vector is changed first: root takes its square root and keeps its "
         "sign (default: the one with the lower cross-validated loss)",
         None,
         **one_of(VectorTransform),
     )
     folds: int = flag(
-        "cross-validate softmax regression on the training and validation rows too: each is left out once, so that the "
-        "accuracy has a narrower interval than that on the test rows; 0 not to",
+        "also cross-validate softmax regression on the training and validation rows: each is left out once, so that "
+        "the accuracy has a narrower interval than on the test rows; 0 for no cross-validation",
         0,
         type=int,
         metavar="K",

@@ -1,6 +1,8 @@
+import importlib
 import json
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -446,6 +448,17 @@ class TestHelp:
         assert re.search(rf"^  {name} +\S", run_python("-m", "pipelines", "--help").stdout, re.MULTILINE)
         assert f"usage: imagebeam {name}" in run_python("-m", "pipelines", name, "--help").stdout
         assert f"usage: imagebeam {name}" in run_python("-m", cli.JOBS[name].module, "--help").stdout
+
+    @pytest.mark.parametrize("name", cli.JOBS)
+    def test_ends_with_two_commands_that_the_job_takes(self, name):
+        module = importlib.import_module(cli.JOBS[name].module)
+        parser = JobParser(name, module.DESCRIPTION, module.EXAMPLES, beam=True)
+        module.add_arguments(parser)
+        assert parser.format_help().splitlines()[-3:] == ["examples:", *(f"  {one}" for one in module.EXAMPLES)]
+        for command in module.EXAMPLES:
+            program, job, *argv = shlex.split(command)
+            assert (program, job) == ("imagebeam", name)
+            assert parse(parser, argv)[1] == []
 
 
 # Output shapes of VGG16 at 224x224, from table 1 of arXiv:1409.1556 (configuration D).

@@ -222,7 +222,7 @@ class TestDocuments:
     def test_contributing_lists_every_package(self, metadata):
         listed = set(
             re.findall(
-                r"^\| `((?:transforms|pipelines|imagebeam)(?:/\w+)?)/` \|", read("CONTRIBUTING.md"), re.MULTILINE
+                r"^\| `((?:transforms|pipelines|imagebeam)(?:/\w+)*)/` \|", read("CONTRIBUTING.md"), re.MULTILINE
             )
         )
         assert listed == {name.replace(".", "/") for name in metadata["packages"]} - {"transforms"}
