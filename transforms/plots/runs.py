@@ -72,7 +72,7 @@ def embeddings(vectors: np.ndarray, labels: Sequence[str | None], shown: Mapping
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     centred = vectors - vectors.mean(axis=0)
     total = float(np.square(centred, dtype=np.float64).sum())
-    if total:
+    if total > 1e-12 * float(np.square(vectors, dtype=np.float64).sum()):  # The mean of equal floats is rounded.
         pca = PCA(2, random_state=0)
         points = pca.fit_transform(centred)
         shares = pca.explained_variance_ratio_

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transforms.plots import training
+from transforms.plots import runs, training
 
 
 @pytest.fixture
@@ -127,3 +127,11 @@ def test_curves_show_the_history(drawn, epochs, validated):
     assert loss.lines[0].get_ydata().tolist() == history["loss"]
     assert accuracy.lines[0].get_ydata().tolist() == history["accuracy"]
     assert loss.get_ylabel() == "loss (nats per row)"
+
+
+@pytest.mark.parametrize("value", [0.1, 86.58])
+def test_equal_vectors_vary_in_no_direction(value):
+    """Even where their mean, which is rounded, is not one of them."""
+    vectors = np.full((12, 3), value, np.float32)
+    assert np.any(vectors != vectors.mean(axis=0))
+    Image.open(io.BytesIO(runs.embeddings(vectors, [None] * 12, {}))).verify()
