@@ -38,7 +38,7 @@ from PIL import Image
 
 from benchmarks.common import publish, write_jpegs
 from pipelines.runtime.finish import Run, finish
-from pipelines.runtime.prepare import RunFolder
+from pipelines.runtime.run_folder import RunFolder
 from transforms import storage
 from transforms.core.formats import InputFormat
 from transforms.core.spec import EmbedderSpec

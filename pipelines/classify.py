@@ -181,13 +181,13 @@ def run(options: ClassifyOptions) -> Result:
 
 
 def _label_images(options: ClassifyOptions, images: InputOptions, classifier: TrainedClassifier) -> Result:
-    from pipelines.runtime import prepare
+    from pipelines.runtime import input_source, run_folder
     from transforms.runs.part_files import PREDICTIONS
 
-    prepare.open_output_apart(options.output, images.input)
-    source = prepare.open_input(images, label_lists=None)
+    run_folder.open_output_apart(options.output, images.input)
+    source = input_source.open_input(images, label_lists=None)
     described = _Described(source.describe(), classifier, options.label)
-    prepare.refuse_output(options.output, described, PREDICTIONS)
+    run_folder.refuse_output(options.output, described, PREDICTIONS)
 
     # Beam takes seconds to import, which an error above does not wait for.
     from pipelines.runtime import launch
@@ -196,7 +196,7 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
     from transforms.runs.part_files import PartOptions
 
     pipeline = launch.open_pipeline(options.beam_args)
-    with prepare.claim_output(options.output, described, PREDICTIONS) as folder:
+    with run_folder.claim_output(options.output, described, PREDICTIONS) as folder:
         staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=True)
         part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, source.read.keep_columns)
         label_units = EmbedUnits(
@@ -216,7 +216,7 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
 def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> Result:
     import apache_beam as beam
 
-    from pipelines.runtime import launch, prepare
+    from pipelines.runtime import launch, run_folder
     from pipelines.runtime.finish import Finish, finish
     from transforms import storage
     from transforms.classify.predictions import ClassifyEmbeddings, kept_columns
@@ -234,8 +234,8 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
     )
     classifier.check(embeddings.spec, ", ".join(embeddings.folders))
     described = _Described({"embeddings": list(embeddings.folders)}, classifier, options.label)
-    prepare.refuse_output(options.output, described, PREDICTIONS)
-    with prepare.claim_output(options.output, described, PREDICTIONS) as folder:
+    run_folder.refuse_output(options.output, described, PREDICTIONS)
+    with run_folder.claim_output(options.output, described, PREDICTIONS) as folder:
         staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=False)
         part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, kept_columns(embeddings))
         label_units = ClassifyEmbeddings(
@@ -255,7 +255,7 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
 
 @dataclass(frozen=True)
 class _Described:
-    """A `prepare.Described`: what is read, by which classifier, and what is said of it."""
+    """A `run_folder.Described`: what is read, by which classifier, and what is said of it."""
 
     source: dict[str, Any]
     classifier: TrainedClassifier

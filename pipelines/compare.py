@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.common.console import say
 from pipelines.common.fields import Options, flag
 from pipelines.common.flags import JobParser, parse
-from pipelines.runtime.compared import accuracy_cell, difference_cell, print_table
-from pipelines.runtime.compared import describe as describe_answers
+from pipelines.runtime.accuracy_table import accuracy_cell, difference_cell, print_table
+from pipelines.runtime.accuracy_table import describe as describe_answers
 from transforms.core.errors import ImagebeamError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def run(options: CompareOptions) -> list[Compared]:
     import numpy as np
 
     from transforms.training.compare import common_rows, nearest_neighbours, probe
-    from transforms.training.exact import cut_folds
+    from transforms.training.exact_solver import cut_folds
 
     for embeddings in sets:
         _check_label_column(embeddings, options.label_column)

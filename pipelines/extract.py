@@ -63,20 +63,20 @@ def run(options: ExtractOptions) -> Result:
     Raises:
         ImagebeamError: for what the user can mend, before any work starts where it can be known then.
     """
-    from pipelines.runtime import prepare
+    from pipelines.runtime import input_source, model_staging, run_folder
     from transforms.models.availability import check_available
 
     beam_args = complete(
         options.beam_args, options.dataflow, patterns=options.input.input, output=options.output.output
     )
     check_available(options.model.config())
-    prepare.open_output_apart(options.output, options.input.input)
-    source = prepare.open_input(options.input)
-    prepare.refuse_output(options.output, source)
+    run_folder.open_output_apart(options.output, options.input.input)
+    source = input_source.open_input(options.input)
+    run_folder.refuse_output(options.output, source)
 
     # Beam takes seconds to import, which an error above does not wait for.
     from pipelines.runtime import launch
-    from pipelines.runtime.engines import ModelLoader
+    from pipelines.runtime.model_loader import ModelLoader
     from pipelines.runtime.reuse import open_reused
     from transforms.embed.embed_units import EmbedOptions, EmbedUnits
     from transforms.runs.part_files import PartOptions
@@ -85,8 +85,8 @@ def run(options: ExtractOptions) -> Result:
     # A model that cannot be had must not begin a new generation of parts.
     loader = ModelLoader(options.model, options.engine, source, options.dataflow.gpu is not None)
     loaded = loader.load(loader.config(None)) if options.output.overwrite else None
-    with prepare.claim_output(options.output, source) as folder:
-        staged = prepare.stage_model(loader, folder, loaded, overwrite=options.output.overwrite)
+    with run_folder.claim_output(options.output, source) as folder:
+        staged = model_staging.stage_model(loader, folder, loaded, overwrite=options.output.overwrite)
         images = options.model.image_options(staged.spec)
         embed_units = EmbedUnits(
             model=staged,

@@ -171,7 +171,7 @@ def _identity(options: FinetuneOptions, base: EmbedderSpec, index: RowIndex) -> 
 
 def _compare(first: FirstPhase, predictions: Path, *, learns: bool) -> list[dict[str, Any]]:
     """Accuracies of this classifier and of what needs no tuning on the same held-out rows, in JSON terms."""
-    from pipelines.runtime.compared import describe
+    from pipelines.runtime.accuracy_table import describe
     from transforms.training.compare import read_answers
 
     if not first.answers:
@@ -182,7 +182,7 @@ def _compare(first: FirstPhase, predictions: Path, *, learns: bool) -> list[dict
 
 
 def _print_compared(summary: dict[str, Any]) -> None:
-    from pipelines.runtime.compared import accuracy_cell, difference_cell, print_table
+    from pipelines.runtime.accuracy_table import accuracy_cell, difference_cell, print_table
 
     found = summary["compared"]
     if not found:

@@ -32,7 +32,8 @@ from transforms.core.formats import EmbeddingDtype
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipelines.runtime.prepare import RunFolder, Source
+    from pipelines.runtime.input_source import Source
+    from pipelines.runtime.run_folder import RunFolder
     from transforms.embed.embed_units import EmbedOptions, ImageModel
     from transforms.embed.inventory import Inventory
     from transforms.embed.sampling import Sample
@@ -92,14 +93,14 @@ def run(options: PlanOptions) -> Plan:
     Raises:
         ImagebeamError: where extract would refuse to start.
     """
-    from pipelines.runtime import prepare
+    from pipelines.runtime import input_source
     from transforms.embed.inventory import take_inventory
     from transforms.embed.sampling import Reservoir, look_at
     from transforms.images.decode import prepare_pillow
     from transforms.models.availability import check_available
 
     check_available(options.model.config())
-    source = prepare.open_input(options.input)
+    source = input_source.open_input(options.input)
     folder = _look_into_output(options.output, source)
     from transforms.embed.embed_units import EmbedOptions  # imports Beam, which takes seconds
 
@@ -137,12 +138,12 @@ def run(options: PlanOptions) -> Plan:
 
 
 def _look_into_output(options: OutputOptions, source: Source) -> RunFolder | None:
-    from pipelines.runtime import prepare
+    from pipelines.runtime import run_folder
 
     if options.output == NO_OUTPUT:
         return None
     try:
-        return prepare.check_output(options, source)
+        return run_folder.check_output(options, source)
     except OSError as error:
         raise ImagebeamError(f"The output cannot be read: {error}. Received: --output {options.output!r}.") from error
 
@@ -152,8 +153,8 @@ def _load(options: PlanOptions, folder: RunFolder | None, images: list[np.ndarra
 
     ImageNet's weights are not fetched for this, since random ones take as long.
     """
-    from pipelines.runtime import prepare
-    from pipelines.runtime.engines import ModelLoader
+    from pipelines.runtime import model_staging
+    from pipelines.runtime.model_loader import ModelLoader
     from transforms.models.staged import read_staged
 
     loader = ModelLoader(options.model, options.engine)
@@ -162,14 +163,14 @@ def _load(options: PlanOptions, folder: RunFolder | None, images: list[np.ndarra
     config, weights = loader.config(held), options.model.weights
     drawn = not config.has_own_weights and weights in ("imagenet", "none")
     if folder is not None and held is not None and drawn:
-        prepare.check_spec(folder, held, config.spec(held.weights_sha256, held.graph_sha256))
+        model_staging.check_spec(folder, held, config.spec(held.weights_sha256, held.graph_sha256))
     if staged is not None and held is not None and held.calibration is not None:
         return staged.load()
     if weights == "imagenet" and drawn:
         config = dataclasses.replace(config, weights="none")
     verdict = loader.try_out(config, images or None)
     if folder is not None and held is not None and not drawn:
-        prepare.check_spec(folder, held, verdict.loaded.embedder.spec)
+        model_staging.check_spec(folder, held, verdict.loaded.embedder.spec)
     for line in verdict.lines[:1]:
         say(line)
     return verdict.model

@@ -17,9 +17,9 @@ import pyarrow as pa
 from pipelines.common.fields import Options
 from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import InputOptions, ModelOptions, OutputOptions
-from pipelines.runtime import prepare
-from pipelines.runtime.engines import ModelLoader
+from pipelines.runtime import input_source, model_staging, run_folder
 from pipelines.runtime.finish import Finish, Run
+from pipelines.runtime.model_loader import ModelLoader
 from pipelines.runtime.reuse import open_reused
 from transforms import storage
 from transforms.core.errors import ImagebeamError
@@ -83,8 +83,8 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
         """Stage the model; then plan, embed and finish."""
         read = self.input_options.read_options()
         options = self.output_options
-        folder = prepare.read_run(prepare.RunFolder(storage.absolute(options.output), {}))
-        staged = prepare.stage_model(ModelLoader(self.model_options, self.engine_options), folder)
+        folder = run_folder.read_run(run_folder.RunFolder(storage.absolute(options.output), {}))
+        staged = model_staging.stage_model(ModelLoader(self.model_options, self.engine_options), folder)
         run = Run(
             folder,
             staged,
@@ -139,8 +139,8 @@ def _open_run(patterns: Sequence[str], options: InputOptions, output: OutputOpti
         raise ImagebeamError("EmbedImages got no patterns. Its input holds files, folders or patterns, one str each.")
     folder = storage.absolute(output.output)
     ordered = _in_known_order({storage.absolute(pattern) for pattern in patterns}, folder)
-    source = prepare.open_input(dataclasses.replace(options, input=ordered))
-    prepare.prepare_output(output, source)
+    source = input_source.open_input(dataclasses.replace(options, input=ordered))
+    run_folder.prepare_output(output, source)
     manifest.set_aside(folder)
     return source.patterns
 
@@ -148,7 +148,7 @@ def _open_run(patterns: Sequence[str], options: InputOptions, output: OutputOpti
 def _in_known_order(patterns: set[str], output: str) -> tuple[str, ...]:
     """A collection has no order, but a run's input has: that of an earlier attempt, else the alphabet's."""
     try:
-        before = json.loads(storage.read_bytes(storage.join(output, prepare.RUN_FILE)))["input"]
+        before = json.loads(storage.read_bytes(storage.join(output, run_folder.RUN_FILE)))["input"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         before = []
     return tuple(before) if set(before) == patterns else tuple(sorted(patterns))

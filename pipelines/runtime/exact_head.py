@@ -12,7 +12,7 @@ from pipelines.options.search import SearchOptions, asks_for_epochs
 from pipelines.options.training import FitOptions, HeadOptions, RowOptions, SolverOptions
 from pipelines.runtime.head_training import Lesson, check_searchable
 from transforms.core.errors import ImagebeamError
-from transforms.training.exact import LARGEST, LARGEST_WITH_FOLDS, Solution, solve
+from transforms.training.exact_solver import LARGEST, LARGEST_WITH_FOLDS, Solution, solve
 from transforms.training.head import LOGITS, Normalization, Solver, VectorTransform, build_head
 from transforms.training.metrics import wilson_interval
 from transforms.training.vector_sources import MatrixSource
@@ -154,7 +154,7 @@ def cross_validate(
         folds, rows, accuracy, accuracy_interval_95, fold_accuracies; for metrics.json.
     """
     from transforms.training.compare import probe
-    from transforms.training.exact import cut_folds
+    from transforms.training.exact_solver import cut_folds
 
     vectors, numbers = rows
     targets = lesson.targets(numbers)

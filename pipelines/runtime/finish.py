@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import apache_beam as beam
 
 from pipelines.common.console import say
-from pipelines.runtime.prepare import RunFolder, read_run
+from pipelines.runtime.run_folder import RunFolder, read_run
 from pipelines.runtime.summary import print_summary
 from transforms import storage
 from transforms.core.errors import JobError

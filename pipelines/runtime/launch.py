@@ -16,7 +16,8 @@ from apache_beam.runners.runner import PipelineState
 from pipelines.common.console import ProgressBar
 from pipelines.options.extraction import OutputOptions
 from pipelines.runtime.finish import Finish, Result, Run, finish
-from pipelines.runtime.prepare import RunFolder, Source
+from pipelines.runtime.input_source import Source
+from pipelines.runtime.run_folder import RunFolder
 from transforms import storage
 from transforms.core.errors import ColumnTypeError, ImagebeamError, JobError
 from transforms.core.progress import PROGRESS

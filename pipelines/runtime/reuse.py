@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipelines.common.console import say
 from pipelines.options.extraction import OutputOptions
-from pipelines.runtime.prepare import RunFolder, read_run
+from pipelines.runtime.run_folder import RunFolder, read_run
 from transforms import storage
 from transforms.core.errors import ImagebeamError, refused
 from transforms.core.spec import EmbedderSpec

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from pipelines.common.console import say
 from pipelines.common.log import add_totals
-from pipelines.runtime.prepare import RunFolder
+from pipelines.runtime.run_folder import RunFolder
 from transforms import storage
 from transforms.core.busy import describe
-from transforms.core.labels import LabelCount
+from transforms.core.label_counts import LabelCount
 from transforms.readers.units import Note
 from transforms.runs import manifest, part_files
 from transforms.runs.manifest import Settled, Totals

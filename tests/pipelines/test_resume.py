@@ -39,7 +39,7 @@ def no_model(monkeypatch):
 
     def forbid():
         monkeypatch.setattr(StagedModel, "load", load)
-        monkeypatch.setattr("pipelines.runtime.engines.load_backbone", load)
+        monkeypatch.setattr("pipelines.runtime.model_loader.load_backbone", load)
 
     return forbid
 

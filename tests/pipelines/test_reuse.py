@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.runtime import prepare
+from pipelines.runtime import model_staging
 from tests.support import plain_runs
 from tests.support.fakes import ChannelMeans
 from tests.support.gcs_server import gcs as emulated  # noqa: F401
@@ -38,7 +38,7 @@ class Counting:
     def __init__(self, patch, spec=None):
         self._patch = patch
         self._embedder = ChannelMeans(spec or EmbedderSpec("VGG16", "0" * 64, image_size=None))
-        patch.setattr(prepare, "stage_model", lambda *_, **__: StagedFake(self._embedder))
+        patch.setattr(model_staging, "stage_model", lambda *_, **__: StagedFake(self._embedder))
 
     def of(self, spec):
         """The same with a model of another spec."""

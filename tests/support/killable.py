@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines import classify
 from pipelines.cli import run_job
-from pipelines.runtime import launch, prepare  # noqa: F401 - what a job imports when it starts
+from pipelines.runtime import launch, model_staging  # noqa: F401 - what a job imports when it starts
 from tests.support.plain_runs import StagedFake, stage_fake
 from transforms.classify import predictions, staged  # noqa: F401
 from transforms.core.spec import EmbedderSpec
@@ -51,7 +51,7 @@ def write_classifier(folder: str | Path) -> None:
 def run(name: str, argv: list[str], log: str) -> Any:
     """The target of a process: one job, with models that cost nothing."""
     sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115 - for as long as the process lives
-    prepare.stage_model = stage_fake  # type: ignore[assignment]
+    model_staging.stage_model = stage_fake  # type: ignore[assignment]
     staged.stage_classifier = lambda *_, **__: StagedFake(Shares())  # type: ignore[assignment]
     assert classify
     os._exit(run_job(name, argv))

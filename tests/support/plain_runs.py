@@ -29,9 +29,10 @@ from apache_beam.runners.runner import PipelineState
 
 from pipelines.cli import run_job
 from pipelines.options.extraction import OutputOptions
-from pipelines.runtime import launch, prepare
+from pipelines.runtime import launch, model_staging
 from pipelines.runtime.finish import Result, Run, finish
-from pipelines.runtime.prepare import RunFolder, Source
+from pipelines.runtime.input_source import Source
+from pipelines.runtime.run_folder import RunFolder
 from tests.support.fakes import ChannelMeans, FakeModel
 from transforms.core.spec import EmbedderSpec
 from transforms.embed.embed_units import EmbedUnits, ImageModel, _ReadAndEmbed
@@ -64,7 +65,7 @@ class StagedFake(FakeModel):
 
 
 def stage_fake(*_: object, **__: object) -> StagedFake:
-    """Stands in for `prepare.stage_model`."""
+    """Stands in for `model_staging.stage_model`."""
     return StagedFake()
 
 
@@ -132,7 +133,7 @@ def _gone(me: Callable[[], lease.Holder] = lease._me) -> lease.Holder:
 def plain() -> Iterator[None]:
     """Runs in this process use `StagedFake` and plain loops."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "stage_model", stage_fake)
+        patch.setattr(model_staging, "stage_model", stage_fake)
         patch.setattr(launch, "open_pipeline", lambda _: PlainPipeline())
         patch.setattr(launch, "work_images", _work_images)
         patch.setattr(lease, "_me", _gone)

@@ -19,7 +19,7 @@ from transforms.core.spec import EmbedderSpec
 from transforms.models.embedder import Embedder, columns
 from transforms.models.engines.openvino_model import OpenVinoEmbedder
 from transforms.models.engines.prediction import predict_rows
-from transforms.models.graph import graph_sha256
+from transforms.models.graph_digest import graph_sha256
 from transforms.models.staged import (
     LoadedModel,
     StagedEngine,

@@ -106,8 +106,8 @@ class EmbedderSpec:
         resize_mode: what happens to the aspect ratio when resizing.
         precision: what the backbone computes in.
         color_policy: version of the rules that turn bytes into RGB.
-        graph_sha256: SHA-256 of the operations the weights are used in (see `transforms.models.graph`); empty in specs
-            that were written before it was recorded.
+        graph_sha256: SHA-256 of the operations the weights are used in (see `transforms.models.graph_digest`); empty in
+            specs that were written before it was recorded.
         preprocessing: of a model of one's own; None for a built-in one, which has its own.
         calibration: of an int8 model; None at other precisions.
         dicom_frame: which frame of a DICOM file counts, from 1, or "middle".

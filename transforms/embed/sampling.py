@@ -15,7 +15,7 @@ import numpy as np
 
 from transforms.core.batching import available_cores, decode_pool, map_ahead
 from transforms.core.formats import InputFormat
-from transforms.core.labels import LabelCount
+from transforms.core.label_counts import LabelCount
 from transforms.core.types import Failure, Image, Record, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image
 from transforms.images.sniff import sniff

@@ -25,13 +25,13 @@ from transforms.core.text import storable
 from transforms.core.types import Failure, Unread
 from transforms.inputs.discover import detect_format
 from transforms.inputs.unique_keys import SeenKeys
+from transforms.readers.allowed_paths import reach
 from transforms.readers.base import RecordError, SampleLimits, bounded, caught, failure
 from transforms.readers.columns import PEEKED_RECORDS, choose_label, convert, describe, infer, label_and_extras
 from transforms.readers.compression import inflate, is_gzip
 from transforms.readers.folders import class_folder, partitions
 from transforms.readers.options import ReadOptions
 from transforms.readers.parquet_rows import bounded_rows
-from transforms.readers.reach import reach
 from transforms.readers.read import judge
 from transforms.readers.units import ListUnit, RecordRef, Shard
 from transforms.storage.files import FileInfo

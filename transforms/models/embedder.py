@@ -17,7 +17,7 @@ from transforms.core.spec import EmbedderSpec, Pooling, Precision
 from transforms.models.architectures import Architecture, get_architecture, nearest
 from transforms.models.config import EmbedderConfig
 from transforms.models.engines.compiled import CompiledModel
-from transforms.models.graph import graph_sha256
+from transforms.models.graph_digest import graph_sha256
 from transforms.models.keras_import import import_keras, pinned_keras
 from transforms.models.own_model import OwnModel, call, load_weights, preprocess
 from transforms.models.weights import load as weights_module

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.plots.labels import shown_names
+from transforms.plots.class_names import shown_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.types import Failure, Record
+from transforms.readers.allowed_paths import reach
 from transforms.readers.base import (
     Cut,
     LeftOut,
@@ -26,7 +27,6 @@ from transforms.readers.columns import NamedLabels, describe
 from transforms.readers.image_files import read_file
 from transforms.readers.options import ReadOptions
 from transforms.readers.parquet_rows import Row, bounded_rows
-from transforms.readers.reach import reach
 from transforms.readers.units import RecordRef, ShardSlice
 
 _BATCH_ROWS = 16

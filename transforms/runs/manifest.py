@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from transforms import storage
 from transforms.core import busy
-from transforms.core.labels import LabelCount
+from transforms.core.label_counts import LabelCount
 from transforms.core.sealed_json import seal
 from transforms.core.spec import EmbedderSpec
 from transforms.core.text import printable

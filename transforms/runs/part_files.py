@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.formats import EmbeddingDtype, EmbeddingType
-from transforms.core.labels import LabelCount
+from transforms.core.label_counts import LabelCount
 from transforms.core.spec import EmbedderSpec
 from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Row, Stage

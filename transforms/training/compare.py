@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 
-from transforms.training.exact import Solution, solve
+from transforms.training.exact_solver import Solution, solve
 from transforms.training.head import VectorTransform, transform_vectors
 from transforms.training.metrics import wilson_interval
 

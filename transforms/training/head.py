@@ -177,7 +177,7 @@ def compile_head(
     """
     import keras
 
-    from transforms.training.thaw import thawing_adamw
+    from transforms.training.gradual_unfreezing import thawing_adamw
 
     rate: Any = learning_rate
     if schedule == Schedule.COSINE:

@@ -188,7 +188,7 @@ def test_extract_resumes_without_loading(source, output, save, monkeypatch):
     assert extract(source, output, model=model) == 0
     assert {len(vector) for vector in embeddings(output).values()} == {6}
     next(output.glob("embeddings/*")).unlink()
-    monkeypatch.setattr("pipelines.runtime.engines.load_backbone", lambda config: pytest.fail("resolved again"))
+    monkeypatch.setattr("pipelines.runtime.model_loader.load_backbone", lambda config: pytest.fail("resolved again"))
     assert extract(source, output, model=model) == 0
     assert manifest(output)["totals"]["units_skipped"] > 0
     assert extract(source, output, model=("--model", path, "--rows_per_unit", "5")) == 2

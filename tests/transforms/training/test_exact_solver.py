@@ -6,7 +6,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from transforms.training.exact import solve
+from transforms.training.exact_solver import solve
 from transforms.training.head import LOGITS, VectorTransform, build_head, transform_vectors
 
 

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
+from transforms.training.gradual_unfreezing import thawing_adamw
 from transforms.training.head import LOGITS, Normalization, build_head, compile_head
-from transforms.training.thaw import thawing_adamw
 
 RANDOM = np.random.default_rng(0)
 VECTORS = RANDOM.normal(size=(24, 6)).astype(np.float32)

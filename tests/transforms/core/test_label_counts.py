@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from transforms.core.labels import CLASSES_KEPT, LabelCount
+from transforms.core.label_counts import CLASSES_KEPT, LabelCount
 
 
 @pytest.mark.parametrize(

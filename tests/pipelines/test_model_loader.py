@@ -9,7 +9,7 @@ import pytest
 from pipelines.cli import run_job
 from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import ModelOptions
-from pipelines.runtime import engines
+from pipelines.runtime import model_loader as engines
 from tests.support.extracting import embeddings, extract, manifest, photographs, small_images, write_files
 from transforms.core.engines import Engine, PrecisionChoice
 from transforms.core.errors import ImagebeamError

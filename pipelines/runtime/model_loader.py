@@ -25,7 +25,7 @@ from transforms.models.engines.trial import Verdict
 from transforms.models.staged import LoadedModel, StagedEngine, StagedModel, read_staged, stage_engine
 
 if TYPE_CHECKING:
-    from pipelines.runtime.prepare import Source
+    from pipelines.runtime.input_source import Source
 
 SMALL_INPUT = 32 << 20
 """Bytes of an input that is worked before a trial would pay: some hundred photographs."""

@@ -1,73 +1,30 @@
-"""What a job does before its chain runs: look at the input, claim the output folder, stage the model."""
+"""The output folder of a run: whether it may be used, what makes two runs the same, and whose it is meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipelines.options.extraction import InputOptions, OutputOptions
+from pipelines.options.extraction import OutputOptions
 from transforms import storage
-from transforms.core.errors import ImagebeamError, JobError, refused
-from transforms.core.formats import InputFormat, LabelFrom
-from transforms.core.spec import EmbedderSpec
-from transforms.inputs import inspection
+from transforms.core.errors import ImagebeamError, refused
 from transforms.inputs.shard_index import forget_cuts
-from transforms.models import staged
-from transforms.models.config import EmbedderConfig
-from transforms.models.staged import LoadedModel, StagedModel
 from transforms.readers.column_types import holds, parse_type
-from transforms.readers.options import ReadOptions
 from transforms.runs import lease, manifest, part_files
 
 if TYPE_CHECKING:
-    from pipelines.runtime.engines import ModelLoader
-    from transforms.embed.sampling import Drawn
-    from transforms.images.decode import ImageOptions
+    pass
 
 RUN_FILE = "run.json"
 _CUTS = "plan"
 _GENERATION = "generation"
-_PARTS_LOOKED_AT = 32
 _PART_FOLDERS = (part_files.EMBEDDINGS, part_files.PREDICTIONS, part_files.FAILURES)
-_OVERWRITES = "--overwrite replaces what it holds, once the new parts are committed."
-
-
-@dataclass(frozen=True)
-class Source:
-    """The input, looked at: every pattern matches something, and the columns are there."""
-
-    patterns: tuple[str, ...]
-    input_format: InputFormat | None
-    read: ReadOptions
-
-    def describe(self) -> dict[str, Any]:
-        """In JSON terms, for run.json."""
-        described = {
-            "input": list(self.patterns),
-            "input_format": self.input_format or "auto",
-            "image_column": self.read.image_column,
-            "label_column": self.read.label_column,
-            "keep_columns": {name: str(kind) for name, kind in self.read.keep_columns},
-        }
-        if self.read.label_from != LabelFrom.AUTO:  # Runs of earlier versions do not say it.
-            described["label_from"] = self.read.label_from
-        if self.read.uri_column != "uri":
-            described["uri_column"] = self.read.uri_column
-        if self.read.renamed:
-            described["renamed"] = dict(self.read.renamed)
-        return described
-
-    def draw_images(self, options: ImageOptions, count: int, least_bytes: int = 0) -> Drawn:
-        """Images of the input, always the same: see `sampling.draw_images`."""
-        from transforms.embed.sampling import draw_images
-
-        return draw_images(self.patterns, self.input_format, self.read, options, count, least_bytes=least_bytes)
+OVERWRITES = "--overwrite replaces what it holds, once the new parts are committed."
 
 
 class Described(Protocol):
@@ -119,21 +76,6 @@ class RunFolder:
             committed = "What is committed stays"
         flags = ", without --overwrite," if self.generation else ""
         return f"{committed} in {self.output}; the same command{changed}{flags} goes on from there."
-
-
-def open_input(options: InputOptions, label_lists: str | None = inspection.LABEL_LISTS) -> Source:
-    """Look at the input before anything runs.
-
-    Args:
-        options: which input.
-        label_lists: see `inspection.inspect_input`.
-
-    Raises:
-        ImagebeamError: for a pattern without matches, or a column the first shard does not have.
-    """
-    patterns = tuple(storage.absolute(pattern) for pattern in options.input)
-    read = inspection.inspect_input(patterns, options.input_format, options.read_options(), label_lists)
-    return Source(patterns, options.input_format, read)
 
 
 @contextlib.contextmanager
@@ -243,7 +185,7 @@ def check_output(options: OutputOptions, source: Described, parts: str = part_fi
     committed = any(True for name in _PART_FOLDERS for _ in part_files.list_parts(storage.join(output, name)))
     if differences and committed:
         raise ImagebeamError(
-            f"{output} holds another run ({'; '.join(differences)}). Choose another --output. ({_OVERWRITES})"
+            f"{output} holds another run ({'; '.join(differences)}). Choose another --output. ({OVERWRITES})"
         )
     return RunFolder(output, run, parts, generation)
 
@@ -322,84 +264,3 @@ def open_output_apart(options: OutputOptions, patterns: Iterable[str]) -> None:
                 f"{pattern!r}, --output {options.output!r}. Choose an --output beside the input, or name the input's "
                 f"files with a glob."
             )
-
-
-def stage_model(
-    loader: ModelLoader, folder: RunFolder, loaded: LoadedModel | None = None, *, overwrite: bool = False
-) -> StagedModel:
-    """The staged model this run wants: the one that is there if it is the same, else resolved, built and staged.
-
-    Args:
-        loader: of the model.
-        folder: of the run.
-        loaded: what the loader gave, where it was asked before.
-        overwrite: whether the parts that are there will be replaced, whatever their spec.
-
-    Raises:
-        ImagebeamError: if the folder was filled by another spec, naming the fields that differ, or the model cannot
-            be built.
-        JobError: if it cannot be stored.
-    """
-    held = None if overwrite else _held_spec(folder)
-
-    def check(held: EmbedderSpec, wanted: EmbedderSpec) -> None:
-        check_spec(folder, held, wanted)
-
-    def load(config: EmbedderConfig) -> LoadedModel:
-        return loaded or loader.load(config, settled=held is not None)
-
-    try:
-        found = None if overwrite else _read_sound(folder.model)
-        config = loader.config(held or (found.spec if found is not None else None))
-        if found is not None and held is not None:
-            return loader.settle(staged.stage_model(config, folder.model, held=held, load=load, check=check))
-        source = staged.weights_source(config)
-        if found is not None and (found.weights, found.spec) == (
-            source,
-            config.spec(found.spec.weights_sha256, found.spec.graph_sha256),
-        ):
-            return loader.settle(found)
-        model = load(config if held is not None else loader.config(None))
-        if held is not None:  # Someone deleted or damaged model/ beside parts.
-            check_spec(folder, held, model.embedder.spec)
-        return staged.stage(model, folder.model, source)
-    except OSError as error:
-        raise JobError(f"The model cannot be staged: {error}. {folder.how_to_go_on()}") from error
-
-
-def _held_spec(folder: RunFolder) -> EmbedderSpec | None:
-    """The spec of a part of the run's generation; those of an earlier one are to be replaced, whatever theirs.
-
-    After an --overwrite that was stopped early, most parts are such. So only the first are looked at: the workers
-    compare each part with the spec.
-    """
-    parts = part_files.list_parts(storage.join(folder.output, folder.parts))
-    for _, uri in itertools.islice(parts, _PARTS_LOOKED_AT):
-        commit = part_files.read_commit(uri)
-        if commit is not None and commit.generation == folder.generation:
-            return part_files.read_spec(uri)
-    return None
-
-
-def _read_sound(folder: str) -> StagedModel | None:
-    """The staged model; None where a file is missing or its spec.json cannot be understood: it is staged again."""
-    try:
-        found = staged.read_staged(folder)
-    except ImagebeamError:
-        return None
-    if found is None:
-        return None
-    return found if all(storage.exists(storage.join(folder, name)) for name in found.files) else None
-
-
-def check_spec(folder: RunFolder, held: EmbedderSpec, wanted: EmbedderSpec) -> None:
-    """Refuse to mix embeddings of two specs in one folder.
-
-    Raises:
-        ImagebeamError: naming the fields that differ.
-    """
-    if differences := held.differences(wanted):
-        raise ImagebeamError(
-            f"{folder.output} holds embeddings of another spec ({'; '.join(differences)}). Choose another --output. "
-            f"({_OVERWRITES})"
-        )
