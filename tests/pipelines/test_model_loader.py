@@ -9,7 +9,7 @@ import pytest
 from pipelines.cli import run_job
 from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import ModelOptions
-from pipelines.runtime import model_loader as engines
+from pipelines.runtime import model_loader
 from tests.support.extracting import embeddings, extract, manifest, photographs, small_images, write_files
 from transforms.core.engines import Engine, PrecisionChoice
 from transforms.core.errors import ImagebeamError
@@ -81,7 +81,7 @@ def test_a_small_input_is_worked_without_a_trial(photos, tmp_path, monkeypatch):
 
 @needs_openvino
 def test_a_large_input_is_worth_a_trial_whose_result_stays(photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(engines, "SMALL_INPUT", 0)
+    monkeypatch.setattr(model_loader, "SMALL_INPUT", 0)
     assert run(photos, tmp_path / "out") == 0
     engine = engine_of(tmp_path / "out")
     assert {one["engine"] for one in engine["trial"]["candidates"]} == {"keras", "openvino"}
