@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import openvino
 
 SPEC_FILE = "spec.json"
+MODEL_LINK = "embedder.keras"
 
 _NAMED_BY_CONTENT = re.compile(r"-[0-9a-f]{12}\.(keras|xml|bin)$")
 
@@ -280,7 +281,7 @@ def stage(loaded: LoadedModel, folder: str, weights: dict[str, str | None]) -> S
     """Save a model into `folder`: its files first, spec.json, which names them and their digests, last.
 
     The names hold the digests, so that whoever stages another model here at the same time takes nothing from under
-    this one.
+    this one. On a local disk the link "embedder.keras" is for people.
 
     Args:
         loaded: to save.
@@ -289,7 +290,7 @@ def stage(loaded: LoadedModel, folder: str, weights: dict[str, str | None]) -> S
     """
     embedder = loaded.embedder
     with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / "embedder.keras"
+        path = Path(temporary) / MODEL_LINK
         embedder.model.save(path)
         if embedder.spec.preprocessing is not None:
             _check_loadable(path)
@@ -322,6 +323,7 @@ def stage_engine(staged: StagedModel, engine: StagedEngine, converted: openvino.
         "engine": staged.engine.to_dict(),
     }
     storage.publish(storage.join(staged.folder, SPEC_FILE), json.dumps(about, indent=2).encode())
+    storage.point_to(staged.model_uri, MODEL_LINK)
     return staged
 
 

@@ -242,6 +242,17 @@ def publish_file(uri: str, path: str | Path, *, overwrite: bool = True) -> None:
     _store(uri).publish(uri, Path(path), overwrite)
 
 
+def point_to(uri: str, link: str) -> None:
+    """Make a symbolic link beside a local file, in place of what had that name; nothing where there are no links.
+
+    Args:
+        uri: of the file.
+        link: a name in its folder.
+    """
+    if is_local(uri):
+        local.point_to(uri, link)
+
+
 def delete(uri: str) -> None:
     """Remove the file at `uri`; a missing one is fine."""
     _store(uri).delete(uri)

@@ -102,6 +102,18 @@ def publish(uri: str, source: bytes | Path, overwrite: bool) -> None:
     _sync_folder(folder)
 
 
+def point_to(uri: str, link: str) -> None:
+    """Make a symbolic link beside the file, in one step; some file systems have none."""
+    folder, name = os.path.split(os.path.abspath(uri))
+    temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+    try:
+        os.symlink(name, temporary)
+        os.replace(temporary, os.path.join(folder, link))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
 def delete(uri: str) -> None:
     """Remove the file; a missing one is fine."""
     with contextlib.suppress(FileNotFoundError):

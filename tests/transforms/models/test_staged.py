@@ -12,7 +12,15 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.spec import Pooling
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import resolve
-from transforms.models.staged import SPEC_FILE, LoadedModel, check_sha256, delete_superseded, read_staged, stage
+from transforms.models.staged import (
+    MODEL_LINK,
+    SPEC_FILE,
+    LoadedModel,
+    check_sha256,
+    delete_superseded,
+    read_staged,
+    stage,
+)
 
 CONFIG = EmbedderConfig(
     "VGG16", "random:0", layers=("block2_pool", "block1_pool"), pooling=Pooling.MAX, image_size=(32, 32)
@@ -46,7 +54,7 @@ def test_what_is_read_back_is_what_was_staged(folder, embedder):
     assert staged.sha256 == file_sha256(folder / staged.file)
     assert staged.file == f"embedder-{staged.sha256[:12]}.keras"
     assert json.loads((folder / SPEC_FILE).read_text())["fingerprint"] == embedder.spec.fingerprint
-    assert sorted(path.name for path in folder.iterdir()) == [staged.file, SPEC_FILE]
+    assert sorted(path.name for path in folder.iterdir()) == [staged.file, MODEL_LINK, SPEC_FILE]
 
 
 def test_the_loaded_embedder_gives_the_same_numbers(folder, embedder):
@@ -102,6 +110,7 @@ def test_whoever_stages_another_model_takes_nothing_from_under_this_one(folder, 
     other = resolve(dataclasses.replace(CONFIG, weights="random:1"))
     second = stage(LoadedModel(other), str(folder), WEIGHTS)
     assert read_staged(str(folder)) == second
+    assert (folder / MODEL_LINK).resolve() == folder / second.file
     for staged, expected in ((first, embedder), (second, other)):
         for column, matrix in staged.load().embed(images).items():
             np.testing.assert_allclose(matrix, expected.embed(images)[column], rtol=1e-6, atol=1e-6)
@@ -116,12 +125,12 @@ def test_a_superseded_model_is_deleted_when_it_is_old(folder, embedder):
     for name in (first.file, "notes.txt"):
         os.utime(folder / name, (1e9, 1e9))
     delete_superseded(str(folder), second.files, older_than=3600)
-    assert sorted(path.name for path in folder.iterdir()) == sorted([second.file, "notes.txt", SPEC_FILE])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([second.file, MODEL_LINK, "notes.txt", SPEC_FILE])
 
 
 def test_a_model_that_was_staged_before_names_held_digests_is_loaded(folder, embedder):
     staged = read(folder)
-    (folder / staged.file).rename(folder / "embedder.keras")
+    (folder / staged.file).replace(folder / "embedder.keras")
     about = json.loads((folder / SPEC_FILE).read_text()) | {"model_file": "embedder.keras"}
     (folder / SPEC_FILE).write_text(json.dumps(about))
     images = np.zeros((1, 32, 32, 3), np.uint8)
