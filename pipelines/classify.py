@@ -17,7 +17,7 @@ from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments, 
 from pipelines.options.extraction import InputOptions, OutputOptions
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import TruncatedImages
-from transforms.core.text import first_few
+from transforms.core.text import counted, first_few, spelled
 
 if TYPE_CHECKING:
     from pipelines.runtime.finish import Result
@@ -110,7 +110,7 @@ class VectorOptions(Options):
 
     def __post_init__(self) -> None:
         if not all(self.embeddings):
-            raise ImagebeamError(f"--embeddings names folders. Received: {list(self.embeddings)}.")
+            raise ImagebeamError(f"--embeddings names folders. Received: {spelled(self.embeddings)}.")
         if self.allow_unfinished and not self.embeddings:
             raise ImagebeamError("--allow_unfinished goes with --embeddings.")
 
@@ -311,7 +311,7 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
     )
     if unknown := metrics["unknown_labels"]:
         count, names = sum(unknown.values()), first_few(list(unknown))
-        say(f"WARNING: {count:,} images have labels that the classifier does not know: {names}")
+        say(f"WARNING: the classifier does not know labels of {counted(count, 'image')}: {names}")
     scores = [(name, score) for name, score in metrics["per_class"].items() if score["support"]]
     scores.sort(key=lambda entry: entry[1]["f1"])
     for name, score in scores[:_ROWS_SHOWN]:

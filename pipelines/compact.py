@@ -11,6 +11,7 @@ from pipelines.common.console import say
 from pipelines.common.fields import Options, flag
 from pipelines.common.flags import JobParser, parse
 from transforms.core.errors import ImagebeamError
+from transforms.core.text import counted
 
 DESCRIPTION = """\
 Copy the rows of a finished run of extract or classify into few large Parquet files, as BigQuery and other warehouses
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         copied = compact(folder, output, options.rows_per_file, options.rows_per_group)
     except (OSError, ValueError) as error:
         raise JobError(f"The run cannot be copied: {error}") from error
-    say(f"{copied.rows:,} rows in {copied.files:,} files, {copied.bytes:,} bytes, equal to those of {folder}: {output}")
+    amount = f"{counted(copied.rows, 'row')} in {counted(copied.files, 'file')}, {copied.bytes:,} bytes"
+    say(f"{amount}, equal to those of {folder}: {output}")
     return 0
 
 

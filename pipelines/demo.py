@@ -19,6 +19,7 @@ from pipelines.common.cache import cache_folder
 from pipelines.common.console import say
 from pipelines.common.flags import JobParser, parse
 from transforms.core.errors import ImagebeamError
+from transforms.core.text import counted
 
 DESCRIPTION = """\
 Write scikit-learn's handwritten digits (1,797 scans) as image shards, embed them with a real VGG16 (block4_pool, 512
@@ -132,9 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
     if not 1 <= args.images <= 1797:
-        raise ImagebeamError(f"--images is from 1 to 1797. Received: {args.images}.")
+        raise ImagebeamError(f"--images is from 1 to 1,797. Received: {args.images}.")
     folder = Path(args.folder)
-    say(f"1. Writing {args.images} digits as image shards into {folder / 'shards'}")
+    say(f"1. Writing {counted(args.images, 'digit')} as image shards into {folder / 'shards'}")
     write_digit_shards(folder / "shards", args.images)
     weights = fetch_vgg16()
     steps = [

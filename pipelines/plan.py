@@ -28,6 +28,7 @@ from pipelines.options.extraction import (
 from pipelines.runtime.plan_text import Estimate, Plan, to_dict, to_text
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import EmbeddingDtype
+from transforms.core.text import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +117,7 @@ def run(options: PlanOptions) -> Plan:
     )
     embed = EmbedOptions(options.model.image_options(options.model.config().spec("")), options.model.batch_size)
     prepare_pillow()
-    say(f"Looking at {min(options.look.sample, inventory.records):,} of {inventory.records:,} records")
+    say(f"Looking at {min(options.look.sample, inventory.records):,} of {counted(inventory.records, 'record')}")
     sample = look_at(reservoir.records(source.read), embed.images, images=embed.batch_size, pixels=embed.batch_pixels)
     started = time.perf_counter()
     embedder = _load(options, folder, sample.images)

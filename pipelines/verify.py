@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pipelines.common.console import say
 from pipelines.common.fields import Options, flag
 from pipelines.common.flags import JobParser, parse
+from transforms.core.text import counted
 
 DESCRIPTION = """\
 Check a finished run of extract or classify: the bytes of every file against the manifest, the number of rows, repeated
@@ -56,14 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         raise JobError(f"The run cannot be read: {error}") from error
     if not verdict.damages:
-        say(f"{verdict.parts:,} parts, {verdict.rows:,} rows, {verdict.bytes:,} bytes: as the manifest says.")
+        amount = f"{counted(verdict.parts, 'part')}, {counted(verdict.rows, 'row')}, {verdict.bytes:,} bytes"
+        say(f"{amount}: as the manifest says.")
         return 0
     files = {uri for damage in verdict.damages for uri in damage.discard}
-    say(f"{len(verdict.damages):,} things are wrong with {folder}.")
+    say(f"{counted(len(verdict.damages), 'thing is', 'things are')} wrong with {folder}.")
     if removed is not None:
-        say(f"{removed:,} files were removed. Give the run's own command again: it makes those anew, and nothing else.")
+        say(f"Removed: {counted(removed, 'file')}. The run's own command, given again, makes only those anew.")
     elif files:
-        say(f"To mend it: `imagebeam verify {folder} --discard`, then the run's own command; it makes those anew.")
+        say(f"To mend it: `imagebeam verify {folder} --discard`, then the run's own command, which makes them anew.")
     return 3
 
 

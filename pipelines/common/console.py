@@ -17,6 +17,7 @@ from pipelines.common import log
 from transforms.core.errors import ImagebeamError
 from transforms.core.progress import PROGRESS
 from transforms.core.progress import Progress as Counts
+from transforms.core.text import counted
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines where there is no terminal."""
@@ -113,7 +114,7 @@ class ProgressBar:
         if time.monotonic() - self._asked < ELSEWHERE_INTERVAL:
             return None
         try:
-            return f"{self._count_committed():,} units are committed"
+            return f"{counted(self._count_committed(), 'unit is', 'units are')} committed"
         except (OSError, ImagebeamError):  # The job goes on; its end will say what is wrong.
             return None
         finally:

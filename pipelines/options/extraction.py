@@ -14,6 +14,7 @@ from transforms.core.engines import PrecisionChoice
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import KEEP_TYPES, EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
 from transforms.core.spec import EmbedderSpec, Interpolation, JpegDecode, Pooling, Precision, Preprocessing, ResizeMode
+from transforms.core.text import spelled
 from transforms.models.architectures import Architecture
 from transforms.models.own_model import OwnModel
 
@@ -127,7 +128,9 @@ class InputOptions(Options):
 
     def __post_init__(self) -> None:
         if not self.input or not all(self.input):
-            raise ImagebeamError(f"--input names at least one file, folder or pattern. Received: {list(self.input)}.")
+            raise ImagebeamError(
+                f"--input names at least one file, folder or pattern. Received: {spelled(self.input)}."
+            )
         check_uris("--input", *self.input)
         for name, value in (("--image_column", self.image_column), ("--label_column", self.label_column)):
             if not value:
@@ -309,7 +312,7 @@ class OutputOptions(Options):
                 f"--max_failure_rate is a share of the records, from 0 to 1. Received: {self.max_failure_rate}."
             )
         if not all(self.reuse):
-            raise ImagebeamError(f"--reuse names folders. Received: {list(self.reuse)}.")
+            raise ImagebeamError(f"--reuse names folders. Received: {spelled(self.reuse)}.")
         check_uris("--reuse", *self.reuse)
         if self.overwrite and self.reuse:
             raise ImagebeamError("--overwrite computes every vector again. Received: --reuse as well.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pipelines.common.fields import Options, flag, refuse_both
 from pipelines.options.training import FitOptions, HeadOptions, RowOptions, units
 from transforms.core.errors import ImagebeamError
+from transforms.core.text import spelled
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -54,11 +55,15 @@ class SearchOptions(Options):
         if given and not self.search:
             raise ImagebeamError(f"--{given[0]} describes the grid of --search: give that too.")
         if any(width < 1 for head in self.search_hidden_units for width in head):
-            raise ImagebeamError(f"--search_hidden_units are at least 1. Received: {self.search_hidden_units}.")
+            raise ImagebeamError(
+                f"--search_hidden_units are at least 1. Received: {spelled(self.search_hidden_units)}."
+            )
         if not all(0 <= rate < math.inf for rate in self.search_weight_decay):
-            raise ImagebeamError(f"--search_weight_decay is at least 0. Received: {self.search_weight_decay}.")
+            raise ImagebeamError(f"--search_weight_decay is at least 0. Received: {spelled(self.search_weight_decay)}.")
         if not all(0 < rate < math.inf for rate in self.search_learning_rate):
-            raise ImagebeamError(f"--search_learning_rate is more than 0. Received: {self.search_learning_rate}.")
+            raise ImagebeamError(
+                f"--search_learning_rate is more than 0. Received: {spelled(self.search_learning_rate)}."
+            )
 
     def refuse_what_the_grid_decides(self, head: HeadOptions, fit: FitOptions) -> None:
         """Refuse flags in whose place the grid stands.

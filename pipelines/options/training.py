@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.common.fields import Options, flag, one_of, refuse_both
 from transforms.core.errors import ImagebeamError
+from transforms.core.text import spelled
 from transforms.training.head import Normalization, Schedule, Solver, VectorTransform
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class EmbeddingOptions(Options):
 
     def __post_init__(self) -> None:
         if not self.embeddings or not all(self.embeddings):
-            raise ImagebeamError(f"--embeddings names at least one folder. Received: {list(self.embeddings)}.")
+            raise ImagebeamError(f"--embeddings names at least one folder. Received: {spelled(self.embeddings)}.")
         if self.max_memory_mb < 1:
             raise ImagebeamError(f"--max_memory_mb is at least 1. Received: {self.max_memory_mb}.")
 
@@ -160,7 +161,7 @@ class HeadOptions(Options):
 
     def __post_init__(self) -> None:
         if any(width < 1 for width in self.hidden_units):
-            raise ImagebeamError(f"--hidden_units are at least 1. Received: {list(self.hidden_units)}.")
+            raise ImagebeamError(f"--hidden_units are at least 1. Received: {spelled(self.hidden_units)}.")
         if not 0 <= self.dropout < 1:
             raise ImagebeamError(f"--dropout is a share, from 0 to below 1. Received: {self.dropout}.")
         if self.dropout and not self.hidden_units:

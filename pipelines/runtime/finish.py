@@ -12,6 +12,7 @@ from pipelines.runtime.run_folder import RunFolder, read_run
 from pipelines.runtime.summary import print_summary
 from transforms import storage
 from transforms.core.errors import JobError
+from transforms.core.text import counted
 from transforms.models.staged import delete_superseded
 from transforms.readers.units import Note
 from transforms.runs import lease, manifest
@@ -132,14 +133,14 @@ def _reconcile(run: Run) -> Result:
     problems += _shown(manifest.describe_unread(reports))
     if totals.retryable:
         problems.append(
-            f"{totals.retryable:,} records could not be read, and not for what they hold; the same command tries them "
-            "again"
+            f"{counted(totals.retryable, 'record')} could not be read because of the machine or the storage; the same "
+            "command tries again"
         )
     if not totals.embedded:
-        problems.append(f"no {parts}: not one record became one")
+        problems.append(f"there are no {parts}: no record became one")
     if totals.failure_rate > run.max_failure_rate:
         problems.append(
-            f"{totals.failed:,} of {totals.records:,} records failed ({totals.failure_rate:.2%}), more than "
+            f"{totals.failed:,} of {counted(totals.records, 'record')} failed ({totals.failure_rate:.2%}), more than "
             f"--max_failure_rate {run.max_failure_rate}"
         )
     previous = manifest.read_previous(output)
@@ -150,8 +151,8 @@ def _reconcile(run: Run) -> Result:
     if settled.kept:
         rows = sum(commit.embedded for commit in settled.kept)
         problems.append(
-            f"the inputs of {rows:,} rows in {len(settled.kept):,} parts are not found any more, such as "
-            f"{', '.join(settled.examples)}; the rows stay. --prune removes them"
+            f"the inputs of {counted(rows, 'row')} in {counted(len(settled.kept), 'part')} are not found any more, "
+            f"such as {', '.join(settled.examples)}; the rows stay. --prune removes them"
         )
     times = Times(run.started, time.time())
     content = manifest.write_manifest(

@@ -15,6 +15,7 @@ from pipelines.options.training import FitOptions, HeadOptions, SolverOptions
 from pipelines.runtime.exact_head import describe_solution, is_exact, solve_head
 from pipelines.runtime.head_training import Lesson, train_head
 from transforms.core.errors import ImagebeamError
+from transforms.core.text import counted
 from transforms.models.engines.prediction import predict_rows
 from transforms.training.compare import Answers, nearest_neighbours
 from transforms.training.head import Solver, VectorTransform
@@ -95,7 +96,7 @@ def learn_from_vectors(
 def _embed(embedder: keras.Model, images: ImageSet, batch_size: int) -> np.ndarray:
     """Vectors of all images, float32 [rows, dimension]."""
     rows = len(images.table)
-    say(f"Embedding {rows:,} images for the first phase")
+    say(f"Embedding {counted(rows, 'image')} for the first phase")
     vectors = np.concatenate(
         [
             predict_rows(embedder, images.pixels[start : start + batch_size], batch_size)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from transforms.core.text import MESSAGE_CHARACTERS, printable
+from transforms.core.text import MESSAGE_CHARACTERS, counted, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,7 +143,7 @@ def _cards(manifest: Mapping[str, Any]) -> str:
 def _failures(totals: Mapping[str, Any], failures: Sequence[Sequence[str]]) -> Iterator[str]:
     yield "<h2>Failures</h2>"
     if count := totals["icc_profiles_ignored"]:
-        yield f"<p class=note>{count:,} images carried an ICC colour profile, which is not applied.</p>"
+        yield f"<p class=note>{counted(count, 'image')} carried an ICC colour profile, which is not applied.</p>"
     if not totals["failed"]:
         yield "<p>None: every record became an embedding.</p>"
         return

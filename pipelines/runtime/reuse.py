@@ -12,6 +12,7 @@ from pipelines.runtime.run_folder import RunFolder, read_run
 from transforms import storage
 from transforms.core.errors import ImagebeamError, refused
 from transforms.core.spec import EmbedderSpec
+from transforms.core.text import counted
 from transforms.images.decode import ImageOptions
 from transforms.runs import part_files
 from transforms.runs.digest_index import ReusedRun, write_index
@@ -43,7 +44,7 @@ def open_reused(
         except OSError as error:
             message = f"The rows to reuse cannot be read: {error}. Received: --reuse {' '.join(options.reuse)}."
             raise refused(message, error) from error
-        say(f"Images of {rows:,} rows in {len(runs):,} {'run' if len(runs) == 1 else 'runs'} are not embedded again")
+        say(f"Images of {counted(rows, 'row')} in {counted(len(runs), 'run')} are not embedded again")
     return runs
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pipelines.options.extraction import OutputOptions
 from transforms import storage
 from transforms.core.errors import ImagebeamError, refused
+from transforms.core.text import counted, differences
 from transforms.inputs.shard_index import forget_cuts
 from transforms.readers.column_types import holds, parse_type
 from transforms.runs import lease, manifest, part_files
@@ -71,7 +72,7 @@ class RunFolder:
     def how_to_go_on(self, changed: str = "") -> str:
         """What to tell the user when the run breaks off, where the command is to be `changed` with those words."""
         try:
-            committed = f"{self.count_committed():,} units are committed"
+            committed = f"{counted(self.count_committed(), 'unit is', 'units are')} committed"
         except OSError:  # What broke the run may break this too.
             committed = "What is committed stays"
         flags = ", without --overwrite," if self.generation else ""
@@ -166,7 +167,7 @@ def check_output(options: OutputOptions, source: Described, parts: str = part_fi
     folder = storage.join(output, parts)
     if foreign := next(part_files.list_foreign(folder), None):
         raise ImagebeamError(
-            f"{foreign} is no part of a run, and whoever reads the folder would read it too. Move it away, or choose "
+            f"{foreign} is not a part of a run, and readers of the folder would read it too. Move it away, or choose "
             f"another --output."
         )
     if options.overwrite:
@@ -176,16 +177,16 @@ def check_output(options: OutputOptions, source: Described, parts: str = part_fi
     if before is None and has_parts:
         raise ImagebeamError(f"{folder} holds parts, but no {RUN_FILE} says of which run. Choose another --output.")
     generation = (before or {}).pop(_GENERATION, "")
-    differences = [
-        f"{name}: {before.get(name)} != {run.get(name)}"
-        for name in {**(before or {}), **run}
-        if before and before.get(name) != run.get(name) and not _is_widened(name, before, run)
+    different = [
+        line
+        for name, line in (differences(before, run) if before else {}).items()
+        if before and not _is_widened(name, before, run)
     ]
     # Nothing was committed by an attempt without parts: it binds nobody.
     committed = any(True for name in _PART_FOLDERS for _ in part_files.list_parts(storage.join(output, name)))
-    if differences and committed:
+    if different and committed:
         raise ImagebeamError(
-            f"{output} holds another run ({'; '.join(differences)}). Choose another --output. ({OVERWRITES})"
+            f"{output} holds another run ({'; '.join(different)}). Choose another --output. ({OVERWRITES})"
         )
     return RunFolder(output, run, parts, generation)
 

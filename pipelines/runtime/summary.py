@@ -10,6 +10,7 @@ from pipelines.runtime.run_folder import RunFolder
 from transforms import storage
 from transforms.core.busy import describe
 from transforms.core.label_counts import LabelCount
+from transforms.core.text import counted
 from transforms.readers.units import Note
 from transforms.runs import manifest, part_files
 from transforms.runs.manifest import Settled, Totals
@@ -55,10 +56,11 @@ def print_summary(
     }
     add_totals(**counts)
     if totals.units and not fresh:
-        say(f"Nothing to do: all {totals.units:,} units were committed before; no model was loaded.")
+        say(f"Nothing to do: {counted(totals.units, 'unit was', 'units were')} committed before; no model was loaded.")
     say(
-        f"{totals.embedded:,} {folder.parts} and {totals.failed:,} failures from {totals.records:,} records in "
-        f"{seconds:,.1f} s ({fresh:,} units now, {totals.units_skipped:,} before)",
+        f"{counted(totals.embedded, folder.parts.removesuffix('s'))} and {counted(totals.failed, 'failure')} from "
+        f"{counted(totals.records, 'record')} in {seconds:,.1f} s ({counted(fresh, 'unit')} now, "
+        f"{totals.units_skipped:,} before)",
         counts,
     )
     if totals.reused or totals.equal:

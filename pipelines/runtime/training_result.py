@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import say
 from pipelines.common.log import add_totals
+from transforms.core.text import counted
 
 if TYPE_CHECKING:
     import keras
@@ -45,7 +46,7 @@ def describe_rows(index: RowIndex) -> dict[str, Any]:
     if small := describe_small(index.counts, index.classes, measured):
         say(f"WARNING: {small}")
     if straddle:
-        say(f"WARNING: {straddle:,} images stand in more than one split: the metrics will be too good")
+        say(f"WARNING: {counted(straddle, 'image is', 'images are')} in more than one split: metrics will be too good")
     by_class = {name: index.counts[:, number].tolist() for number, name in enumerate(index.classes)}
     return {
         **sizes,

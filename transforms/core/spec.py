@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.text import differences
 
 COLOR_POLICY = "imagebeam-2"
 """Version of the image policy (`transforms.images.decode`): a change of pixels raises it, and so the fingerprint."""
@@ -182,12 +183,7 @@ class EmbedderSpec:
 
     def differences(self, other: EmbedderSpec) -> list[str]:
         """One line for each field in which `other` differs: "pooling: avg != max"."""
-        mine, theirs = self.to_dict(), other.to_dict()
-        return [
-            f"{name}: {mine.get(name)} != {theirs.get(name)}"
-            for name in {**mine, **theirs}
-            if mine.get(name) != theirs.get(name)
-        ]
+        return list(differences(self.to_dict(), other.to_dict()).values())
 
 
 def canonical_json(value: Any) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 MESSAGE_CHARACTERS = 2_000
 """Of a failure's message at most: an input may put a megabyte into one."""
@@ -32,6 +33,33 @@ def printable(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
     if shown.isascii() and shown.isprintable():
         return shown
     return "".join(map(_character, shown))
+
+
+def spelled(value: object) -> str:
+    """A value in JSON's terms as a person writes it: "none", "true", "a, b", "x: 1, y: 2"."""
+    if value is None or value in ([], (), {}, ""):
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {spelled(one)}" for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(spelled, value))
+    return str(value)
+
+
+def counted(count: int, one: str, more: str | None = None) -> str:
+    """A number with what it counts: "1 unit", "2,000 units"; `more` where that is not `one` with an s."""
+    return f"{count:,} {one if count == 1 else more or f'{one}s'}"
+
+
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, str]:
+    """Name of each value that differs -> one line: "pooling: avg != max"."""
+    return {
+        name: f"{name}: {spelled(mine.get(name))} != {spelled(theirs.get(name))}"
+        for name in {**mine, **theirs}
+        if mine.get(name) != theirs.get(name)
+    }
 
 
 def first_few(names: Sequence[str], shown: int = 5) -> str:

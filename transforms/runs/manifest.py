@@ -20,7 +20,7 @@ from transforms.core import busy
 from transforms.core.label_counts import LabelCount
 from transforms.core.sealed_json import seal
 from transforms.core.spec import EmbedderSpec
-from transforms.core.text import printable
+from transforms.core.text import counted, printable
 from transforms.images.decode import DECODERS
 from transforms.models.staged import StagedEngine
 from transforms.readers.units import Note
@@ -236,7 +236,7 @@ def _describe_unread(unread: dict[str, Any]) -> str:
     size, records = unread["bytes"], unread["records"]
     amounts = [f"{size:,} bytes"] if size else []
     if records:
-        amounts.append(f"{'about ' if size else ''}{records:,} records")
+        amounts.append(f"{'about ' if size else ''}{counted(records, 'record')}")
     amount = f", {' or '.join(amounts)} of it" if amounts else ""
     return printable(f"{unread['uri']} was not read to its end{amount}: {unread['reason']}")
 

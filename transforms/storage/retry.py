@@ -121,7 +121,7 @@ class Patience:
             count = self._in_a_row
         if count >= STOP_AFTER:
             raise MachineError(
-                f"{count} reads in a row failed, and not for what the files hold; the last one: {error}"
+                f"{count} reads in a row failed because of the machine or the storage; the last one: {error}"
             ) from error
 
 

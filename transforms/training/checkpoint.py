@@ -11,6 +11,7 @@ import numpy as np
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError
+from transforms.core.text import differences
 
 _PREFIX = "checkpoint-"
 _RUN, _STATE = "run.json", "state.npz"
@@ -48,15 +49,13 @@ class Checkpoint:
         run = json.loads(json.dumps(run))  # tuples become lists, as they do when saved
         before = self.load_json(_RUN)
         if before is not None:
-            differences = [
-                f"{name}: {before.get(name)} != {run[name]}" for name in run if before.get(name) != run[name]
-            ]
-            if not differences:
+            different = differences({name: before.get(name) for name in run}, run)
+            if not different:
                 return True
             if not overwrite:
                 raise ImagebeamError(
-                    f"{self._folder} holds an unfinished run with other options ({'; '.join(differences)}). Finish it "
-                    "with those, choose another --output, or throw it away with --overwrite."
+                    f"{self._folder} holds an unfinished run with other options ({'; '.join(different.values())}). "
+                    "Finish it with those, choose another --output, or throw it away with --overwrite."
                 )
             self.remove()
         self.save_json(_RUN, run)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.spec import EmbedderSpec
+from transforms.core.text import counted
 from transforms.models.staged import StagedModel, read_staged
 from transforms.runs.manifest import MANIFEST_FILE
 from transforms.runs.part_files import EMBEDDINGS, FINGERPRINT_KEY, SPEC_KEY, list_parts
@@ -223,7 +224,7 @@ def _part_uris(folder: str, *, allow_unfinished: bool) -> list[str]:
     except FileNotFoundError:
         raise ImagebeamError(
             f"{folder} has no {MANIFEST_FILE}: its extract run has not finished. Finish it, or take the "
-            f"{len(uris):,} parts that are there with --allow_unfinished."
+            f"{counted(len(uris), 'part')} that it has with --allow_unfinished."
         ) from None
     listed = {part["path"].rsplit("/", 1)[-1] for part in manifest["parts"]}
     if listed != uris.keys():

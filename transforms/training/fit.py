@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.text import counted, spelled
 from transforms.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class _Run:
             if self._checkpoint is not None:
                 self._checkpoint.remove()  # there is no way on from here, and the next run will have other options
             raise ImagebeamError(
-                f"Training diverged: {dict(logs)} after {state.epochs + 1} epochs. Lower --learning_rate."
+                f"Training diverged after {counted(state.epochs + 1, 'epoch')}: {spelled(logs)}. Lower --learning_rate."
             )
         if state.add(logs):
             self._best = self._model.get_weights()

@@ -152,8 +152,8 @@ def _refuse_fault(failure: Failure) -> None:
     """
     if failure.retryable:
         raise ImagebeamError(
-            f"{failure.uri} cannot be read, and not for what it holds ({failure.error_type}: {failure.message}). Run "
-            "the same command again once it can."
+            f"{failure.uri} cannot be read because of the machine or the storage ({failure.error_type}: "
+            f"{failure.message}). Run the same command again once it can."
         )
 
 

@@ -19,7 +19,7 @@ def test_another_run_is_refused_naming_what_differs(tmp_path):
     checkpoint = Checkpoint(str(tmp_path))
     checkpoint.claim(RUN, overwrite=False)
     checkpoint.save_state({"epochs": 3}, [])
-    with pytest.raises(ImagebeamError, match=r"hidden_units: \[4\] != \[8\]") as caught:
+    with pytest.raises(ImagebeamError, match=r"hidden_units: 4 != 8") as caught:
         checkpoint.claim({**RUN, "hidden_units": (8,)}, overwrite=False)
     assert "seed" not in str(caught.value)
     assert checkpoint.load_state() is not None

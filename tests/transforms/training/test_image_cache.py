@@ -69,7 +69,9 @@ def test_what_the_machine_cannot_read_stops_and_what_is_no_image_does_not(tmp_pa
 
     monkeypatch.setattr(storage, "read_bytes", refuse)
     monkeypatch.setattr(retry, "WAITS", ())
-    with pytest.raises(ImagebeamError, match=r"c\.png cannot be read, and not for what it holds.*Input/output error"):
+    with pytest.raises(
+        ImagebeamError, match=r"c\.png cannot be read because of the machine or the storage.*Input/output error"
+    ):
         read_folder(tmp_path)
 
 
