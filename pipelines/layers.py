@@ -14,7 +14,8 @@ from pipelines.common.cache import cache_folder
 from pipelines.common.fields import Options, flag
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.extraction import ImageSize, ModelOptions, parse_image_size, resolve_image_size
-from transforms.models.architectures import Architecture, size_text
+from transforms.core.text import size_text
+from transforms.models.architectures import Architecture
 from transforms.models.layer_tables import LayerInfo, list_layers
 from transforms.models.own_model import OwnModel, find_model
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from pipelines.common.console import say
 from pipelines.options.finetuning import FinetuneOptions
 from transforms.core.errors import ImagebeamError
-from transforms.core.text import printable
-from transforms.models.architectures import size_text
+from transforms.core.text import printable, size_text
 
 if TYPE_CHECKING:
     import keras

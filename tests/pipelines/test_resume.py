@@ -166,7 +166,7 @@ class TestRefusals:
             (("--layer", "block2_pool"), "layers:"),
             (("--pooling", "max"), "pooling: avg != max"),
             (("--weights", "random:1"), "weights_sha256:"),
-            (("--image_size", "48x48"), "image_size: 32, 32 != 48, 48"),
+            (("--image_size", "48x48"), "image_size: 32x32 != 48x48"),
             (("--precision", "bfloat16"), "precision: float32 != bfloat16"),
             (("--rows_per_unit", "6"), "rows_per_unit: 5 != 6"),
             (("--embedding_dtype", "float16"), "embedding_dtype: float32 != float16"),

@@ -471,7 +471,7 @@ def test_images_in_several_splits_are_counted(tmp_path, capfd):
     metrics = run(options(folder, tmp_path / "out", rows=RowOptions(split_column="fold"))).metrics
     assert metrics["rows"]["images_in_several_splits"] == 1
     assert metrics["rows"]["validation"] == 50
-    assert "1 images stand in more than one split" in capfd.readouterr().err
+    assert "1 image is in more than one split" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

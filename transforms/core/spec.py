@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.text import differences
+from transforms.core.text import differences, size_text
 
 COLOR_POLICY = "imagebeam-2"
 """Version of the image policy (`transforms.images.decode`): a change of pixels raises it, and so the fingerprint."""
@@ -183,7 +183,8 @@ class EmbedderSpec:
 
     def differences(self, other: EmbedderSpec) -> list[str]:
         """One line for each field in which `other` differs: "pooling: avg != max"."""
-        return list(differences(self.to_dict(), other.to_dict()).values())
+        mine, theirs = (spec.to_dict() | {"image_size": size_text(spec.image_size)} for spec in (self, other))
+        return list(differences(mine, theirs).values())
 
 
 def canonical_json(value: Any) -> str:

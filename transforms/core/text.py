@@ -48,6 +48,11 @@ def spelled(value: object) -> str:
     return str(value)
 
 
+def size_text(image_size: tuple[int, int] | None) -> str:
+    """(224, 224) -> "224x224", None -> "native": the spelling of the command line."""
+    return "native" if image_size is None else f"{image_size[0]}x{image_size[1]}"
+
+
 def counted(count: int, one: str, more: str | None = None) -> str:
     """A number with what it counts: "1 unit", "2,000 units"; `more` where that is not `one` with an s."""
     return f"{count:,} {one if count == 1 else more or f'{one}s'}"

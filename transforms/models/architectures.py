@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.text import size_text
 from transforms.models.keras_import import import_keras, pinned_keras
 from transforms.models.keras_internals import fresh_layer_names
 
@@ -214,8 +215,3 @@ def nearest(name: str, known: tuple[str, ...] | list[str], most: int = 5) -> str
     if matches:
         return f"Did you mean {', '.join(folded[match] for match in matches)}?"
     return f"Known are {', '.join(known)}."
-
-
-def size_text(image_size: tuple[int, int] | None) -> str:
-    """(224, 224) -> "224x224", None -> "native": the spelling of the command line."""
-    return "native" if image_size is None else f"{image_size[0]}x{image_size[1]}"

@@ -17,7 +17,8 @@ from typing import Any
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.models.architectures import ARCHITECTURES, Architecture, get_architecture, nearest, size_text
+from transforms.core.text import size_text
+from transforms.models.architectures import ARCHITECTURES, Architecture, get_architecture, nearest
 from transforms.models.keras_import import import_keras
 from transforms.models.own_model import OwnModel
 

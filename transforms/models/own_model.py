@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from transforms import storage
 from transforms.core.errors import ImagebeamError, first_line
 from transforms.core.spec import EmbedderSpec, Preprocessing
-from transforms.models.architectures import Architecture, get_architecture, size_text
+from transforms.core.text import size_text
+from transforms.models.architectures import Architecture, get_architecture
 from transforms.models.keras_import import pinned_keras
 
 if TYPE_CHECKING:
