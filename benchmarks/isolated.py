@@ -1,6 +1,6 @@
 """Decoding in processes of their own, which may crash, against decoding in this process, format by format.
 
-    python -m benchmarks.isolated [--rounds 5] [--seconds 1]
+    python -m benchmarks.isolated [--rounds 5] [--seconds 1] [--format AVIF ...]
 
 One photograph in two sizes, as each format's usual writers have it, is decoded and resized to 224x224 by one thread a
 core, in turn here and in decoder processes. Beside images/s stand milliseconds of a processor for an image, which other
@@ -15,7 +15,7 @@ import io
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,10 +57,11 @@ class Figures:
     cpu_ms: list[float] = field(default_factory=list)
 
 
-def encoded(size: tuple[int, int]) -> Iterator[tuple[str, bytes]]:
-    """(name, file) in each format."""
+def encoded(size: tuple[int, int], names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """(name, file) in each of these formats."""
     photograph = PIL.Image.fromarray(load_sample_images().images[0]).resize(size, PIL.Image.Resampling.BICUBIC)
-    for name, (image_format, options) in FORMATS.items():
+    for name in names:
+        image_format, options = FORMATS[name]
         stream = io.BytesIO()
         photograph.save(stream, image_format, **options)
         yield name, stream.getvalue()
@@ -87,6 +88,7 @@ def _used() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--format", nargs="*", default=list(FORMATS), choices=list(FORMATS), help="one or several")
     parser.add_argument("--seconds", type=float, default=1.0, help="for one measurement, about")
     args = parser.parse_args()
     prepare_pillow()
@@ -95,7 +97,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     with ThreadPoolExecutor(available_cores()) as pool:
         for size in SIZES:
-            for name, data in encoded(size):
+            for name, data in encoded(size, args.format):
                 kind = sniff(data)
                 assert kind is not None
                 chosen = DECODERS[kind].decode

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import math
 import random
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from transforms.core.formats import InputFormat
 from transforms.core.label_counts import LabelCount
 from transforms.core.types import Failure, Image, Record, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image
+from transforms.images.decoder_pool import thread_time
 from transforms.images.sniff import sniff
 from transforms.inputs.plan import cut_shard, plan
 from transforms.readers.options import ReadOptions
@@ -226,13 +226,13 @@ def look_at(records: Iterable[Record | Failure], options: ImageOptions, *, image
 
 
 def _look(record: Record | Failure, options: ImageOptions) -> tuple[str, Image | None, float]:
-    """(format, image, seconds that decoding took), or (why not, None, ...)."""
+    """(format, image, seconds of a processor that decoding took), or (why not, None, ...)."""
     if isinstance(record, Failure):
         return f"{record.stage}/{record.error_type}", None, 0.0
-    started = time.perf_counter()
+    started = thread_time()
     try:
         image = decode_image(record.data, options)
     except ImageError as error:
         return f"{Stage.DECODE}/{error.error_type}", None, 0.0
-    taken = time.perf_counter() - started
+    taken = thread_time() - started
     return sniff(record.data) or "unknown", image, taken
