@@ -14,7 +14,9 @@ from pipelines.common.console import say
 from pipelines.common.fields import Options, flag, one_of, refuse_both
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments, complete
+from pipelines.options.engine import ENGINE_HELP
 from pipelines.options.extraction import InputOptions, OutputOptions
+from transforms.core.engines import Engine
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import TruncatedImages
 from transforms.core.text import counted, first_few, spelled
@@ -69,6 +71,7 @@ class LabelOptions(Options):
         TruncatedImages.REFUSE,
         **one_of(TruncatedImages),
     )
+    engine: Engine = flag(ENGINE_HELP, Engine.AUTO, **one_of(Engine))
 
     def __post_init__(self) -> None:
         if not self.classifier:
@@ -144,7 +147,7 @@ class ClassifyOptions:
         if self.input is None:
             refuse_both(
                 self.vectors.given("embeddings"),
-                self.label.given("batch_size", "max_image_pixels", "truncated_images"),
+                self.label.given("batch_size", "max_image_pixels", "truncated_images", "engine"),
                 "Where vectors are labelled, no image is decoded.",
             )
         if not self.label.keep_embedding:
@@ -190,7 +193,7 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
     run_folder.refuse_output(options.output, described, PREDICTIONS)
 
     # Beam takes seconds to import, which an error above does not wait for.
-    from pipelines.runtime import launch
+    from pipelines.runtime import launch, model_loader
     from transforms.classify.staged import stage_classifier
     from transforms.embed.embed_units import EmbedOptions, EmbedUnits
     from transforms.runs.part_files import PartOptions
@@ -198,12 +201,22 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
     pipeline = launch.open_pipeline(options.beam_args)
     with run_folder.claim_output(options.output, described, PREDICTIONS) as folder:
         staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=True)
+        decoded = options.label.image_options(classifier.spec)
+        assert staged.embedder is not None
+        embedder = model_loader.settle_staged(
+            staged.embedder,
+            options.label.engine,
+            source,
+            decoded,
+            elsewhere_on_gpus=options.dataflow.gpu is not None,
+        )
+        staged = dataclasses.replace(staged, embedder=embedder)
         part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, source.read.keep_columns)
         label_units = EmbedUnits(
             model=staged,
             output=folder.output,
             read=source.read,
-            embed=EmbedOptions(options.label.image_options(classifier.spec), options.label.batch_size),
+            embed=EmbedOptions(decoded, options.label.batch_size),
             part=_layout(options, classifier, part),
             retry_failed=options.output.retry_failed,
             generation=folder.generation,

@@ -11,14 +11,18 @@ from transforms.core.errors import ImagebeamError
 
 INT8_MIN_COSINE = 0.995
 
+ENGINE_HELP = (
+    "what runs the model on CPUs; auto tries both for a few seconds and takes the faster one, for inputs of 32 MB and "
+    "more"
+)
+
 
 @dataclass(frozen=True)
 class EngineOptions(Options):
     """What runs the model, and what an int8 model must be."""
 
     engine: Engine = flag(
-        "what runs the model on CPUs; auto tries both for a few seconds and takes the faster one, for inputs of 32 MB "
-        "and more",
+        ENGINE_HELP,
         Engine.AUTO,
         **one_of(Engine),
     )

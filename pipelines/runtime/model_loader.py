@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from transforms.models.staged import LoadedModel, StagedEngine, StagedModel, rea
 
 if TYPE_CHECKING:
     from pipelines.runtime.input_source import Source
+    from transforms.images.options import ImageOptions
 
 SMALL_INPUT = 32 << 20
 """Bytes of an input that is worked before a trial would pay: some hundred photographs."""
@@ -105,7 +106,7 @@ class ModelLoader:
             images = self._draw(at_precision, trial.BATCH, SMALL_INPUT)
             if not images:
                 return self._keras(at_precision(precision), "the input is too small for a trial to pay")
-        images = images or self._draw(at_precision, trial.BATCH) or _noise(config)
+        images = images or self._draw(at_precision, trial.BATCH) or _noise(config.size)
         return trial.choose(at_precision, self.engine.engine, precision, images[: trial.BATCH])
 
     def settle(self, staged: StagedModel) -> StagedModel:
@@ -124,11 +125,8 @@ class ModelLoader:
         at_precision = _builder(config)
         if staged.spec.precision == Precision.FLOAT32:
             at_precision = functools.cache(lambda _: staged.load_keras())
-        images = self._draw(at_precision, trial.BATCH) or _noise(config)
-        verdict = trial.choose(at_precision, asked, staged.spec.precision, images)
-        for line in verdict.lines:
-            say(line)
-        return stage_engine(staged, verdict.loaded.engine, verdict.loaded.converted)
+        images = self._draw(at_precision, trial.BATCH) or _noise(config.size)
+        return _restage(staged, asked, at_precision, images)
 
     def _why_keras(self, precision: Precision | None) -> str | None:
         """Why Keras runs the model without a trial; None where there is something to try."""
@@ -195,8 +193,55 @@ def _builder(config: EmbedderConfig) -> Callable[[Precision], Embedder]:
     return at_precision
 
 
-def _noise(config: EmbedderConfig) -> list[np.ndarray]:
-    height, width = config.size or _NATIVE
+def settle_staged(
+    staged: StagedModel, asked: Engine, source: Source, options: ImageOptions, *, elsewhere_on_gpus: bool
+) -> StagedModel:
+    """A model that was staged as Keras has it, with the engine that is asked for; what a trial chose stays.
+
+    Args:
+        staged: of a classifier, without flags of its own.
+        asked: the engine.
+        source: the input, whose images it is tried on.
+        options: how they are decoded.
+        elsewhere_on_gpus: whether GPUs of other machines run it.
+
+    Raises:
+        ImagebeamError: if OpenVINO is asked for and does not run it.
+        OSError: if it cannot be stored.
+    """
+    is_settled = bool(staged.engine.reason)
+    if is_settled and asked in (Engine.AUTO, staged.engine.name):
+        return staged
+    if asked == Engine.KERAS:
+        return stage_engine(staged, StagedEngine(asked, asked, "asked for"))
+    precision = staged.spec.precision
+    on_gpus = elsewhere_on_gpus or has_gpu()
+    if asked == Engine.AUTO and (precision != Precision.FLOAT32 or on_gpus or not openvino_model.is_installed()):
+        return staged
+    if precision != Precision.FLOAT32:
+        raise ImagebeamError(
+            f"OpenVINO runs classifiers of float32 vectors. Received: --engine openvino, with a classifier of "
+            f"{precision} ones. Leave --engine out."
+        )
+    images = source.draw_images(options, trial.BATCH, SMALL_INPUT if asked == Engine.AUTO else 0).images
+    if asked == Engine.AUTO and not images:
+        return staged
+    keras = functools.cache(lambda _: staged.load_keras())
+    return _restage(staged, asked, keras, images or _noise(options.image_size))
+
+
+def _restage(
+    staged: StagedModel, asked: Engine, at_precision: Callable[[Precision], Embedder], images: Sequence[np.ndarray]
+) -> StagedModel:
+    """A staged model with the engine that a trial chooses."""
+    verdict = trial.choose(at_precision, asked, staged.spec.precision, images)
+    for line in verdict.lines:
+        say(line)
+    return stage_engine(staged, verdict.loaded.engine, verdict.loaded.converted)
+
+
+def _noise(size: tuple[int, int] | None) -> list[np.ndarray]:
+    height, width = size or _NATIVE
     random = np.random.default_rng(0)
     return [random.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(trial.BATCH)]
 

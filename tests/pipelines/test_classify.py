@@ -12,10 +12,12 @@ import pytest
 from sklearn.metrics import accuracy_score, classification_report, f1_score
 
 from pipelines.cli import run_job
+from pipelines.runtime import model_loader
 from tests.support.extracting import SMALL_MODEL, embeddings, extract, failures, manifest, small_images
 from transforms.classify.predictions import PredictionLayout
 from transforms.core.types import Row
 from transforms.images.decode import ImageOptions, decode_image
+from transforms.models.engines.openvino_model import is_installed
 from transforms.runs.part_files import PartOptions
 from transforms.training.head import embedder_of, join, read_labels, save
 
@@ -166,6 +168,31 @@ def test_rows_are_what_the_head_says_of_extracted_vectors(folder, labelled):
     for key, vector in vectors.items():
         (probabilities,) = head.predict_on_batch(vector[None])
         assert_says(rows[key], probabilities, labels)
+
+
+@pytest.mark.skipif(not is_installed(), reason="OpenVINO is not installed")
+def test_openvino_gives_the_labels_that_keras_gives(folder, labelled, tmp_path):
+    images = ("--input", folder / "images")
+    assert classify(*images, "--engine", "openvino", folder=folder, output=tmp_path) == 0
+    rows, expected = rows_of(tmp_path), rows_of(labelled)
+    assert rows.keys() == expected.keys()
+    for key, row in rows.items():
+        assert row["predicted"] == expected[key]["predicted"]
+        np.testing.assert_allclose(row["top_probabilities"], expected[key]["top_probabilities"], atol=1e-5)
+    assert manifest(tmp_path)["engine"]["name"] == "openvino"
+    assert manifest(labelled)["engine"]["name"] == "keras"
+    next((tmp_path / "predictions").iterdir()).unlink()
+    assert classify(*images, folder=folder, output=tmp_path) == 0, "what was settled stays"
+    assert manifest(tmp_path)["engine"]["name"] == "openvino"
+    assert rows_of(tmp_path).keys() == expected.keys()
+
+
+@pytest.mark.skipif(not is_installed(), reason="OpenVINO is not installed")
+def test_a_large_input_is_worth_a_trial(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_loader, "SMALL_INPUT", 1)
+    assert classify("--input", folder / "images", folder=folder, output=tmp_path) == 0
+    tried = [one["engine"] for one in manifest(tmp_path)["engine"]["trial"]["candidates"]]
+    assert tried == ["keras", "openvino"]
 
 
 def test_embeddings_get_the_labels_their_images_get(folder, labelled, tmp_path):

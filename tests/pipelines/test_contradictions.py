@@ -41,7 +41,13 @@ FINETUNE = [
 CLASSIFY = [
     *(
         ("--embeddings e", flag)
-        for flag in ("--batch_size 8", "--max_image_pixels 9", "--truncated_images accept", "--label_from none")
+        for flag in (
+            "--batch_size 8",
+            "--max_image_pixels 9",
+            "--engine openvino",
+            "--truncated_images accept",
+            "--label_from none",
+        )
     ),
     ("--input i", "--embeddings e"),
 ]
