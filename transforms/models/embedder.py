@@ -112,7 +112,7 @@ def build_embedder(config: EmbedderConfig, *, input_tensor: Any = None) -> keras
         Preprocessing and pooling are inside it.
 
     Raises:
-        ImagebeamError: as `resolve`.
+        ImagebeamError: for a layer that the model does not have, or weights that cannot be had or do not fit.
     """
     backbone = load_backbone(config)
     return assemble(identify(config, backbone), backbone, input_tensor)
@@ -170,7 +170,7 @@ def load_backbone(config: EmbedderConfig) -> keras.Model:
     Its output is a feature map, except where the architecture does its own pooling (ConvNeXt).
 
     Raises:
-        ImagebeamError: as `resolve`.
+        ImagebeamError: for a layer that the model does not have, or weights that cannot be had or do not fit.
     """
     architecture, size = config.architecture, config.size
     if isinstance(architecture, OwnModel):
