@@ -14,7 +14,7 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat, LabelFrom
 from transforms.inputs.discover import detect_format, list_inputs, why_no_input
-from transforms.inputs.manifests import manifest_columns, sample_manifest
+from transforms.inputs.manifest_rows import manifest_columns, sample_manifest
 from transforms.readers import webdataset
 from transforms.readers.base import SampleLimits
 from transforms.readers.column_types import declaration, fit, is_list_type, is_open, remedy, type_of, widen

@@ -13,7 +13,8 @@ from transforms.core.formats import InputFormat
 from transforms.core.text import storable
 from transforms.core.types import Unread
 from transforms.inputs.discover import LeftOutFiles, list_inputs
-from transforms.inputs.manifests import cut_manifest, files_unit, has_keys, unit_end
+from transforms.inputs.file_units import files_unit, unit_end
+from transforms.inputs.manifests import cut_manifest, has_keys
 from transforms.inputs.shard_index import CutMemory
 from transforms.inputs.unique_keys import SeenKeys
 from transforms.readers.base import Cut, LeftOut

@@ -12,7 +12,7 @@ import pyarrow as pa
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
-from transforms.inputs.manifests import table_rows
+from transforms.inputs.manifest_rows import table_rows
 from transforms.readers.base import RecordError
 from transforms.readers.columns import as_label, as_labels
 from transforms.readers.options import ReadOptions

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.shard_files import example, write_tar, write_tfrecord
 from transforms.core.errors import ColumnTypeError, ImagebeamError
-from transforms.inputs import inspection, manifests
+from transforms.inputs import inspection, manifest_rows
 from transforms.inputs.inspection import inspect_input
 from transforms.inputs.plan import cut_shard, plan
 from transforms.readers import tfrecord
@@ -88,7 +88,7 @@ def test_a_damaged_shard_does_not_hide_what_the_others_hold(tmp_path):
 def test_what_was_not_foreseen_is_no_record_s_fault(tmp_path, monkeypatch, name):
     monkeypatch.setattr(inspection, "_SAMPLED_RECORDS", 2)
     monkeypatch.setattr(inspection, "_SAMPLED_SHARDS", 2)
-    monkeypatch.setattr(manifests, "_TAIL_BYTES", 0)
+    monkeypatch.setattr(manifest_rows, "_TAIL_BYTES", 0)
     values = [1, 2, [3, 4]]
     path = tmp_path / name
     if name == "m.jsonl":
