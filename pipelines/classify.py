@@ -19,6 +19,7 @@ from pipelines.options.extraction import InputOptions, OutputOptions
 from transforms.core.engines import Engine
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import TruncatedImages
+from transforms.core.limits import MAX_IMAGE_PIXELS
 from transforms.core.text import counted, first_few, spelled
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class LabelOptions(Options):
     batch_size: int = flag("images in a batch", 32, type=int, metavar="N")
     max_image_pixels: int = flag(
         "largest image in pixels (width times height); a larger one is a failure and is not decoded",
-        100_000_000,
+        MAX_IMAGE_PIXELS,
         type=int,
         metavar="N",
     )

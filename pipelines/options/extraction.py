@@ -13,6 +13,7 @@ from pipelines.options.kept_columns import KeptColumn, parse_kept_columns
 from transforms.core.engines import PrecisionChoice
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import KEEP_TYPES, EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
+from transforms.core.limits import MAX_IMAGE_PIXELS, MAX_RECORD_BYTES
 from transforms.core.spec import EmbedderSpec, Interpolation, JpegDecode, Pooling, Precision, Preprocessing, ResizeMode
 from transforms.core.text import spelled
 from transforms.models.architectures import Architecture
@@ -112,7 +113,7 @@ class InputOptions(Options):
     )
 
     max_record_bytes: int = flag(
-        "largest record in bytes; a larger one is a failure and is not read", 512 << 20, type=int, metavar="N"
+        "largest record in bytes; a larger one is a failure and is not read", MAX_RECORD_BYTES, type=int, metavar="N"
     )
     allow_uri_prefix: tuple[str, ...] = flag(
         "what paths in manifests and shards may begin with, besides their own folder; several may be given (default: "
@@ -211,7 +212,7 @@ class ModelOptions(Options):
     batch_size: int = flag("images in a batch", 32, type=int, metavar="N")
     max_image_pixels: int = flag(
         "largest image in pixels (width times height); a larger one is a failure and is not decoded",
-        100_000_000,
+        MAX_IMAGE_PIXELS,
         type=int,
         metavar="N",
     )

@@ -50,3 +50,10 @@ def test_the_keywords_of_embed_images_are_the_flags_of_extract():
     EngineOptions.add_arguments(parser, "engine")
     flags = {name.removeprefix("--") for name in parser.flags} - {"help", "config", "debug", "log_format", "quiet"}
     assert set(inspect.signature(imagebeam.EmbedImages).parameters) == flags - {"input", "overwrite"}
+
+
+def test_the_largest_image_is_the_same_in_the_library_and_on_the_command_line():
+    flags = extraction.ModelOptions()
+    assert imagebeam.ImageOptions().max_image_pixels == flags.max_image_pixels
+    taken = inspect.signature(imagebeam.EmbedRecords).parameters["max_image_pixels"].default
+    assert taken == flags.max_image_pixels

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import apache_beam as beam
 from apache_beam.utils.shared import Shared
 
+from transforms.core.limits import MAX_IMAGE_PIXELS
 from transforms.core.types import Failure, Record, Row
 from transforms.embed.embed_units import EmbedOptions, ImageModel, ModelSource, embed_records
 from transforms.embed.model_sources import image_options, model_source, spec_of
-from transforms.images.decode import DEFAULT_MAX_IMAGE_PIXELS, ImageOptions, prepare_pillow
+from transforms.images.decode import ImageOptions, prepare_pillow
 from transforms.models.config import EmbedderConfig
 from transforms.models.staged import StagedModel
 from transforms.runs.commit_units import count_batch
@@ -61,7 +62,7 @@ class EmbedRecords(beam.PTransform):  # type: ignore[misc]
         model: EmbedderConfig | StagedModel | ModelSource | str,
         *,
         batch_size: int = 32,
-        max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
         images: ImageOptions | None = None,
     ) -> None:
         super().__init__()

@@ -16,13 +16,14 @@ import numpy as np
 
 from transforms.core.batching import MODEL_CALLS, available_cores, batch_by_shape, decode_pool, map_ahead
 from transforms.core.busy import Busy, Stopwatch
+from transforms.core.limits import MAX_RECORD_BYTES
 from transforms.core.text import storable
 from transforms.core.types import Failure, Image, Record, Row, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
 from transforms.images.decoder_pool import thread_time
 from transforms.images.errors import NOT_AN_IMAGE
 from transforms.readers.image_files import read_file
-from transforms.readers.options import MAX_RECORD_BYTES, ReadOptions
+from transforms.readers.options import ReadOptions
 from transforms.readers.read import open_records
 from transforms.readers.units import ListUnit, RecordRef, WorkUnit
 from transforms.runs.commit_units import CommitUnits, PartLayout, UnitModel, UnitModelSource, UnitResult, count_batch

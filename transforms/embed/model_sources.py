@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.limits import MAX_IMAGE_PIXELS
 from transforms.core.spec import EmbedderSpec
-from transforms.images.decode import DEFAULT_MAX_IMAGE_PIXELS, ImageOptions
+from transforms.images.decode import ImageOptions
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import Embedder, resolve
 from transforms.models.own_model import find_model
@@ -54,7 +55,7 @@ def model_source(model: EmbedderConfig | StagedModel | ModelSource | str) -> Mod
 
 
 def image_options(
-    spec: EmbedderSpec, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS, *, accept_truncated: bool = False
+    spec: EmbedderSpec, max_image_pixels: int = MAX_IMAGE_PIXELS, *, accept_truncated: bool = False
 ) -> ImageOptions:
     """How images are decoded for an embedder of `spec`."""
     smallest = find_model(spec.model).min_size

@@ -31,7 +31,6 @@ from transforms.images.decoder_pool import Family
 from transforms.images.errors import ImageError as ImageError
 from transforms.images.errors import explain, explain_unknown
 from transforms.images.isolated import IS_POSSIBLE, Isolated
-from transforms.images.options import DEFAULT_MAX_IMAGE_PIXELS as DEFAULT_MAX_IMAGE_PIXELS
 from transforms.images.options import ImageOptions as ImageOptions
 from transforms.images.resize import resize
 from transforms.images.sniff import Format, sniff

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.limits import MAX_IMAGE_PIXELS
 from transforms.core.spec import EmbedderSpec, Interpolation, JpegDecode, ResizeMode
 from transforms.images.base import Limits
-
-DEFAULT_MAX_IMAGE_PIXELS = 89_478_485
-"""Pillow's own default warning threshold: a quarter of a GiB at three bytes a pixel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,7 @@ class ImageOptions:
     image_size: tuple[int, int] | None = (224, 224)
     interpolation: Interpolation = Interpolation.BILINEAR
     resize_mode: ResizeMode = ResizeMode.STRETCH
-    max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+    max_image_pixels: int = MAX_IMAGE_PIXELS
     min_size: tuple[int, int] | None = None
     accept_truncated: bool = False
     dicom_frame: int | str = 1
@@ -49,7 +47,7 @@ class ImageOptions:
         cls,
         spec: EmbedderSpec,
         *,
-        max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
         min_size: tuple[int, int] | None = None,
         accept_truncated: bool = False,
     ) -> ImageOptions:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from transforms import storage
+from transforms.core.limits import MAX_RECORD_BYTES
 from transforms.core.text import storable
 from transforms.core.types import Failure, Record
 from transforms.readers.base import failure, machine_failure, too_large
-from transforms.readers.options import MAX_RECORD_BYTES
 from transforms.readers.units import RecordRef
 from transforms.storage.retry import MachineError, is_retryable, persist
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from transforms.core.formats import LabelFrom
-
-MAX_RECORD_BYTES = 512 << 20
-"""Of one record, unless told otherwise."""
+from transforms.core.limits import MAX_RECORD_BYTES
 
 
 @dataclass(frozen=True, slots=True)

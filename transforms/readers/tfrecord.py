@@ -17,6 +17,7 @@ import pyarrow as pa
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from transforms.core.limits import MAX_RECORD_BYTES
 from transforms.core.types import Failure, Record
 from transforms.readers.base import (
     Cut,
@@ -33,7 +34,7 @@ from transforms.readers.base import (
 )
 from transforms.readers.columns import PEEKED_RECORDS, infer
 from transforms.readers.compression import inflate, is_compressed
-from transforms.readers.options import MAX_RECORD_BYTES, ReadOptions
+from transforms.readers.options import ReadOptions
 from transforms.readers.sniff import TFRECORD_HEADER, begins_as_tfrecord, masked_crc
 from transforms.readers.units import ShardSlice
 
