@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import os
 import signal
@@ -15,20 +16,27 @@ from transforms.images import tiff
 from transforms.images.base import Decoded, Limits
 
 
-def _grow() -> None:
+def _grow(_: Limits) -> None:
     held = []
     while True:
         held.append(np.empty(1 << 26, np.uint8))  # It asks for memory and does not touch it.
 
 
-WAYS: dict[str, Callable[[], object]] = {
-    "abort": os.abort,
-    "crash": lambda: ctypes.string_at(0),
-    "exit": lambda: os._exit(0),
-    "sleep": lambda: time.sleep(1e6),
-    "loop": lambda: sum(itertools.repeat(0)),  # in C, which looks at no signal
+def _take(size: int, gigabytes: int, limits: Limits) -> None:
+    limits.check(size, size)
+    np.empty(gigabytes << 30, np.uint8)
+
+
+WAYS: dict[str, Callable[[Limits], object]] = {
+    "abort": lambda _: os.abort(),
+    "crash": lambda _: ctypes.string_at(0),
+    "exit": lambda _: os._exit(0),
+    "sleep": lambda _: time.sleep(1e6),
+    "loop": lambda _: sum(itertools.repeat(0)),  # in C, which looks at no signal
     "grow": _grow,
-    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "killed": lambda _: os.kill(os.getpid(), signal.SIGKILL),
+    "little memory": functools.partial(_take, 8000, 3),
+    "much memory": functools.partial(_take, 10, 3),
 }
 
 
@@ -40,5 +48,5 @@ def broken(way: str) -> bytes:
 def decode(data: bytes, limits: Limits) -> Decoded:
     """TIFF, if it is not one of `broken`."""
     if act := WAYS.get(data[4:].decode("latin1")):
-        act()
+        act(limits)
     return tiff.decode(data, limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import PIL.Image
@@ -23,6 +24,7 @@ class Limits:
         dicom_frame: which frame of a DICOM file counts, from 1, or "middle".
         least_side: a JPEG may be decoded at a fraction of its size that leaves both sides as long; None for all of it.
         killable: the decoder works in a process that may crash, and that is ended if it takes too long.
+        on_size: called with each number of pixels that passes `check`: memory for as many is needed.
     """
 
     max_pixels: int
@@ -30,6 +32,7 @@ class Limits:
     dicom_frame: int | str = 1
     least_side: int | None = None
     killable: bool = False
+    on_size: Callable[[int], None] | None = None
 
     def require_killable(self) -> None:
         """For a decoder that may take long beyond what the size in pixels tells.
@@ -53,6 +56,8 @@ class Limits:
                 "too_many_pixels",
                 f"{what} has {width} x {height} pixels, more than the {self.max_pixels} allowed.",
             )
+        if self.on_size is not None:
+            self.on_size(width * height)
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,12 @@ def decode_image(data: bytes, options: ImageOptions) -> Image:
 
 
 def decode_here(
-    decode: Callable[[bytes, Limits], Decoded], data: bytes, options: ImageOptions, *, killable: bool = False
+    decode: Callable[[bytes, Limits], Decoded],
+    data: bytes,
+    options: ImageOptions,
+    *,
+    killable: bool = False,
+    on_size: Callable[[int], None] | None = None,
 ) -> Image:
     """Decode and resize in this process.
 
@@ -150,12 +155,13 @@ def decode_here(
         data: an encoded image file.
         options: what to make of it.
         killable: whether this process may crash or take for ever.
+        on_size: see `Limits`.
 
     Raises:
         Exception: whatever a decoder raises.
     """
     _silence()
-    decoded = decode(data, dataclasses.replace(options.limits, killable=killable))
+    decoded = decode(data, dataclasses.replace(options.limits, killable=killable, on_size=on_size))
     image = resize(decoded.image, options)
     return Image(np.asarray(image), decoded.width, decoded.height, decoded.icc_profile)
 

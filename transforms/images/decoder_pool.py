@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,9 @@ WAIT = 5.0
 """Times as long is the wait for a decoder that does nothing: a busy machine must not be taken for one."""
 
 _BYTES_PER_PIXEL = 48
+_ROOT = str(Path(__file__).parents[2])
+"""Where this package is, if an empty path, the folder that the job was started in, has found it."""
+
 _SECONDS_TO_START = 300.0
 _SECONDS_TO_END = 5.0
 
@@ -51,7 +55,7 @@ _MOST = {Family.PLAIN: available_cores(), Family.TENSORFLOW_IO: max(1, min(4, av
 """Decoder processes of one process at most: TensorFlow takes 800 MB in each, the others take 20."""
 
 _BYTES = {Family.PLAIN: 1 << 30, Family.TENSORFLOW_IO: 2 << 30}
-"""Memory for one image, beside `_BYTES_PER_PIXEL` for each of the pixels that are allowed."""
+"""Memory for one image, beside twice its file and `_BYTES_PER_PIXEL` for each of the pixels that its header names."""
 
 
 class DecoderProcessError(OSError):
@@ -122,7 +126,8 @@ class _DecoderProcess:
             "kind": kind,
             "options": _as_fields(options),
             "cpu_seconds": cpu_seconds,
-            "bytes": _BYTES[self._family] + _BYTES_PER_PIXEL * options.max_image_pixels,
+            "bytes": _BYTES[self._family],
+            "bytes_per_pixel": _BYTES_PER_PIXEL,
         }
         self._link.socket.settimeout(WAIT * cpu_seconds)
         with self._as_machine_fault():
@@ -200,7 +205,7 @@ def _start(descriptors: tuple[int, int], family: Family) -> subprocess.Popen[byt
         stderr=subprocess.DEVNULL,  # Decoders quote headers there, and a DICOM header names a patient.
         start_new_session=True,  # Control-C is for the job; this ends when the link does.
         env=os.environ
-        | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "CUDA_VISIBLE_DEVICES": "-1"},
+        | {"PYTHONPATH": os.pathsep.join(filter(None, [*sys.path, _ROOT])), "CUDA_VISIBLE_DEVICES": "-1"},
     )
 
 

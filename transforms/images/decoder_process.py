@@ -76,10 +76,10 @@ def _serve_in_a_child(link: Link, family: Family) -> int | None:
 
 def _serve(link: Link, family: Family) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _go_first()
     counted = time.process_time()
     while True:
         head, data = link.receive()
-        _limit_memory(head["bytes"] + 2 * len(data))
         signal.setitimer(signal.ITIMER_PROF, head["cpu_seconds"])  # Ends the process: a loop in C sees no exception.
         reply, pixels = _decode(head, data, family)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -90,9 +90,11 @@ def _serve(link: Link, family: Family) -> None:
 def _decode(head: dict[str, Any], data: bytes, family: Family) -> tuple[dict[str, Any], bytes | memoryview]:
     """The reply to one request: the shape and the pixels, or why there are none."""
     kind = head["kind"]
+    memory = _Memory(head["bytes"] + 2 * len(data), head["bytes_per_pixel"])
     try:
         decode = Isolated(head["decoder"]).load()
-        image = decode_here(decode, data, ImageOptions.from_json(head["options"]), killable=True)
+        options = ImageOptions.from_json(head["options"])
+        image = decode_here(decode, data, options, killable=True, on_size=memory.allow)
     except Exception as error:
         known = error if isinstance(error, ImageError) else _explain(data, kind, error, family)
         return {"error_type": known.error_type, "message": known.message}, b""
@@ -107,6 +109,22 @@ def _explain(data: bytes, kind: str, error: Exception, family: Family) -> ImageE
     return ImageError("undecodable", f"The {kind} is damaged or cut short ({type(error).__name__}).")
 
 
+class _Memory:
+    """What one image may take beyond what this process has."""
+
+    def __init__(self, least: int, per_pixel: int) -> None:
+        self._least = least
+        self._per_pixel = per_pixel
+        self._pixels = -1
+        self.allow(0)
+
+    def allow(self, pixels: int) -> None:
+        """Memory for an image of that size; it stays for the largest that was named."""
+        if pixels > self._pixels:
+            self._pixels = pixels
+            _limit_memory(self._least + self._per_pixel * pixels)
+
+
 def _limit_memory(most: int) -> None:
     """Let this process take `most` bytes more than it has."""
     if sys.platform != "linux":
@@ -115,6 +133,12 @@ def _limit_memory(most: int) -> None:
         has = int(file.read().split()[5]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (has + most if hard < 0 else min(has + most, hard), hard))
+
+
+def _go_first() -> None:
+    """Where memory is short, the kernel is to end this process and not the job."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("1000")
 
 
 if __name__ == "__main__":

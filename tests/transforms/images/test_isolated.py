@@ -47,6 +47,7 @@ SMALL = {
     "exr": exr({"Y": np.zeros((4, 4), np.float32)}),
     "hdr": hdr(rgbe(light(4, 4)), "-Y 4 +X 4"),
 }
+ROOT = Path(__file__).parents[3]
 TIFF = GOOD["lzw.tiff"]()
 IN_PROCESSES = [name for name, make in GOOD.items() if isolated_decoder(make()) is not None]
 
@@ -137,6 +138,12 @@ class TestBroken:
         assert caught.value.error_type == ("too_many_pixels" if way == "grow" else "undecodable")
         assert decode_image(TIFF, NATIVE).pixels.shape == (24, 32, 3)
         assert family_of(may_break)[0] == process
+
+    def test_memory_is_for_the_size_that_the_header_names(self, may_break):
+        with pytest.raises(ImageError, match="more memory"):
+            decode_image(broken("much memory"), NATIVE)
+        with pytest.raises(ImageError, match="has no page"):
+            decode_image(broken("little memory"), NATIVE)
 
     def test_one_that_sleeps_is_ended_with_its_process(self, monkeypatch, may_break):
         decode_image(TIFF, NATIVE)
@@ -252,7 +259,7 @@ def run(code):
         text=True,
         timeout=60,
         check=False,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.stderr == ""
     return done.stdout, done.returncode
@@ -279,6 +286,10 @@ class TestEnd:
         )
         assert status == -number
         wait_for_the_end(map(int, output.split()))
+
+    def test_the_folder_that_a_job_starts_in_may_hold_the_package(self, monkeypatch, pool):
+        monkeypatch.setattr(sys, "path", ["", *(path for path in sys.path if path != str(ROOT))])
+        assert decode_image(TIFF, NATIVE).pixels.shape == (24, 32, 3)
 
     def test_no_zombie_is_left_of_those_that_are_closed(self):
         output, status = run(
