@@ -21,7 +21,6 @@ def may_break(monkeypatch):
     """TIFF is decoded by `tests.support.broken_decoders`, in little time and in processes of the test's own."""
     monkeypatch.setitem(DECODERS, Format.TIFF, Decoder(Isolated("tests.support.broken_decoders:decode"), ()))
     monkeypatch.setattr(decoder_pool, "SECONDS", 2.0)
-    monkeypatch.setattr(decoder_pool, "WAIT", 1.5)
     monkeypatch.setattr(decoder_pool, "_POOLS", {family: decoder_pool._Pool(family) for family in Family})
     yield
     decoder_pool.close()
@@ -44,7 +43,8 @@ def write(folder, ways):
 
 
 @pytest.mark.parametrize("way", ["abort", "crash", "exit", "sleep", "loop", "grow"])
-def test_one_costs_one_record(tmp_path, way):
+def test_one_costs_one_record(tmp_path, monkeypatch, way):
+    monkeypatch.setattr(decoder_pool, "WAIT", 3.0 if way == "sleep" else 15.0)
     layout = write(tmp_path / "in", [way])
     with plain():
         assert extract(layout.patterns, tmp_path / "out", *LIMITS) == 0

@@ -148,9 +148,10 @@ class TestBroken:
     def test_one_that_sleeps_is_ended_with_its_process(self, monkeypatch, may_break):
         decode_image(TIFF, NATIVE)
         pids = family_of(may_break)
-        monkeypatch.setattr(decoder_pool, "WAIT", 0.5)
-        with pytest.raises(ImageError, match="never comes to an end") as caught:
-            decode_image(broken("sleep"), ImageOptions(max_image_pixels=1000))
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder_pool, "WAIT", 0.5)
+            with pytest.raises(ImageError, match="never comes to an end") as caught:
+                decode_image(broken("sleep"), ImageOptions(max_image_pixels=1000))
         assert caught.value.error_type == "undecodable"
         wait_for_the_end(pids)
         assert decode_image(TIFF, NATIVE).pixels.shape == (24, 32, 3)
