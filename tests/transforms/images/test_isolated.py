@@ -229,7 +229,7 @@ class TestSuspicious:
 
 
 SCRIPT = """
-import os, signal, sys, threading, time
+import os, signal, sys, threading, time, warnings
 from tests.support.broken_decoders import broken
 from tests.support.image_samples import GOOD
 from transforms.images import decoder_pool
@@ -309,6 +309,7 @@ class TestEnd:
         output, status = run(
             """
             expected, parents = decode(), set(pids())
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
             child = os.fork()
             if not child:
                 ok = decode() == expected and len(set(pids())) == 2 and not parents & set(pids())
