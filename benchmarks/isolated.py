@@ -27,8 +27,8 @@ from sklearn.datasets import load_sample_images
 from benchmarks.common import publish
 from transforms.core.batching import available_cores
 from transforms.images.decode import DECODERS, ImageOptions, decode_here, prepare_pillow
-from transforms.images.decoder_pool import thread_time
-from transforms.images.isolated import Isolated
+from transforms.images.isolated.decoder_pool import thread_time
+from transforms.images.isolated.isolated_decoder import Isolated
 from transforms.images.sniff import sniff
 
 SIZES = ((500, 375), (4000, 3000))

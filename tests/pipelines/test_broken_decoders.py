@@ -7,10 +7,10 @@ import tifffile
 from tests.support.broken_decoders import broken
 from tests.support.extracting import failures
 from tests.support.plain_runs import Layout, assert_whole, extract, failed_of, plain
-from transforms.images import decoder_pool
 from transforms.images.decode import DECODERS, Decoder
-from transforms.images.decoder_pool import Family
-from transforms.images.isolated import Isolated
+from transforms.images.isolated import decoder_pool
+from transforms.images.isolated.decoder_pool import Family
+from transforms.images.isolated.isolated_decoder import Isolated
 from transforms.images.sniff import Format
 
 LIMITS = ("--max_image_pixels", "10000")

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from transforms.images import tiff
 from transforms.images.base import Decoded, Limits
+from transforms.images.formats import tiff
 
 
 def _grow(_: Limits) -> None:

@@ -20,8 +20,8 @@ from transforms.core.limits import MAX_RECORD_BYTES
 from transforms.core.text import storable
 from transforms.core.types import Failure, Image, Record, Row, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
-from transforms.images.decoder_pool import thread_time
 from transforms.images.errors import NOT_AN_IMAGE
+from transforms.images.isolated.decoder_pool import thread_time
 from transforms.readers.image_files import read_file
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import open_records

@@ -17,7 +17,7 @@ from transforms.core.formats import InputFormat
 from transforms.core.label_counts import LabelCount
 from transforms.core.types import Failure, Image, Record, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image
-from transforms.images.decoder_pool import thread_time
+from transforms.images.isolated.decoder_pool import thread_time
 from transforms.images.sniff import sniff
 from transforms.inputs.plan import cut_shard, plan
 from transforms.readers.options import ReadOptions

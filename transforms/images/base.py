@@ -11,7 +11,7 @@ from transforms.images.errors import ImageError
 
 
 class NeedsIsolation(Exception):  # noqa: N818
-    """Not an error: this image is to be decoded in a process of its own (see `transforms.images.isolated`)."""
+    """Not an error: this image is to be decoded in a process of its own (`transforms.images.isolated`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,12 +25,12 @@ import numpy as np
 from PIL import AvifImagePlugin
 
 from transforms.core.types import Image
-from transforms.images import bmp, jpeg, netpbm, pillow, png
 from transforms.images.base import Decoded, Limits, NeedsIsolation
-from transforms.images.decoder_pool import Family
 from transforms.images.errors import ImageError as ImageError
 from transforms.images.errors import explain, explain_unknown
-from transforms.images.isolated import IS_POSSIBLE, Isolated
+from transforms.images.formats import bmp, jpeg, netpbm, pillow, png
+from transforms.images.isolated.decoder_pool import Family
+from transforms.images.isolated.isolated_decoder import IS_POSSIBLE, Isolated
 from transforms.images.options import ImageOptions as ImageOptions
 from transforms.images.resize import resize
 from transforms.images.sniff import Format, sniff
@@ -59,7 +59,7 @@ class Decoder:
 
 
 def _isolated(name: str, family: Family = Family.PLAIN) -> Isolated:
-    return Isolated(f"transforms.images.{name}", family)
+    return Isolated(f"transforms.images.formats.{name}", family)
 
 
 DECODERS = {

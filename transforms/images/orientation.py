@@ -5,6 +5,20 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+import PIL.Image
+
+TRANSPOSES = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what turns the stored pixels upright."""
+
+
 _ORIENTATION = 274
 _IN_XMP = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])\b")
 _BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
@@ -35,3 +49,9 @@ def _in_exif(block: bytes) -> int | None:
                 return int.from_bytes(block[position + 8 : position + 8 + size], order)
             return None
     return None
+
+
+def turn_upright(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
+    """Apply an EXIF orientation, 1 to 8; any other number leaves the image as it is."""
+    transpose = TRANSPOSES.get(orientation)
+    return image if transpose is None else image.transpose(transpose)

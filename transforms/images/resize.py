@@ -6,9 +6,9 @@ import PIL.Image
 from PIL import ImageOps
 
 from transforms.core.spec import Interpolation, ResizeMode
-from transforms.images.aliased import resize_aliased
 from transforms.images.errors import ImageError
 from transforms.images.options import ImageOptions
+from transforms.images.resize_aliased import resize_aliased
 
 _FILTERS = {
     Interpolation.BILINEAR: PIL.Image.Resampling.BILINEAR,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transforms.images import decoder_pool
+from transforms.images.isolated import decoder_pool
 
 SECONDS_EACH = 20
 """Of a processor, for one attack at most."""

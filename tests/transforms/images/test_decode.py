@@ -42,7 +42,7 @@ from tests.support.image_samples import (
 from tests.support.shard_files import read_member
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec, Interpolation, ResizeMode
-from transforms.images import decode, pillow
+from transforms.images import decode
 from transforms.images.decode import (
     DECODERS,
     IMAGE_EXTENSIONS,
@@ -52,6 +52,7 @@ from transforms.images.decode import (
     decode_image,
     prepare_pillow,
 )
+from transforms.images.formats import pillow
 from transforms.images.sniff import Format
 
 NATIVE = ImageOptions(image_size=None)

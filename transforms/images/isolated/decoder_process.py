@@ -1,4 +1,4 @@
-"""The process that decodes what may crash: ``python -m transforms.images.decoder_process SOCKET FILE FAMILY``.
+"""The process that decodes what may crash: ``python -m transforms.images.isolated.decoder_process SOCKET FILE FAMILY``.
 
 It imports the decoders once and forks a child that works until a file makes it crash; then it says so and forks the
 next one, which takes no time. It ends when the link does, and its child with it.
@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from transforms.images.decode import decode_here, prepare_pillow
-from transforms.images.decoder_pool import Family
 from transforms.images.errors import ImageError, explain
-from transforms.images.isolated import Isolated
-from transforms.images.messages import Link
+from transforms.images.isolated.decoder_pool import Family
+from transforms.images.isolated.isolated_decoder import Isolated
+from transforms.images.isolated.messages import Link
 from transforms.images.options import ImageOptions
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import PIL.Image
 from tifffile import TiffPage
 
+from transforms.images.bit_depth import scale_to_8_bits
 from transforms.images.errors import ImageError
-from transforms.images.samples import image_from_samples, scale_to_8_bits
+from transforms.images.transparency import image_from_samples
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIE_LAB, ICC_LAB = 0, 1, 2, 3, 5, 6, 8, 9
 COLOURS = {

@@ -3,7 +3,7 @@
 Given a whole file, tensorflow-io decodes all frames at once, takes what a file lacks for black, swaps 32-bit samples of
 big-endian files wrongly and scales what it shows by rules of its own. So it is given a file made here, of one frame and
 the elements that describe its pixels, with the header's rescaling, window and polarity left out: they are applied
-afterwards (`transforms.images.dicom_grey`). Nothing else of a header is looked at, nor kept.
+afterwards (`transforms.images.formats.dicom_grey`). Nothing else of a header is looked at, nor kept.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 import PIL.Image
 
 from transforms.images.base import Decoded, Limits
-from transforms.images.codestream import Stream, read_stream
-from transforms.images.dicom_grey import show_grey
+from transforms.images.bit_depth import scale_to_8_bits
 from transforms.images.errors import ImageError
-from transforms.images.samples import scale_to_8_bits
+from transforms.images.formats.codestream import Stream, read_stream
+from transforms.images.formats.dicom_grey import show_grey
 
 _WANTED = (
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),

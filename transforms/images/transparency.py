@@ -1,42 +1,9 @@
-"""Samples of any depth to 8 bits, transparency to white, orientation to upright."""
+"""Transparency: what is transparent is laid over white, and what a frame does not cover is white."""
 
 from __future__ import annotations
 
 import numpy as np
 import PIL.Image
-
-TRANSPOSES = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation -> what turns the stored pixels upright."""
-
-
-def scale_to_8_bits(values: np.ndarray, top: int) -> np.ndarray:
-    """Samples from 0 to `top` -> uint8, 0 to 255, to the nearest; larger samples are clipped, never wrapped.
-
-    Args:
-        values: unsigned integers of any shape.
-        top: the sample that means white, or opaque.
-    """
-    if top == 255 and values.dtype == np.uint8:
-        return values
-    if values.dtype == np.uint8:  # Every sample that can occur, looked up.
-        return np.asarray(scale_to_8_bits(np.arange(256, dtype=np.uint16), top)[values])
-    scaled: np.ndarray
-    if top > 65_535:
-        scaled = np.rint(np.minimum(values, top) * (255 / top))
-    elif values.size > 65_536:  # Look each sample up, which needs the least memory.
-        table = (np.minimum(np.arange(65_536, dtype=np.uint32), top) * 255 + top // 2) // top
-        return np.asarray(table.astype(np.uint8)[np.minimum(values, 65_535)])
-    else:
-        scaled = (np.minimum(values, top).astype(np.uint32) * 255 + top // 2) // top
-    return scaled.astype(np.uint8)
 
 
 def image_from_samples(samples: np.ndarray) -> PIL.Image.Image:
@@ -80,9 +47,3 @@ def blank_outside(image: PIL.Image.Image, box: tuple[int, int, int, int]) -> PIL
     canvas = PIL.Image.new("RGB", image.size, "white")
     canvas.paste(image.crop(box), box[:2])
     return canvas
-
-
-def turn_upright(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
-    """Apply an EXIF orientation, 1 to 8; any other number leaves the image as it is."""
-    transpose = TRANSPOSES.get(orientation)
-    return image if transpose is None else image.transpose(transpose)

@@ -1,4 +1,4 @@
-"""OpenEXR by tensorflow-io, in a process of its own (`transforms.images.isolated`).
+"""OpenEXR by tensorflow-io, in a process of its own (`transforms.images.isolated.isolated_decoder`).
 
 tensorflow-io gives one channel at a time and says neither where it lies nor how it is sampled, so the header is read
 here too, and what it would get wrong (subsampled channels) or allocate without bounds (tiles, deep data) is refused.
@@ -15,7 +15,7 @@ import PIL.Image
 
 from transforms.images.base import Decoded, Limits
 from transforms.images.errors import ImageError
-from transforms.images.light import show
+from transforms.images.formats.light import show
 
 _TILED, _DEEP, _MULTI_PART = 0x200, 0x800, 0x1000
 _MAX_HEADER = 1 << 20

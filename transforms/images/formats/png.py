@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import imagecodecs
 
 from transforms.images.base import Decoded, Limits
+from transforms.images.bit_depth import scale_to_8_bits
 from transforms.images.errors import ImageError
-from transforms.images.orientation import read_orientation
-from transforms.images.samples import image_from_samples, scale_to_8_bits, turn_upright
+from transforms.images.orientation import read_orientation, turn_upright
+from transforms.images.transparency import image_from_samples
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NEEDED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT"}

@@ -17,10 +17,11 @@ import simplejpeg
 from PIL.JpegImagePlugin import JpegImageFile
 
 from transforms.images.base import Decoded, Limits
+from transforms.images.bit_depth import scale_to_8_bits
 from transforms.images.errors import ImageError
-from transforms.images.orientation import read_orientation
-from transforms.images.pillow import load
-from transforms.images.samples import image_from_samples, scale_to_8_bits, turn_upright
+from transforms.images.formats.pillow import load
+from transforms.images.orientation import read_orientation, turn_upright
+from transforms.images.transparency import image_from_samples
 
 _END = b"\xff\xd9"
 _APP0, _APP1, _APP2, _APP14, _COMMENT = 0xE0, 0xE1, 0xE2, 0xEE, 0xFE

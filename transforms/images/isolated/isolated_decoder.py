@@ -1,8 +1,8 @@
 """Decode in a process of its own: whatever hostile bytes do to a decoder there costs one image, not the job.
 
 A decoder in C that crashes ends its process, and one that never returns keeps its thread: neither can be caught where
-it happens. So formats of such decoders are worked in `transforms.images.decoder_process`, which is started when the
-first such image appears and gives back resized pixels.
+it happens. So formats of such decoders are worked in `decoder_process`, which is started when the first such image
+appears and gives back resized pixels.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from transforms.core.types import Image
-from transforms.images import decoder_pool
 from transforms.images.base import Decoded, Limits
-from transforms.images.decoder_pool import Family
 from transforms.images.errors import ImageError
+from transforms.images.isolated import decoder_pool
+from transforms.images.isolated.decoder_pool import Family
 from transforms.images.options import ImageOptions
 
 PACKAGES = ("tensorflow_io", "pydicom")

@@ -13,11 +13,11 @@ from PIL.ImageFile import ImageFile
 from PIL.TgaImagePlugin import TgaImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from transforms.images import png
 from transforms.images.base import Decoded, Limits
 from transforms.images.errors import ImageError
-from transforms.images.orientation import read_orientation
-from transforms.images.samples import blank_outside, drop_unused_alpha, flatten, turn_upright
+from transforms.images.formats import png
+from transforms.images.orientation import read_orientation, turn_upright
+from transforms.images.transparency import blank_outside, drop_unused_alpha, flatten
 
 _TGA_FOOTER = b"TRUEVISION-XFILE.\0"
 _PREMULTIPLIED = 4

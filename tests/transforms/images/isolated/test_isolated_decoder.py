@@ -18,7 +18,6 @@ import pytest
 from tests.support.broken_decoders import broken
 from tests.support.high_range import exr, hdr, light, rgbe
 from tests.support.image_samples import GOOD, encode, picture
-from transforms.images import decoder_pool, isolated, jpeg
 from transforms.images.decode import (
     DECODERS,
     IMAGE_EXTENSIONS,
@@ -28,8 +27,11 @@ from transforms.images.decode import (
     decode_here,
     decode_image,
 )
-from transforms.images.decoder_pool import DecoderProcessError, Family
-from transforms.images.isolated import Isolated
+from transforms.images.formats import jpeg
+from transforms.images.isolated import decoder_pool
+from transforms.images.isolated import isolated_decoder as isolated
+from transforms.images.isolated.decoder_pool import DecoderProcessError, Family
+from transforms.images.isolated.isolated_decoder import Isolated
 from transforms.images.sniff import Format, sniff
 
 
@@ -47,7 +49,7 @@ SMALL = {
     "exr": exr({"Y": np.zeros((4, 4), np.float32)}),
     "hdr": hdr(rgbe(light(4, 4)), "-Y 4 +X 4"),
 }
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 TIFF = GOOD["lzw.tiff"]()
 IN_PROCESSES = [name for name, make in GOOD.items() if isolated_decoder(make()) is not None]
 
@@ -232,9 +234,9 @@ SCRIPT = """
 import os, signal, sys, threading, time, warnings
 from tests.support.broken_decoders import broken
 from tests.support.image_samples import GOOD
-from transforms.images import decoder_pool
+from transforms.images.isolated import decoder_pool
 from transforms.images.decode import DECODERS, Decoder, ImageOptions, decode_image
-from transforms.images.isolated import Isolated
+from transforms.images.isolated.isolated_decoder import Isolated
 from transforms.images.sniff import Format
 
 DECODERS[Format.TIFF] = Decoder(Isolated("tests.support.broken_decoders:decode"), ())

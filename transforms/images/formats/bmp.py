@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transforms.images import pillow
 from transforms.images.base import Decoded, Limits
+from transforms.images.bit_depth import scale_to_8_bits
 from transforms.images.errors import ImageError
-from transforms.images.samples import image_from_samples, scale_to_8_bits
+from transforms.images.formats import pillow
+from transforms.images.transparency import image_from_samples
 
 _RGB, _RLE8, _RLE4, _BITFIELDS, _JPEG, _PNG, _ALPHA_BITFIELDS = range(7)
 _LINE, _STOP, _MOVE = 0, 1, 2

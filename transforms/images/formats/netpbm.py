@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from transforms.images.base import Decoded, Limits
+from transforms.images.bit_depth import scale_to_8_bits
 from transforms.images.errors import ImageError
-from transforms.images.samples import image_from_samples, scale_to_8_bits
+from transforms.images.transparency import image_from_samples
 
 _COMMENT = re.compile(rb"#[^\r\n]*")
 _TOKEN = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])*(\d{1,10})")

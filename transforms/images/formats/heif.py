@@ -6,7 +6,7 @@ import importlib
 
 from transforms.images.base import Decoded, Limits
 from transforms.images.errors import ImageError
-from transforms.images.samples import flatten
+from transforms.images.transparency import flatten
 
 
 def decode(data: bytes, limits: Limits) -> Decoded:

@@ -14,12 +14,12 @@ import numpy as np
 import PIL.Image
 from tifffile import TiffFile, TiffPage
 
-from transforms.images import jpeg, jpeg2000
 from transforms.images.base import Decoded, Limits
 from transforms.images.errors import ImageError
-from transforms.images.pillow import read_webp_size
-from transforms.images.samples import turn_upright
-from transforms.images.tiff_colour import BLACK_IS_ZERO, CMYK, COLOURS, JPEG, YCBCR, to_rgb
+from transforms.images.formats import jpeg, jpeg2000
+from transforms.images.formats.pillow import read_webp_size
+from transforms.images.formats.tiff_colour import BLACK_IS_ZERO, CMYK, COLOURS, JPEG, YCBCR, to_rgb
+from transforms.images.orientation import turn_upright
 
 _NAMES = {4: "a mask", 10: "ITU Lab", 32844: "LogL", 32845: "LogLuv"}
 _RAW = {32803, 34892}

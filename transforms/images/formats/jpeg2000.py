@@ -9,10 +9,11 @@ import imagecodecs
 import numpy as np
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
-from transforms.images import pillow
 from transforms.images.base import Decoded, Limits
+from transforms.images.bit_depth import scale_to_8_bits
 from transforms.images.errors import ImageError
-from transforms.images.samples import flatten, image_from_samples, scale_to_8_bits
+from transforms.images.formats import pillow
+from transforms.images.transparency import flatten, image_from_samples
 
 CODESTREAM = b"\xff\x4f\xff\x51"
 _CMYK, _LAB, _SYCC = 12, 14, 18

@@ -1,4 +1,4 @@
-"""Radiance HDR (RGBE) by tensorflow-io, in a process of its own (`transforms.images.isolated`).
+"""Radiance HDR (RGBE) by tensorflow-io, in a process of its own (`transforms.images.isolated.isolated_decoder`).
 
 tensorflow-io's reader takes what a file lacks for black, and knows one order of scanlines. So the header is read here,
 the runs are counted, and the decoder is given a header of three lines.
@@ -14,7 +14,7 @@ import PIL.Image
 
 from transforms.images.base import Decoded, Limits
 from transforms.images.errors import ImageError
-from transforms.images.light import show
+from transforms.images.formats.light import show
 
 _RESOLUTION = re.compile(rb"\n([-+][XY]) +(\d{1,9}) +([-+][XY]) +(\d{1,9})\n")
 _FORMAT = re.compile(rb"\nFORMAT *= *(\S+)")

@@ -24,7 +24,7 @@ import numpy as np
 from transforms.core.batching import available_cores
 from transforms.core.types import Image
 from transforms.images.errors import ImageError
-from transforms.images.messages import Link
+from transforms.images.isolated.messages import Link
 from transforms.images.options import ImageOptions
 
 SECONDS = 30.0
@@ -37,7 +37,7 @@ WAIT = 5.0
 """Times as long is the wait for a decoder that does nothing: a busy machine must not be taken for one."""
 
 _BYTES_PER_PIXEL = 48
-_ROOT = str(Path(__file__).parents[2])
+_ROOT = str(Path(__file__).parents[3])
 """Where this package is, if an empty path, the folder that the job was started in, has found it."""
 
 _SECONDS_TO_START = 300.0
@@ -71,7 +71,7 @@ def thread_time() -> float:
 
 
 class _DecoderProcess:
-    """A running `transforms.images.decoder_process`; for one thread at a time.
+    """A running `transforms.images.isolated.decoder_process`; for one thread at a time.
 
     Attributes:
         is_ready: whether it has answered all that it was asked. One that has not is not used again.
@@ -107,7 +107,7 @@ class _DecoderProcess:
         return not self._poller.poll(0)
 
     def decode(self, name: str, data: bytes, kind: str, options: ImageOptions) -> Image:
-        """One image, resized; see `transforms.images.isolated.Isolated.decode`.
+        """One image, resized; see `transforms.images.isolated.isolated_decoder.Isolated.decode`.
 
         Args:
             name: of the function that decodes: "package.module:function".
@@ -198,7 +198,7 @@ class _DecoderProcess:
 def _start(descriptors: tuple[int, int], family: Family) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         # -P: the folder that the job was started in is no place for modules.
-        [sys.executable, "-P", "-m", "transforms.images.decoder_process", *map(str, descriptors), family],
+        [sys.executable, "-P", "-m", "transforms.images.isolated.decoder_process", *map(str, descriptors), family],
         pass_fds=descriptors,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

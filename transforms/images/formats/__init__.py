@@ -1,0 +1,1 @@
+"""One decoder for each image format, and what some of them share."""

@@ -1,0 +1,1 @@
+"""Decoders in processes of their own, which may crash or be ended."""
