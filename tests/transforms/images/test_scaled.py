@@ -92,7 +92,7 @@ def test_it_is_part_of_the_spec_and_only_where_it_is_set():
     plain = EmbedderConfig("VGG16", "none").spec("")
     scaled = EmbedderConfig("VGG16", "none", jpeg_decode="scaled").spec("")
     assert "jpeg_decode" not in plain.to_dict()
-    assert plain.differences(scaled) == ["jpeg_decode: None != scaled"]
+    assert plain.differences(scaled) == ["jpeg_decode: none != scaled"]
     assert type(scaled).from_json(scaled.to_json()) == scaled
     assert scaled.jpeg_decode is JpegDecode.SCALED
     assert ImageOptions.from_spec(scaled).scale_jpegs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import queue
 import sys
 import tempfile
@@ -66,7 +67,7 @@ def converter() -> Iterator[Any]:
     """OpenVINO, fit to convert a TensorFlow graph inside the block.
 
     OpenVINO 2026.4 asks for TensorFlow's version by `exec("del tensorflow")` in a function, where Python 3.13 no longer
-    finds what another `exec` defined (PEP 667).
+    finds what another `exec` defined (PEP 667). And a conversion that fails leaves the root logger at ERROR.
     """
     openvino = import_openvino()
     import tensorflow as tf
@@ -79,14 +80,17 @@ def converter() -> Iterator[Any]:
         version = ".".join(map(str, sys.version_info[:3]))
         return {"python_version": version, "tensorflow": tf.__version__, "sys_platform": sys.platform}
 
-    if asked is None or tuple(sys.version_info) < (3, 13):
-        yield openvino
-        return
-    utils.get_environment_setup = answer
+    root = logging.getLogger()
+    level, filters, handlers = root.level, root.filters[:], root.handlers[:]
+    if asked is not None and tuple(sys.version_info) >= (3, 13):
+        utils.get_environment_setup = answer
     try:
         yield openvino
     finally:
-        utils.get_environment_setup = asked
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers
+        if asked is not None:
+            utils.get_environment_setup = asked
 
 
 def runs(precision: Precision) -> bool:

@@ -1,6 +1,7 @@
 """Embedders on OpenVINO against the same Keras model, converted, staged, quantised."""
 
 import dataclasses
+import logging
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from transforms.core.spec import Precision
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import resolve
 from transforms.models.engines import int8
-from transforms.models.engines.openvino_model import OpenVinoEmbedder, convert, is_installed
+from transforms.models.engines.openvino_model import OpenVinoEmbedder, convert, converter, is_installed
 from transforms.models.engines.trial import calibrate, choose
 from transforms.models.staged import LoadedModel, StagedEngine, read_staged, stage
 
@@ -54,6 +55,16 @@ def test_activations_that_leave_outputs_over_are_no_columns():
     ours = OpenVinoEmbedder(keras.spec, keras.dimensions, convert(keras)).embed(images)
     assert list(ours) == ["embedding"]
     np.testing.assert_allclose(ours["embedding"], keras.embed(images)["embedding"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_conversion_that_fails_leaves_the_log_as_it_was(caplog):
+    root = logging.getLogger()
+    before = root.level, root.filters[:], root.handlers[:]
+    with pytest.raises(Exception, match="not there"), converter() as openvino:
+        openvino.convert_model("/not there.pb")
+    assert (root.level, root.filters, root.handlers) == before
+    logging.getLogger("transforms").warning("still heard")
+    assert "still heard" in caplog.text
 
 
 def test_images_of_any_size_are_taken_where_they_keep_theirs():
