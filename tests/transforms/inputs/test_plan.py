@@ -635,7 +635,8 @@ def test_a_manifest_streams(tmp_path):
         file.writelines(f"gs://bucket/folder/{number:08}.jpg,{number % 10}\n" for number in range(300_000))
     code = (
         "import resource, sys\nfrom transforms import storage\nfrom transforms.inputs.plan import cut_shard\n"
-        "from transforms.core.formats import InputFormat\nfrom transforms.readers.units import ReadOptions, Shard\n"
+        "from transforms.core.formats import InputFormat\nfrom transforms.readers.options import ReadOptions\n"
+        "from transforms.readers.units import Shard\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = peak()\n"
         "shard = Shard(storage.stat(sys.argv[1]), InputFormat.MANIFEST)\n"
         "print(sum(unit.count for unit in cut_shard(shard, 2048, ReadOptions())), peak() - before)"
