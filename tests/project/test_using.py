@@ -23,8 +23,7 @@ def examples(language=""):
 
 @pytest.mark.parametrize(("example", "name"), [(0, "list.csv"), (1, "list.jsonl")])
 def test_manifests(tmp_path, example, name):
-    (manifest,) = [examples()[example]]
-    (tmp_path / name).write_text(manifest)
+    (tmp_path / name).write_text(examples()[example])
     options = inspect_input([f"{tmp_path}/{name}"], None, ReadOptions())
     (shard,) = plan([f"{tmp_path}/{name}"], None, 10, options=options)
     (unit,) = cut_shard(shard, 10, options)

@@ -11,6 +11,23 @@ class JobError(Exception):
     """A job that started could not finish: the message says what stopped it and what to do next."""
 
 
+class FailureError(Exception):
+    """Why a record becomes no embedding, for its row in failures.
+
+    Attributes:
+        error_type: short stable name.
+        message: the reason.
+    """
+
+    def __init__(self, error_type: str, message: str) -> None:
+        super().__init__(error_type, message)
+        self.error_type = error_type
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 def first_line(error: Exception) -> str:
     """What an error of many lines says first; its type's name if it says nothing."""
     return _lines(error)[0]

@@ -7,6 +7,8 @@ import struct
 
 import PIL.Image
 
+from transforms.core.errors import FailureError
+
 _UNSUPPORTED_SIGNATURES = {
     re.compile(start, re.DOTALL): kind
     for start, kind in (
@@ -34,7 +36,7 @@ NOT_AN_IMAGE = "not_an_image"
 """The error type of a file that holds something else, of which neither content nor digest is told."""
 
 
-class ImageError(Exception):
+class ImageError(FailureError):
     """Bytes that give no image, and why.
 
     Attributes:
@@ -43,14 +45,6 @@ class ImageError(Exception):
             another format; ``no_such_frame`` for a DICOM of fewer frames.
         message: the reason. The same bytes give the same message in every process.
     """
-
-    def __init__(self, error_type: str, message: str) -> None:
-        super().__init__(error_type, message)
-        self.error_type = error_type
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
 
 
 def explain(data: bytes, kind: str, error: Exception) -> ImageError:

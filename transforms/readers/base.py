@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 import pyarrow as pa
 
-from transforms.core.errors import ColumnTypeError, StopError
+from transforms.core.errors import ColumnTypeError, FailureError, StopError
 from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Record, Stage
 from transforms.readers.columns import label_and_extras
@@ -76,20 +76,8 @@ class Place:
     error: str | None = None
 
 
-class RecordError(Exception):
-    """One record that is of no use, while the next ones are.
-
-    Attributes:
-        error_type: short stable name: ``corrupt``, ``no_image``, ``bad_value``.
-    """
-
-    def __init__(self, error_type: str, message: str) -> None:
-        super().__init__(error_type, message)
-        self.error_type = error_type
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+class RecordError(FailureError):
+    """One record that is of no use, while the next ones are; ``corrupt``, ``no_image``, ``bad_value``, ..."""
 
 
 @dataclass(frozen=True, slots=True)
