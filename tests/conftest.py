@@ -1,6 +1,7 @@
 """What every test gets: no network beyond this machine, unless it is marked as fetching the real weights."""
 
 import ipaddress
+import logging
 import socket
 
 import pytest
@@ -38,6 +39,16 @@ def _no_waiting(monkeypatch):
     """Faults of the machine are tried again at once, and each test counts its own."""
     monkeypatch.setattr(retry, "WAITS", (0.0, 0.0))
     monkeypatch.setattr(retry, "PATIENCE", retry.Patience())
+
+
+@pytest.fixture(autouse=True)
+def _root_logger_as_it_was():
+    """A library that leaves the root logger at another level takes the warnings of every later test, and job."""
+    before = logging.getLogger().level
+    yield
+    after = logging.getLogger().level
+    logging.getLogger().setLevel(before)
+    assert after == before
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import logging
 import queue
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,13 +63,22 @@ def processor_flags() -> frozenset[str]:
     return frozenset()
 
 
+_converting = threading.RLock()
+
+
 @contextlib.contextmanager
 def converter() -> Iterator[Any]:
-    """OpenVINO, fit to convert a TensorFlow graph inside the block.
+    """OpenVINO, fit to convert a TensorFlow graph inside the block, which one thread at a time enters.
 
     OpenVINO 2026.4 asks for TensorFlow's version by `exec("del tensorflow")` in a function, where Python 3.13 no longer
-    finds what another `exec` defined (PEP 667). And a conversion that fails leaves the root logger at ERROR.
+    finds what another `exec` defined (PEP 667). While it converts, the root logger is at ERROR: a conversion that fails
+    leaves it there, and of two at once the second would put back what the first had set.
     """
+    with _converting:
+        yield from _converter()
+
+
+def _converter() -> Iterator[Any]:
     openvino = import_openvino()
     import tensorflow as tf
     from openvino.frontend.tensorflow import utils

@@ -4,6 +4,8 @@ import dataclasses
 import logging
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -65,6 +67,23 @@ def test_a_conversion_that_fails_leaves_the_log_as_it_was(caplog):
     assert (root.level, root.filters, root.handlers) == before
     logging.getLogger("transforms").warning("still heard")
     assert "still heard" in caplog.text
+
+
+def test_two_threads_that_convert_leave_the_log_as_it_was(vgg16):
+    """As two jobs in one process do; each of the two finds the root logger's level as the other has set it."""
+    root = logging.getLogger()
+    before = root.level
+    started = threading.Barrier(2)
+
+    def one():
+        started.wait()
+        for _ in range(5):
+            convert(vgg16)
+
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(one), pool.submit(one)]:
+            future.result()
+    assert root.level == before
 
 
 def test_images_of_any_size_are_taken_where_they_keep_theirs():
