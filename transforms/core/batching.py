@@ -31,30 +31,37 @@ def decode_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(available_cores(), thread_name_prefix="decode")
 
 
-class _Budget:
-    """Bytes that may be held at once; what is larger than all of it is let in alone."""
+class _Room:
+    """Room for so many items, and for so many bytes of them; what is larger than all of it is let in alone.
 
-    def __init__(self, total: int) -> None:
-        self._total = total
+    One thread takes and another one gives back.
+    """
+
+    def __init__(self, items: int, total: int) -> None:
+        self._items_left, self._total = items, total
         self._held = 0
         self._changed = threading.Condition()
+        self._lifted = False
 
-    def take(self, amount: int) -> None:
-        """Wait until there is room."""
+    def take(self, size: int) -> None:
+        """Wait until there is room for an item."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + amount <= self._total)
-            self._held += amount
+            while not self._lifted and (not self._items_left or (self._held and self._held + size > self._total)):
+                self._changed.wait()
+            self._items_left -= 1
+            self._held += size
 
-    def give_back(self, amount: int) -> None:
+    def give_back(self, size: int) -> None:
         with self._changed:
-            self._held -= amount
-            self._changed.notify_all()
+            self._items_left += 1
+            self._held -= size
+            self._changed.notify()
 
     def lift(self) -> None:
         """Let whoever waits go on."""
         with self._changed:
-            self._held = 0
-            self._changed.notify_all()
+            self._lifted = True
+            self._changed.notify()
 
 
 def map_ahead(
@@ -78,17 +85,16 @@ def map_ahead(
         limit: items drawn and not yet consumed at most.
         size_of: bytes that an item holds, of which there are `BYTES_AHEAD` at most, or one item.
     """
-    ready: queue.Queue[tuple[Future[R], int] | BaseException | None] = queue.Queue()
-    slots, held = threading.Semaphore(limit), _Budget(BYTES_AHEAD)
+    ready: queue.SimpleQueue[tuple[Future[R], int] | BaseException | None] = queue.SimpleQueue()
+    room = _Room(limit, BYTES_AHEAD)
     stopped = threading.Event()
 
     def draw() -> None:
         end: BaseException | None = None
         try:
             for item in items:
-                slots.acquire()
                 size = size_of(item)
-                held.take(size)
+                room.take(size)
                 if stopped.is_set():
                     break
                 ready.put((pool.submit(function, item), size))
@@ -102,15 +108,13 @@ def map_ahead(
         while isinstance(drawn := ready.get(), tuple):
             future, size = drawn
             result = future.result()
-            slots.release()
-            held.give_back(size)
+            room.give_back(size)
             yield result
         if drawn is not None:
             raise drawn
     finally:
         stopped.set()
-        slots.release()
-        held.lift()
+        room.lift()
         drawer.join()
         if isinstance(items, Generator):
             items.close()  # It may read ahead too, which nobody would stop while an error holds on to it.

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import enum
-import threading
-import time
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -25,31 +23,19 @@ ALL = "all"
 
 
 class Stopwatch:
-    """Seconds by stage; thread-safe."""
+    """Seconds by stage; threads add to it without waiting for each other."""
 
     def __init__(self) -> None:
-        self._seconds: dict[Busy, float] = dict.fromkeys(Busy, 0.0)
-        self._lock = threading.Lock()
+        self._laps: dict[Busy, list[float]] = {stage: [] for stage in Busy}
 
     def add(self, stage: Busy, seconds: float) -> None:
         """Count seconds of a stage; of one with several threads, the share of one."""
-        with self._lock:
-            self._seconds[stage] += seconds
-
-    @contextmanager
-    def timed(self, stage: Busy, threads: int = 1, clock: Callable[[], float] = time.perf_counter) -> Iterator[None]:
-        """Count what the block takes, as one of so many threads."""
-        started = clock()
-        try:
-            yield
-        finally:
-            self.add(stage, (clock() - started) / threads)
+        self._laps[stage].append(seconds)
 
     @property
     def seconds(self) -> dict[str, float]:
         """By stage, so far."""
-        with self._lock:
-            return {str(stage): seconds for stage, seconds in self._seconds.items()}
+        return {str(stage): math.fsum(laps) for stage, laps in self._laps.items()}
 
 
 def shares(units: Iterable[Mapping[str, float] | None]) -> dict[str, float] | None:

@@ -167,11 +167,13 @@ def embed_records(
         if isinstance(record, TakenOver):
             return index, record
         if isinstance(record, RecordRef):
-            with watch.timed(Busy.READING, cores):
-                record = read_file(record, options.max_record_bytes)
-        # The processor's time, since the model may hold the processor meanwhile.
-        with watch.timed(Busy.DECODING, cores, thread_time):
-            return index, _decode(index, record, options.images, look_up)
+            started = time.perf_counter()
+            record = read_file(record, options.max_record_bytes)
+            watch.add(Busy.READING, (time.perf_counter() - started) / cores)
+        started = thread_time()  # The processor's time, since the model may hold the processor meanwhile.
+        outcome = _decode(index, record, options.images, look_up)
+        watch.add(Busy.DECODING, (thread_time() - started) / cores)
+        return index, outcome
 
     def decoded() -> Iterator[Decoded | _Twin]:
         nonlocal reused, equal
@@ -228,14 +230,12 @@ def embed_records(
 
 def _timed(items: Iterable[T], watch: Stopwatch) -> Generator[T, None, None]:
     """The same items; what the reader takes for each is counted."""
-    iterator = iter(items)
-    while True:
-        with watch.timed(Busy.READING):
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
+    started = time.perf_counter()
+    for item in items:
+        watch.add(Busy.READING, time.perf_counter() - started)
         yield item
+        started = time.perf_counter()
+    watch.add(Busy.READING, time.perf_counter() - started)
 
 
 @functools.cache

@@ -32,7 +32,8 @@ def read_file(ref: RecordRef, limit: int = MAX_RECORD_BYTES) -> Record | Failure
 
 def _read(ref: RecordRef, limit: int) -> bytes:
     size = ref.size
-    if size is None or storage.is_local(ref.uri):  # A local file may grow after it was listed, and asking costs little.
+    # Without a version nobody notices that a local file grew after it was listed, and asking costs little.
+    if size is None or (ref.version is None and storage.is_local(ref.uri)):
         found = storage.stat(ref.uri)
         size = None if found is None else found.size
     if size is not None and size > limit:

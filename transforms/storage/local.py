@@ -59,9 +59,13 @@ def list_folders(folder: str) -> Iterator[str]:
 
 def open_read(uri: str, version: str | None) -> BinaryIO:
     """A buffered stream of a regular file."""
+    return _open(uri, version, _READ_BUFFER)
+
+
+def _open(uri: str, version: str | None, buffering: int) -> BinaryIO:
     if not stat_module.S_ISREG(os.stat(uri).st_mode):  # Opening a pipe would wait for its writer.
         raise OSError(errno.EINVAL, "Not a regular file", uri)
-    stream = open(uri, "rb", buffering=_READ_BUFFER)  # noqa: SIM115 - the caller closes it.
+    stream = open(uri, "rb", buffering=buffering)  # noqa: SIM115 - the caller closes it.
     if version is not None and (found := _version(os.fstat(stream.fileno()))) != version:
         stream.close()
         raise replaced(uri, version, found)
@@ -70,7 +74,7 @@ def open_read(uri: str, version: str | None) -> BinaryIO:
 
 def read_bytes(uri: str, version: str | None) -> bytes:
     """The whole file."""
-    with open_read(uri, version) as stream:
+    with _open(uri, version, 0) as stream:
         return stream.read()
 
 
