@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.common.console import say
 from pipelines.common.fields import Options, flag
 from pipelines.common.flags import JobParser, parse
-from pipelines.runtime.accuracy_table import accuracy_cell, difference_cell, print_table
-from pipelines.runtime.accuracy_table import describe as describe_answers
+from pipelines.training.accuracy_table import accuracy_cell, difference_cell, print_table
+from pipelines.training.accuracy_table import describe as describe_answers
 from transforms.core.errors import ImagebeamError
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from pipelines.common.flags import JobParser, parse
 from pipelines.options.extraction import InputOptions, ModelOptions
 from pipelines.options.finetuning import FIT, FinetuneOptions, TuneOptions
 from pipelines.options.training import ClassifierOptions, FitOptions, HeadOptions, RowOptions
-from pipelines.runtime.training_result import TrainResult, conclude, describe_rows, installed_versions, save_models
+from pipelines.training.result import TrainResult, conclude, describe_rows, installed_versions, save_models
 from transforms.core.spec import Precision
 from transforms.models.architectures import Architecture
 
 if TYPE_CHECKING:
-    from pipelines.runtime.first_phase import FirstPhase
+    from pipelines.training.first_phase import FirstPhase
     from transforms.core.spec import EmbedderSpec
     from transforms.readers.options import ReadOptions
     from transforms.training.row_index import RowIndex
@@ -67,9 +67,9 @@ def run(options: FinetuneOptions) -> TrainResult:
     output = ClassifierFolder(options.classifier.output, overwrite=options.classifier.overwrite)
     read = _open_input(options)
 
-    from pipelines.runtime.backbone_training import check_unfreezing, hold_images, print_layers, tune_backbone
-    from pipelines.runtime.first_phase import learn_from_vectors
-    from pipelines.runtime.head_training import use_deterministic_ops
+    from pipelines.training.backbone_training import check_unfreezing, hold_images, print_layers, tune_backbone
+    from pipelines.training.first_phase import learn_from_vectors
+    from pipelines.training.head_training import use_deterministic_ops
     from transforms.classify.evaluate import evaluate
     from transforms.models.embedder import assemble, identify, load_backbone
     from transforms.training.backbone import freeze
@@ -147,7 +147,7 @@ def _open_input(options: FinetuneOptions) -> ReadOptions:
     Raises:
         ImagebeamError: for input that is not there, and a model or layer that cannot be had.
     """
-    from pipelines.runtime.backbone_training import inspect_images
+    from pipelines.training.backbone_training import inspect_images
     from transforms.models.availability import check_available
     from transforms.models.layer_tables import check_layer_names
 
@@ -171,7 +171,7 @@ def _identity(options: FinetuneOptions, base: EmbedderSpec, index: RowIndex) -> 
 
 def _compare(first: FirstPhase, predictions: Path, *, learns: bool) -> list[dict[str, Any]]:
     """Accuracies of this classifier and of what needs no tuning on the same held-out rows, in JSON terms."""
-    from pipelines.runtime.accuracy_table import describe
+    from pipelines.training.accuracy_table import describe
     from transforms.training.compare import read_answers
 
     if not first.answers:
@@ -182,7 +182,7 @@ def _compare(first: FirstPhase, predictions: Path, *, learns: bool) -> list[dict
 
 
 def _print_compared(summary: dict[str, Any]) -> None:
-    from pipelines.runtime.accuracy_table import accuracy_cell, difference_cell, print_table
+    from pipelines.training.accuracy_table import accuracy_cell, difference_cell, print_table
 
     found = summary["compared"]
     if not found:

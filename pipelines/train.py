@@ -25,7 +25,7 @@ from pipelines.options.training import (
     SolverOptions,
     refuse_idle_patience,
 )
-from pipelines.runtime.training_result import TrainResult, conclude, describe_rows, installed_versions, save_models
+from pipelines.training.result import TrainResult, conclude, describe_rows, installed_versions, save_models
 from transforms.core.spec import Precision
 from transforms.training.head import Solver
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
 
-    from pipelines.runtime.head_training import Lesson
+    from pipelines.training.head_training import Lesson
     from transforms.training.checkpoint import Checkpoint
     from transforms.training.embeddings import EmbeddingSet
     from transforms.training.row_index import RowIndex
@@ -110,8 +110,8 @@ def run(options: TrainOptions) -> TrainResult:
     rows = describe_rows(index)
 
     # These take seconds, which an error above does not wait for.
-    from pipelines.runtime.exact_head import is_exact
-    from pipelines.runtime.head_training import Lesson, check_searchable
+    from pipelines.training.exact_head import is_exact
+    from pipelines.training.head_training import Lesson, check_searchable
     from transforms.classify.evaluate import evaluate
     from transforms.training.vector_sources import open_sources
 
@@ -224,7 +224,7 @@ class _Trained:
 
 def _solve(lesson: Lesson, index: RowIndex, options: TrainOptions) -> _Trained:
     """Train by the exact solver."""
-    from pipelines.runtime.exact_head import cross_validate, describe_solution, rows_in_memory, solve_head
+    from pipelines.training.exact_head import cross_validate, describe_solution, rows_in_memory, solve_head
     from transforms.plots.training import penalty_curves
     from transforms.training.splits import Split
 
@@ -242,7 +242,7 @@ def _solve(lesson: Lesson, index: RowIndex, options: TrainOptions) -> _Trained:
 
 def _fit(lesson: Lesson, index: RowIndex, options: TrainOptions, checkpoint: Checkpoint) -> _Trained:
     """Train by epochs."""
-    from pipelines.runtime.head_training import train_head, use_deterministic_ops
+    from pipelines.training.head_training import train_head, use_deterministic_ops
     from transforms.plots.training import training_curves
 
     use_deterministic_ops()
@@ -262,7 +262,7 @@ def _choose_head(
     """The head to train: the one asked for, or the best of a grid, which a resumed run takes from the checkpoint."""
     if not options.search.search:
         return options.head, options.fit, None
-    from pipelines.runtime.head_training import search_head
+    from pipelines.training.head_training import search_head
 
     table = checkpoint.load_json("search.json")
     if table is None:

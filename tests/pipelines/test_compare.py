@@ -8,7 +8,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from pipelines.cli import run_job
-from pipelines.runtime.accuracy_table import print_table
+from pipelines.training.accuracy_table import print_table
 from tests.support.embedding_sets import blobs, write_output
 from transforms.training.compare import Answers, common_rows, nearest_neighbours
 from transforms.training.exact_solver import cut_folds

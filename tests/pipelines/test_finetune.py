@@ -14,7 +14,7 @@ from pipelines import finetune as finetune_job
 from pipelines.cli import run_job
 from pipelines.options.finetuning import FIT, FinetuneOptions
 from pipelines.options.training import FitOptions
-from pipelines.runtime.training_result import TrainResult
+from pipelines.training.result import TrainResult
 from tests.support.extracting import extract, manifest, small_images
 from tests.transforms.models.weights.test_load import WRITERS
 from transforms.core.errors import ImagebeamError

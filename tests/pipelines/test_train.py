@@ -36,8 +36,8 @@ from pipelines.options.training import (
     RowOptions,
     SolverOptions,
 )
-from pipelines.runtime.training_result import TrainResult
 from pipelines.train import TrainOptions, run
+from pipelines.training.result import TrainResult
 from tests.support.embedding_sets import SPEC, blobs, write_output
 from transforms.core.errors import ImagebeamError
 from transforms.models.embedder import Embedder

@@ -139,7 +139,7 @@ def tune_backbone(
     Raises:
         ImagebeamError: if training diverges.
     """
-    from pipelines.runtime.head_training import fit_as_told
+    from pipelines.training.head_training import fit_as_told
     from transforms.training.backbone import build_training_model, first_epochs
     from transforms.training.image_cache import image_batches
     from transforms.training.splits import Split

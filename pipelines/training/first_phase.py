@@ -12,8 +12,8 @@ from pipelines.common.console import say
 from pipelines.options.finetuning import FinetuneOptions
 from pipelines.options.search import SearchOptions
 from pipelines.options.training import FitOptions, HeadOptions, SolverOptions
-from pipelines.runtime.exact_head import describe_solution, is_exact, solve_head
-from pipelines.runtime.head_training import Lesson, train_head
+from pipelines.training.exact_head import describe_solution, is_exact, solve_head
+from pipelines.training.head_training import Lesson, train_head
 from transforms.core.errors import ImagebeamError
 from transforms.core.text import counted
 from transforms.models.engines.prediction import predict_rows

@@ -10,7 +10,7 @@ import numpy as np
 from pipelines.common.console import say
 from pipelines.options.search import SearchOptions, asks_for_epochs
 from pipelines.options.training import FitOptions, HeadOptions, RowOptions, SolverOptions
-from pipelines.runtime.head_training import Lesson, check_searchable
+from pipelines.training.head_training import Lesson, check_searchable
 from transforms.core.errors import ImagebeamError
 from transforms.training.exact_solver import LARGEST, LARGEST_WITH_FOLDS, Solution, solve
 from transforms.training.head import LOGITS, Normalization, Solver, VectorTransform, build_head

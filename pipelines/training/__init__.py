@@ -1,0 +1,1 @@
+"""What `train` and `finetune` do: heads and backbones trained, compared and saved."""
