@@ -26,8 +26,8 @@ import numpy as np
 from benchmarks.common import publish
 
 if TYPE_CHECKING:
-    from transforms.training.row_index import RowIndex
-    from transforms.training.vector_sources import Sources
+    from transforms.training_data.row_index import RowIndex
+    from transforms.training_data.vector_sources import Sources
 
 CLASSES = 10
 ROWS_PER_PART = 2048
@@ -92,9 +92,9 @@ class Stopwatch:
 
 def open_set(folder: str, max_memory_mb: int) -> tuple[Sources, RowIndex]:
     """Sources and index, as the job opens them."""
-    from transforms.training.embeddings import open_embeddings
-    from transforms.training.row_index import LabelRules, SplitRules, index_rows
-    from transforms.training.vector_sources import open_sources
+    from transforms.training_data.embeddings import open_embeddings
+    from transforms.training_data.row_index import LabelRules, SplitRules, index_rows
+    from transforms.training_data.vector_sources import open_sources
 
     embeddings = open_embeddings([folder])
     index = index_rows(embeddings, LabelRules(), SplitRules(validation=VALIDATION, test=0.0))
@@ -112,8 +112,8 @@ def make_model(sources: Sources, args: argparse.Namespace) -> Any:
 
 def measure_speed(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of epochs in turn: plain `model.fit` on arrays, shuffled by Keras; and the job's way of reading."""
-    from transforms.training.batches import vector_batches
-    from transforms.training.vector_sources import EpochOrder, MatrixSource
+    from transforms.training_data.batches import vector_batches
+    from transforms.training_data.vector_sources import EpochOrder, MatrixSource
 
     streamed, index = open_set(args.folder, args.max_memory_mb)
     held, _ = open_set(args.folder, max_memory_mb=2**20)

@@ -237,7 +237,7 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
     from transforms.classify.staged import stage_classifier
     from transforms.models.staged import read_staged
     from transforms.runs.part_files import PREDICTIONS, PartOptions
-    from transforms.training.embeddings import MODEL_FOLDER, open_embeddings
+    from transforms.training_data.embeddings import MODEL_FOLDER, open_embeddings
 
     for name in options.vectors.embeddings:
         if extracted := read_staged(storage.join(storage.absolute(name), MODEL_FOLDER)):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from transforms.training.compare import Answers
-    from transforms.training.embeddings import EmbeddingSet
+    from transforms.training_data.embeddings import EmbeddingSet
 
 DESCRIPTION = """\
 Compare embeddings of the same labelled images: models, layers, poolings, precisions. Each is measured by
@@ -79,7 +79,7 @@ def run(options: CompareOptions) -> list[Compared]:
         ImagebeamError: if an output cannot be used, there are fewer than two embeddings, or they have too few labelled
             images in common.
     """
-    from transforms.training.embeddings import open_columns
+    from transforms.training_data.embeddings import open_columns
 
     sets = [embeddings for folder in options.outputs for embeddings in open_columns(folder)]
     if len(sets) < 2:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipelines.training.first_phase import FirstPhase
     from transforms.core.spec import EmbedderSpec
     from transforms.readers.options import ReadOptions
-    from transforms.training.row_index import RowIndex
+    from transforms.training_data.row_index import RowIndex
 
 DESCRIPTION = """\
 Train a backbone and a classifier together on image shards: first the classifier alone, as train does, then with it the
@@ -74,7 +74,7 @@ def run(options: FinetuneOptions) -> TrainResult:
     from transforms.models.embedder import assemble, identify, load_backbone
     from transforms.training.backbone import freeze
     from transforms.training.head import load
-    from transforms.training.row_index import index_rows
+    from transforms.training_data.row_index import index_rows
 
     began = time.monotonic()
     use_deterministic_ops()

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from pipelines.training.head_training import Lesson
     from transforms.training.checkpoint import Checkpoint
-    from transforms.training.embeddings import EmbeddingSet
-    from transforms.training.row_index import RowIndex
+    from transforms.training_data.embeddings import EmbeddingSet
+    from transforms.training_data.row_index import RowIndex
 
 DESCRIPTION = """\
 Train a dense classifier on embeddings, and measure it on images that it was not trained on. After a crash, the same
@@ -91,9 +91,9 @@ def run(options: TrainOptions) -> TrainResult:
     Raises:
         ImagebeamError: for what the user can mend; nothing is overwritten then.
     """
-    from transforms.training.embeddings import open_embeddings
     from transforms.training.output import ClassifierFolder, ResultFile
-    from transforms.training.splits import Split
+    from transforms.training_data.embeddings import open_embeddings
+    from transforms.training_data.splits import Split
 
     began = time.monotonic()
     output = ClassifierFolder(options.classifier.output, overwrite=options.classifier.overwrite)
@@ -113,7 +113,7 @@ def run(options: TrainOptions) -> TrainResult:
     from pipelines.training.exact_head import is_exact
     from pipelines.training.head_training import Lesson, check_searchable
     from transforms.classify.evaluate import evaluate
-    from transforms.training.vector_sources import open_sources
+    from transforms.training_data.vector_sources import open_sources
 
     sources = open_sources(embeddings, index, read.max_memory_mb, local_copy=not read.no_local_copy)
     lesson = Lesson(sources, index.targets, index.counts[Split.TRAIN.code], index.multi_label)
@@ -174,8 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _index(embeddings: EmbeddingSet, options: TrainOptions) -> RowIndex:
     """Splits and labels of all rows, corrected by `--labels` where it is given."""
-    from transforms.training.relabel import relabel
-    from transforms.training.row_index import index_rows
+    from transforms.training_data.relabel import relabel
+    from transforms.training_data.row_index import index_rows
 
     labels, splits = options.rows.label_rules(), options.rows.split_rules()
     if options.embeddings.labels is None:
@@ -226,7 +226,7 @@ def _solve(lesson: Lesson, index: RowIndex, options: TrainOptions) -> _Trained:
     """Train by the exact solver."""
     from pipelines.training.exact_head import cross_validate, describe_solution, rows_in_memory, solve_head
     from transforms.plots.training import penalty_curves
-    from transforms.training.splits import Split
+    from transforms.training_data.splits import Split
 
     measured_on_validation = not len(index.rows(Split.TEST))
     rows = rows_in_memory(lesson) if options.solver.folds or not measured_on_validation else None

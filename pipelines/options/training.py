@@ -13,7 +13,7 @@ from transforms.core.text import spelled
 from transforms.training.head import Normalization, Schedule, Solver, VectorTransform
 
 if TYPE_CHECKING:
-    from transforms.training.row_index import LabelRules, SplitRules
+    from transforms.training_data.row_index import LabelRules, SplitRules
 
 
 def units(text: str) -> tuple[int, ...]:
@@ -128,13 +128,13 @@ class RowOptions(Options):
 
     def label_rules(self) -> LabelRules:
         """How labels are read."""
-        from transforms.training.row_index import LabelRules
+        from transforms.training_data.row_index import LabelRules
 
         return LabelRules(self.label_column, self.multi_label, self.label_separator, self.drop_unlabeled)
 
     def split_rules(self) -> SplitRules:
         """How rows are split."""
-        from transforms.training.row_index import SplitRules
+        from transforms.training_data.row_index import SplitRules
 
         return SplitRules(self.validation_split, self.test_split, self.split_seed, self.split_column, self.group_column)
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from transforms.training.backbone import TunedLayer
     from transforms.training.checkpoint import Checkpoint
     from transforms.training.fit import FitState
-    from transforms.training.image_cache import ImageSet
-    from transforms.training.row_index import RowIndex
+    from transforms.training_data.image_cache import ImageSet
+    from transforms.training_data.row_index import RowIndex
 
 
 def inspect_images(options: FinetuneOptions) -> ReadOptions:
@@ -55,7 +55,7 @@ def hold_images(options: FinetuneOptions, read: ReadOptions, spec: EmbedderSpec,
     Raises:
         ImagebeamError: where more records than allowed gave no image.
     """
-    from transforms.training.image_cache import read_images
+    from transforms.training_data.image_cache import read_images
 
     say(f"Reading and decoding images to {size_text(spec.image_size)}")
     images = read_images(
@@ -141,8 +141,8 @@ def tune_backbone(
     """
     from pipelines.training.head_training import fit_as_told
     from transforms.training.backbone import build_training_model, first_epochs
-    from transforms.training.image_cache import image_batches
-    from transforms.training.splits import Split
+    from transforms.training_data.image_cache import image_batches
+    from transforms.training_data.splits import Split
 
     tune, how, multi_label, batch_size = options.tune, options.fit, index.multi_label, options.model.batch_size
     begin = first_epochs(backbone, tune.unfreeze_per_epoch) if tune.unfreeze_per_epoch else {}

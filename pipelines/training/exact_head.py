@@ -15,7 +15,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.training.exact_solver import LARGEST, LARGEST_WITH_FOLDS, Solution, solve
 from transforms.training.head import LOGITS, Normalization, Solver, VectorTransform, build_head
 from transforms.training.metrics import wilson_interval
-from transforms.training.vector_sources import MatrixSource
+from transforms.training_data.vector_sources import MatrixSource
 
 if TYPE_CHECKING:
     import keras

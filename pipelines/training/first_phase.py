@@ -19,15 +19,15 @@ from transforms.core.text import counted
 from transforms.models.engines.prediction import predict_rows
 from transforms.training.compare import Answers, nearest_neighbours
 from transforms.training.head import Solver, VectorTransform
-from transforms.training.splits import Split
-from transforms.training.vector_sources import MatrixSource, Sources, moments
+from transforms.training_data.splits import Split
+from transforms.training_data.vector_sources import MatrixSource, Sources, moments
 
 if TYPE_CHECKING:
     import keras
 
     from transforms.training.checkpoint import Checkpoint
-    from transforms.training.image_cache import ImageSet
-    from transforms.training.row_index import RowIndex
+    from transforms.training_data.image_cache import ImageSet
+    from transforms.training_data.row_index import RowIndex
 
 LINEAR_PROBE, NEIGHBOURS = "linear probe", "nearest neighbours"
 

@@ -15,11 +15,11 @@ from pipelines.common.epochs import EpochBar
 from pipelines.options.search import SearchOptions
 from pipelines.options.training import FitOptions, HeadOptions
 from transforms.core.errors import ImagebeamError
-from transforms.training.batches import vector_batches
 from transforms.training.checkpoint import Checkpoint
 from transforms.training.fit import FitState, fit
 from transforms.training.head import balanced_weights, build_head, compile_head
-from transforms.training.vector_sources import EpochOrder, MatrixSource, Sources, moments
+from transforms.training_data.batches import vector_batches
+from transforms.training_data.vector_sources import EpochOrder, MatrixSource, Sources, moments
 
 if TYPE_CHECKING:
     import keras

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from transforms.core.spec import EmbedderSpec
     from transforms.training.output import ResultFile
-    from transforms.training.row_index import RowIndex
+    from transforms.training_data.row_index import RowIndex
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TrainResult:
 
 def describe_rows(index: RowIndex) -> dict[str, Any]:
     """How the rows are split, for metrics.json; what is odd about it is said at once."""
-    from transforms.training.splits import Split, describe_gaps, describe_small, largest_shift, straddling
+    from transforms.training_data.splits import Split, describe_gaps, describe_small, largest_shift, straddling
 
     sizes = {str(split): len(index.rows(split)) for split in Split}
     straddle = straddling(index.images, index.codes)

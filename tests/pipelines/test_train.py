@@ -77,7 +77,7 @@ def digits(tmp_path_factory):
 
 
 def split_of(images, labels, validation=0.1, test=0.2, seed=0):
-    """The split once more, in plain Python: what `transforms.training.splits` must agree with for ever."""
+    """The split once more, in plain Python: what `transforms.training_data.splits` must agree with for ever."""
 
     def number(image):
         digest = hashlib.sha256(image.encode()).hexdigest()

@@ -17,9 +17,9 @@ from transforms.models.engines.prediction import predict_rows
 from transforms.plots import training
 from transforms.runs.part_files import FINGERPRINT_KEY
 from transforms.training import metrics
-from transforms.training.embeddings import RowSet
-from transforms.training.row_index import RowIndex
-from transforms.training.splits import Split
+from transforms.training_data.embeddings import RowSet
+from transforms.training_data.row_index import RowIndex
+from transforms.training_data.splits import Split
 
 if TYPE_CHECKING:
     import keras

@@ -25,7 +25,7 @@ from transforms.readers.units import ShardSlice, ShardUnit, WorkUnit
 from transforms.runs.commit_units import CommitUnits, UnitResult, count_batch
 from transforms.runs.known_rows import KnownRows
 from transforms.runs.part_files import EMBEDDINGS, PREDICTIONS, PartOptions, rows_to_table
-from transforms.training.embeddings import EmbeddingSet, RowGroup
+from transforms.training_data.embeddings import EmbeddingSet, RowGroup
 
 _BATCH_ROWS = 4096
 

@@ -1,1 +1,1 @@
-"""Embeddings to a trained classifier: rows, splits, the head, fine-tuning, metrics and checkpoints."""
+"""A trained classifier: heads, the exact solver, fine-tuning, `fit` with checkpoints, metrics."""

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from transforms.training.head import VectorTransform, transform_vectors
-from transforms.training.vector_sources import moments
+from transforms.training_data.vector_sources import moments
 
 FOLDS = 5
 

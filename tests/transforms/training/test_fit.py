@@ -4,12 +4,12 @@ import pytest
 
 from tests.support.embedding_sets import blobs
 from transforms.core.errors import ImagebeamError
-from transforms.training.batches import vector_batches
 from transforms.training.checkpoint import Checkpoint
 from transforms.training.fit import FitState, fit
 from transforms.training.head import Normalization, Schedule, build_head, compile_head
-from transforms.training.numpy_dataset import NumpyDataset
-from transforms.training.vector_sources import EpochOrder, MatrixSource
+from transforms.training_data.batches import vector_batches
+from transforms.training_data.numpy_dataset import NumpyDataset
+from transforms.training_data.vector_sources import EpochOrder, MatrixSource
 
 VECTORS, LABELS = blobs(300, spread=3.0)
 CLASSES = np.array([int(label[-1]) for label in LABELS], np.int32)
@@ -82,7 +82,7 @@ def test_the_same_run_gives_the_same_weights_to_the_last_bit():
 def test_the_other_backends_dataset_gives_the_same_weights(monkeypatch):
     one, state = train()
     monkeypatch.setattr(
-        "transforms.training.batches._tensorflow_dataset", lambda blocks, _, *a: NumpyDataset(blocks, *a[:2])
+        "transforms.training_data.batches._tensorflow_dataset", lambda blocks, _, *a: NumpyDataset(blocks, *a[:2])
     )
     other, other_state = train()
     assert same(one, other)

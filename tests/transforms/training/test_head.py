@@ -12,7 +12,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from tests.support.embedding_sets import blobs
 from transforms.training.head import Normalization, Schedule, balanced_weights, build_head, compile_head, join, save
-from transforms.training.vector_sources import moments
+from transforms.training_data.vector_sources import moments
 
 VECTORS = blobs(64, dimension=6)[0]
 

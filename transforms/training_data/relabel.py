@@ -17,7 +17,7 @@ from transforms.readers.base import RecordError
 from transforms.readers.columns import as_label, as_labels
 from transforms.readers.options import ReadOptions
 from transforms.storage.resuming import ResumingStream
-from transforms.training.embeddings import RowGroup, RowSet
+from transforms.training_data.embeddings import RowGroup, RowSet
 
 KEY = "key"
 LABEL = "label"

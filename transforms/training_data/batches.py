@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.training.vector_sources import EpochOrder, Source
+from transforms.training_data.vector_sources import EpochOrder, Source
 
 if TYPE_CHECKING:
-    from transforms.training.numpy_dataset import Arrays
+    from transforms.training_data.numpy_dataset import Arrays
 
 _BATCHES_AHEAD = 32
 """Batches of vectors that wait: a fixed number, where TensorFlow's own choice takes memory as it likes."""
@@ -58,7 +58,7 @@ def to_dataset(
 
     if keras.backend.backend() == "tensorflow":
         return _tensorflow_dataset(blocks, example, rows, batch_size, batches_ahead)
-    from transforms.training.numpy_dataset import NumpyDataset
+    from transforms.training_data.numpy_dataset import NumpyDataset
 
     return NumpyDataset(blocks, rows, batch_size)
 

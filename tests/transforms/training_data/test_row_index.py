@@ -4,9 +4,9 @@ import pytest
 
 from tests.support.embedding_sets import blobs, write_output
 from transforms.core.errors import ImagebeamError
-from transforms.training.embeddings import open_embeddings
-from transforms.training.row_index import LabelRules, SplitRules, index_rows
-from transforms.training.splits import DROPPED, Split
+from transforms.training_data.embeddings import open_embeddings
+from transforms.training_data.row_index import LabelRules, SplitRules, index_rows
+from transforms.training_data.splits import DROPPED, Split
 
 TAGS = pa.list_(pa.string())
 

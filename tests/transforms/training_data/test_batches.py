@@ -7,9 +7,9 @@ import keras
 import numpy as np
 import pytest
 
-from transforms.training.batches import to_dataset, vector_batches
-from transforms.training.numpy_dataset import NumpyDataset, rebatch
-from transforms.training.vector_sources import EpochOrder, MatrixSource, StreamSource
+from transforms.training_data.batches import to_dataset, vector_batches
+from transforms.training_data.numpy_dataset import NumpyDataset, rebatch
+from transforms.training_data.vector_sources import EpochOrder, MatrixSource, StreamSource
 
 ROWS = 203
 VECTORS = np.random.default_rng(0).normal(size=(ROWS, 6)).astype(np.float32)

@@ -9,9 +9,9 @@ import pytest
 
 from tests.support.embedding_sets import write_output
 from transforms.core.errors import ImagebeamError
-from transforms.training.embeddings import open_embeddings
-from transforms.training.relabel import relabel
-from transforms.training.row_index import LabelRules, SplitRules, index_rows
+from transforms.training_data.embeddings import open_embeddings
+from transforms.training_data.relabel import relabel
+from transforms.training_data.row_index import LabelRules, SplitRules, index_rows
 
 COUNT = 40
 OLD = [f"{row % 2}" for row in range(COUNT)]

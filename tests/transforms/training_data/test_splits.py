@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from transforms.training.splits import (
+from transforms.training_data.splits import (
     DROPPED,
     Split,
     assign,

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transforms.core.errors import ImagebeamError
-from transforms.training.embeddings import RowGroup, RowSet
-from transforms.training.splits import DROPPED, Split, assign, grouped_numbers, image_numbers, stratify
+from transforms.training_data.embeddings import RowGroup, RowSet
+from transforms.training_data.splits import DROPPED, Split, assign, grouped_numbers, image_numbers, stratify
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from transforms.inputs.plan import cut_shard, plan
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import read_records
 from transforms.readers.units import WorkUnit
-from transforms.training.batches import to_dataset
-from transforms.training.embeddings import RowGroup
-from transforms.training.vector_sources import EpochOrder
+from transforms.training_data.batches import to_dataset
+from transforms.training_data.embeddings import RowGroup
+from transforms.training_data.vector_sources import EpochOrder
 
 LABEL = "label"
 """The column with the label, whatever it was called in the input."""

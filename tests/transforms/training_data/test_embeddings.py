@@ -11,7 +11,7 @@ from tests.support.embedding_sets import SPEC, blobs, write_output
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.formats import EmbeddingType
 from transforms.core.spec import Pooling
-from transforms.training.embeddings import ahead, open_embeddings
+from transforms.training_data.embeddings import ahead, open_embeddings
 
 
 def read_all(embeddings):

@@ -5,11 +5,11 @@ import pytest
 
 from tests.support.embedding_sets import blobs, write_output
 from transforms.core.errors import ImagebeamError
-from transforms.training.embeddings import open_embeddings
-from transforms.training.row_index import LabelRules, SplitRules, index_rows
-from transforms.training.row_stores import LocalCopy, ParquetRows
-from transforms.training.splits import Split
-from transforms.training.vector_sources import EpochOrder, MatrixSource, StreamSource, open_sources
+from transforms.training_data.embeddings import open_embeddings
+from transforms.training_data.row_index import LabelRules, SplitRules, index_rows
+from transforms.training_data.row_stores import LocalCopy, ParquetRows
+from transforms.training_data.splits import Split
+from transforms.training_data.vector_sources import EpochOrder, MatrixSource, StreamSource, open_sources
 
 ROWS, DIMENSION = 900, 512
 MEGABYTES = ROWS * DIMENSION * 4 / 2**20  # 1.8: a budget of 1 holds the validation rows, of 2 all

@@ -15,8 +15,8 @@ from transforms.core.spec import EmbedderSpec
 from transforms.images.decode import ImageOptions
 from transforms.readers.options import ReadOptions
 from transforms.storage import retry
-from transforms.training.image_cache import ImageSet, image_batches, read_images
-from transforms.training.vector_sources import EpochOrder
+from transforms.training_data.image_cache import ImageSet, image_batches, read_images
+from transforms.training_data.vector_sources import EpochOrder
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from transforms.core.errors import ImagebeamError, JobError
-from transforms.training.embeddings import EmbeddingSet
-from transforms.training.row_index import RowIndex
-from transforms.training.splits import Split
+from transforms.training_data.embeddings import EmbeddingSet
+from transforms.training_data.row_index import RowIndex
+from transforms.training_data.splits import Split
 
 Block = tuple[np.ndarray, np.ndarray]
 """Vectors, float32 [n, dimension], and the numbers of their rows, int64 [n]."""

@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 from sklearn.preprocessing import StandardScaler
 
-from transforms.training.embeddings import EmbeddingSet, ahead
-from transforms.training.row_index import RowIndex
-from transforms.training.row_stores import Block, LocalCopy, ParquetRows, RowStore
-from transforms.training.splits import Split
+from transforms.training_data.embeddings import EmbeddingSet, ahead
+from transforms.training_data.row_index import RowIndex
+from transforms.training_data.row_stores import Block, LocalCopy, ParquetRows, RowStore
+from transforms.training_data.splits import Split
 
 _BLOCK_BYTES = 16 << 20
 """Vectors handed on at once: the price of crossing from Python into tf.data's threads is paid once a block."""

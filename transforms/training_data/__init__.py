@@ -1,0 +1,1 @@
+"""What training reads: labelled rows, their split, their vectors or pixels, and batches of them."""
