@@ -25,11 +25,11 @@ from transforms.core.spec import EmbedderSpec
 from transforms.embed.embed_units import EmbedOptions, embed_records
 from transforms.images.decode import ImageOptions, decode_image
 from transforms.inputs.plan import plan
+from transforms.parts import part_files
+from transforms.parts.part_files import PartOptions
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import open_records
 from transforms.readers.units import ListUnit, RecordRef
-from transforms.runs import part_files
-from transforms.runs.part_files import PartOptions
 
 DIMENSION = 512
 

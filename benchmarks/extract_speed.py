@@ -71,7 +71,7 @@ def extract_rate(options: ExtractOptions) -> float:
         marks.append((time.perf_counter(), images))
 
     committed: list[float] = []
-    from transforms.runs import part_files
+    from transforms.parts import part_files
 
     write_unit = part_files.write_unit
 

@@ -47,13 +47,13 @@ from transforms.images.decode import ImageOptions
 from transforms.inputs.plan import chain_units, cut_shard
 from transforms.inputs.plan_units import PlanUnits
 from transforms.models.staged import StagedEngine
+from transforms.parts.part_files import EMBEDDINGS, Commit, PartOptions, part_name
+from transforms.parts.stored_file import StoredFile
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import read_records
 from transforms.readers.units import Note, Shard, UnitChain, WorkUnit
 from transforms.runs.manifest import MANIFEST_FILE, UnitReport
-from transforms.runs.part_files import EMBEDDINGS, Commit, PartOptions, part_name
 from transforms.runs.reports import new_reports_folder
-from transforms.runs.stored_file import StoredFile
 from transforms.runs.write_reports import WriteReports
 from transforms.storage import local
 from transforms.storage.files import FileInfo, UriRange

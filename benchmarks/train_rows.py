@@ -40,9 +40,9 @@ def write_set(folder: Path, rows: int, dimension: int) -> None:
 
     from transforms.core.formats import InputFormat
     from transforms.core.spec import EmbedderSpec
+    from transforms.parts import part_files
+    from transforms.parts.schemas import embeddings_schema
     from transforms.readers.units import Shard, ShardSlice, ShardUnit
-    from transforms.runs import part_files
-    from transforms.runs.schemas import embeddings_schema
     from transforms.storage.files import FileInfo
 
     spec = EmbedderSpec("Random", "0" * 64)

@@ -11,8 +11,8 @@ import apache_beam as beam
 
 import imagebeam
 from transforms.embed.embed_units import EmbedOptions
+from transforms.parts.part_files import PartOptions
 from transforms.readers.options import ReadOptions
-from transforms.runs.part_files import PartOptions
 
 
 def main(output: str, *patterns: str) -> None:

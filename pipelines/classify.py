@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transforms.classify.staged import TrainedClassifier
     from transforms.core.spec import EmbedderSpec
     from transforms.images.decode import ImageOptions
-    from transforms.runs.part_files import PartOptions
+    from transforms.parts.part_files import PartOptions
 
 DESCRIPTION = """\
 Label images with a trained classifier: every input record ends as one row in OUT/predictions or one in OUT/failures.
@@ -131,7 +131,7 @@ class ClassifyOptions:
     beam_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        from transforms.runs.schemas import PREDICTION_COLUMNS
+        from transforms.parts.schemas import PREDICTION_COLUMNS
 
         self._refuse_idle_flags()
         if (self.input is None) == (not self.vectors.embeddings):
@@ -186,7 +186,7 @@ def run(options: ClassifyOptions) -> Result:
 
 def _label_images(options: ClassifyOptions, images: InputOptions, classifier: TrainedClassifier) -> Result:
     from pipelines.runtime import input_source, run_folder
-    from transforms.runs.part_files import PREDICTIONS
+    from transforms.parts.part_files import PREDICTIONS
 
     run_folder.open_output_apart(options.output, images.input)
     source = input_source.open_input(images, label_lists=None)
@@ -197,7 +197,7 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
     from pipelines.runtime import launch, model_loader
     from transforms.classify.staged import stage_classifier
     from transforms.embed.embed_units import EmbedOptions, EmbedUnits
-    from transforms.runs.part_files import PartOptions
+    from transforms.parts.part_files import PartOptions
 
     pipeline = launch.open_pipeline(options.beam_args)
     with run_folder.claim_output(options.output, described, PREDICTIONS) as folder:
@@ -236,7 +236,7 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
     from transforms.classify.predictions import ClassifyEmbeddings, kept_columns
     from transforms.classify.staged import stage_classifier
     from transforms.models.staged import read_staged
-    from transforms.runs.part_files import PREDICTIONS, PartOptions
+    from transforms.parts.part_files import PREDICTIONS, PartOptions
     from transforms.training_data.embeddings import MODEL_FOLDER, open_embeddings
 
     for name in options.vectors.embeddings:

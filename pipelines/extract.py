@@ -79,7 +79,7 @@ def run(options: ExtractOptions) -> Result:
     from pipelines.runtime.model_loader import ModelLoader
     from pipelines.runtime.reuse import open_reused
     from transforms.embed.embed_units import EmbedOptions, EmbedUnits
-    from transforms.runs.part_files import PartOptions
+    from transforms.parts.part_files import PartOptions
 
     pipeline = launch.open_pipeline(beam_args)
     # A model that cannot be had must not begin a new generation of parts.

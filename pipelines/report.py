@@ -63,7 +63,7 @@ def _gather(folder: str, manifest: dict[str, Any]) -> Rows:
     import numpy as np
 
     from transforms import storage
-    from transforms.runs import part_files
+    from transforms.parts import part_files
 
     rows = Rows(column=next(iter(manifest["dimensions"]), ""))
     every = max(1, -(-manifest["totals"]["embedded"] // SAMPLE_ROWS))
@@ -85,7 +85,7 @@ def _gather(folder: str, manifest: dict[str, Any]) -> Rows:
 
 def _read_failures(folder: str, manifest: dict[str, Any]) -> list[tuple[str, str, str]]:
     from transforms import storage
-    from transforms.runs import part_files
+    from transforms.parts import part_files
 
     found: list[tuple[str, str, str]] = []
     for part in manifest["parts"]:

@@ -25,8 +25,8 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.embed.embed_units import EmbedOptions, EmbedUnits
 from transforms.inputs.plan_units import PlanUnits
+from transforms.parts.part_files import PartOptions
 from transforms.runs import manifest
-from transforms.runs.part_files import PartOptions
 from transforms.runs.reports import new_reports_folder
 
 _GROUPS: tuple[type[Options], ...] = (InputOptions, ModelOptions, EngineOptions, OutputOptions)

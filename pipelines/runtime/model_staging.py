@@ -11,7 +11,7 @@ from transforms.core.spec import EmbedderSpec
 from transforms.models import staged
 from transforms.models.config import EmbedderConfig
 from transforms.models.staged import LoadedModel, StagedModel
-from transforms.runs import part_files
+from transforms.parts import part_files
 
 if TYPE_CHECKING:
     from pipelines.runtime.model_loader import ModelLoader

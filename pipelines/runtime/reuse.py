@@ -14,9 +14,9 @@ from transforms.core.errors import ImagebeamError, refused
 from transforms.core.spec import EmbedderSpec
 from transforms.core.text import counted
 from transforms.images.decode import ImageOptions
-from transforms.runs import part_files
-from transforms.runs.digest_index import ReusedRun, write_index
-from transforms.runs.known_rows import Conditions
+from transforms.parts import part_files
+from transforms.reuse.digest_index import ReusedRun, write_index
+from transforms.reuse.known_rows import Conditions
 
 _PARTS_LOOKED_AT = 32
 

@@ -15,8 +15,9 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError, refused
 from transforms.core.text import counted, differences
 from transforms.inputs.shard_index import forget_cuts
+from transforms.parts import part_files
 from transforms.readers.column_types import holds, parse_type
-from transforms.runs import lease, manifest, part_files
+from transforms.runs import lease, manifest
 
 if TYPE_CHECKING:
     pass

@@ -11,8 +11,9 @@ from transforms import storage
 from transforms.core.busy import describe
 from transforms.core.label_counts import LabelCount
 from transforms.core.text import counted
+from transforms.parts import part_files
 from transforms.readers.units import Note
-from transforms.runs import manifest, part_files
+from transforms.runs import manifest
 from transforms.runs.manifest import Settled, Totals
 
 _NAMES_SHOWN = 3

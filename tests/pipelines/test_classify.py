@@ -18,7 +18,7 @@ from transforms.classify.predictions import PredictionLayout
 from transforms.core.types import Row
 from transforms.images.decode import ImageOptions, decode_image
 from transforms.models.engines.openvino_model import is_installed
-from transforms.runs.part_files import PartOptions
+from transforms.parts.part_files import PartOptions
 from transforms.training.head import embedder_of, join, read_labels, save
 
 IMAGES = 23

@@ -23,8 +23,8 @@ from tests.support.extracting import SMALL_MODEL, embeddings, extract, small_ima
 from tests.support.fault_proxy import KINDS, spoil
 from tests.support.gcs_server import gcs as emulated  # noqa: F401
 from transforms import storage
+from transforms.parts import part_files
 from transforms.readers.read import open_records
-from transforms.runs import part_files
 from transforms.storage import gcs as gcs_store
 
 ROOT = Path(__file__).parents[2]

@@ -162,7 +162,7 @@ def test_the_cause_is_told_even_when_the_output_cannot_be_looked_at(broken, monk
         raise OSError(errno.EIO, "the disk is gone")
 
     def run(self):
-        monkeypatch.setattr("transforms.runs.part_files.list_parts", fail)
+        monkeypatch.setattr("transforms.parts.part_files.list_parts", fail)
         raise RuntimeError("what happened")
 
     monkeypatch.setattr("apache_beam.Pipeline.run", run)

@@ -20,8 +20,8 @@ from tests.support.gcs_server import gcs as emulated  # noqa: F401
 from tests.support.plain_runs import StagedFake, extract, plain, rows_of
 from transforms import storage
 from transforms.core.spec import EmbedderSpec, Pooling
+from transforms.parts import part_files
 from transforms.readers.image_files import read_file
-from transforms.runs import part_files
 
 
 def picture(number):

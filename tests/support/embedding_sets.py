@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from transforms.core.formats import EmbeddingDtype, EmbeddingType
 from transforms.core.spec import EmbedderSpec
-from transforms.runs.schemas import embeddings_schema
+from transforms.parts.schemas import embeddings_schema
 
 SPEC = EmbedderSpec("ByHand", "0" * 64, image_size=(8, 8))
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from transforms.classify.ranking import rank, top_columns
 from transforms.models.engines.prediction import predict_rows
+from transforms.parts.part_files import FINGERPRINT_KEY
 from transforms.plots import training
-from transforms.runs.part_files import FINGERPRINT_KEY
 from transforms.training import metrics
 from transforms.training_data.embeddings import RowSet
 from transforms.training_data.row_index import RowIndex

@@ -20,11 +20,11 @@ from transforms.classify.staged import EMBEDDING, PROBABILITIES, Classifier, Sta
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Row
 from transforms.inputs.plan_units import PlanUnits
+from transforms.parts.part_files import EMBEDDINGS, PREDICTIONS, PartOptions, rows_to_table
 from transforms.readers.options import ReadOptions
 from transforms.readers.units import ShardSlice, ShardUnit, WorkUnit
+from transforms.reuse.known_rows import KnownRows
 from transforms.runs.commit_units import CommitUnits, UnitResult, count_batch
-from transforms.runs.known_rows import KnownRows
-from transforms.runs.part_files import EMBEDDINGS, PREDICTIONS, PartOptions, rows_to_table
 from transforms.training_data.embeddings import EmbeddingSet, RowGroup
 
 _BATCH_ROWS = 4096

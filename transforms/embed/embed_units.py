@@ -26,9 +26,9 @@ from transforms.readers.image_files import read_file
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import open_records
 from transforms.readers.units import ListUnit, RecordRef, WorkUnit
+from transforms.reuse.digest_index import ReusedRun
+from transforms.reuse.known_rows import Conditions, KnownRow, KnownRows, NothingKnown
 from transforms.runs.commit_units import CommitUnits, PartLayout, UnitModel, UnitModelSource, UnitResult, count_batch
-from transforms.runs.digest_index import ReusedRun
-from transforms.runs.known_rows import Conditions, KnownRow, KnownRows, NothingKnown
 
 Batch = list["Decoded | _Twin"]
 """All of images to embed, or all of twins of such."""

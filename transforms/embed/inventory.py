@@ -18,9 +18,9 @@ from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Unread
 from transforms.inputs.discover import LeftOutFiles
 from transforms.inputs.plan import cut_shard, plan_in_parts, plan_part
+from transforms.parts import part_files
 from transforms.readers.options import ReadOptions
 from transforms.readers.units import ListingPart, ListUnit, Note, Shard, ShardGroup, ShardUnit, WorkUnit
-from transforms.runs import part_files
 
 _SHARDS_AHEAD = 16
 """Shards cut at once: hides the latency of an object store."""

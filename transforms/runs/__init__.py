@@ -1,1 +1,1 @@
-"""What a run stores: parts, failures, unit reports and the manifest."""
+"""A run as a whole: committing its units, reports, the manifest, the lease, clearing up, verifying."""

@@ -19,14 +19,14 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.progress import PROGRESS
 from transforms.core.spec import EmbedderSpec
 from transforms.core.types import Failure, Row
+from transforms.parts import part_files
+from transforms.parts.part_files import Commit
+from transforms.parts.row_notes import row_note
 from transforms.readers.units import Note, UnitChain, WorkUnit
-from transforms.runs import part_files
-from transforms.runs.digest_index import ReusedRun
-from transforms.runs.find_rows import RowFinder
-from transforms.runs.known_rows import Conditions, KnownRows, Terms
-from transforms.runs.manifest import UnitReport
-from transforms.runs.part_files import Commit
-from transforms.runs.row_notes import row_note
+from transforms.reuse.digest_index import ReusedRun
+from transforms.reuse.find_rows import RowFinder
+from transforms.reuse.known_rows import Conditions, KnownRows, Terms
+from transforms.runs.manifest import UnitReport, read_manifests
 
 METRICS_NAMESPACE = "imagebeam"
 
@@ -284,7 +284,7 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
         schema = job.layout.to_table([], model.dimensions).schema
         value = next(schema.field(name).type.value_type for name in model.dimensions)
         terms = Terms(model.spec.fingerprint, job.generation, conditions, model.dimensions, value)
-        finder: RowFinder = self._shared_finder.acquire(lambda: RowFinder(job.output, terms, job.reuse))
+        finder: RowFinder = self._shared_finder.acquire(lambda: RowFinder(job.output, terms, read_manifests, job.reuse))
         self._found_by = finder  # Beam holds shared objects by weak reference
         return finder
 

@@ -24,8 +24,8 @@ from transforms import storage
 from transforms.core.digests import file_sha256
 from transforms.core.errors import ImagebeamError
 from transforms.core.sealed_json import seal, unseal
+from transforms.parts.part_files import FINGERPRINT_KEY, SPEC_KEY
 from transforms.runs.manifest import MANIFEST_FILE
-from transforms.runs.part_files import FINGERPRINT_KEY, SPEC_KEY
 from transforms.runs.verify import check_bytes
 
 COMPACT_FILE = "_compact.json"

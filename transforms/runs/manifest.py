@@ -23,11 +23,11 @@ from transforms.core.spec import EmbedderSpec
 from transforms.core.text import counted, printable
 from transforms.images.decode import DECODERS
 from transforms.models.staged import StagedEngine
+from transforms.parts import part_files
+from transforms.parts.part_files import Commit
+from transforms.parts.stored_file import StoredFile
 from transforms.readers.units import Note
-from transforms.runs import part_files
-from transforms.runs.neighbours import bounds
-from transforms.runs.part_files import Commit
-from transforms.runs.stored_file import StoredFile
+from transforms.reuse.neighbours import bounds
 
 MANIFEST_FILE = "manifest.json"
 PREVIOUS_FILE = "manifest.previous.json"

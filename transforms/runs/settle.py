@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from transforms import storage
-from transforms.runs import part_files
-from transforms.runs.digest_index import delete_index
+from transforms.parts import part_files
+from transforms.parts.part_files import Commit
+from transforms.reuse.digest_index import delete_index
 from transforms.runs.manifest import Settled, UnitReport
-from transforms.runs.part_files import Commit
 
 _READ_AT_ONCE = 16
 _EXAMPLES = 3

@@ -20,9 +20,9 @@ from transforms.core.sealed_json import unseal
 from transforms.inputs.shard_index import damaged_cuts
 from transforms.inputs.unique_keys import SeenKeys
 from transforms.models.staged import SPEC_FILE
-from transforms.runs import part_files
+from transforms.parts import part_files
+from transforms.parts.stored_file import identify
 from transforms.runs.manifest import MANIFEST_FILE, stored_sha256
-from transforms.runs.stored_file import identify
 
 _READ_AT_ONCE = 4
 

@@ -18,8 +18,8 @@ from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.spec import EmbedderSpec
 from transforms.core.text import counted
 from transforms.models.staged import StagedModel, read_staged
+from transforms.parts.part_files import EMBEDDINGS, FINGERPRINT_KEY, SPEC_KEY, list_parts
 from transforms.runs.manifest import MANIFEST_FILE
-from transforms.runs.part_files import EMBEDDINGS, FINGERPRINT_KEY, SPEC_KEY, list_parts
 from transforms.runs.verify import check_bytes
 
 MODEL_FOLDER = "model"

@@ -9,7 +9,7 @@ from tests.support.fakes import ChannelMeans
 from transforms.core.types import Failure, Record, Stage
 from transforms.embed.embed_units import EmbedOptions, embed_records
 from transforms.images.decode import ImageOptions
-from transforms.runs import part_files
+from transforms.parts import part_files
 
 
 def png(color, size=(8, 8)):

@@ -14,8 +14,9 @@ from tests.support.fakes import ChannelMeans
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Row, Stage
 from transforms.models.staged import StagedModel
+from transforms.parts import part_files
 from transforms.readers.units import Shard, ShardSlice, ShardUnit
-from transforms.runs import manifest, part_files
+from transforms.runs import manifest
 from transforms.runs.manifest import Settled, Times, UnitReport, reconcile, sum_up, write_manifest
 from transforms.runs.settle import settle
 from transforms.storage.files import FileInfo

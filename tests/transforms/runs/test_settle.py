@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from tests.support.fakes import ChannelMeans
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Row, Stage
+from transforms.parts import part_files
+from transforms.parts.part_files import PartOptions
 from transforms.readers.units import ListUnit, RecordRef
-from transforms.runs import part_files
 from transforms.runs.manifest import UnitReport
-from transforms.runs.part_files import PartOptions
 from transforms.runs.settle import settle
 
 MODEL = ChannelMeans()

@@ -11,7 +11,7 @@ from tests.transforms.runs.test_settle import MODEL, commit, report
 from transforms.core.errors import ImagebeamError
 from transforms.core.sealed_json import seal, unseal
 from transforms.models.staged import StagedModel
-from transforms.runs import part_files
+from transforms.parts import part_files
 from transforms.runs.manifest import Times, write_manifest
 from transforms.runs.verify import discard, verify
 

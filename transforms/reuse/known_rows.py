@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.core.types import Row
 from transforms.images.decode import ImageOptions
-from transforms.runs.part_files import FINGERPRINT_KEY, UNIT_KEY
-from transforms.runs.row_notes import NOTES_KEY, decode_notes, has_icc_profile, is_version
+from transforms.parts.part_files import FINGERPRINT_KEY, UNIT_KEY
+from transforms.parts.row_notes import NOTES_KEY, decode_notes, has_icc_profile, is_version
 
 COLUMNS = ["uri", "width", "height", "sha256"]
 """Of a part, beside its vectors, that taking a row over needs."""

@@ -22,11 +22,11 @@ from transforms.core.label_counts import LabelCount
 from transforms.core.spec import EmbedderSpec
 from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Row, Stage
+from transforms.parts.row_notes import NOTES_KEY, decode_notes, encode_notes, keep_notes
+from transforms.parts.schemas import FAILURES_SCHEMA, embeddings_schema
+from transforms.parts.stored_file import DATA_KEY, StoredFile, read_footer, to_parquet
 from transforms.readers.column_types import fit, holds
 from transforms.readers.units import WorkUnit
-from transforms.runs.row_notes import NOTES_KEY, decode_notes, encode_notes, keep_notes
-from transforms.runs.schemas import FAILURES_SCHEMA, embeddings_schema
-from transforms.runs.stored_file import DATA_KEY, StoredFile, read_footer, to_parquet
 
 ROW_GROUP_BYTES = 64 << 20
 """Embedding bytes in a row group at most: small enough to read on a laptop, large enough to scan well."""

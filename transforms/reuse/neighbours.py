@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from transforms import storage
+from transforms.parts import part_files
 from transforms.readers.units import ListUnit, WorkUnit
-from transforms.runs import part_files
 
 MOST_PARTS = 64
 """Parts that are looked into for one unit at most; of a run that has no more than that, all are."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from transforms import storage
+from transforms.parts import part_files
+from transforms.parts.part_files import REPLACED
 from transforms.readers.units import WorkUnit
-from transforms.runs import manifest, part_files
-from transforms.runs.digest_index import DigestIndex, ReusedRun
-from transforms.runs.known_rows import COLUMNS, KnownRow, PartCache, PartRows, RecentRows, Terms
-from transforms.runs.neighbours import Neighbours, read_neighbours
-from transforms.runs.part_files import REPLACED
+from transforms.reuse.digest_index import DigestIndex, ReusedRun
+from transforms.reuse.known_rows import COLUMNS, KnownRow, PartCache, PartRows, RecentRows, Terms
+from transforms.reuse.neighbours import Neighbours, read_neighbours
 
 _READ_AT_ONCE = 8
 
@@ -27,14 +28,22 @@ class RowFinder:
     Args:
         output: the run's folder.
         terms: what the run's parts must be.
+        read_manifests: the manifests in a run's folder, this run's or another's; they tell what its parts cover.
         runs: other runs whose rows are taken.
 
     Attributes:
         recent: rows that this process has made.
     """
 
-    def __init__(self, output: str, terms: Terms, runs: Sequence[ReusedRun] = ()) -> None:
+    def __init__(
+        self,
+        output: str,
+        terms: Terms,
+        read_manifests: Callable[[str], Iterable[Mapping[str, Any]]],
+        runs: Sequence[ReusedRun] = (),
+    ) -> None:
         self._output = output
+        self._read_manifests = read_manifests
         self._terms = terms
         self._reused = [(run, replace(terms, generation=run.generation)) for run in runs]
         others = [(run, terms) for run, terms in self._reused if run.output != output]
@@ -84,9 +93,7 @@ class RowFinder:
         with self._lock:
             if self._neighbours is None:
                 self._neighbours = [
-                    read_neighbours(
-                        run.output, part_files.EMBEDDINGS, run.generation, manifest.read_manifests(run.output)
-                    )
+                    read_neighbours(run.output, part_files.EMBEDDINGS, run.generation, self._read_manifests(run.output))
                     for run, _ in self._runs
                 ]
             return self._neighbours

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from transforms import storage
 from transforms.core.batching import map_ahead
-from transforms.runs import part_files
+from transforms.parts import part_files
 
 INDEX_FOLDER = "reuse"
 """Below a run's folder, while it is under way."""

@@ -12,9 +12,9 @@ import pytest
 from transforms.core.formats import EmbeddingDtype, EmbeddingType, InputFormat
 from transforms.core.spec import EmbedderSpec
 from transforms.core.types import Failure, Row, Stage, Unread
+from transforms.parts import part_files
+from transforms.parts.part_files import PartOptions, read_commit, rows_to_table, write_unit
 from transforms.readers.units import Shard, ShardSlice, ShardUnit
-from transforms.runs import part_files
-from transforms.runs.part_files import PartOptions, read_commit, rows_to_table, write_unit
 from transforms.storage.files import FileInfo
 
 SPEC = EmbedderSpec("VGG16", "ab" * 32)

@@ -1,0 +1,1 @@
+"""Parts: the Parquet files of embeddings and failures, their schemas, footers and digests."""
