@@ -1,41 +1,41 @@
 """Distributed batch image embeddings: image shards in, Parquet out, on Apache Beam and Keras.
 
-In a pipeline of your own, the same folder that `imagebeam extract` writes:
+In a pipeline of your own, the same folder that `imagebeam extract` writes, and its rows:
 
-    import apache_beam as beam, imagebeam
+    import apache_beam as beam
+    import imagebeam
 
     with beam.Pipeline() as pipeline:
         patterns = pipeline | beam.Create(["gs://bucket/shards/*.tar"])
         patterns | imagebeam.EmbedImages("gs://bucket/out", model="VGG16", weights="imagenet")
 
+    with beam.Pipeline() as pipeline:
+        rows = pipeline | imagebeam.ReadEmbeddings("gs://bucket/out", columns=["key", "label", "embedding"])
+        rows | beam.Map(print)
+
 Images to a folder of Parquet:
-    EmbedImages             patterns -> OUT/embeddings, failures and manifest; the URI of the manifest comes out
-    ReadEmbeddings          OUT -> one dict for each row of OUT/embeddings
-    PlanUnits, EmbedUnits   the steps of `EmbedImages`: patterns -> work units -> committed parts, one report each
+    EmbedImages            patterns -> OUT/embeddings, failures and manifest; gives the URI of the manifest
+    ReadEmbeddings         OUT -> one dict for each row of OUT/embeddings
+    PlanUnits, EmbedUnits  the steps of `EmbedImages`: patterns -> work units -> committed parts, one report each
+Images to vectors that your pipeline writes itself:
+    EmbedRecords           (key, encoded bytes) -> one dict a row, as for BigQuery, Iceberg or a vector store
+    EmbeddingModelHandler  uint8 RGB arrays -> `PredictionResult`, in Beam's RunInference
+    KerasImageEmbeddings   columns of images -> columns of vectors, in Beam's MLTransform
+    providers.yaml         a file in this folder: `EmbedImages` and `ReadEmbeddings` for Beam YAML
+Models:
+    EmbedderConfig         a request: model, weights, layers, pooling, image size, precision
+    EmbedderSpec           what decides the vectors, with the digest of the weights; `.fingerprint`
+    build_embedder         EmbedderConfig -> keras.Model: uint8 images in, float32 vectors out
+    stage_model            EmbedderConfig -> a folder that workers load the model from
+Images and errors:
+    decode_image           encoded bytes -> `Image`: uint8 RGB pixels, resized by `ImageOptions`
+    ImageOptions           size, filter, aspect policy and limits
+    ImagebeamError         a mistake that the user can correct: names the thing, the value and the remedy
 
-The model:
-    EmbedderConfig          a request: model, weights, layers, pooling, image size, precision
-    EmbedderSpec            a resolved identity: what decides the numbers, with the weights' digest; `.fingerprint`
-    build_embedder          EmbedderConfig -> keras.Model: uint8 images in, float32 vectors out
-    stage_model             EmbedderConfig -> a folder that workers load the model from
-
-Images to vectors, for pipelines that write them somewhere of their own:
-    EmbedRecords            (key, encoded bytes) -> one dict a row, as for BigQuery, Iceberg or a vector store
-    EmbeddingModelHandler   uint8 RGB arrays -> `PredictionResult`, in Beam's RunInference
-    KerasImageEmbeddings    columns of images -> columns of vectors, in Beam's MLTransform
-    providers.yaml          beside this file: `EmbedImages` and `ReadEmbeddings` for Beam YAML
-
-Images:
-    decode_image            encoded bytes -> `Image`: uint8 RGB pixels, resized as `ImageOptions` say
-    ImageOptions            size, filter, aspect policy and limits
-
-Errors:
-    ImagebeamError          a mistake the user can mend: the message names the thing, the value and the remedy
-
-`help(imagebeam.NAME)` explains each. A name is imported when it is first used: `import imagebeam` alone is cheap.
+`help(imagebeam.NAME)` explains each. `import imagebeam` alone is cheap: a name is imported when it is first used.
 
 Stability: what this module lists is public. A minor version adds names, and keywords with defaults; it removes or
-changes one only after a minor version in which its use gave a `DeprecationWarning`. The same holds for the columns of
+changes one only after a minor version in which using it gave a `DeprecationWarning`. The same holds for the columns of
 OUT/embeddings and OUT/failures. An equal fingerprint means comparable vectors in every version. The packages
 `transforms` and `pipelines` are the implementation, and change without notice.
 """
@@ -78,8 +78,6 @@ _MODULES = {
     "stage_model": "transforms.models.staged",
 }
 
-__all__ = sorted(_MODULES)
-
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
@@ -88,4 +86,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    """The public names. With `__all__`, help() would add 2,000 lines of members inherited from Beam's classes."""
+    return sorted(_MODULES)

@@ -13,17 +13,16 @@ from pipelines.options import extraction
 from pipelines.options.engine import EngineOptions
 
 
-@pytest.mark.parametrize("name", imagebeam.__all__)
+@pytest.mark.parametrize("name", dir(imagebeam))
 def test_every_name_is_there_and_documented(name):
     thing = getattr(imagebeam, name)
     assert len(inspect.getdoc(thing) or "") > 40
     assert name in (imagebeam.__doc__ or "")
-    assert name in dir(imagebeam)
 
 
 def test_the_type_checkers_see_the_same_names():
     block = Path(imagebeam.__file__).read_text().split("if TYPE_CHECKING:")[1].split("_MODULES")[0]
-    assert sorted(line.split()[-1] for line in block.splitlines() if " as " in line) == sorted(imagebeam.__all__)
+    assert sorted(line.split()[-1] for line in block.splitlines() if " as " in line) == dir(imagebeam)
     assert Path(imagebeam.__file__).with_name("py.typed").exists()
 
 
@@ -41,6 +40,7 @@ def test_help_is_a_page():
     text = subprocess.check_output([sys.executable, "-c", "import imagebeam; help(imagebeam)"], text=True)
     assert "patterns | imagebeam.EmbedImages(" in text
     assert "Stability" in text
+    assert len(text.splitlines()) < 80
 
 
 def test_the_keywords_of_embed_images_are_the_flags_of_extract():
