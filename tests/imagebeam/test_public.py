@@ -14,24 +14,24 @@ from pipelines.options.engine import EngineOptions
 
 
 @pytest.mark.parametrize("name", dir(imagebeam))
-def test_every_name_is_there_and_documented(name):
+def test_every_public_name_is_documented(name):
     thing = getattr(imagebeam, name)
     assert len(inspect.getdoc(thing) or "") > 40
     assert name in (imagebeam.__doc__ or "")
 
 
-def test_the_type_checkers_see_the_same_names():
+def test_type_checkers_see_the_same_names():
     block = Path(imagebeam.__file__).read_text().split("if TYPE_CHECKING:")[1].split("_MODULES")[0]
     assert sorted(line.split()[-1] for line in block.splitlines() if " as " in line) == dir(imagebeam)
     assert Path(imagebeam.__file__).with_name("py.typed").exists()
 
 
-def test_a_wrong_name_is_an_attribute_error():
+def test_unknown_name_raises_attribute_error():
     with pytest.raises(AttributeError, match="EmbedImage'"):
         _ = imagebeam.EmbedImage
 
 
-def test_importing_it_imports_no_framework():
+def test_import_loads_no_framework():
     code = "import sys, imagebeam; print([m for m in ('apache_beam', 'keras', 'numpy', 'pyarrow') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
@@ -43,7 +43,7 @@ def test_help_is_a_page():
     assert len(text.splitlines()) < 80
 
 
-def test_the_keywords_of_embed_images_are_the_flags_of_extract():
+def test_embed_images_takes_the_flags_of_extract():
     parser = JobParser("extract", beam=True)
     for add in (extraction.add_input_arguments, extraction.add_model_arguments, extraction.add_output_arguments):
         add(parser)
@@ -52,7 +52,7 @@ def test_the_keywords_of_embed_images_are_the_flags_of_extract():
     assert set(inspect.signature(imagebeam.EmbedImages).parameters) == flags - {"input", "overwrite"}
 
 
-def test_the_largest_image_is_the_same_in_the_library_and_on_the_command_line():
+def test_max_image_pixels_has_one_default():
     flags = extraction.ModelOptions()
     assert imagebeam.ImageOptions().max_image_pixels == flags.max_image_pixels
     taken = inspect.signature(imagebeam.EmbedRecords).parameters["max_image_pixels"].default

@@ -43,7 +43,7 @@ def write(folder, ways):
 
 
 @pytest.mark.parametrize("way", ["abort", "crash", "exit", "sleep", "loop", "grow"])
-def test_one_costs_one_record(tmp_path, monkeypatch, way):
+def test_broken_decoder_costs_one_record(tmp_path, monkeypatch, way):
     monkeypatch.setattr(decoder_pool, "WAIT", 3.0 if way == "sleep" else 15.0)
     layout = write(tmp_path / "in", [way])
     with plain():
@@ -53,14 +53,14 @@ def test_one_costs_one_record(tmp_path, monkeypatch, way):
     assert (stage, error_type) == ("decode", "too_many_pixels" if way == "grow" else "undecodable")
 
 
-def test_many_of_all_kinds_do(tmp_path):
+def test_many_broken_decoders_cost_one_record_each(tmp_path):
     layout = write(tmp_path / "in", ["abort", "crash", "exit"] * 6 + ["loop", "grow"])
     with plain():
         assert extract(layout.patterns, tmp_path / "out", *LIMITS) == 0
     assert_whole(tmp_path / "out", layout)
 
 
-def test_one_that_was_killed_stops_the_run_and_is_no_failure_of_the_record(tmp_path):
+def test_killed_decoder_stops_the_run_without_a_failure_row(tmp_path):
     layout = write(tmp_path / "in", ["killed"])
     with plain():
         assert extract(layout.patterns, tmp_path / "out", *LIMITS) == 1

@@ -102,26 +102,26 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_a_report_runs_no_script_and_fetches_nothing(run: Path) -> None:
+def test_report_runs_no_script_and_fetches_nothing(run: Path) -> None:
     page = (run / "report.html").read_text()
     for attack in (*ATTACKS, REFRESH):
         assert page.count(html.escape(attack)) >= 4  # key, label, message, metrics
     assert shown(run, "report.html") == ("Embeddings by VGG16", [])
 
 
-def test_it_does_not_without_its_policy_either(run: Path) -> None:
+def test_escaping_alone_stops_every_attack(run: Path) -> None:
     page = re.sub(r"<meta http-equiv=Content-Security-Policy [^>]*>", "", (run / "report.html").read_text())
     (run / "bare.html").write_text(page)
     assert shown(run, "bare.html") == ("Embeddings by VGG16", [])
 
 
-def test_its_policy_would_stop_what_got_into_it(run: Path) -> None:
+def test_content_security_policy_alone_stops_every_attack(run: Path) -> None:
     page = (run / "report.html").read_text()
     (run / "raw.html").write_text(page.replace("</html>", "\n".join(ATTACKS)))
     assert shown(run, "raw.html") == ("Embeddings by VGG16", [])
 
 
-def test_without_either_they_run_and_fetch(run: Path) -> None:
+def test_attacks_succeed_without_escaping_and_policy(run: Path) -> None:
     """The attacks are ones: else the tests above would show nothing."""
     for index, attack in enumerate(ATTACKS):
         (run / "open.html").write_text(f"<!doctype html><title>closed</title><p>{attack}")

@@ -75,7 +75,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("what", list(WRITERS))
-def test_a_file_outside_is_in_no_output(tmp_path, what, capfd):
+def test_no_output_holds_a_file_from_outside_the_input(tmp_path, what, capfd):
     for name in ("in", "outside"):
         (tmp_path / name).mkdir()
     (tmp_path / "outside" / "canary.jpg").write_bytes(CANARY)

@@ -148,7 +148,7 @@ def test_files_of_two_trainings_are_refused_before_an_image_is_read(folder, anot
     assert not list((tmp_path / "out").glob("predictions/*"))
 
 
-def test_rows_are_what_the_image_classifier_says_of_the_decoded_pixels(folder, labelled):
+def test_images_get_the_predictions_of_the_image_classifier(folder, labelled):
     model = keras.saving.load_model(folder / "trained" / "image_classifier.keras")
     labels = json.loads((folder / "trained" / "labels.json").read_text())["labels"]
     rows = rows_of(labelled)
@@ -160,7 +160,7 @@ def test_rows_are_what_the_image_classifier_says_of_the_decoded_pixels(folder, l
         assert rows[str(path)]["label"] == path.parent.name
 
 
-def test_rows_are_what_the_head_says_of_extracted_vectors(folder, labelled):
+def test_images_get_the_predictions_of_the_head_on_extracted_vectors(folder, labelled):
     head = keras.saving.load_model(folder / "trained" / "classifier.keras")
     labels = json.loads((folder / "trained" / "labels.json").read_text())["labels"]
     rows, vectors = rows_of(labelled), embeddings(folder / "run")
@@ -171,7 +171,7 @@ def test_rows_are_what_the_head_says_of_extracted_vectors(folder, labelled):
 
 
 @pytest.mark.skipif(not is_installed(), reason="OpenVINO is not installed")
-def test_openvino_gives_the_labels_that_keras_gives(folder, labelled, tmp_path):
+def test_openvino_and_keras_predict_the_same_labels(folder, labelled, tmp_path):
     images = ("--input", folder / "images")
     assert classify(*images, "--engine", "openvino", folder=folder, output=tmp_path) == 0
     rows, expected = rows_of(tmp_path), rows_of(labelled)
@@ -188,14 +188,14 @@ def test_openvino_gives_the_labels_that_keras_gives(folder, labelled, tmp_path):
 
 
 @pytest.mark.skipif(not is_installed(), reason="OpenVINO is not installed")
-def test_a_large_input_is_worth_a_trial(folder, tmp_path, monkeypatch):
+def test_large_input_gets_an_engine_trial(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(model_loader, "SMALL_INPUT", 1)
     assert classify("--input", folder / "images", folder=folder, output=tmp_path) == 0
     tried = [one["engine"] for one in manifest(tmp_path)["engine"]["trial"]["candidates"]]
     assert tried == ["keras", "openvino"]
 
 
-def test_embeddings_get_the_labels_their_images_get(folder, labelled, tmp_path):
+def test_embeddings_and_their_images_get_the_same_labels(folder, labelled, tmp_path):
     assert classify("--embeddings", folder / "run", folder=folder, output=tmp_path) == 0
     rows, expected = rows_of(tmp_path), rows_of(labelled)
     assert rows.keys() == expected.keys()
@@ -209,7 +209,7 @@ def test_embeddings_get_the_labels_their_images_get(folder, labelled, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["images", "embeddings"])
-def test_what_is_committed_is_left_alone_and_what_is_gone_is_made_again(folder, tmp_path, source, capfd):
+def test_rerun_keeps_committed_parts_and_remakes_missing_ones(folder, tmp_path, source, capfd):
     flags = ["--input", folder / "images"] if source == "images" else ["--embeddings", folder / "run"]
     assert classify(*flags, folder=folder, output=tmp_path) == 0
     before = files_of(tmp_path)
@@ -221,7 +221,7 @@ def test_what_is_committed_is_left_alone_and_what_is_gone_is_made_again(folder, 
     assert files_of(tmp_path) == before
 
 
-def test_columns_can_be_kept_and_the_embedding_too(folder, tmp_path):
+def test_keeps_columns_and_the_embedding(folder, tmp_path):
     run = tmp_path / "run"
     assert extract(folder / "images" / "a", run) == 0
     for name, flags in (("images", ["--input", folder / "images" / "a"]), ("vectors", ["--embeddings", run])):
@@ -233,7 +233,7 @@ def test_columns_can_be_kept_and_the_embedding_too(folder, tmp_path):
             assert row["top_labels"] == [row["predicted"]]
 
 
-def test_a_bad_image_is_a_failure_and_the_rest_goes_on(folder, tmp_path):
+def test_bad_image_is_a_failure_and_the_others_are_classified(folder, tmp_path):
     small_images(tmp_path / "images", 4)
     bad = tmp_path / "images" / "a" / "bad.jpg"
     bad.write_bytes(b"no image")
@@ -244,7 +244,7 @@ def test_a_bad_image_is_a_failure_and_the_rest_goes_on(folder, tmp_path):
 
 
 class TestFigures:
-    def test_are_those_of_scikit_learn(self, folder, labelled, capfd):
+    def test_equal_scikit_learn(self, folder, labelled, capfd):
         assert classify("--input", folder / "images", folder=folder, output=labelled) == 0
         metrics = json.loads((labelled / "metrics.json").read_text())
         rows = rows_of(labelled).values()
@@ -258,7 +258,7 @@ class TestFigures:
                 assert scores[ours] == pytest.approx(report[name][theirs])
         assert f"Accuracy {metrics['accuracy']:.4f}" in capfd.readouterr().err
 
-    def test_of_rows_that_are_answered(self, folder, labelled, tmp_path):
+    def test_leave_out_abstentions(self, folder, labelled, tmp_path):
         shutil.copytree(folder / "images" / "a", tmp_path / "images" / "a")
         shutil.copytree(folder / "images" / "a", tmp_path / "images" / "unheard of")
         rows = rows_of(labelled)
@@ -274,7 +274,7 @@ class TestFigures:
         right = sum(row["label"] == row["predicted"] for row in answered)
         assert metrics["accuracy"] == (right / len(answered) if answered else None)
 
-    def test_are_none_where_no_label_is_one_of_the_classes(self, folder, tmp_path, capfd):
+    def test_are_absent_without_a_known_label(self, folder, tmp_path, capfd):
         (tmp_path / "in" / "images").mkdir(parents=True)
         for number, path in enumerate((folder / "images" / "a").iterdir()):
             shutil.copy(path, tmp_path / "in" / "images" / f"{number}.jpg")
@@ -284,7 +284,7 @@ class TestFigures:
         assert not (tmp_path / "out" / "metrics.json").exists()
 
 
-def test_one_of_several_layers_is_found_by_its_column(folder, tmp_path):
+def test_column_name_selects_one_of_several_layers(folder, tmp_path):
     """Its column's name is made from the layer's, which may not be read off it."""
     layers = ["--layer", "block1_conv1", "--layer", "block1_pool"]
     model = ["--model", "VGG16", "--weights", "random:0", "--image_size", "32x32", *layers]
@@ -309,7 +309,7 @@ def error_of(capfd):
 
 
 class TestErrors:
-    def test_vectors_of_another_spec(self, folder, tmp_path, capfd):
+    def test_refuses_vectors_of_another_spec(self, folder, tmp_path, capfd):
         other = [flag if flag != "block1_pool" else "block1_conv1" for flag in SMALL_MODEL]
         assert extract(folder / "images" / "a", tmp_path / "other", model=other) == 0
         for hide in (False, True):  # the model's folder may have stayed behind
@@ -319,28 +319,28 @@ class TestErrors:
             assert "layers: block1_pool != block1_conv1" in error_of(capfd)
         assert not (tmp_path / "out").exists()
 
-    def test_no_classifier(self, folder, tmp_path, capfd):
+    def test_refuses_a_folder_without_classifier(self, folder, tmp_path, capfd):
         flags = ["--input", folder / "images"]
         assert classify(*flags, folder=folder, output=tmp_path / "out", trained="run") == 2
         assert "no finished classifier" in error_of(capfd)
         assert not (tmp_path / "out").exists()
 
-    def test_another_classifier_in_the_same_output(self, folder, labelled, capfd):
+    def test_refuses_another_classifier_in_the_same_output(self, folder, labelled, capfd):
         before = files_of(labelled)
         flags = ["--input", folder / "images", "--top_k", 2]
         assert classify(*flags, folder=folder, output=labelled) == 2
         assert "top_k: 5 != 2" in error_of(capfd)
         assert files_of(labelled) == before
 
-    def test_labels_do_not_go_where_embeddings_are(self, folder, capfd):
+    def test_refuses_an_output_that_holds_embeddings(self, folder, capfd):
         assert classify("--input", folder / "images", folder=folder, output=folder / "run") == 2
         assert "holds another run (classifier_sha256: none !=" in error_of(capfd)
 
-    def test_embeddings_do_not_go_where_labels_are(self, folder, labelled, capfd):
+    def test_extract_refuses_an_output_that_holds_labels(self, folder, labelled, capfd):
         assert extract(folder / "images", labelled) == 2
         assert "holds another run" in error_of(capfd)
 
-    def test_images_without_the_image_classifier(self, folder, tmp_path, capfd):
+    def test_refuses_images_without_the_image_classifier(self, folder, tmp_path, capfd):
         shutil.copytree(folder / "trained", tmp_path / "trained")
         (tmp_path / "trained" / "image_classifier.keras").unlink()
         flags = ["--input", folder / "images"]
@@ -359,7 +359,7 @@ class TestErrors:
             (["--embeddings", "a", "--keep_columns", "x"], "--keep_columns goes with --input"),
         ],
     )
-    def test_flags(self, folder, tmp_path, flags, message, capfd):
+    def test_refuses_bad_flags(self, folder, tmp_path, flags, message, capfd):
         assert classify(*flags, folder=folder, output=tmp_path / "out") == 2
         assert message in error_of(capfd)
 
@@ -375,7 +375,7 @@ class TestLayout:
             rows, {"probabilities": 3}
         )
 
-    def test_ranks_and_keeps(self):
+    def test_row_holds_top_labels_and_kept_columns(self):
         first, second = self.table([[0.25, 0.5, 0.25], [0.1, 0.2, 0.7]]).to_pylist()
         assert first == {
             "key": "k0",
@@ -392,7 +392,7 @@ class TestLayout:
         }
         assert second["top_labels"] == ["c", "b"]
 
-    def test_lists_every_label_that_is_there(self):
+    def test_lists_every_label(self):
         table = self.table([[0.5, 0.1, 0.75], [0.25, 0.125, 0.0]], multi_label=True, top_k=9, threshold=0.5)
         assert table["predicted"].to_pylist() == [["c", "a"], []]
         assert table["label"].to_pylist() == ["b", "b"]
@@ -404,7 +404,7 @@ class TestLayout:
         assert table["probability"].to_pylist() == [0.5, pytest.approx(0.7)]
 
     @pytest.mark.parametrize("multi_label", [False, True])
-    def test_no_rows_have_the_same_schema(self, multi_label, tmp_path):
+    def test_empty_table_has_the_same_schema(self, multi_label, tmp_path):
         empty = self.table([], multi_label=multi_label)
         assert empty.schema == self.table([[1.0, 0.0, 0.0]], multi_label=multi_label).schema
         pq.write_table(empty, tmp_path / "empty.parquet")

@@ -106,7 +106,7 @@ class TestFlags:
         assert set(FLAGS) == set(extract_parser().flags) - FRAME
 
     @pytest.mark.parametrize("flag", FLAGS)
-    def test_reaches_its_options_and_no_other(self, flag, tmp_path):
+    def test_flag_reaches_its_options_and_no_other(self, flag, tmp_path):
         _, values, field, expected = FLAGS[flag]
         needed = []
         if flag == "--preprocessing":  # A built-in model has its own.
@@ -129,23 +129,23 @@ class TestFlags:
         assert changed == {(FLAGS[flag][0], field): expected}
 
     @pytest.mark.parametrize("flag", FLAGS)
-    def test_has_help_that_names_its_default(self, flag):
+    def test_help_names_the_default(self, flag):
         action = extract_parser().flags[flag]
         assert action.help
         assert action.required or action.nargs == 0 or "default: " in action.help
 
-    def test_none_is_beams_too(self):
+    def test_no_flag_is_also_beams(self):
         from apache_beam.options.pipeline_options import PipelineOptions
 
         beams = PipelineOptions([]).get_all_options()
         assert not {flag.removeprefix("--") for flag in FLAGS} & set(beams)
 
-    def test_layers_add_up_in_order(self):
+    def test_repeated_layer_flags_keep_their_order(self):
         args, _ = parse_extract("--layer", "block4_pool", "--layer", "block3_pool")
         assert ModelOptions.from_args(args).layers == ("block4_pool", "block3_pool")
 
     @pytest.mark.parametrize(("text", "size"), [("default", (299, 299)), ("native", None), ("80x90", (80, 90))])
-    def test_image_size_in_the_spec(self, text, size):
+    def test_image_size_reaches_the_spec(self, text, size):
         args, _ = parse_extract("--model", "Xception", "--image_size", text)
         assert ModelOptions.from_args(args).config().spec("ab").image_size == size
 
@@ -197,16 +197,16 @@ class TestRefusals:
             (["--runner", "DirectRunner", "stray"], r"unexpected argument 'stray'"),
         ],
     )
-    def test_on_the_command_line(self, argv, message):
+    def test_bad_command_line_is_refused(self, argv, message):
         with pytest.raises(ImagebeamError, match=message):
             parse_extract(*argv)
 
     def test_misspelt_required_flag_is_named_before_the_missing_one(self):
-        with pytest.raises(ImagebeamError, match=r"unknown flag --imput; did you mean --input"):
+        with pytest.raises(ImagebeamError, match=r"--imput.*--input"):
             parse(extract_parser(), ["--imput", "a", "--output", "b"])
 
     def test_missing_flags_are_named(self):
-        with pytest.raises(ImagebeamError, match=r"required: --input, --output\. `imagebeam extract --help`"):
+        with pytest.raises(ImagebeamError, match=r"--input, --output\."):
             parse(extract_parser(), [])
 
     @pytest.mark.parametrize(
@@ -243,13 +243,13 @@ class TestRefusals:
             (lambda: OutputOptions("o", overwrite=True, retry_failed=True), r"--overwrite .* --retry_failed as well"),
         ],
     )
-    def test_on_construction(self, make, message):
+    def test_bad_option_value_is_refused(self, make, message):
         with pytest.raises(ImagebeamError, match=message):
             make()
 
 
 class TestBeamFlags:
-    def test_pass_through_in_order(self):
+    def test_beam_flags_pass_through_in_order(self):
         args, rest = parse_extract(
             "--runner=DataflowRunner", "--pooling", "max", "--experiments", "x", "--experiments=y"
         )
@@ -260,13 +260,13 @@ class TestBeamFlags:
         with pytest.raises(ImagebeamError, match=r"--flink_version: invalid choice: '0\.1'"):
             parse_extract("--flink_version", "0.1")
 
-    def test_are_unknown_to_a_job_without_beam(self):
+    def test_beam_flags_are_unknown_to_a_job_without_beam(self):
         with pytest.raises(ImagebeamError, match="unknown flag --runner"):
             parse(extract_parser(beam=False), [*REQUIRED, "--runner=DirectRunner"])
 
 
 class TestConfig:
-    def test_gives_flags_of_every_kind(self, tmp_path):
+    def test_config_sets_flags_of_every_kind(self, tmp_path):
         path = config_file(
             tmp_path,
             """
@@ -291,12 +291,12 @@ class TestConfig:
         assert OutputOptions.from_args(args) == OutputOptions("out", overwrite=True, max_failure_rate=0.25)
         assert rest == ["--runner=DirectRunner", "--experiments=x", "--experiments=y"]
 
-    def test_flags_override_it_repeatable_ones_too(self, tmp_path):
+    def test_flags_override_the_config(self, tmp_path):
         path = config_file(tmp_path, "{input: [a, b], pooling: max, output: out, layer: [fc1, fc2], batch_size: 7}")
         args, _ = parse(extract_parser(), ["--input=c", f"--config={path}", "--pooling", "avg", "--layer=block4_pool"])
         assert (args.input, args.pooling, args.layers, args.batch_size) == (["c"], Pooling.AVG, ["block4_pool"], 7)
 
-    def test_may_be_empty(self, tmp_path):
+    def test_config_may_be_empty(self, tmp_path):
         args, _ = parse_extract("--config", config_file(tmp_path, ""))
         assert OutputOptions.from_args(args) == OutputOptions("out")
 
@@ -317,12 +317,12 @@ class TestConfig:
             ("a: [", r"run\.yaml: not a YAML file"),
         ],
     )
-    def test_refuses(self, tmp_path, text, message):
+    def test_bad_config_is_refused(self, tmp_path, text, message):
         with pytest.raises(ImagebeamError, match=message):
             parse_extract("--config", config_file(tmp_path, text))
 
-    def test_missing_file_is_named(self, tmp_path):
-        with pytest.raises(ImagebeamError, match=r"--config cannot be read: No such file.*none\.yaml"):
+    def test_missing_config_is_named(self, tmp_path):
+        with pytest.raises(ImagebeamError, match=r"--config.*none\.yaml"):
             parse_extract("--config", str(tmp_path / "none.yaml"))
 
 
@@ -349,7 +349,7 @@ def raising(error):
 
 class TestExitCodes:
     @pytest.mark.parametrize("code", [0, 1, 3])
-    def test_the_jobs_own(self, job, code):
+    def test_job_decides_its_exit_code(self, job, code):
         assert job(lambda argv: code) == code
 
     def test_job_gets_its_arguments(self, job):
@@ -357,7 +357,7 @@ class TestExitCodes:
         job(lambda argv: seen.extend(argv) or 0, "--a", "b")
         assert seen == ["--a", "b"]
 
-    def test_users_mistake_is_one_line(self, job, capsys):
+    def test_user_mistake_is_one_line(self, job, capsys):
         assert job(raising(ImagebeamError("No such model."))) == 2
         assert capsys.readouterr().err == "imagebeam: error: No such model.\n"
 
@@ -365,12 +365,12 @@ class TestExitCodes:
         assert job(raising(JobError("The runner stopped."))) == 1
         assert capsys.readouterr().err == "imagebeam: error: The runner stopped.\n"
 
-    def test_anything_else_is_one_line(self, job, capsys):
+    def test_other_exception_is_one_line(self, job, capsys):
         assert job(raising(ValueError("bad\nand more"))) == 1
         expected = "imagebeam: internal error: ValueError: bad; run again with --debug for the traceback\n"
         assert capsys.readouterr().err == expected
 
-    def test_of_a_workers_traceback_the_last_line_is_told(self, job, capsys):
+    def test_worker_traceback_is_cut_to_its_last_line(self, job, capsys):
         text = "Traceback (most recent call last):\n  File x\nKeyError: 'jpg' [while running 'Embed units']\n\n"
         assert job(raising(RuntimeError(text))) == 1
         assert "internal error: KeyError: 'jpg' [while running 'Embed units'];" in capsys.readouterr().err
@@ -387,7 +387,7 @@ class TestExitCodes:
         assert job(raising(KeyboardInterrupt())) == 130
         assert "Traceback" not in capsys.readouterr().err
 
-    def test_reader_that_leaves_is_no_traceback(self):
+    def test_closed_pipe_prints_no_traceback(self):
         script = (
             "import sys, types; from pipelines import cli; m = types.ModuleType('m'); sys.modules['m'] = m\n"
             "m.main = lambda argv: [print('line') for _ in range(500_000)] and 0\n"
@@ -426,14 +426,14 @@ def run_python(*argv):
 
 class TestHelp:
     @pytest.mark.parametrize("argv", [["--help"], ["extract", "--help"], ["layers", "--help"]])
-    def test_imports_no_framework(self, argv):
+    def test_help_imports_no_framework(self, argv):
         log = run_python("-X", "importtime", "-m", "pipelines", *argv).stderr
         imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in log.splitlines() if "|" in line}
         assert "argparse" in imported  # the log was understood
         assert not imported & HEAVY
 
     @pytest.mark.parametrize("argv", [["--help"], ["extract", "--help"]])
-    def test_takes_less_than_half_a_second(self, argv):
+    def test_help_takes_less_than_half_a_second(self, argv):
         times = []
         for _ in range(3):
             start = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -444,13 +444,13 @@ class TestHelp:
         assert min(times) < 0.5
 
     @pytest.mark.parametrize("name", cli.JOBS)
-    def test_names_every_job_and_each_has_its_own(self, name):
+    def test_help_names_every_job_and_each_has_its_own(self, name):
         assert re.search(rf"^  {name} +\S", run_python("-m", "pipelines", "--help").stdout, re.MULTILINE)
         assert f"usage: imagebeam {name}" in run_python("-m", "pipelines", name, "--help").stdout
         assert f"usage: imagebeam {name}" in run_python("-m", cli.JOBS[name].module, "--help").stdout
 
     @pytest.mark.parametrize("name", cli.JOBS)
-    def test_ends_with_two_commands_that_the_job_takes(self, name):
+    def test_help_ends_with_two_valid_commands(self, name):
         module = importlib.import_module(cli.JOBS[name].module)
         parser = JobParser(name, module.DESCRIPTION, module.EXAMPLES, beam=True)
         module.add_arguments(parser)
@@ -487,13 +487,13 @@ class TestLayers:
         about = json.loads(capsys.readouterr().out)
         return about, {re.sub(r"_\d+$", "", layer["name"]): layer for layer in about["layers"]}
 
-    def test_at_the_default_size(self, capsys):
+    def test_lists_all_layers_at_the_default_size(self, capsys):
         about, layers = self.layers(capsys)
         assert (about["model"], about["image_size"], about["min_size"]) == ("VGG16", [224, 224], 32)
         assert {name: layer["output_shape"] for name, layer in layers.items()} == VGG16
         assert {name: layer["dimension"] for name, layer in layers.items()} == {n: s[-1] for n, s in VGG16.items()}
 
-    def test_below_the_default_size_the_classifier_is_left_out(self, capsys):
+    def test_smaller_size_leaves_out_the_classifier(self, capsys):
         _, layers = self.layers(capsys, "--image_size", "48x64")
         assert layers["block4_pool"]["output_shape"] == [3, 4, 512]
         assert list(layers)[-1] == "block5_pool"
@@ -503,7 +503,7 @@ class TestLayers:
         assert layers["block4_pool"]["output_shape"] == [None, None, 512]
         assert layers["block4_pool"]["dimension"] == 512
 
-    def test_table(self, capsys):
+    def test_prints_a_table(self, capsys):
         assert cli.main(["layers", "--image_size=native"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "VGG16, image size native; default 224x224, smallest 32x32"
@@ -519,12 +519,12 @@ class TestLayers:
             (["x"], "argument 'x'"),
         ],
     )
-    def test_refuses(self, capsys, argv, message):
+    def test_bad_request_is_refused(self, capsys, argv, message):
         assert cli.main(["layers", *argv]) == 2
         assert message in capsys.readouterr().err
 
 
-def test_a_config_takes_no_aliases(tmp_path, capsys):
+def test_config_refuses_yaml_aliases(tmp_path, capsys):
     """Nine lines of them stand for gigabytes."""
     from pipelines.cli import run_job
 

@@ -33,7 +33,7 @@ def compact(run, target, *flags):
         (("--rows_per_group", 7), [40], [7] * 5 + [5]),
     ],
 )
-def test_the_rows_are_those_of_the_parts(run, tmp_path, flags, files, groups):
+def test_copy_holds_the_rows_of_the_parts(run, tmp_path, flags, files, groups):
     assert compact(run, tmp_path / "copy", *flags) == 0
     paths = sorted((tmp_path / "copy").glob("*.parquet"))
     found = [pq.read_metadata(path) for path in paths]
@@ -48,7 +48,7 @@ def test_the_rows_are_those_of_the_parts(run, tmp_path, flags, files, groups):
     assert [file["rows"] for file in about["files"]] == files
 
 
-def test_an_unfinished_copy_is_made_again_and_nothing_else_is_written_over(run, tmp_path, capsys):
+def test_unfinished_copy_is_remade_and_other_files_are_kept(run, tmp_path, capsys):
     (tmp_path / "rows-00007.parquet").write_bytes(b"half")
     assert compact(run, tmp_path) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["_compact.json", "rows-00000.parquet"]
@@ -58,7 +58,7 @@ def test_an_unfinished_copy_is_made_again_and_nothing_else_is_written_over(run, 
     assert (tmp_path / "rows-00000.parquet").read_bytes() == before
 
 
-def test_a_damaged_part_stops_it(run, tmp_path, capsys):
+def test_damaged_part_stops_compact(run, tmp_path, capsys):
     part = sorted(run.glob("embeddings/*.parquet"))[3]
     data = part.read_bytes()
     part.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
@@ -75,6 +75,6 @@ def test_bad_values_are_refused(run, tmp_path, flags):
     assert compact(run, tmp_path / "copy", *flags) == 2
 
 
-def test_a_run_that_is_not_finished_or_its_own_folder_is_refused(run, tmp_path):
+def test_unfinished_run_or_its_own_folder_is_refused(run, tmp_path):
     assert compact(tmp_path, tmp_path / "copy") == 2
     assert compact(run, run / "copy") == 2

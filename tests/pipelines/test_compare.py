@@ -45,7 +45,7 @@ def compare(capsys, *arguments, code=0):
     return json.loads(captured.out) if code == 0 else captured.err
 
 
-def test_the_better_embedding_comes_first_and_differences_are_paired(sets, capsys):
+def test_better_embedding_comes_first_with_paired_differences(sets, capsys):
     folder, *_ = sets
     best, noisy, useless = compare(capsys, folder / "none", folder / "noisy", folder / "good")
     assert [row["embedding"].split()[0].rsplit("/", 1)[-1] for row in (best, noisy, useless)] == [
@@ -62,7 +62,7 @@ def test_the_better_embedding_comes_first_and_differences_are_paired(sets, capsy
     assert best["images"] == ROWS
 
 
-def test_neighbours_are_those_of_scikit_learn(sets):
+def test_nearest_neighbours_agree_with_scikit_learn(sets):
     _, vectors, labels = sets
     targets = np.unique(labels, return_inverse=True)[1]
     folds = cut_folds(targets, np.arange(len(targets)), 5, seed=3)
@@ -75,7 +75,7 @@ def test_neighbours_are_those_of_scikit_learn(sets):
 
 
 @pytest.mark.slow
-def test_the_probe_is_as_good_as_cross_validated_logistic_regression(sets, capsys):
+def test_linear_probe_is_as_good_as_logistic_regression(sets, capsys):
     from sklearn.linear_model import LogisticRegressionCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -90,12 +90,12 @@ def test_the_probe_is_as_good_as_cross_validated_logistic_regression(sets, capsy
     assert best["linear_probe"]["accuracy"] == pytest.approx(expected, abs=0.03)
 
 
-def test_images_that_only_one_has_and_images_that_come_twice_are_left_out():
+def test_only_images_that_all_have_once_are_compared():
     rows = common_rows([["b", "a", "x", "b"], ["y", "a", "b"]], 10, 0)
     assert [found.tolist() for found in rows] == [[1, 0], [1, 2]]
 
 
-def test_intervals_are_of_the_differences():
+def test_interval_is_that_of_the_paired_difference():
     left, right = Answers(np.array([True] * 80 + [False] * 20)), Answers(np.array([True] * 70 + [False] * 30))
     mean, low, high = left.difference(right)
     assert mean == pytest.approx(0.1)
@@ -111,11 +111,11 @@ def test_intervals_are_of_the_differences():
         (["good", "missing"], "no embeddings in"),
     ],
 )
-def test_errors(sets, capsys, arguments, message):
+def test_bad_arguments_are_refused(sets, capsys, arguments, message):
     paths = [sets[0] / word if word in ("good", "noisy", "missing") else word for word in arguments]
     assert message in compare(capsys, *paths, code=2)
 
 
-def test_names_of_folders_are_neither_markup_nor_obeyed(capsys):
+def test_folder_names_are_printed_literally(capsys):
     print_table(("embedding", "length"), [("out/[red]a[/red]\x1b[2J 猫", "3")], "title")
     assert r"out/[red]a[/red]\x1b[2J 猫" in capsys.readouterr().out

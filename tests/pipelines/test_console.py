@@ -68,11 +68,11 @@ def counts(**values):
         (counts(planned=5, done=5, images=5), 1234.56, "5 of 5 records, 0 failed, 1,234.6 images/s, 0:00:00 left"),
     ],
 )
-def test_line(progress, rate, line):
+def test_progress_line(progress, rate, line):
     assert progress_line(progress, rate) == line
 
 
-def test_rate_leaves_out_the_start_and_forgets(monkeypatch):
+def test_rate_ignores_the_start_and_old_batches(monkeypatch):
     clock, meter = Clock(monkeypatch), console._Meter()
     assert meter.rate(counts()) == 0.0
     clock.now += 60  # the model loads
@@ -86,14 +86,14 @@ def test_rate_leaves_out_the_start_and_forgets(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["[red]gs://b/[x]:cat:/*[/]", "5 % of 'a'  b", "x" * 300, "/tmp/猫"])
-def test_says_what_it_is_given(text, capsys):
+def test_say_prints_text_unchanged(text, capsys):
     say(text)
     captured = capsys.readouterr()
     assert captured.err == f"{text}\n"
     assert captured.out == ""
 
 
-def test_lines_where_there_is_no_terminal(quick, capsys):
+def test_progress_is_plain_lines_without_a_terminal(quick, capsys):
     with ProgressBar(int):
         PROGRESS.planned_more(10)
         for _ in range(4):
@@ -110,7 +110,7 @@ def test_lines_where_there_is_no_terminal(quick, capsys):
     assert captured.out == ""
 
 
-def test_of_workers_elsewhere_their_units_are_counted_now_and_then(quick, capsys, monkeypatch):
+def test_remote_progress_counts_committed_units(quick, capsys, monkeypatch):
     committed = iter([1_000, OSError("no network"), ImagebeamError("gone"), 1_200])
 
     def count():
@@ -129,7 +129,7 @@ def test_of_workers_elsewhere_their_units_are_counted_now_and_then(quick, capsys
     assert lines[:3] == [f"{units} units are committed" for units in ("1,000", "1,200", "1,300")]
 
 
-def test_an_error_passes_and_ends_the_bar():
+def test_error_propagates_and_ends_the_bar():
     with pytest.raises(RuntimeError, match="mine"), ProgressBar(int) as bar:
         raise RuntimeError("mine")
     assert not bar._thread.is_alive()
@@ -152,7 +152,7 @@ def on_terminal(script):
     return written.decode()
 
 
-def test_bar_on_a_terminal():
+def test_progress_is_a_bar_on_a_terminal():
     written = on_terminal(JOB)
     frames = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written).replace("\r", "\n").splitlines()
     done = [int(match[1].replace(",", "")) for frame in frames if (match := re.search(LINE, frame))]
@@ -164,7 +164,7 @@ def test_bar_on_a_terminal():
     assert [frame for frame in frames if frame][-1] == "done"
 
 
-def test_the_same_job_writes_no_escapes_into_a_file():
+def test_no_escape_codes_in_a_redirected_file():
     process = subprocess.run([sys.executable, "-c", JOB], capture_output=True, text=True, check=True)
     assert re.search(LINE, process.stderr)
     assert "\x1b" not in process.stderr

@@ -59,7 +59,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("job", "required", "pair"), PAIRS, ids=lambda value: getattr(value, "__name__", str(value)))
-def test_both_are_named(job, required, pair):
+def test_error_names_both_flags(job, required, pair):
     with pytest.raises(ImagebeamError) as caught:
         job.main([*required.split(), *" ".join(pair).split()])
     message = str(caught.value)
@@ -68,13 +68,13 @@ def test_both_are_named(job, required, pair):
 
 
 @pytest.mark.parametrize("flag", ["--embedding_type list", "--embedding_dtype float16"])
-def test_how_an_embedding_is_stored_that_is_not(flag):
+def test_storage_flags_need_a_kept_embedding(flag):
     with pytest.raises(ImagebeamError, match=f"{flag}"):
         classify.main(["--input", "i", "--classifier", "c", "--output", "o", *flag.split()])
 
 
 @pytest.mark.parametrize("job", [train, finetune, classify])
-def test_help_begins_with_what_is_used_most(job):
+def test_help_begins_with_the_most_used_flags(job):
     parser = JobParser(job.__name__.rpartition(".")[2], job.DESCRIPTION)
     job.add_arguments(parser)
     text = parser.format_help()

@@ -60,7 +60,7 @@ GPU_SETTINGS = {f"--dataflow_service_options={L4}", "--machine_type=g2-standard-
 
 
 class TestSettings:
-    def test_one_model_a_machine(self):
+    def test_one_model_per_machine(self):
         assert added() == SETTINGS
 
     def test_gpu_brings_machine_disk_and_driver(self):
@@ -80,7 +80,7 @@ class TestSettings:
             ),
         ],
     )
-    def test_flags_given_win(self, flag, replaces):
+    def test_given_flags_win(self, flag, replaces):
         left_out = {setting for setting in SETTINGS | GPU_SETTINGS if setting.startswith(replaces)}
         assert len(left_out) == 1
         assert added(flag, gpu="nvidia-l4") == (SETTINGS | GPU_SETTINGS) - left_out
@@ -107,26 +107,26 @@ class TestSettings:
 
 class TestRefusals:
     @pytest.mark.parametrize("name", ["project", "region", "temp_location", "sdk_container_image"])
-    def test_a_flag_that_is_missing_is_named(self, name):
+    def test_missing_flag_is_named(self, name):
         given = [flag for flag in JOB if not flag.startswith(f"--{name}=")]
         with pytest.raises(ImagebeamError, match=rf"needs --{name} too"):
             completed(*given)
 
-    def test_a_flag_that_says_the_same_will_do(self):
+    def test_equivalent_flags_are_accepted(self):
         given = [flag for flag in JOB if not flag.startswith(("--temp_location", "--sdk_container_image"))]
         assert completed(*given, "--staging_location=gs://b/staging", "--setup_file=setup.py")
 
     def test_local_folders_are_refused(self):
-        with pytest.raises(ImagebeamError, match=r"--output must start with gs://\. Received: 'out'"):
+        with pytest.raises(ImagebeamError, match=r"--output.*gs://.*'out'"):
             completed(*JOB, output="out")
-        with pytest.raises(ImagebeamError, match=r"--input must start with gs://\. Received: '/photos'"):
+        with pytest.raises(ImagebeamError, match=r"--input.*gs://.*'/photos'"):
             completed(*JOB, patterns=["gs://b/in", "/photos"])
 
-    def test_a_template_in_a_dry_run_is_refused_since_beam_would_write_none(self):
+    def test_template_with_dry_run_is_refused(self):
         with pytest.raises(ImagebeamError, match=r"--template_location 't\.json' with --dry_run"):
             completed(*JOB, "--template_location=t.json", "--dry_run=True")
 
-    def test_all_of_it_comes_before_anything_is_loaded_or_written(self, tmp_path):
+    def test_refusal_comes_before_frameworks_load(self, tmp_path):
         """In a process of its own, which must not have imported TensorFlow when it gives up."""
         script = (
             "import sys; from pipelines.cli import run_job; "
@@ -138,7 +138,7 @@ class TestRefusals:
         assert re.fullmatch(r"imagebeam: error: Dataflow's workers see no files .*\n", done.stderr)
         assert not list(tmp_path.iterdir())
 
-    def test_an_unknown_gpu_is_refused_with_the_nearest(self, capsys):
+    def test_unknown_gpu_is_refused_with_the_nearest(self, capsys):
         assert run_job("extract", ["--input", "gs://b/in", "--output", "gs://b/out", "--gpu", "nvidia-14", *JOB]) == 2
         assert re.search(r"--gpu: Did you mean nvidia-l4, .* Received: 'nvidia-14'", capsys.readouterr().err)
 
@@ -150,7 +150,7 @@ class TestRefusals:
             ("py3.1-beam2.77.0", "Python 3.1, "),
         ],
     )
-    def test_an_image_of_other_versions_is_refused(self, monkeypatch, tag, what):
+    def test_image_of_other_versions_is_refused(self, monkeypatch, tag, what):
         monkeypatch.setattr(sys, "version_info", type("Version", (), {"major": 3, "minor": 11}))
         monkeypatch.setattr(beam, "__version__", "2.77.0")
         with pytest.raises(ImagebeamError, match=what):
@@ -160,7 +160,7 @@ class TestRefusals:
         "image",
         ["a/b:0.1.0-py3.11-beam2.77.0-gpu", "host:5000/a/imagebeam:1", "a/happy3.9-beam1", "a/b@sha256:1", None],
     )
-    def test_other_images_pass(self, monkeypatch, image):
+    def test_images_of_matching_or_unknown_versions_pass(self, monkeypatch, image):
         monkeypatch.setattr(sys, "version_info", type("Version", (), {"major": 3, "minor": 11}))
         monkeypatch.setattr(beam, "__version__", "2.77.0")
         dataflow.check_image(image)
@@ -213,7 +213,7 @@ class TestJob:
         assert described.pool["machineType"] == "g2-standard-8"
         assert described.pool["diskSizeGb"] == 50
 
-    def test_runs_one_process_of_two_threads_a_worker(self, described):
+    def test_runs_one_process_with_two_threads_per_worker(self, described):
         experiments = described.environment["experiments"]
         assert "no_use_multiple_sdk_containers" in experiments
         assert "use_multiple_sdk_containers" not in experiments
@@ -244,7 +244,7 @@ class TestJob:
         ]
         assert len(described.graph) < 200_000
 
-    def test_asks_for_nothing_by_transform(self, described):
+    def test_sets_no_resource_hints_on_transforms(self, described):
         """A resource hint of a transform gives it an environment of its own, which parts it from its neighbours."""
         environments = described.pipeline.components.environments
         used = {step.environment_id for step in described.pipeline.components.transforms.values()} - {""}
@@ -261,7 +261,7 @@ class TestJob:
         with pytest.raises(RuntimeError, match=r"Submission environment: .*2\.77\.0\. Runtime environment: .*2\.70\.0"):
             bundle_processor._verify_descriptor_created_in_a_compatible_env(bundle)
 
-    def test_run_elsewhere_writes_rows_and_manifest_and_passes_no_pixels(self, described, monkeypatch):
+    def test_run_elsewhere_writes_rows_and_passes_no_pixels(self, described, monkeypatch):
         """The staged graph itself, run by Beam's local runner: the launcher is gone by then."""
         crossed = []
         append = execution.ListBuffer.append
@@ -299,7 +299,7 @@ class TestTemplate:
     def parameters(self):
         return {parameter["name"]: parameter for parameter in flex_template.metadata()["parameters"]}
 
-    def test_every_flag_is_a_parameter_and_the_other_way_round(self):
+    def test_parameters_are_the_flags(self):
         from tests.pipelines.test_cli import FLAGS
 
         flags = {name.removeprefix("--") for name in FLAGS}
@@ -355,7 +355,7 @@ class TestTemplate:
     }
 
     @pytest.mark.parametrize("name", VALUES)
-    def test_a_regex_takes_what_the_parser_takes_and_refuses_what_it_refuses(self, name):
+    def test_regex_accepts_what_the_parser_accepts(self, name):
         (regex,) = self.parameters()[name]["regexes"]
         good, bad = self.VALUES[name]
         for value in good:
@@ -389,8 +389,8 @@ class TestTemplate:
     def test_switches_are_given_as_values(self, text, expected):
         assert self.options("overwrite", text).output.overwrite is expected
 
-    def test_a_switch_of_another_value_is_refused(self):
-        with pytest.raises(ImagebeamError, match="--overwrite: ignored explicit argument 'yes'"):
+    def test_switch_with_another_value_is_refused(self):
+        with pytest.raises(ImagebeamError, match=r"--overwrite.*'yes'"):
             self.options("overwrite", "yes")
 
     def test_defaults_pass_their_own_regex(self):
@@ -400,7 +400,7 @@ class TestTemplate:
             if default not in (None, argparse.SUPPRESS, False):
                 assert re.match(parameter["regexes"][0], str(default)), name
 
-    def test_image_parameter_takes_what_registries_have(self):
+    def test_image_parameter_accepts_registry_names(self):
         (regex,) = self.parameters()["sdk_container_image"]["regexes"]
         assert re.match(regex, IMAGE)
         assert re.match(regex, IMAGE.rpartition(":")[0] + "@sha256:" + "0" * 64)
@@ -434,17 +434,17 @@ class TestDocument:
         (release,) = re.findall(r'version="(.+)"', (ROOT / "setup.py").read_text())
         assert tag == f"{release}-py{python}-beam{beam.__version__}-gpu"
 
-    def test_has_every_gpu_with_its_machine(self):
+    def test_lists_every_gpu_with_its_machine(self):
         table = re.findall(r"^\| (`nvidia-.*) \| `(.+)` \|$", self.TEXT, re.MULTILINE)
         shown = {gpu.strip("` "): machine for gpus, machine in table for gpu in gpus.split(",")}
         assert shown == dataflow.GPUS
 
-    def test_has_every_setting(self):
+    def test_lists_every_setting(self):
         shown = set(re.findall(r"^\| `(--\S+)` \|", self.TEXT, re.MULTILINE)) - {"--gpu"}
         settings = {setting.replace("nvidia-l4", "TYPE") for setting in SETTINGS | GPU_SETTINGS}
         assert shown == {setting.replace("=g2-standard-8", "") for setting in settings}
 
-    def test_request_of_the_schedule_has_parameters_the_template_takes(self):
+    def test_schedule_request_has_known_parameters(self):
         request = json.loads((ROOT / "deploy/dataflow/launch.json").read_text())["launchParameter"]
         text = (
             json.dumps(request).replace("BUCKET", "bucket").replace("PROJECT", "shop").replace("REGION", "us-central1")
@@ -458,7 +458,7 @@ class TestDocument:
         given = re.findall(r"(?:--parameters=|,)(\w+)=[\"$\w]", self.TEXT)
         assert {"input", "output", "gpu", "sdk_container_image"} == set(given) <= names
 
-    def test_sums_are_right(self):
+    def test_hours_follow_from_the_rates(self):
         for rate, hours in re.findall(r"^\| ([\d,.]+), \w+ \| .* \| ([\d.]+) \w+ hours", self.TEXT, re.MULTILINE):
             exact = 1e6 / float(rate.replace(",", "")) / 3600
             assert float(hours) == pytest.approx(exact, abs=0.051 if exact > 1 else 0.0051)

@@ -59,7 +59,7 @@ def write_shard(folder):
 
 
 @pytest.mark.parametrize("write", [write_files, write_shard])
-def test_the_vectors_are_those_of_pydicom_s_pixels_in_plain_keras(tmp_path, output, write):
+def test_vectors_equal_plain_keras_on_pydicom_pixels(tmp_path, output, write):
     import keras
 
     (tmp_path / "in").mkdir()
@@ -88,7 +88,7 @@ def test_another_frame_is_another_run(tmp_path, output):
     assert extract(source, output) == 2
 
 
-def test_nothing_of_a_header_but_pixels_is_told(tmp_path, output, capfd):
+def test_no_header_value_is_disclosed(tmp_path, output, capfd):
     source = tmp_path / "in"
     source.mkdir()
     sound = patient()
@@ -112,7 +112,7 @@ def test_nothing_of_a_header_but_pixels_is_told(tmp_path, output, capfd):
         assert not [text for text in shown if secret in text]
 
 
-def test_a_column_that_is_asked_for_is_kept(tmp_path, output):
+def test_requested_column_is_kept(tmp_path, output):
     import pyarrow as pa
 
     table = pa.table({"image": [patient()], "patient": [PATIENT], "ward": ["7"]})

@@ -80,7 +80,7 @@ def one_error(capfd):
 
 
 @pytest.mark.parametrize("pages", [0, 1, 2, 3, 5, 7, 8, 9, 11, 13])
-def test_a_full_output_disk(mount, layout, capfd, pages):
+def test_full_output_disk(mount, layout, capfd, pages):
     """So many pages of 4 KiB are free when the run starts, and nothing is when the last one is taken."""
     disk = mount("disk", f"size={(pages + 1) * 4}k")
     output = disk / "out"
@@ -96,7 +96,7 @@ def test_a_full_output_disk(mount, layout, capfd, pages):
 
 
 @pytest.mark.slow
-def test_a_full_disk_of_temporary_files(mount, layout, tmp_path):
+def test_full_disk_of_temporary_files(mount, layout, tmp_path):
     """A model's file is made among the temporary files before it is staged."""
     disk, output = mount("temporary", "size=16k"), tmp_path / "out"
     command = [sys.executable, "-m", "pipelines", "extract", "--input", *layout.patterns, "--output", output]
@@ -122,7 +122,7 @@ def test_a_full_disk_of_temporary_files(mount, layout, tmp_path):
     assert not list(disk.rglob("*.keras"))
 
 
-def test_a_read_only_output(mount, layout, capfd):
+def test_read_only_output(mount, layout, capfd):
     disk = mount("disk", "size=4m")
     output = disk / "out"
     remount(disk, "ro")
@@ -156,7 +156,7 @@ def between(monkeypatch):
     return arrange
 
 
-def test_an_input_that_vanishes_in_between_is_a_failure_and_no_gap(layout, tmp_path, between):
+def test_inputs_that_vanish_are_failures(layout, tmp_path, between):
     gone = sorted(tmp_path.glob("in/class0/*"))[0]
     between(gone.unlink)
     assert extract(layout.patterns, tmp_path / "out", "--rows_per_unit", 4) == 0
@@ -164,7 +164,7 @@ def test_an_input_that_vanishes_in_between_is_a_failure_and_no_gap(layout, tmp_p
     assert rows_of(tmp_path / "out").keys() | failed_of(tmp_path / "out") == layout.means.keys()
 
 
-def test_all_inputs_that_vanish_in_between_are_tried_again(layout, tmp_path, between):
+def test_all_inputs_that_vanish_are_tried_again(layout, tmp_path, between):
     """A lost mount leaves an empty folder."""
 
     def lose():
@@ -183,7 +183,7 @@ def test_all_inputs_that_vanish_in_between_are_tried_again(layout, tmp_path, bet
 
 
 @pytest.mark.parametrize("kind", ["files", "tar", "parquet", "tfrecord"])
-def test_an_input_that_is_replaced_in_between_is_never_half_of_each(tmp_path, between, kind):
+def test_input_replaced_before_reading_is_never_mixed(tmp_path, between, kind):
     layout = write_layout(tmp_path / "in", kind, images(12, {4}), 2)
     newer = write_layout(tmp_path / "new", kind, [(data, mean) for data, mean in images(20, {4})[8:]], 2)
 
@@ -203,7 +203,7 @@ def test_an_input_that_is_replaced_in_between_is_never_half_of_each(tmp_path, be
 
 
 @pytest.mark.parametrize("jump", [-3600, DAY, -30 * DAY])
-def test_a_clock_that_jumps(layout, tmp_path, monkeypatch, jump):
+def test_clock_that_jumps(layout, tmp_path, monkeypatch, jump):
     """At the end of a run: neither leases nor versions nor reports mind, then or in the next run."""
     clock, output, written = time.time, tmp_path / "out", []
 
@@ -237,7 +237,7 @@ def remote_uri(path):
 
 
 @pytest.mark.parametrize(("refusals", "code"), [(2, 0), (9, 3), (1000, 3)])
-def test_an_input_that_is_refused_for_a_while(gcs, remote, tmp_path, between, refusals, code):
+def test_input_refused_for_a_while(gcs, remote, tmp_path, between, refusals, code):
     """403: of few requests nobody hears; of more, the records are tried again by the next run."""
     output = tmp_path / "out"
     between(lambda: gcs.faults.extend([403] * refusals), after="_list")
@@ -249,7 +249,7 @@ def test_an_input_that_is_refused_for_a_while(gcs, remote, tmp_path, between, re
 
 
 @pytest.mark.parametrize("served", [*range(0, 60, 6), *range(60, 120, 20)])
-def test_an_output_that_is_refused_for_a_while(gcs, layout, tmp_path, capfd, served):
+def test_output_refused_for_a_while(gcs, layout, tmp_path, capfd, served):
     """403 after so many requests."""
     output = "gs://test-bucket/out"
     with refused_after(gcs, served):

@@ -72,7 +72,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_comes_before_the_frameworks(folder, case):
+def test_error_comes_before_frameworks_load(folder, case):
     argv, named = CASES[case]
     command = [sys.executable, "-c", SCRIPT, *argv]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -84,14 +84,14 @@ def test_comes_before_the_frameworks(folder, case):
 
 
 @pytest.mark.parametrize("argv", [["layers"], ["layers", "--model", "NASNetLarge", "--format", "json"]])
-def test_layers_are_listed_without_the_frameworks(folder, argv):
+def test_layers_loads_no_framework(folder, argv):
     done = subprocess.run([sys.executable, "-c", SCRIPT, *argv], cwd=folder, capture_output=True, text=True, check=True)
     code, seconds, *heavy = done.stdout.splitlines()[-1].split()
     assert (code, heavy) == ("0", [])
     assert float(seconds) < 2
 
 
-def test_flags_and_runners_are_those_of_the_installed_beam():
+def test_listed_flags_and_runners_match_the_installed_beam():
     import apache_beam
     from apache_beam.runners.runner import _RUNNER_MAP
 

@@ -30,7 +30,7 @@ def embed(output, *patterns, **flags):
 
 
 @pytest.mark.parametrize("form", ["files", "parquet"])
-def test_the_folder_is_what_extract_writes(tmp_path, form):
+def test_writes_the_same_folder_as_extract(tmp_path, form):
     images = dict(list(photographs().items())[:14]) | {"broken.jpg": b"no image"}
     (tmp_path / "in").mkdir()
     source = WRITERS[form](tmp_path / "in", images, shards=2)
@@ -45,7 +45,7 @@ def test_the_folder_is_what_extract_writes(tmp_path, form):
         assert ours[key] == theirs[key]
 
 
-def test_either_goes_on_where_the_other_stopped(source, output):
+def test_extract_and_embed_images_resume_each_other(source, output):
     patterns = [source / "b", source / "a"]
     assert extract(patterns, output, "--max_failure_rate", "0.5") == 0
     next(output.glob("embeddings/*")).unlink()
@@ -56,7 +56,7 @@ def test_either_goes_on_where_the_other_stopped(source, output):
     assert len(embeddings(output)) == COUNT
 
 
-def test_training_takes_the_folder(source, output, tmp_path):
+def test_train_reads_the_folder(source, output, tmp_path):
     rows = "".join(f"{path},{path.parent.name}\n" for path in sorted(source.rglob("*.jpg")))
     (source / "list.csv").write_text(f"uri,label\n{rows}")
     embed(output, source / "list.csv")
@@ -64,7 +64,7 @@ def test_training_takes_the_folder(source, output, tmp_path):
     assert run_job("train", [*flags, "--skip_image_classifier", "--validation_split", "0.2"]) == 0
 
 
-def test_kept_columns_need_their_types_and_are_kept(tmp_path):
+def test_kept_columns_need_their_types(tmp_path):
     with pytest.raises(imagebeam.ImagebeamError, match="camera"):
         EmbedImages(str(tmp_path / "out"), keep_columns=["camera"])
     with pytest.raises(imagebeam.ImagebeamError, match=r"\{NAME: TYPE, \.\.\.\}.*camera"):
@@ -102,12 +102,12 @@ def test_values_reach_the_options():
         ({"overwrite": True}, "delete the folder"),
     ],
 )
-def test_a_bad_keyword_is_refused_when_constructed(flags, named):
+def test_bad_keyword_is_refused_when_constructed(flags, named):
     with pytest.raises(imagebeam.ImagebeamError, match=named):
         EmbedImages("/out", **flags)
 
 
-def test_an_output_of_another_spec_is_refused_when_applied(source, output):
+def test_output_of_another_spec_is_refused_when_applied(source, output):
     embed(output, source)
     before = files_of(output)
     with pytest.raises(imagebeam.ImagebeamError, match="layers"):
@@ -116,7 +116,7 @@ def test_an_output_of_another_spec_is_refused_when_applied(source, output):
 
 
 @pytest.mark.parametrize("flags", [{"rows_per_unit": 4}, {"label_column": "kind"}])
-def test_an_output_of_another_run_fails_the_pipeline(source, output, flags):
+def test_output_of_another_run_fails_the_pipeline(source, output, flags):
     embed(output, source)
     before = files_of(output)
     with pytest.raises(Exception, match=next(iter(flags))):
@@ -124,7 +124,7 @@ def test_an_output_of_another_run_fails_the_pipeline(source, output, flags):
     assert files_of(output) == before
 
 
-def test_patterns_without_matches_and_no_patterns_fail_the_pipeline(tmp_path, output):
+def test_no_matches_or_no_patterns_fail_the_pipeline(tmp_path, output):
     with pytest.raises(Exception, match="nothing-here"):
         embed(output, tmp_path / "nothing-here")
     with pytest.raises(Exception, match="no patterns"):

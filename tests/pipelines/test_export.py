@@ -108,7 +108,7 @@ def openvino(path):
 @pytest.mark.parametrize(
     ("format", "reader"), [("saved_model", saved_model), ("tflite", tflite), ("openvino", openvino)]
 )
-def test_each_runtime_says_what_keras_says(folder, tmp_path, capfd, format, reader):  # noqa: A002
+def test_every_runtime_agrees_with_keras(folder, tmp_path, capfd, format, reader):  # noqa: A002
     output = tmp_path / ENDINGS[format]
     run(folder, "--format", format, "--output", output)
     assert "Largest difference from the Keras model on 8 images" in capfd.readouterr().err
@@ -124,7 +124,7 @@ def test_each_runtime_says_what_keras_says(folder, tmp_path, capfd, format, read
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_vectors_and_several_outputs(folder, tmp_path, capfd):
+def test_heads_and_embedders_with_several_outputs(folder, tmp_path, capfd):
     run(folder / "classifier.keras", "--format", "tflite", "--output", tmp_path / "head.tflite")
     assert "8 vectors" in capfd.readouterr().err
     run(folder / "run", "--format", "saved_model", "--output", tmp_path / "embedder")
@@ -132,7 +132,7 @@ def test_vectors_and_several_outputs(folder, tmp_path, capfd):
     assert set(export.open_exported(ExportFormat.SAVED_MODEL, tmp_path / "embedder")(photographs())[0].shape) == {6, 1}
 
 
-def test_images_of_ones_own(folder, tmp_path, capfd):
+def test_own_images_are_used_for_the_check(folder, tmp_path, capfd):
     for number, pixels in enumerate(photographs()[:3]):
         PIL.Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     output = tmp_path / "m.tflite"
@@ -151,7 +151,7 @@ def test_images_of_ones_own(folder, tmp_path, capfd):
         (lambda found: found[:, :2], "gives shapes"),
     ],
 )
-def test_what_says_something_else_is_not_written(folder, tmp_path, monkeypatch, capfd, change, message):
+def test_export_that_disagrees_is_not_written(folder, tmp_path, monkeypatch, capfd, change, message):
     plain = export.open_exported
 
     def changed(*arguments):
@@ -165,7 +165,7 @@ def test_what_says_something_else_is_not_written(folder, tmp_path, monkeypatch, 
 
 
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is not None, reason="onnxruntime is installed")
-def test_packages_that_are_missing_are_named_at_once(folder, tmp_path, capfd):
+def test_missing_packages_are_named_first(folder, tmp_path, capfd):
     run(folder, "--format", "onnx", "--output", tmp_path / "m.onnx", code=2)
     assert "needs tf2onnx and onnxruntime, which are not installed: pip install tf2onnx onnxruntime" in said(capfd)
 
@@ -178,18 +178,18 @@ def test_packages_that_are_missing_are_named_at_once(folder, tmp_path, capfd):
         (["--format", "tflite", "--output", "m.tflite", "--max_difference", "-1"], "--max_difference is at least 0"),
     ],
 )
-def test_bad_flags(folder, tmp_path, monkeypatch, capfd, arguments, message):
+def test_bad_flags_are_refused(folder, tmp_path, monkeypatch, capfd, arguments, message):
     monkeypatch.chdir(tmp_path)
     run(folder, *arguments, code=2)
     assert message in said(capfd)
 
 
-def test_no_model(tmp_path, capfd):
+def test_folder_without_a_model_is_refused(tmp_path, capfd):
     run(tmp_path, "--format", "tflite", "--output", tmp_path / "m.tflite", code=2)
     assert "There is no model in" in said(capfd)
 
 
-def test_vectors_are_no_images(folder, tmp_path, capfd):
+def test_head_refuses_images(folder, tmp_path, capfd):
     arguments = ["--format", "tflite", "--output", tmp_path / "m.tflite", "--images", tmp_path]
     run(folder / "classifier.keras", *arguments, code=2)
     assert "takes vectors, and no --images" in said(capfd)

@@ -95,7 +95,7 @@ def test_every_input_format_gives_the_vectors_of_plain_keras(tmp_path, input_for
 
 
 @pytest.mark.parametrize(("batch_size", "rows_per_unit"), [(1, 2048), (7, 5), (7, 2048), (32, 5)])
-def test_neither_batches_nor_units_change_a_row(tmp_path, batch_size, rows_per_unit):
+def test_batch_and_unit_sizes_change_no_row(tmp_path, batch_size, rows_per_unit):
     extracting.write_tfrecord(tmp_path, images(), 2)
     flags = ("--batch_size", str(batch_size), "--rows_per_unit", str(rows_per_unit))
     assert extract(tmp_path / "*.gz", tmp_path / "out", *flags) == 0
@@ -104,7 +104,7 @@ def test_neither_batches_nor_units_change_a_row(tmp_path, batch_size, rows_per_u
     assert abs(len(manifest(tmp_path / "out")["parts"]) - units) <= 1
 
 
-def test_a_listing_that_workers_share_changes_no_row(source, output, tmp_path, monkeypatch):
+def test_shared_listing_changes_no_row(source, output, tmp_path, monkeypatch):
     assert extract(source, output) == 0
     monkeypatch.setattr("transforms.inputs.plan.LISTED_ALONE", 5)
     assert extract(source, tmp_path / "shared") == 0
@@ -114,7 +114,7 @@ def test_a_listing_that_workers_share_changes_no_row(source, output, tmp_path, m
         np.testing.assert_allclose(shared[key], vector, rtol=1e-5, atol=1e-5 * np.abs(vector).max())
 
 
-def test_names_and_labels_that_are_not_unicode_end_as_rows_or_failures(tmp_path, output):
+def test_non_unicode_names_and_labels_end_as_rows_or_failures(tmp_path, output):
     """Nothing can store half a character; a unit that tried would fail in every run."""
     image = encode(picture(40, 40), "JPEG")
     (tmp_path / "in").mkdir()
@@ -151,7 +151,7 @@ def test_native_sizes_give_the_vectors_of_plain_keras(tmp_path):
 @pytest.mark.slow
 @pytest.mark.real_weights
 @pytest.mark.parametrize(("pooling", "size"), [("avg", (96, 128)), ("max", (224, 224))])
-def test_real_vgg16_gives_what_plain_keras_applications_gives(tmp_path, pooling, size):
+def test_real_vgg16_equals_keras_applications(tmp_path, pooling, size):
     import keras
 
     onnx = real_weights.vgg16_onnx()
@@ -212,7 +212,7 @@ def test_more_failures_than_allowed_is_exit_code_3(mixed, tmp_path, capsys):
     assert extract(mixed, tmp_path / "out", *MIXED, "--max_failure_rate", "0.27") == 0
 
 
-def test_no_embedding_at_all_is_exit_code_3(tmp_path, capsys):
+def test_no_embedding_is_exit_code_3(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "empty.jpg").write_bytes(b"")
     assert extract(tmp_path / "in", tmp_path / "out", "--max_failure_rate", "1") == 3
@@ -222,7 +222,7 @@ def test_no_embedding_at_all_is_exit_code_3(tmp_path, capsys):
 
 @pytest.mark.parametrize("input_format", ["tfrecord", "webdataset", "parquet"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "junk"])
-def test_a_damaged_shard_is_failures_beside_the_rows_of_the_good_one(tmp_path, input_format, damage):
+def test_damaged_shard_costs_no_rows_of_the_good_one(tmp_path, input_format, damage):
     some = dict(list(images().items())[:20])
     extracting.WRITERS[input_format](tmp_path, some, 2)
     good, bad = sorted(path for path in tmp_path.iterdir())
@@ -241,7 +241,7 @@ def test_a_damaged_shard_is_failures_beside_the_rows_of_the_good_one(tmp_path, i
     assert totals["records"] == len(found) + len(failed)
 
 
-def test_only_metadata_of_the_output_is_the_same_on_another_day(tmp_path):
+def test_two_runs_write_the_same_parts(tmp_path):
     source = extracting.small_images(tmp_path / "in", 12)
     assert extract(source, tmp_path / "one") == extract(source, tmp_path / "two") == 0
     assert extracting.files_of(tmp_path / "one") == extracting.files_of(tmp_path / "two")

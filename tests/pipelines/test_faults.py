@@ -108,7 +108,7 @@ def bounded(examples):
 
 @bounded(25)
 @given(layouts(), st.lists(faults, min_size=1, max_size=2))
-def test_rows_in_are_rows_out_and_failures(tmp_path_factory, layout, disks):
+def test_every_record_ends_as_a_row_or_a_failure(tmp_path_factory, layout, disks):
     check_faults(tmp_path_factory.mktemp("run"), layout, disks)
 
 
@@ -116,11 +116,11 @@ def test_rows_in_are_rows_out_and_failures(tmp_path_factory, layout, disks):
 @pytest.mark.timeout(1200)
 @bounded(600)
 @given(layouts(), st.lists(faults, min_size=1, max_size=3))
-def test_rows_in_are_rows_out_and_failures_for_long(tmp_path_factory, layout, disks):
+def test_every_record_ends_as_a_row_or_a_failure_in_600_runs(tmp_path_factory, layout, disks):
     check_faults(tmp_path_factory.mktemp("run"), layout, disks)
 
 
-def test_what_killed_runs_left_is_removed(tmp_path):
+def test_leftovers_of_killed_runs_are_removed(tmp_path):
     """Reports at once, since the lease tells that their launcher is gone; half-written files once they are old."""
     layout = write_layout(tmp_path / "in", "files", images(6, ()), 2)
     output = tmp_path / "out"

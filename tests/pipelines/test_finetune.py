@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_what_needs_no_tuning_stands_beside_it(folder, capsys):
+def test_result_is_compared_with_probe_and_neighbours(folder, capsys):
     metrics = json.loads((folder / "tuned" / "metrics.json").read_text())
     tuned, linear, near = metrics["compared"]
     assert (tuned["method"], linear["method"], near["method"]) == ("fine-tuned", "linear probe", "nearest neighbours")
@@ -69,7 +69,7 @@ def weights_of(model):
     return {layer.name: [array.tobytes() for array in layer.get_weights()] for layer in model.layers if layer.weights}
 
 
-def test_frozen_layers_stay_as_they_are_byte_for_byte_and_the_others_change(folder):
+def test_frozen_layers_keep_every_byte_and_others_change(folder):
     before = weights_of(load_backbone(CONFIG))
     after = weights_of(
         load_backbone(dataclasses.replace(CONFIG, weights=str(folder / "tuned" / "backbone.weights.h5")))
@@ -79,7 +79,7 @@ def test_frozen_layers_stay_as_they_are_byte_for_byte_and_the_others_change(fold
     assert all(b != a for name in changed for b, a in zip(before[name], after[name], strict=True))
 
 
-def test_the_folder_holds_what_train_writes_and_the_backbone(folder):
+def test_folder_holds_the_files_of_train_and_the_backbone(folder):
     assert {path.name for path in (folder / "tuned").iterdir()} == set(ResultFile)
     metrics = json.loads((folder / "tuned" / "metrics.json").read_text())
     assert metrics["failures"] == {"decode/not_an_image": 1}
@@ -88,7 +88,7 @@ def test_the_folder_holds_what_train_writes_and_the_backbone(folder):
     assert frozen[-1] == "block3_conv3"
 
 
-def test_the_loop_closes(folder, tmp_path):
+def test_tuned_backbone_and_classifier_work_in_extract_and_classify(folder, tmp_path):
     """The tuned backbone extracts; the classifier takes its vectors, and says of them what it said of the images."""
     weights = ["--weights", str(folder / "tuned" / "backbone.weights.h5"), "--max_failure_rate", "1"]
     assert extract(folder / "images", tmp_path / "run", *weights, model=MODEL) == 0
@@ -138,7 +138,7 @@ run_job("finetune", sys.argv[1:])
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_result(folder, tmp_path, capfd):
+def test_killed_run_ends_with_the_same_result(folder, tmp_path, capfd):
     flags = [*TUNING, "--max_failure_rate", "0.1"]
     arguments = ["--input", str(folder / "images"), "--output", str(tmp_path / "out"), *MODEL, *FLAGS, *flags]
     killed = subprocess.run(
@@ -159,7 +159,7 @@ def test_a_killed_run_goes_on_to_the_same_result(folder, tmp_path, capfd):
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(ResultFile)
 
 
-def test_flattened_feature_maps_and_a_frozen_model(folder, tmp_path):
+def test_frozen_model_trains_a_head_on_flattened_maps(folder, tmp_path):
     """Nothing but the head learns: the same vectors as extract's, of every place in the map, and as train does."""
     flags = ["--pooling", "flatten", "--max_failure_rate", "0.1"]
     assert finetune(folder / "images" / "**/*.jpg", tmp_path / "out", "--freeze_all", *flags) == 0
@@ -229,7 +229,7 @@ class TestTrainingModel:
         assert changed.min() >= -0.01
         assert changed.max() <= 255.01
 
-    def test_layers_above_the_one_that_is_taken_are_not_in_the_table(self):
+    def test_layers_above_the_chosen_one_are_not_listed(self):
         backbone = load_backbone(CONFIG)
         layers = freeze(backbone, SPEC, Frozen(until="block2_pool"))
         assert layers[-1].name == "block4_pool"
@@ -247,7 +247,7 @@ class TestTrainingModel:
             (Frozen(until="blok4_pool"), "Did you mean block4_pool"),
         ],
     )
-    def test_layers_that_are_not_there(self, frozen, message):
+    def test_unknown_layers_are_refused(self, frozen, message):
         with pytest.raises(ImagebeamError, match=message):
             freeze(load_backbone(CONFIG), SPEC, frozen)
 
@@ -260,14 +260,14 @@ class TestTrainingModel:
             (Frozen(until="block3_conv3"), "block3_conv3"),
         ],
     )
-    def test_layers_are_counted_with_weights_or_as_keras_does(self, frozen, last):
+    def test_layers_count_with_weights_or_as_in_keras(self, frozen, last):
         backbone = load_backbone(CONFIG)
         layers = freeze(backbone, SPEC, frozen)
         assert [layer.name for layer in layers if layer.parameters and not layer.trainable][-1] == last
         assert [backbone.layers[layer.keras_number - 1].name for layer in layers] == [layer.name for layer in layers]
         assert [layer.number for layer in layers if layer.parameters] == list(range(1, 11))
 
-    def test_layers_begin_to_learn_from_the_last_one_backwards(self):
+    def test_layers_unfreeze_from_the_last_backwards(self):
         backbone = load_backbone(CONFIG)
         freeze(backbone, SPEC, Frozen(layers=5))
         epochs = first_epochs(backbone, 2)
@@ -296,7 +296,7 @@ def build_sigmoid(head):
     return keras.Model(head.input, keras.layers.Activation("sigmoid")(logits))
 
 
-def test_epochs_are_of_what_learns(monkeypatch):
+def test_epochs_apply_to_the_part_that_learns(monkeypatch):
     """The model; or the classifier, where all of the model is frozen."""
     seen: list[FinetuneOptions] = []
     monkeypatch.setattr(finetune_job, "run", lambda options: seen.append(options) or TrainResult({}, ()))
@@ -345,7 +345,7 @@ class TestErrors:
             ([], "gave no image; the first is"),
         ],
     )
-    def test_one_line_and_nothing_written(self, folder, tmp_path, flags, message, capfd):
+    def test_bad_flags_are_one_line_and_write_nothing(self, folder, tmp_path, flags, message, capfd):
         if "--freeze_until" in flags:
             flags = [*flags, "--max_failure_rate", "1"]
         assert finetune(folder / "images", tmp_path / "out", *flags) == 2
@@ -354,18 +354,18 @@ class TestErrors:
         assert message in error[0]
         assert not (tmp_path / "out").exists()
 
-    def test_one_class(self, folder, tmp_path, capfd):
+    def test_one_class_is_refused(self, folder, tmp_path, capfd):
         assert finetune(folder / "images" / "b" / "*", tmp_path / "out") == 2
         assert "at least two classes" in capfd.readouterr().err
 
-    def test_what_is_there_is_not_overwritten(self, folder, capfd):
+    def test_existing_output_is_not_overwritten(self, folder, capfd):
         before = {path.name: path.read_bytes() for path in (folder / "tuned").iterdir()}
         assert finetune(folder / "images", folder / "tuned", "--seed", "5") == 2
         assert "already holds" in capfd.readouterr().err
         assert {path.name: path.read_bytes() for path in (folder / "tuned").iterdir()} == before
 
 
-def test_the_spec_of_the_results_names_the_tuned_weights(folder):
+def test_spec_names_the_tuned_weights(folder):
     labels = json.loads((folder / "tuned" / "labels.json").read_text())
     spec = EmbedderSpec.from_dict(labels["spec"])
     assert dataclasses.replace(spec, weights_sha256=SPEC.weights_sha256, graph_sha256="") == SPEC
@@ -408,7 +408,7 @@ class TestWhatIsSaidIsWhatIsWritten:
             ),
         ],
     )
-    def test_for_each_source_of_weights(self, flags, tmp_path, monkeypatch):
+    def test_equal_classify_for_each_source_of_weights(self, flags, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         small_images(tmp_path / "images", 24)
         if "VGG16" not in flags:

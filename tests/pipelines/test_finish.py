@@ -10,7 +10,7 @@ from transforms.runs.manifest import Totals
 from transforms.runs.reports import read_reports
 
 
-def test_reports_that_are_missing_are_not_taken_for_units_that_are_gone(source, output, monkeypatch):
+def test_missing_reports_remove_no_parts(source, output, monkeypatch):
     """Else their parts would be removed as superseded."""
     assert extract(source, output) == 0
     before = files_of(output)
@@ -27,11 +27,11 @@ def test_reports_that_are_missing_are_not_taken_for_units_that_are_gone(source, 
 
 
 @pytest.mark.parametrize(("problems", "code"), [((), 0), (("1 of 2 records failed",), 3)])
-def test_a_check_that_does_not_hold_is_exit_code_3(problems, code):
+def test_failed_check_is_exit_code_3(problems, code):
     assert finish.Result(Totals(), problems).exit_code == code
 
 
-def test_a_run_with_problems_is_finished_and_told(source, output, capfd):
+def test_run_with_problems_finishes_and_reports_them(source, output, capfd):
     (source / "a" / "bad.jpg").write_bytes(b"no image")
     assert extract(source, output) == 3
     said = capfd.readouterr().err

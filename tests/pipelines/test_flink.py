@@ -92,7 +92,7 @@ def test_the_job_fits_with_a_task_manager_to_spare(objects, beam_flags):
     assert (replicas - 1) * slots >= int(beam_flags["--parallelism"])
 
 
-def test_the_job_manager_is_where_all_look_for_it(objects, pods, beam_flags):
+def test_everything_addresses_the_same_job_manager(objects, pods, beam_flags):
     service = objects["Service", "flink-job-manager"]
     pod = pods["flink-job-manager"]
     configuration = yaml.safe_load(objects["ConfigMap", "flink-configuration"]["data"]["config.yaml"])
@@ -112,7 +112,7 @@ def test_deployments_select_their_own_pods(objects):
             assert document["spec"]["selector"]["matchLabels"] == document["spec"]["template"]["metadata"]["labels"]
 
 
-def test_what_pods_mount_is_there(objects, pods):
+def test_mounted_volumes_exist(objects, pods):
     for pod in pods.values():
         volumes = {volume["name"]: volume["configMap"]["name"] for volume in pod["spec"].get("volumes", ())}
         mounted = {mount["name"] for container in containers(pod) for mount in container.get("volumeMounts", ())}
@@ -166,7 +166,7 @@ def test_rows_are_those_of_the_local_run(demonstration, run):
 
 @pytest.mark.flink
 @pytest.mark.timeout(1600)
-def test_units_spread_and_kills_were_felt(demonstration):
+def test_units_spread_and_kills_took_effect(demonstration):
     summary = json.loads((demonstration / "summary.json").read_text())
     assert set(summary["cluster"]["units"]) == {"tm1", "tm2"}
     local = json.loads((demonstration / "local" / "manifest.json").read_text())["totals"]["units"]

@@ -138,12 +138,12 @@ class TestKilledAndResumed:
     def test_has_the_rows_of_an_undisturbed_run(self, resumed, undisturbed):
         assert_same(rows(resumed[0]), undisturbed)
 
-    def test_goes_on_where_it_was(self, resumed):
+    def test_resumes_where_it_stopped(self, resumed):
         totals = json.loads(storage.read_bytes(f"{resumed[0]}/manifest.json"))["totals"]
         assert (totals["embedded"], totals["failed"]) == (IMAGES, 0)
         assert 0 < totals["units_skipped"] < totals["units"]
 
-    def test_leaves_nothing_but_the_run(self, resumed):
+    def test_leaves_no_temporary_files(self, resumed):
         names = {info.uri.removeprefix(resumed[0] + "/").partition("/")[0] for info in storage.list_files(resumed[0])}
         assert names == {"embeddings", "model", "run.json", "manifest.json"}
 
@@ -163,7 +163,7 @@ class TestKilledAndResumed:
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_or_doubled_over_a_bad_network(images, undisturbed, monkeypatch):
+def test_bad_network_loses_and_doubles_nothing(images, undisturbed, monkeypatch):
     with gcs_server.serve() as server, spoil(server.url, every=20) as proxy:
         server.page_size = 1000
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
@@ -179,7 +179,7 @@ def test_nothing_is_lost_or_doubled_over_a_bad_network(images, undisturbed, monk
         gcs_store._make_client.cache_clear()
 
 
-def test_a_broken_answer_is_asked_for_again_whatever_it_said(emulated, monkeypatch):  # noqa: F811
+def test_broken_answer_is_requested_again(emulated, monkeypatch):  # noqa: F811
     uri = f"gs://{emulated.bucket}/there"
     storage.publish(uri, b"content")
     with spoil(emulated.url, every=2, kinds=["cut short"]) as proxy:
@@ -197,7 +197,7 @@ def test_a_broken_answer_is_asked_for_again_whatever_it_said(emulated, monkeypat
 
 
 @pytest.mark.slow
-def test_weights_manifest_and_config_may_lie_there_too(emulated, tmp_path):  # noqa: F811
+def test_weights_manifest_and_config_can_be_on_gs(emulated, tmp_path):  # noqa: F811
     import keras
 
     base = f"gs://{emulated.bucket}"
@@ -233,7 +233,7 @@ def _pixels(path):
         return np.asarray(resized, np.float32)
 
 
-def test_an_object_replaced_after_it_was_planned_is_a_failure_that_the_next_run_works(emulated, tmp_path, monkeypatch):  # noqa: F811
+def test_object_replaced_after_planning_is_embedded_by_the_next_run(emulated, tmp_path, monkeypatch):  # noqa: F811
     from transforms.embed import embed_units
 
     base = f"gs://{emulated.bucket}"
@@ -257,7 +257,7 @@ def test_an_object_replaced_after_it_was_planned_is_a_failure_that_the_next_run_
     assert len(rows(f"{base}/out")) == 4
 
 
-def test_a_job_without_credentials_does_not_wait_for_them(emulated, tmp_path, monkeypatch):  # noqa: F811
+def test_job_without_credentials_does_not_wait(emulated, tmp_path, monkeypatch):  # noqa: F811
     """Looking for credentials takes Beam's gs:// and google-auth about 25 seconds; the job must not do it at all."""
     import google.auth
 

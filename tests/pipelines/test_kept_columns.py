@@ -60,7 +60,7 @@ def write_lines(path, image, rows):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_json_lines_whose_later_rows_hold_more(tmp_path, image):
+def test_json_lines_with_wider_later_rows(tmp_path, image):
     early: dict[str, Any] = {
         "score": 1,
         "tags": [],
@@ -94,7 +94,7 @@ def test_json_lines_whose_later_rows_hold_more(tmp_path, image):
     assert (kinds["score"], kinds["id"], kinds["huge"]) == ("double", "uint64", "decimal128(38, 0)")
 
 
-def test_tfrecords_and_samples_whose_later_records_hold_more(tmp_path, image):
+def test_tfrecords_and_tars_with_wider_later_records(tmp_path, image):
     values = [[0.5], [0.5, 1.0], [], [1.5]]
     write_tfrecord(tmp_path / "a.tfrecord", [example(image=image, xmin=one, name=b"a") for one in values])
     assert run(tmp_path / "a.tfrecord", tmp_path / "records", "xmin,name") == 0
@@ -170,7 +170,7 @@ def late(tmp_path, image, monkeypatch):
     return write_tar(tmp_path / "late.tar", [item for pair in files for item in pair])
 
 
-def test_what_was_not_foreseen_stops_the_run_and_names_the_remedy(tmp_path, late, capfd):
+def test_unforeseen_type_stops_the_run_and_names_the_remedy(tmp_path, late, capfd):
     assert run(late, tmp_path / "out", "n") == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert f"{late}#4: the kept column 'n' is int64" in error
@@ -181,7 +181,7 @@ def test_what_was_not_foreseen_stops_the_run_and_names_the_remedy(tmp_path, late
     assert not failures(tmp_path / "out")
 
 
-def test_the_remedy_goes_on_with_what_is_committed(tmp_path, late):
+def test_remedy_keeps_committed_parts(tmp_path, late):
     assert run(late, tmp_path / "out", "n") == 2
     assert run(late, tmp_path / "out", "n:float64") == 0
     assert read(tmp_path / "out", "n")["n"].to_pylist() == [1.0, 2.0, 3.0, 4.0, 0.5, 6.0]
@@ -193,13 +193,13 @@ def test_the_remedy_goes_on_with_what_is_committed(tmp_path, late):
         assert pq.read_table(one).equals(pq.read_table(other))
 
 
-def test_a_narrower_or_another_type_is_another_run(tmp_path, late, capfd):
+def test_narrower_or_other_type_is_another_run(tmp_path, late, capfd):
     assert run(late, tmp_path / "out", "n:float64") == 0
     for keep in ("n:int64", "n:string", "n=m:float64"):
         assert run(late, tmp_path / "out", keep) == 2
         assert "holds another run (keep_columns" in capfd.readouterr().err
 
 
-def test_a_value_that_a_declared_type_does_not_hold_is_one_failure(tmp_path, late):
+def test_value_outside_its_declared_type_is_one_failure(tmp_path, late):
     assert run(late, tmp_path / "out", "n:int64", "--max_failure_rate", "0.5") == 0
     assert failures(tmp_path / "out") == {f"{late}#4": ("read", "bad_value")}

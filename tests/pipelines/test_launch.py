@@ -28,7 +28,7 @@ def broken(source, output, capfd):
     return run
 
 
-def test_input_that_matches_nothing(broken, source, output):
+def test_input_without_matches(broken, source, output):
     assert f"--input '{source}/*.tiff'" in broken(2, source=source / "*.tiff")
     assert f"--input '{source}/none'" in broken(2, source=[source, source / "none"])
     assert not output.exists()
@@ -45,14 +45,14 @@ def test_input_that_matches_nothing(broken, source, output):
         (("--runner", "NoSuchRunner"), "NoSuchRunner"),
     ],
 )
-def test_a_wrong_flag_is_named_and_mended(broken, source, output, flags, named):
+def test_wrong_flag_is_named_and_a_later_run_works(broken, source, output, flags, named):
     assert named in broken(2, *flags)
     assert extract(source, output) == 0
     assert len(embeddings(output)) == COUNT
 
 
 @pytest.mark.parametrize("below", ["", "/run"])
-def test_an_output_that_is_a_file(broken, tmp_path, below):
+def test_output_is_a_file(broken, tmp_path, below):
     (tmp_path / "file").write_text("mine")
     line = broken(2, output=f"{tmp_path}/file{below}")
     assert "The output cannot be used" in line
@@ -61,7 +61,7 @@ def test_an_output_that_is_a_file(broken, tmp_path, below):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_output_without_write_permission(broken, tmp_path):
+def test_output_without_write_permission(broken, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     assert "Permission denied" in broken(2, output=tmp_path / "locked" / "run")
 
@@ -70,7 +70,7 @@ def test_an_output_without_write_permission(broken, tmp_path):
     ("full_at", "committed"),
     [("run.json", 0), ("model/embedder-", 0), ("embeddings/", 2), ("manifest.json", 4)],
 )
-def test_a_full_disk_at_any_write(broken, source, output, monkeypatch, full_at, committed):
+def test_full_disk_at_any_write(broken, source, output, monkeypatch, full_at, committed):
     written: list[str] = []
 
     def full(publish):
@@ -97,7 +97,7 @@ def test_a_full_disk_at_any_write(broken, source, output, monkeypatch, full_at, 
     assert len(embeddings(output)) == COUNT
 
 
-def test_a_model_that_does_not_load_stops_the_run(broken, source, output, monkeypatch):
+def test_unloadable_model_stops_the_run(broken, source, output, monkeypatch):
     def load(self):
         raise MemoryError("cannot allocate 500 GiB")
 
@@ -107,7 +107,7 @@ def test_a_model_that_does_not_load_stops_the_run(broken, source, output, monkey
     assert extract(source, output) == 0
 
 
-def test_a_staged_model_that_changed_is_not_used(broken, source, output):
+def test_changed_staged_model_is_not_used(broken, source, output):
     assert extract(source, output) == 0
     before = files_of(output)
     next(output.glob("embeddings/*")).unlink()
@@ -126,9 +126,7 @@ def test_a_staged_model_that_changed_is_not_used(broken, source, output):
     assert all(np.array_equal(new[key], old[key]) for key in old)
 
 
-def test_an_overwrite_that_breaks_off_leaves_the_old_parts_and_goes_on_without_the_flag(
-    broken, source, output, monkeypatch
-):
+def test_interrupted_overwrite_keeps_old_parts_and_resumes(broken, source, output, monkeypatch):
     def fail(*_):
         raise OSError("the disk is gone")
 
@@ -145,7 +143,7 @@ def test_an_overwrite_that_breaks_off_leaves_the_old_parts_and_goes_on_without_t
     assert all((new[key] > old[key]).any() for key in new)
 
 
-def test_a_folder_description_that_cannot_be_read(broken, source, output):
+def test_unreadable_run_json(broken, source, output):
     assert extract(source, output) == 0
     (output / "run.json").write_text("{")
     assert extract(source, output) == 0  # The manifest says of which run the folder is.
@@ -157,7 +155,7 @@ def test_a_folder_description_that_cannot_be_read(broken, source, output):
     assert len(embeddings(output)) == COUNT
 
 
-def test_the_cause_is_told_even_when_the_output_cannot_be_looked_at(broken, monkeypatch):
+def test_cause_is_reported_even_when_the_output_is_unreachable(broken, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, "the disk is gone")
 
@@ -171,7 +169,7 @@ def test_the_cause_is_told_even_when_the_output_cannot_be_looked_at(broken, monk
     assert "What is committed stays in" in line
 
 
-def test_the_error_of_a_worker_on_a_cluster_is_found_in_javas_traceback(broken, monkeypatch):
+def test_worker_error_is_found_in_a_java_traceback(broken, monkeypatch):
     said = """Pipeline BeamApp failed in state FAILED: java.util.concurrent.ExecutionException: Job execution failed.
 Caused by: java.lang.RuntimeException: Error received from SDK harness for instruction 7: Traceback:
   File "/usr/lib/python3.11/site-packages/apache_beam/runners/common.py", line 1498, in process

@@ -60,7 +60,7 @@ def speak():
     log.add_totals(records=9)
 
 
-def test_json_lines(run, capsys):
+def test_json_log(run, capsys):
     assert run(speak, "--log_format", "json") == 0
     found = lines(capsys.readouterr().err)
     assert [(line["severity"], line["message"]) for line in found[:3]] == [
@@ -75,7 +75,7 @@ def test_json_lines(run, capsys):
 
 
 @pytest.mark.parametrize(("error", "code"), [(ImagebeamError("wrong\nflag"), 2), (RuntimeError("x"), 1)])
-def test_an_error_is_a_json_line_before_the_last(run, capsys, error, code):
+def test_error_is_a_json_line_before_the_last(run, capsys, error, code):
     def fail():
         raise error
 
@@ -86,7 +86,7 @@ def test_an_error_is_a_json_line_before_the_last(run, capsys, error, code):
     assert last["exit_code"] == code
 
 
-def test_quiet_leaves_warnings(run, capsys):
+def test_quiet_keeps_warnings(run, capsys):
     assert run(speak, "--quiet") == 0
     assert capsys.readouterr().err == "WARNING: odd\nslow worker\n"
 
@@ -95,7 +95,7 @@ NASTY = "a\x1b[2Jb\u202ec\x00d\rimagebeam: all is well"
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_no_name_reaches_a_terminal_raw(run, capsys, log_format):
+def test_control_characters_in_names_are_escaped(run, capsys, log_format):
     def fail():
         logging.getLogger("x").warning("%s\nimagebeam: all is well", NASTY)
         say(f"WARNING: {NASTY}")
@@ -109,7 +109,7 @@ def test_no_name_reaches_a_terminal_raw(run, capsys, log_format):
 
 @pytest.mark.parametrize("redirect", ["2>&-", "2>/dev/full", "2>&1 | head -1", ">&- 2>&-", ">/dev/full 2>/dev/full"])
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_stderr_never_decides(tmp_path, redirect, log_format):
+def test_broken_stderr_does_not_change_the_result(tmp_path, redirect, log_format):
     script = tmp_path / "job.py"
     script.write_text(WRITES_A_FILE)
     command = f"set -o pipefail; '{sys.executable}' '{script}' '{tmp_path}/out' --log_format {log_format} {redirect}"

@@ -40,7 +40,7 @@ def assert_equal(ours, theirs, rtol=1e-4):
 
 
 @needs_openvino
-def test_engines_give_the_same_and_a_run_goes_on_with_another(photos, tmp_path):
+def test_engines_agree_and_a_run_may_change_engine(photos, tmp_path):
     for engine in ("keras", "openvino"):
         assert run(photos, tmp_path / engine, "--engine", engine) == 0
         assert manifest(tmp_path / engine)["engine"] == engine_of(tmp_path / engine)
@@ -61,7 +61,7 @@ def test_engines_give_the_same_and_a_run_goes_on_with_another(photos, tmp_path):
 
 
 @needs_openvino
-def test_files_of_the_engine_that_are_gone_are_staged_again(photos, tmp_path):
+def test_missing_engine_files_are_staged_again(photos, tmp_path):
     assert run(photos, tmp_path / "out", "--engine", "openvino") == 0
     expected = embeddings(tmp_path / "out")
     (weights,) = (tmp_path / "out" / "model").glob("*.bin")
@@ -72,7 +72,7 @@ def test_files_of_the_engine_that_are_gone_are_staged_again(photos, tmp_path):
     assert_equal(embeddings(tmp_path / "out"), expected)
 
 
-def test_a_small_input_is_worked_without_a_trial(photos, tmp_path, monkeypatch):
+def test_small_input_gets_no_trial(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(trial, "choose", lambda *_: pytest.fail("there was a trial"))
     assert run(photos, tmp_path / "out") == 0
     engine = engine_of(tmp_path / "out")
@@ -80,7 +80,7 @@ def test_a_small_input_is_worked_without_a_trial(photos, tmp_path, monkeypatch):
 
 
 @needs_openvino
-def test_a_large_input_is_worth_a_trial_whose_result_stays(photos, tmp_path, monkeypatch, capsys):
+def test_large_input_gets_one_trial_whose_result_is_kept(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(model_loader, "SMALL_INPUT", 0)
     assert run(photos, tmp_path / "out") == 0
     engine = engine_of(tmp_path / "out")
@@ -93,7 +93,7 @@ def test_a_large_input_is_worth_a_trial_whose_result_stays(photos, tmp_path, mon
 
 
 @needs_openvino
-def test_an_int8_run_goes_on_grows_and_lends_its_model(photos, tmp_path, capsys):
+def test_int8_run_resumes_and_its_model_serves_other_runs(photos, tmp_path, capsys):
     int8 = ("--precision", "int8", "--int8_min_cosine", "0.9")
     assert run(photos, tmp_path / "out", *int8) == 0
     assert "of the ten nearest neighbours stay" in capsys.readouterr().err
@@ -128,7 +128,7 @@ def test_a_classifier_of_int8_vectors_has_no_image_classifier(photos, tmp_path, 
     assert not (tmp_path / "head" / "image_classifier.keras").exists()
 
 
-def test_auto_stays_with_what_a_run_holds(photos, tmp_path):
+def test_auto_keeps_the_precision_of_the_run(photos, tmp_path):
     assert run(photos, tmp_path / "out", "--precision", "bfloat16", "--engine", "keras") == 0
     expected = embeddings(tmp_path / "out")
     next((tmp_path / "out" / "embeddings").iterdir()).unlink()
@@ -137,7 +137,7 @@ def test_auto_stays_with_what_a_run_holds(photos, tmp_path):
     assert_equal(embeddings(tmp_path / "out"), expected, rtol=1e-2)
 
 
-def test_auto_takes_what_a_trial_gives(photos, tmp_path):
+def test_auto_takes_the_precision_of_the_trial(photos, tmp_path):
     assert run(photos, tmp_path / "out", "--precision", "auto") == 0
     about = manifest(tmp_path / "out")
     tried = {(one["engine"], one["precision"]) for one in about["engine"]["trial"]["candidates"]}
@@ -153,18 +153,18 @@ def test_auto_takes_what_a_trial_gives(photos, tmp_path):
         ("float32", EngineOptions(int8_model="before"), "--int8_model 'before', --precision float32"),
     ],
 )
-def test_what_does_not_go_together_is_refused(precision, engine, named):
+def test_contradicting_options_are_refused(precision, engine, named):
     with pytest.raises(ImagebeamError) as error:
         engine.check(ModelOptions(precision=PrecisionChoice(precision)))
     assert named in str(error.value)
 
 
-def test_a_cosine_is_one():
+def test_int8_min_cosine_is_from_0_to_1():
     with pytest.raises(ImagebeamError, match="from 0 to 1"):
         EngineOptions(int8_min_cosine=1.1)
 
 
-def test_openvino_that_is_missing_is_named_before_anything_is_written(photos, tmp_path, monkeypatch, capsys):
+def test_missing_openvino_is_named_before_anything_is_written(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("transforms.models.engines.openvino_model.is_installed", lambda: False)
     for flags in (("--engine", "openvino"), ("--precision", "int8")):
         assert run(photos, tmp_path / "out", *flags) == 2

@@ -95,7 +95,7 @@ def test_counts_are_those_of_a_loop_over_the_files(mixed, tmp_path, capsys):
     assert found["dimensions"] == {"embedding": 64}
 
 
-def test_foresees_what_extract_does(mixed, tmp_path, capsys):
+def test_predicts_what_extract_does(mixed, tmp_path, capsys):
     out = tmp_path / "out"
     found = plan(capsys, mixed, *ALL)
     extracting.extract(mixed, out, "--max_failure_rate", "1")
@@ -181,7 +181,7 @@ def test_a_users_mistake_is_one_line(tmp_path, capsys, flags, what):
     assert what in error
 
 
-def test_a_file_among_the_parts_that_is_none_is_named(tmp_path, capsys):
+def test_foreign_file_among_the_parts_is_named(tmp_path, capsys):
     source = extracting.small_images(tmp_path / "in", 3)
     assert extracting.extract(source, tmp_path / "out") == 0
     part = next((tmp_path / "out" / "embeddings").iterdir())
@@ -207,7 +207,7 @@ def test_text_says_the_same_as_json(mixed, tmp_path, capsys):
     assert "more than --max_failure_rate 0.01" in text
 
 
-def test_nothing_decodes(tmp_path, capsys):
+def test_input_without_a_readable_image(tmp_path, capsys):
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     found = plan(capsys, [tmp_path])
     assert found["estimate"] is None
@@ -216,7 +216,7 @@ def test_nothing_decodes(tmp_path, capsys):
     assert "No estimate" in capsys.readouterr().out
 
 
-def test_images_of_their_own_sizes(tmp_path, capsys):
+def test_native_image_sizes(tmp_path, capsys):
     for index, size in enumerate([(40, 33), (33, 40), (40, 33), (31, 40)]):
         (tmp_path / f"{index}.png").write_bytes(encode(picture(*size), "PNG"))
     found = plan(capsys, [tmp_path], "--image_size", "native")
@@ -225,7 +225,7 @@ def test_images_of_their_own_sizes(tmp_path, capsys):
 
 
 class TestTiming:
-    def test_batches_are_the_runs(self):
+    def test_uses_the_batch_size_of_the_run(self):
         embedder = ChannelMeans()
         images = [np.zeros((8, 8, 3), np.uint8)] * 3
         options = EmbedOptions(ImageOptions(image_size=(8, 8)), batch_size=32)
@@ -234,14 +234,14 @@ class TestTiming:
         assert seconds > 0
         assert rate > 0
 
-    def test_shapes_are_not_mixed(self):
+    def test_times_each_shape_by_itself(self):
         embedder = ChannelMeans()
         images = [np.zeros((size, 8, 3), np.uint8) for size in (4, 8, 4)]
         time_model(embedder, images, EmbedOptions(ImageOptions(image_size=None), batch_size=32))
         assert sorted(embedder.batches) == [(1, 8, 8, 3)] * 3 + [(2, 4, 8, 3)] * 3
 
 
-def test_histogram_leaves_no_image_out():
+def test_histogram_counts_every_image():
     sizes = [(1, 1), (3, 2), (200, 300), (256, 1), (4000, 3000)]
     bins = plan_text.size_histogram(sizes)
     assert sum(count for _, _, count in bins) == len(sizes)

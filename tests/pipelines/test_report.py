@@ -105,7 +105,7 @@ def mixed(tmp_path_factory):
     return folder / "run"
 
 
-def test_numbers_are_the_manifests(mixed):
+def test_numbers_equal_the_manifest(mixed):
     page, manifest = report(mixed), extracting.manifest(mixed)
     totals = manifest["totals"]
     assert page.cards == {
@@ -127,7 +127,7 @@ def test_numbers_are_the_manifests(mixed):
     assert sorted(page.items) == sorted([f"{NASTY} · 20", "_猫 · 3"])
 
 
-def test_names_and_contents_are_text_and_nothing_is_loaded(mixed):
+def test_names_and_contents_are_escaped_and_nothing_is_loaded(mixed):
     page = report(mixed)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert all(url.startswith("data:image/png") for url in page.urls)
@@ -159,7 +159,7 @@ def test_a_page_runs_nothing_sends_nothing_and_is_bounded():
     assert len(page) < 500_000
 
 
-def test_pictures_are_there(mixed):
+def test_plots_are_not_blank(mixed):
     pictures = report(mixed).pictures
     assert len(pictures) == 2
     for one in pictures:
@@ -175,7 +175,7 @@ def test_only_the_page_is_written(mixed):
     assert {path.name for path in after if after[path] != before.get(path)} == {"report.html"}
 
 
-def test_one_image(tmp_path):
+def test_run_of_one_image(tmp_path):
     assert extracting.extract(write(tmp_path / "in", {"a/x.png": encode(picture(), "PNG")}), tmp_path / "run") == 0
     page = report(tmp_path / "run")
     assert page.cards["embeddings"] == "1"
@@ -184,20 +184,20 @@ def test_one_image(tmp_path):
     assert len(page.pictures) == 1
 
 
-def test_equal_images(tmp_path):
+def test_run_of_equal_images(tmp_path):
     images = {f"a/{index}.png": encode(picture(), "PNG") for index in range(4)}
     assert extracting.extract(write(tmp_path / "in", images), tmp_path / "run") == 0
     assert len(report(tmp_path / "run").pictures) == 2
 
 
-def test_no_embeddings(tmp_path):
+def test_run_without_embeddings(tmp_path):
     assert extracting.extract(write(tmp_path / "in", {"a/x.png": b"nothing"}), tmp_path / "run") == 3
     page = report(tmp_path / "run")
     assert page.cards["failures (100.00%)"] == "1"
     assert page.pictures == []
 
 
-def test_no_labels_and_several_layers(tmp_path):
+def test_run_without_labels_with_several_layers(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for index in range(6):
             data = encode(picture(30, 40 + index, seed=index), "PNG")
@@ -214,7 +214,7 @@ def test_no_labels_and_several_layers(tmp_path):
     assert len(page.pictures) == 2
 
 
-def test_a_large_run_is_sampled_evenly_and_counted_in_full(mixed, monkeypatch):
+def test_large_run_is_sampled_evenly_and_counted_in_full(mixed, monkeypatch):
     from pipelines import report as job
 
     monkeypatch.setattr(job, "SAMPLE_ROWS", 6)
@@ -227,7 +227,7 @@ def test_a_large_run_is_sampled_evenly_and_counted_in_full(mixed, monkeypatch):
         assert any(np.array_equal(vector, one) for one in every.values())
 
 
-def test_a_classifier_is_shown(mixed, tmp_path):
+def test_classifier_is_shown(mixed, tmp_path):
     png = encode(picture(), "PNG")
     (tmp_path / "metrics.json").write_text(json.dumps({"accuracy": 0.9754, "rows": 12, "per_class": {"a": 1}}))
     (tmp_path / "confusion_matrix.png").write_bytes(png)
@@ -238,7 +238,7 @@ def test_a_classifier_is_shown(mixed, tmp_path):
     assert page.pictures[2].size == PIL.Image.open(io.BytesIO(png)).size
 
 
-def test_mistakes_of_a_classifier_are_shown_escaped_and_bounded(mixed, tmp_path):
+def test_classifier_mistakes_are_escaped_and_bounded(mixed, tmp_path):
     """Whose metrics.json may be a stranger's."""
     mistake = {"key": NASTY, "label": "قطة", "predicted": "猫\u202e", "probability": 0.99}
     content = {
@@ -258,7 +258,7 @@ def test_mistakes_of_a_classifier_are_shown_escaped_and_bounded(mixed, tmp_path)
 
 
 @pytest.mark.parametrize("arguments", [["{run}", "--classifier", "{empty}"], ["{empty}"]])
-def test_a_folder_without_results_is_named(mixed, tmp_path, capsys, arguments):
+def test_folder_without_results_is_named(mixed, tmp_path, capsys, arguments):
     assert run_job("report", [one.format(run=mixed, empty=tmp_path) for one in arguments]) == 2
     error = capsys.readouterr().err
     assert str(tmp_path) in error

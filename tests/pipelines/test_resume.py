@@ -295,7 +295,7 @@ def wait_for_parts(output, count, job):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interrupted_run_goes_on(tmp_path, sent, code):
+def test_interrupted_run_resumes(tmp_path, sent, code):
     source = large_set(tmp_path / "in")
     job = start(source, tmp_path / "out")
     wait_for_parts(tmp_path / "out", 3, job)
@@ -323,7 +323,7 @@ def large_set(folder):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_20_times_in_a_row_it_ends_with_the_rows_of_an_undisturbed_run(tmp_path):
+def test_run_killed_20_times_ends_with_the_rows_of_an_undisturbed_run(tmp_path):
     source, output = large_set(tmp_path / "in"), tmp_path / "out"
     moments = random.Random(20)
     killed_at = []

@@ -83,7 +83,7 @@ def totals(output):
 
 
 class TestFiles:
-    def test_that_are_added_are_all_that_is_embedded(self, counting, tmp_path):
+    def test_only_added_files_are_embedded(self, counting, tmp_path):
         pictures = {f"{number:03d}.png": number for number in range(60)}
         folder, output = write_files(tmp_path / "in", pictures), tmp_path / "out"
         assert counting.run([folder], output, "--rows_per_unit", 8) == (0, 60)
@@ -97,7 +97,7 @@ class TestFiles:
         assert not (output / "replaced").exists()
         assert counting.run([folder], output, "--rows_per_unit", 8) == (0, 0)
 
-    def test_a_rerun_ends_with_the_very_files_of_a_fresh_run(self, counting, tmp_path):
+    def test_rerun_writes_the_same_bytes_as_a_fresh_run(self, counting, tmp_path):
         pictures = {f"{number:03d}.png": number for number in range(40)}
         folder = write_files(tmp_path / "in", pictures)
         counting.run([folder], tmp_path / "out", "--rows_per_unit", 8)
@@ -111,7 +111,7 @@ class TestFiles:
         )
         assert ours == fresh
 
-    def test_of_the_same_version_are_not_even_opened(self, counting, tmp_path, monkeypatch):
+    def test_unchanged_files_are_not_opened(self, counting, tmp_path, monkeypatch):
         folder = write_files(tmp_path / "in", {f"{number}.png": number for number in range(10)})
         counting.run([folder], tmp_path / "out", "--rows_per_unit", 100)
         write_files(folder, {f"{number}.png": number for number in range(11)})
@@ -124,7 +124,7 @@ class TestFiles:
         assert counting.run([folder], tmp_path / "out", "--rows_per_unit", 100) == (0, 1)
         assert opened == [str(folder / "10.png")]
 
-    def test_that_were_touched_are_read_and_taken_over_by_their_digest(self, counting, tmp_path):
+    def test_touched_files_are_reused_by_their_digest(self, counting, tmp_path):
         pictures = {f"{number}.png": number for number in range(10)}
         folder = write_files(tmp_path / "in", pictures)
         counting.run([folder], tmp_path / "out")
@@ -133,7 +133,7 @@ class TestFiles:
         assert counting.run([folder], tmp_path / "out") == (0, 0)
         assert_rows(tmp_path / "out", folder, pictures)
 
-    def test_that_were_moved_to_another_class_get_its_label(self, counting, tmp_path):
+    def test_file_moved_to_another_class_gets_its_label(self, counting, tmp_path):
         pictures = {f"a/{number}.png": number for number in range(10)}
         folder = write_files(tmp_path / "in", pictures)
         counting.run([folder], tmp_path / "out")
@@ -146,7 +146,7 @@ class TestFiles:
             str(folder / name): name[0] for name in moved
         }
 
-    def test_that_swapped_their_contents_swap_their_vectors(self, counting, tmp_path):
+    def test_files_with_swapped_contents_swap_vectors(self, counting, tmp_path):
         pictures = {f"{number}.png": number for number in range(10)}
         folder = write_files(tmp_path / "in", pictures)
         counting.run([folder], tmp_path / "out", "--rows_per_unit", 3)
@@ -155,7 +155,7 @@ class TestFiles:
         assert counting.run([folder], tmp_path / "out", "--rows_per_unit", 3) == (0, 0)
         assert_rows(tmp_path / "out", folder, shifted)
 
-    def test_that_are_equal_are_embedded_once(self, counting, tmp_path):
+    def test_equal_files_are_embedded_once(self, counting, tmp_path):
         pictures = {f"{number:03d}.png": number % 7 for number in range(50)}
         folder = write_files(tmp_path / "in", pictures)
         assert counting.run([folder], tmp_path / "out", "--rows_per_unit", 20) == (0, 7)
@@ -164,7 +164,7 @@ class TestFiles:
 
     @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.dictionaries(st.integers(0, 30), st.integers(0, 40), min_size=1), min_size=2, max_size=4))
-    def test_whatever_changes_only_new_images_are_embedded(self, counting, tmp_path_factory, contents):
+    def test_only_new_images_are_embedded_after_any_change(self, counting, tmp_path_factory, contents):
         tmp_path = tmp_path_factory.mktemp("changes")
         seen: set[int] = set()
         for content in contents:
@@ -207,14 +207,14 @@ class TestShards:
         ],
         ids=["before", "within", "behind", "one less", "backwards", "changed", "twice"],
     )
-    def test_that_are_written_anew_cost_what_is_new(self, counting, tmp_path, kind, numbers, new):
+    def test_rewritten_shard_embeds_only_new_images(self, counting, tmp_path, kind, numbers, new):
         output = tmp_path / "out"
         assert self.run(counting, write_shard(tmp_path / "in", kind, range(40)), output) == (0, 40)
         layout = write_shard(tmp_path / "in", kind, numbers)
         assert self.run(counting, layout, output, "--prune") == (0, new)
         assert self.run(counting, layout, output) == (0, 0)
 
-    def test_a_damaged_part_gives_nothing(self, counting, tmp_path, kind):
+    def test_damaged_part_is_not_reused(self, counting, tmp_path, kind):
         output = tmp_path / "out"
         self.run(counting, write_shard(tmp_path / "in", kind, range(40)), output)
         part = max(output.glob("embeddings/*.parquet"), key=lambda path: pq.read_metadata(path).num_rows)
@@ -228,7 +228,7 @@ class TestShards:
 
 class TestManifests:
     @pytest.mark.parametrize("keyed", [False, True])
-    def test_whose_rows_change_cost_what_is_new(self, counting, tmp_path, keyed):
+    def test_changed_rows_embed_only_new_images(self, counting, tmp_path, keyed):
         folder = write_files(tmp_path / "images", {f"{number}.png": number for number in range(60)})
         path, output = tmp_path / "list.csv", tmp_path / "out"
 
@@ -261,7 +261,7 @@ class TestOtherRuns:
         return folder, tmp_path / "before"
 
     @pytest.mark.parametrize("kind", plain_runs.KINDS)
-    def test_give_their_rows_to_any_layout_of_the_same_images(self, counting, tmp_path, finished, kind):
+    def test_other_run_is_reused_for_any_layout_of_its_images(self, counting, tmp_path, finished, kind):
         _, before = finished
         order = np.random.default_rng(0).permutation(35).tolist()
         layout = plain_runs.write_layout(tmp_path / "new", kind, [picture(number) for number in order], 3)
@@ -271,7 +271,7 @@ class TestOtherRuns:
         assert totals(output)["reused"] == 30
         assert not (output / "reuse").exists()
 
-    def test_and_the_run_itself_give_what_was_moved_far_away(self, counting, tmp_path):
+    def test_own_run_is_reused_for_files_moved_far_away(self, counting, tmp_path):
         pictures = {f"a/{number:03d}.png": number for number in range(200)}
         folder, output = write_files(tmp_path / "in", pictures), tmp_path / "out"
         counting.run([folder], output, "--rows_per_unit", 2)
@@ -280,26 +280,26 @@ class TestOtherRuns:
         assert counting.run([folder], output, "--rows_per_unit", 2, "--reuse", output, "--prune") == (0, 0)
         assert_rows(output, folder, moved)
 
-    def test_of_another_spec_are_refused(self, counting, tmp_path, finished, capsys):
+    def test_run_of_another_spec_is_refused(self, counting, tmp_path, finished, capsys):
         folder, before = finished
         other = counting.of(EmbedderSpec("VGG16", "0" * 64, image_size=None, pooling=Pooling.MAX))
         assert other.run([folder], tmp_path / "out", "--reuse", before) == (2, 0)
         assert "pooling: avg != max" in capsys.readouterr().err
 
-    def test_of_another_precision_of_what_is_stored_are_refused(self, counting, tmp_path, finished, capsys):
+    def test_run_of_another_embedding_dtype_is_refused(self, counting, tmp_path, finished, capsys):
         folder, before = finished
         flags = ("--reuse", before, "--embedding_dtype", "float16")
         assert counting.run([folder], tmp_path / "out", *flags) == (2, 0)
         assert "embedding_dtype: float32 != float16" in capsys.readouterr().err
 
-    def test_that_took_truncated_images_are_refused(self, counting, tmp_path, finished, capsys):
+    def test_run_with_truncated_images_is_refused(self, counting, tmp_path, finished, capsys):
         folder, _ = finished
         counting.run([folder], tmp_path / "loose", "--truncated_images", "accept")
         assert counting.run([folder], tmp_path / "out", "--reuse", tmp_path / "loose") == (2, 0)
         assert "truncated_images" in capsys.readouterr().err
 
     @pytest.mark.parametrize("flags", [("--reuse", "nowhere"), ("--overwrite", "--reuse", "before")])
-    def test_that_are_not_there_or_not_wanted_are_refused(self, counting, tmp_path, finished, flags, monkeypatch):
+    def test_missing_run_and_overwrite_are_refused(self, counting, tmp_path, finished, flags, monkeypatch):
         monkeypatch.chdir(tmp_path)
         assert counting.run([finished[0]], tmp_path / "out", *flags) == (2, 0)
 
@@ -315,19 +315,19 @@ class TestWhatIsNotTakenOver:
 
         return run
 
-    def test_with_overwrite_is_everything(self, run):
+    def test_overwrite_embeds_everything(self, run):
         pictures = {f"{number}.png": number for number in range(10)}
         run(pictures)
         assert run(pictures | {"x.png": 99}, "--overwrite") == (0, 11)
         assert run(pictures | {"x.png": 99, "y.png": 98}) == (0, 1)
 
-    def test_under_stricter_rules_is_what_looser_ones_let_in(self, run):
+    def test_stricter_image_rules_reuse_nothing(self, run):
         pictures = {f"{number}.png": number for number in range(10)}
         run(pictures, "--max_image_pixels", 2000)
         assert run(pictures | {"x.png": 99}, "--max_image_pixels", 1500) == (0, 11)
         assert run(pictures | {"x.png": 99, "y.png": 98}, "--max_image_pixels", 2000) == (0, 1)
 
-    def test_are_failures(self, run, tmp_path):
+    def test_failures_are_embedded_again(self, run, tmp_path):
         (tmp_path / "in").mkdir()
         (tmp_path / "in" / "bad.png").write_bytes(picture(1)[0][:50])
         pictures = {f"{number}.png": number for number in range(10)}
@@ -336,7 +336,7 @@ class TestWhatIsNotTakenOver:
         assert run(pictures)[1] == 0
 
 
-def test_killed_in_between_it_goes_on(counting, tmp_path, monkeypatch):
+def test_killed_run_still_reuses_replaced_rows(counting, tmp_path, monkeypatch):
     """Rows whose part was written over are still there for the units that want them."""
     output = tmp_path / "out"
     layout = write_shard(tmp_path / "in", "tfrecord", range(40))
@@ -359,7 +359,7 @@ def test_killed_in_between_it_goes_on(counting, tmp_path, monkeypatch):
     assert not (output / "replaced").exists()
 
 
-def test_failed_records_that_are_tried_again_are_taken_from_other_runs(counting, tmp_path):
+def test_retried_records_are_reused_from_other_runs(counting, tmp_path):
     folder = write_files(tmp_path / "in", {f"{number}.png": number for number in range(10)})
     counting.run([folder], tmp_path / "before")
     status = (folder / "3.png").stat()
@@ -368,7 +368,7 @@ def test_failed_records_that_are_tried_again_are_taken_from_other_runs(counting,
     counting.run([folder], tmp_path / "out", "--reuse", tmp_path / "before")
 
 
-def test_on_object_storage_too(counting, tmp_path, emulated):  # noqa: F811
+def test_reuse_works_on_object_storage(counting, tmp_path, emulated):  # noqa: F811
     base = f"gs://{emulated.bucket}"
     for number in range(20):
         storage.publish(f"{base}/in/{number:02d}.png", picture(number)[0])

@@ -105,7 +105,7 @@ def weights(output):
     return keras.saving.load_model(Path(output, "classifier.keras")).get_weights()
 
 
-def test_a_classifier_and_all_that_tells_of_it(blob_set, tmp_path):
+def test_writes_a_classifier_and_its_metrics(blob_set, tmp_path):
     vectors, labels, folder = blob_set
     result = run(options(folder, tmp_path / "out"))
     assert result.problems == ()
@@ -168,7 +168,7 @@ def test_softmax_regression_is_as_good_as_logistic_regression(digits, tmp_path, 
 
 
 @pytest.mark.slow
-def test_without_flags_it_is_no_worse_than_scaled_logistic_regression_with_a_chosen_penalty(digits, tmp_path):
+def test_default_is_no_worse_than_cross_validated_logistic_regression(digits, tmp_path):
     """Five times trained on 300 digits, so that the penalty matters, and tested on 700; scikit-learn has the same rows.
 
     One of 700 rows is 0.0014, and the standard error of a difference on one split about 0.006, of their mean 0.003.
@@ -196,7 +196,7 @@ def difference_to_scikit_learn(digits, folder, seed):
     return metrics["accuracy"] - baseline.score(vectors[held_out], labels[held_out])
 
 
-def test_the_exact_solver_says_what_it_did_and_repeats_it(blob_set, tmp_path):
+def test_exact_solver_reports_its_choice_and_is_reproducible(blob_set, tmp_path):
     results = [run(options(blob_set[2], tmp_path / name, fit=FitOptions())).metrics for name in "ab"]
     training = results[0]["training"]
     assert training["solver"] == "exact"
@@ -219,7 +219,7 @@ def test_the_exact_solver_says_what_it_did_and_repeats_it(blob_set, tmp_path):
         ({"memory": 1}, "--max_memory_mb"),
     ],
 )
-def test_what_the_exact_solver_cannot_do_is_named(tmp_path, changes, named):
+def test_flags_the_exact_solver_lacks_are_named(tmp_path, changes, named):
     vectors, labels = blobs(900, dimension=700)  # 2.4 MB: more than a budget of 1
     folder = write_output(tmp_path / "set", vectors, labels)
     exact = options(folder, tmp_path / "out", **{"fit": FitOptions(), **changes})
@@ -228,7 +228,7 @@ def test_what_the_exact_solver_cannot_do_is_named(tmp_path, changes, named):
     assert not (tmp_path / "out").exists()
 
 
-def test_mistakes_are_those_of_the_predictions(tmp_path):
+def test_mistakes_match_the_predictions(tmp_path):
     vectors, labels = blobs(900, spread=6.0)
     folder = write_output(tmp_path / "set", vectors, labels, rows_per_part=100)
     metrics = run(options(folder, tmp_path / "out", fit=FitOptions(), rows=RowOptions(test_split=0.6))).metrics
@@ -242,7 +242,7 @@ def test_mistakes_are_those_of_the_predictions(tmp_path):
     assert sum(one["rows"] for one in metrics["calibration"]) == len(rows)
 
 
-def test_folds_leave_every_training_and_validation_row_out_once(tmp_path, capsys):
+def test_folds_leave_out_every_training_and_validation_row_once(tmp_path, capsys):
     vectors, labels = blobs(400, spread=3.0)
     folder = write_output(tmp_path / "set", vectors, labels)
     asked = dataclasses.replace(options(folder, tmp_path / "out", fit=FitOptions()), solver=SolverOptions(folds=4))
@@ -256,7 +256,7 @@ def test_folds_leave_every_training_and_validation_row_out_once(tmp_path, capsys
     assert found["accuracy"] == pytest.approx(cross_val_score(model, vectors, labels, cv=4).mean(), abs=0.04)
 
 
-def test_folds_do_not_see_what_they_leave_out(tmp_path):
+def test_folds_do_not_train_on_the_rows_left_out(tmp_path):
     """Labels drawn at random cannot be learned: seen in training they would be, with more values than rows."""
     vectors, _ = blobs(300, dimension=400)
     labels = np.random.default_rng(3).choice(["a", "b"], 300).tolist()
@@ -298,7 +298,7 @@ def test_same_seed_same_weights(tmp_path, memory):
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_rows_that_are_streamed_teach_as_well_as_rows_that_are_held(tmp_path):
+def test_streamed_rows_train_as_well_as_rows_in_memory(tmp_path):
     vectors, labels = blobs(900, dimension=700, spread=8.0)
     write_output(tmp_path / "set", vectors, labels)
     accuracies = []
@@ -310,7 +310,7 @@ def test_rows_that_are_streamed_teach_as_well_as_rows_that_are_held(tmp_path):
     assert min(accuracies) > 0.9
 
 
-def test_an_image_classifier_answers_as_the_embedder_and_the_head_do(tmp_path):
+def test_image_classifier_equals_embedder_and_head(tmp_path):
     images = keras.Input((8, 8, 3), dtype="uint8", name="image")
     vector = keras.layers.Flatten()(keras.ops.cast(images, "float32") / 255.0)
     embedder = Embedder(SPEC, keras.Model(images, vector, name="embedder"))
@@ -325,13 +325,13 @@ def test_an_image_classifier_answers_as_the_embedder_and_the_head_do(tmp_path):
     assert whole.predict(pixels, verbose=0) == pytest.approx(head.predict(vectors, verbose=0), abs=1e-6)
 
 
-def test_a_missing_embedder_is_noticed_before_training(blob_set, tmp_path):
+def test_missing_embedder_is_noticed_before_training(blob_set, tmp_path):
     with pytest.raises(ImagebeamError, match="--skip_image_classifier"):
         run(options(blob_set[2], tmp_path / "out", skip_image_classifier=False))
     assert not (tmp_path / "out").exists()
 
 
-def test_several_labels_a_row(tmp_path):
+def test_several_labels_per_row(tmp_path):
     random = np.random.default_rng(0)
     truth = random.random((500, 3)) < 0.4
     vectors = (truth @ random.normal(size=(3, 8)) * 4 + random.normal(size=(500, 8))).astype(np.float32)
@@ -359,7 +359,7 @@ def test_without_test_rows_the_validation_rows_are_measured(blob_set, tmp_path):
 
 
 @pytest.mark.parametrize("everything", [False, True])
-def test_of_many_classes_the_most_probable_are_listed(tmp_path, everything):
+def test_many_classes_list_only_the_most_probable(tmp_path, everything):
     vectors, labels = blobs(606, dimension=4, classes=150)
     folder = write_output(tmp_path / "set", vectors, labels)
     run(options(folder, tmp_path / "out", all_probabilities=everything))
@@ -377,14 +377,14 @@ def test_of_many_classes_the_most_probable_are_listed(tmp_path, everything):
             assert row["top_probabilities"] == pytest.approx(probabilities[order], abs=1e-6)
 
 
-def test_without_validation_rows_all_epochs_are_done(blob_set, tmp_path):
+def test_all_epochs_run_without_validation_rows(blob_set, tmp_path):
     metrics = run(options(blob_set[2], tmp_path, rows=RowOptions(validation_split=0.0))).metrics
     assert metrics["training"]["history"].keys() == {"loss", "accuracy"}
     assert metrics["training"]["best_epoch"] == 4
 
 
 @pytest.mark.slow
-def test_a_search_trains_the_best_of_the_grid(tmp_path):
+def test_search_trains_the_best_of_the_grid(tmp_path):
     vectors, _ = blobs(400, dimension=2, spread=1.0)
     labels = ["in" if inside else "out" for inside in np.hypot(*(vectors - vectors.mean(axis=0)).T) < 2.5]
     folder = write_output(tmp_path / "set", vectors, labels)  # a disc: only a hidden layer can tell it
@@ -407,7 +407,7 @@ def test_a_search_trains_the_best_of_the_grid(tmp_path):
     assert "hidden_1" in kinds
 
 
-def test_a_search_over_rows_that_do_not_fit_is_refused_before_anything_is_written(tmp_path):
+def test_search_over_rows_larger_than_memory_is_refused(tmp_path):
     vectors, labels = blobs(900, dimension=700)
     folder = write_output(tmp_path / "set", vectors, labels)
     with pytest.raises(ImagebeamError, match=r"about 2 MB.*Raise --max_memory_mb"):
@@ -415,9 +415,9 @@ def test_a_search_over_rows_that_do_not_fit_is_refused_before_anything_is_writte
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_there_is_not_overwritten(blob_set, tmp_path):
+def test_existing_output_is_not_overwritten(blob_set, tmp_path):
     (tmp_path / "classifier.keras").write_text("someone's own")
-    with pytest.raises(ImagebeamError, match=r"already holds classifier\.keras.*--overwrite"):
+    with pytest.raises(ImagebeamError, match=r"classifier\.keras.*--overwrite"):
         run(options(blob_set[2], tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["classifier.keras"]
     assert (tmp_path / "classifier.keras").read_text() == "someone's own"
@@ -446,7 +446,7 @@ def test_bad_input_is_one_line_and_leaves_the_output_alone(tmp_path, capfd, name
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["metrics.json"]
 
 
-def test_an_accuracy_that_is_not_reached_is_exit_code_3(blob_set, tmp_path, capfd):
+def test_accuracy_below_the_minimum_is_exit_code_3(blob_set, tmp_path, capfd):
     arguments = ["--embeddings", blob_set[2], "--skip_image_classifier", "--epochs", "1", "--learning_rate", "1e-6"]
     code = run_job("train", [*arguments, "--output", str(tmp_path / "a"), "--assert_accuracy_at_least", "0.99"])
     assert code == 3
@@ -530,7 +530,7 @@ def test_images_in_several_splits_are_counted(tmp_path, capfd):
         ),
     ],
 )
-def test_every_flag_arrives(monkeypatch, arguments, group, expected):
+def test_every_flag_reaches_its_options(monkeypatch, arguments, group, expected):
     seen: list[TrainOptions] = []
     monkeypatch.setattr(train, "run", lambda given: seen.append(given) or TrainResult({}, ()))
     required = [] if "--embeddings" in arguments else ["--embeddings", "d"]
@@ -538,10 +538,10 @@ def test_every_flag_arrives(monkeypatch, arguments, group, expected):
     assert getattr(seen[0], group) == expected
 
 
-def test_no_flag_is_left_out_of_that_test():
+def test_every_flag_is_in_the_test_above():
     parser = JobParser("train")
     train.add_arguments(parser)
-    marks = test_every_flag_arrives.pytestmark[0].args[1]
+    marks = test_every_flag_reaches_its_options.pytestmark[0].args[1]
     tried = {word.removeprefix("--") for case in marks for word in case[0].split() if word.startswith("--")}
     of_every_job = {"help", "config", "debug", "log_format", "quiet"}
     declared = {name.removeprefix("--") for name in parser.flags} - of_every_job - {"output"}
@@ -576,13 +576,13 @@ def test_no_flag_is_left_out_of_that_test():
         "--assert_accuracy_at_least 97",
     ],
 )
-def test_a_value_that_makes_no_sense_is_refused(arguments):
+def test_impossible_value_is_refused(arguments):
     with pytest.raises(ImagebeamError, match=arguments.split()[0]):
         train.main(["--embeddings", "d", "--output", "o", *arguments.split()])
 
 
 @pytest.mark.slow
-def test_a_killed_job_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
+def test_killed_job_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
     vectors, labels = blobs(2000, dimension=32, spread=4.0)
     folder = write_output(tmp_path / "set", vectors, labels)
     flags = "--skip_image_classifier --hidden_units 32 --dropout 0.3 --epochs 60 --patience 0 --checkpoint_seconds 0"

@@ -46,13 +46,13 @@ def command(airflow, tmp_path, monkeypatch):
     return put
 
 
-def test_airflow_takes_the_file(airflow):
+def test_airflow_loads_the_dag(airflow):
     assert "No data found" in airflow.command("airflow", "dags", "list-import-errors")
     assert DAG in airflow.command("airflow", "dags", "list")
     assert airflow.command("airflow", "tasks", "list", DAG).split()[-2:] == ["extract", "train"]
 
 
-def test_it_extracts_and_trains(airflow, command, tmp_path, monkeypatch):
+def test_dag_extracts_and_trains(airflow, command, tmp_path, monkeypatch):
     """The real jobs, with a small model in VGG16's place."""
     small_images(tmp_path / "images", 20)
     small = "--model VGG16 --weights random:0 --layer block1_pool --image_size 32x32"
@@ -71,7 +71,7 @@ def test_it_extracts_and_trains(airflow, command, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [2, 3])
-def test_what_a_retry_cannot_change_is_not_tried_again(airflow, command, code):
+def test_exit_codes_2_and_3_are_not_retried(airflow, command, code):
     calls = command(f"exit {code}")
     log = airflow.command(*RUN, f"2026-02-0{code}", code=1)
     assert f"AirflowFailException: exit code {code}" in log
@@ -79,7 +79,7 @@ def test_what_a_retry_cannot_change_is_not_tried_again(airflow, command, code):
     assert calls()[0].startswith("extract --input gs://BUCKET/")
 
 
-def test_the_others_are(airflow, command):
+def test_other_exit_codes_are_retried(airflow, command):
     """Airflow waits ten minutes for it, which nobody does here."""
     calls = command("exit 1")
     log = airflow.command(*RUN, "2026-03-01", code=-9, seconds=40)

@@ -15,7 +15,7 @@ def test_every_kind_is_attacked():
 
 
 @pytest.mark.parametrize("kind", list(COUNTS))
-def test_nothing_crashes_and_no_neighbour_is_lost(kind):
+def test_damaged_input_crashes_nothing_and_loses_no_other_record(kind):
     report = children.attack_all(kind, SHORT[kind])
     assert report.problems == []
     assert report.tried == SHORT[kind]
@@ -44,7 +44,7 @@ children.main()
 """
 
 
-def test_a_crash_and_a_failed_check_are_counted_and_the_rest_goes_on(monkeypatch):
+def test_crash_and_failed_check_are_counted(monkeypatch):
     """The test of the test."""
     original = subprocess.run
 
@@ -59,7 +59,7 @@ def test_a_crash_and_a_failed_check_are_counted_and_the_rest_goes_on(monkeypatch
     assert report.outcomes == {"taken": 3}
 
 
-def test_the_table_is_put_between_its_marks():
+def test_table_is_inserted_between_its_markers():
     page = PAGE.read_text(encoding="utf-8")
     assert page.count(BEGIN) == page.count(END) == 1
     assert insert(insert(page, "x"), "y") == insert(page, "y")

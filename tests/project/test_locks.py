@@ -46,7 +46,7 @@ def tempted(tmp_path_factory, newer):
 @pytest.mark.install
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("lock", LOCKS)
-def test_is_all_that_is_installed(tmp_path, tempted, lock):
+def test_lock_is_all_that_is_installed(tmp_path, tempted, lock):
     """With stand-ins for the locked packages, which have the real requirements, in the registry's place."""
     stand_ins = environments.write_stand_ins(tmp_path / "registry", lock)
     offered = (f"--find-{'links'}", stand_ins.parent, "--no-index")  # in two words: no tracked file names a registry
@@ -98,7 +98,7 @@ def test_registry_gives_what_is_locked(tmp_path, newer, pip):
 
 @pytest.mark.slow
 @pytest.mark.install
-def test_newer_releases_tempt_pip(tmp_path, tempted):
+def test_pip_takes_newer_releases_without_a_lock(tmp_path, tempted):
     """The test of the test: without a lock, pip takes release 99.0."""
     name = "google-auth"
     command = [tempted.folder / "bin" / "python", "-m", "pip", "install", "--dry-run", "--quiet", "--report", "-", name]

@@ -23,7 +23,7 @@ def members(wheel):
         return {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
 
 
-def test_hold_every_module_and_nothing_else(built):
+def test_archives_hold_every_module_and_nothing_else(built):
     (wheel,) = built.glob("*.whl")
     files = [path for folder in environments.PACKAGES for path in folder.rglob("*") if path.suffix in {".py", ".typed"}]
     expected = {str(path.relative_to(environments.ROOT)): path.read_bytes() for path in files}

@@ -91,7 +91,7 @@ def test_demo(production):
 
 
 class TestExtras:
-    def test_none_extracts_and_names_what_is_missing(self, with_extra, run, tmp_path):
+    def test_without_extras_extract_works_and_names_what_is_missing(self, with_extra, run, tmp_path):
         bare = with_extra("")
         images = folder_of_classes(tmp_path)
         bare.imagebeam("extract", "--input", images, "--output", "run", *SMALL)
@@ -195,7 +195,7 @@ class TestExtras:
             assert json.loads(server.files["/out/manifest.json"])["totals"]["embedded"] == 20
             environment.imagebeam("extract", *run, *at)
 
-    def test_are_all_tried(self):
+    def test_every_extra_is_tested(self):
         import tests.project.test_production as module
 
         asked = set(metadata.metadata("imagebeam").get_all("Provides-Extra") or ()) - {

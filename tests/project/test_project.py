@@ -100,7 +100,7 @@ class TestLocks:
         assert {name: other.get(name) for name in runtime} == runtime
 
     @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
-    def test_of_jax_goes_with_the_runtime_lock(self, python):
+    def test_jax_lock_goes_with_the_runtime_lock(self, python):
         runtime, added = pins(LOCKS["runtime"], python), pins(JAX_LOCK, python)
         assert added["jax"] == added["jaxlib"]
         assert {name: runtime[name] for name in added.keys() & runtime.keys()}.items() <= added.items()
@@ -184,7 +184,7 @@ class TestTrackedFiles:
     @pytest.mark.parametrize(
         "text", [b"see /ro" + b"ot/x", b"/wo" + b"rk/main", b"--index" + b"-url=", b"10" + b".0.0.7"]
     )
-    def test_would_be_found(self, text):
+    def test_pattern_finds_machine_and_index_names(self, text):
         assert self.TRACES.search(text)
 
     def test_are_small(self, tracked):

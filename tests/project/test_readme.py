@@ -40,7 +40,7 @@ def test_readme_has_examples_that_run():
     assert "README.md" in RUNNABLE
 
 
-def test_every_marker_stands_before_a_block():
+def test_every_runnable_marker_precedes_a_block():
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         assert text.count("\n<!-- runnable -->\n") == len(RUNNABLE.get(path.name, ())), path.name

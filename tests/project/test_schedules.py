@@ -21,11 +21,11 @@ def load(name):
 
 
 @pytest.mark.parametrize("name", ["job.yaml", "cron-job.yaml"])
-def test_kubernetes_would_take_it(name):
+def test_kubernetes_manifest_is_valid(name):
     kubernetes_validate.validate(load(name), KUBERNETES, strict=True)
 
 
-def test_every_night_is_the_same_as_once():
+def test_cron_job_runs_the_same_job():
     assert load("cron-job.yaml")["spec"]["jobTemplate"]["spec"] == load("job.yaml")["spec"]
     assert load("cron-job.yaml")["spec"]["concurrencyPolicy"] == "Forbid"
 
@@ -33,7 +33,7 @@ def test_every_night_is_the_same_as_once():
 @pytest.mark.parametrize(
     "path", [SCHEDULE / "kubernetes" / "job.yaml", ROOT / "deploy" / "flink" / "kubernetes" / "extract.yaml"]
 )
-def test_pods_are_not_tried_again_for_what_a_retry_cannot_change(path):
+def test_pods_are_not_retried_on_exit_codes_2_and_3(path):
     spec = yaml.safe_load(path.read_text())["spec"]
     (rule,) = (rule for rule in spec["podFailurePolicy"]["rules"] if rule["action"] == "FailJob")
     assert rule["onExitCodes"]["values"] == NO_RETRY
@@ -48,7 +48,7 @@ def flags_of(document):
 @pytest.mark.parametrize(
     "path", [SCHEDULE / "kubernetes" / "job.yaml", ROOT / "deploy" / "flink" / "kubernetes" / "extract.yaml"]
 )
-def test_commands_are_taken(path):
+def test_commands_parse(path):
     from pipelines import extract
     from pipelines.common.flags import JobParser, parse
 
@@ -60,7 +60,7 @@ def test_commands_are_taken(path):
     assert args.output == "gs://BUCKET/embeddings"
 
 
-def test_systemd_would_take_it(tmp_path):
+def test_systemd_units_are_valid(tmp_path):
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze here")
     for path in (SCHEDULE / "systemd").iterdir():
@@ -76,12 +76,12 @@ def test_systemd_would_take_it(tmp_path):
     assert f"RestartPreventExitStatus={' '.join(map(str, NO_RETRY))}" in service
 
 
-def test_every_exit_code_is_on_the_page():
+def test_page_lists_every_exit_code():
     page = (ROOT / "docs" / "scheduling.md").read_text()
     assert re.findall(r"^\| (\d+) \|", page, re.MULTILINE) == ["0", "1", "2", "3", "130", "143", "137"]
 
 
-def test_files_named_on_the_page_are_there():
+def test_page_names_existing_files():
     page = (ROOT / "docs" / "scheduling.md").read_text()
     for name in re.findall(r"`?(deploy/[\w./*-]+)", page):
         assert list(ROOT.glob(name.rstrip("."))), name

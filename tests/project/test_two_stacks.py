@@ -11,7 +11,7 @@ OTHER = ROOT / ".venv-tfio" / "bin" / "python"
 @pytest.mark.slow
 @pytest.mark.real_weights
 @pytest.mark.skipif(not OTHER.exists(), reason="no .venv-tfio here: make venv STACK=tfio")
-def test_vectors_are_alike():
+def test_both_stacks_give_similar_vectors():
     from benchmarks import two_stacks
 
     vgg16_onnx()

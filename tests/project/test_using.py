@@ -22,7 +22,7 @@ def examples(language=""):
 
 
 @pytest.mark.parametrize(("example", "name"), [(0, "list.csv"), (1, "list.jsonl")])
-def test_manifests(tmp_path, example, name):
+def test_example_manifests_are_read(tmp_path, example, name):
     (tmp_path / name).write_text(examples()[example])
     options = inspect_input([f"{tmp_path}/{name}"], None, ReadOptions())
     (shard,) = plan([f"{tmp_path}/{name}"], None, 10, options=options)
@@ -32,7 +32,7 @@ def test_manifests(tmp_path, example, name):
     assert found == [(f"{tmp_path}/photos/0001.jpg", "cat"), (f"{tmp_path}/photos/0002.jpg", "dog")]
 
 
-def test_the_configuration(tmp_path):
+def test_example_config_is_parsed(tmp_path):
     (text,) = examples("yaml")
     (tmp_path / "run.yaml").write_text(text)
     parser = JobParser("extract", beam=True)
@@ -44,7 +44,7 @@ def test_the_configuration(tmp_path):
     assert beam_args == ["--runner=FlinkRunner"]
 
 
-def test_the_first_folder_is_the_label(tmp_path):
+def test_first_folder_is_the_label(tmp_path):
     small_images(tmp_path / "photos", 4)
     (unit,) = plan([f"{tmp_path}/photos"], None, 10)
     assert isinstance(unit, ListUnit)

@@ -82,7 +82,7 @@ def test_extract_gives_the_vectors_of_tensorflow(jax, production, run, model):
     assert "tensorflow" not in versions
 
 
-def test_train_solves(jax, run):
+def test_train_solves_the_head_exactly(jax, run):
     jax.imagebeam("train", "--embeddings", run, "--output", "solved", "--skip_image_classifier")
     assert metrics(jax.home / "solved")["training"]["solver"] == "exact"
 

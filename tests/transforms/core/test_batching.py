@@ -15,7 +15,7 @@ def pool():
         yield pool
 
 
-def test_map_ahead_keeps_the_order_whatever_finishes_first(pool):
+def test_map_ahead_keeps_the_order(pool):
     def slow_start(number):
         time.sleep(0.02 if number % 4 == 0 else 0)
         return number * number
@@ -99,7 +99,7 @@ def test_batches_hold_one_shape_and_are_full_where_they_can_be():
     assert sorted(index for batch in batches for index, _ in batch) == list(range(20))
 
 
-def test_the_pixel_budget_bounds_a_batch_but_never_to_nothing():
+def test_pixel_budget_bounds_a_batch_to_at_least_one_image():
     shapes = [(10, 10)] * 5 + [(100, 100)] * 2
     batches = list(batch_by_shape(shapes, lambda shape: shape, batch_size=32, pixel_budget=250))
     assert [len(batch) for batch in batches] == [2, 2, 1, 1, 1]
@@ -123,7 +123,7 @@ def test_waiting_images_of_many_shapes_are_bounded():
     assert waiting == 0
 
 
-def test_what_reads_ahead_of_something_that_reads_ahead_ends_with_it():
+def test_nested_map_ahead_ends_with_the_outer_one():
     """Although the error that ended it, and here a name, still hold on to it."""
     with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as other:
         inner = (item for item in map_ahead(abs, itertools.count(), pool, 2))

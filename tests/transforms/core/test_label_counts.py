@@ -18,7 +18,7 @@ from transforms.core.label_counts import CLASSES_KEPT, LabelCount
         (["two\nlines", "x" * 500], "labels: all rows have one, 2 classes: two lines, " + "x" * 37 + "..."),
     ],
 )
-def test_one_line(labels, expected):
+def test_labels_are_described_in_one_line(labels, expected):
     line = LabelCount.of(labels).describe()
     assert line.startswith(expected)
     assert "\n" not in line
@@ -31,7 +31,7 @@ def test_counts_add_up_whatever_their_order():
         assert sum(order, LabelCount()) == wanted
 
 
-def test_many_classes_are_bounded():
+def test_number_of_classes_kept_is_bounded():
     count = LabelCount.of([f"{number:06}" for number in range(CLASSES_KEPT + 1)])
     assert len(count.classes) == CLASSES_KEPT
     assert "more than 1,000 classes" in (count + LabelCount.of(["000000"])).describe()

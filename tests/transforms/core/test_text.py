@@ -16,7 +16,7 @@ from transforms.core.text import counted, differences, spelled
         ({"camera": "string", "taken": None}, "camera: string, taken: none"),
     ],
 )
-def test_values_are_spelled_without_pythons_literals(value, expected):
+def test_values_are_not_python_literals(value, expected):
     assert spelled(value) == expected
 
 

@@ -33,7 +33,7 @@ def test_every_element_is_a_row_or_a_failure():
         assert_that(extras, equal_to([("x", "u")]), "extras")
 
 
-def test_a_model_of_ones_own_embeds_records(tmp_path):
+def test_own_model_embeds_records(tmp_path):
     import keras
 
     image = keras.Input((8, 8, 3))
@@ -57,7 +57,7 @@ def test_other_elements_are_refused(element):
         as_record(element)
 
 
-def test_reading_gives_the_rows_that_were_written(source, output):
+def test_read_embeddings_gives_the_written_rows(source, output):
     assert extract(source, output, "--embedding_dtype", "float16") == 0
     (source / "extra.parquet").touch()
 

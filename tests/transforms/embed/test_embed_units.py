@@ -73,7 +73,7 @@ def test_images_of_their_own_sizes_are_batched_by_exact_shape():
     assert max(shape[0] for shape in embedder.batches) == 3
 
 
-def test_a_fixed_size_fills_its_batches_however_large_the_images():
+def test_fixed_size_fills_batches_whatever_the_sizes_of_images():
     embedder = ChannelMeans()
     embed(records(8), batch_size=4, image_size=(400, 300), embedder=embedder, pixel_budget=1000)
     assert [shape[0] for shape in embedder.batches] == [4, 4]
@@ -88,14 +88,14 @@ class Poisoned(ChannelMeans):
         return super().embed(images)
 
 
-def test_an_image_the_model_chokes_on_is_found_and_the_rest_goes_on():
+def test_image_that_breaks_the_model_fails_alone():
     result = embed(records(32), batch_size=16, embedder=Poisoned())
     (failure,) = result.failures
     assert (failure.key, failure.stage, failure.error_type) == ("k13", Stage.EMBED, "RuntimeError")
     assert len(result.rows) == 31
 
 
-def test_two_poisoned_neighbours_fail_alone_too():
+def test_two_adjacent_images_that_break_the_model_fail_alone():
     items = records(16)
     items[12] = items[13] = Record("twin", "u", png((13, 0, 0)))
     result = embed(items, batch_size=16, embedder=Poisoned())
@@ -108,12 +108,12 @@ class Broken(ChannelMeans):
         raise RuntimeError("the device is gone")
 
 
-def test_a_model_that_embeds_nothing_of_a_batch_stops_the_unit():
+def test_batch_that_fails_whole_stops_the_unit():
     with pytest.raises(RuntimeError, match="the device is gone"):
         embed(records(8), embedder=Broken())
 
 
-def test_a_device_that_is_gone_stops_the_unit_whatever_the_batch():
+def test_lost_device_stops_the_unit():
     """The last image of a unit, batches of one, and images of their own sizes are batches of one image."""
     for settings in ({"batch_size": 1}, {"batch_size": 4}, {"image_size": None}):
         with pytest.raises(RuntimeError, match="the device is gone"):
@@ -129,12 +129,12 @@ class Leaving(ChannelMeans):
         return super().embed(images)
 
 
-def test_a_device_that_goes_while_a_batch_is_halved_fails_no_image():
+def test_device_lost_while_halving_fails_no_image():
     with pytest.raises(RuntimeError, match="the device is gone"):
         embed(records(16), batch_size=2, embedder=Leaving())
 
 
-def test_of_what_is_no_image_no_content_and_no_digest_is_told():
+def test_content_and_digest_of_non_images_are_not_disclosed():
     result = embed([Record("k", "u", b"root:x:0:0:root:/root:/bin/bash")])
     (failure,) = result.failures
     assert (failure.error_type, failure.sha256) == ("not_an_image", None)
@@ -148,13 +148,13 @@ class Overflowing(ChannelMeans):
         return {"embedding": vectors}
 
 
-def test_vectors_that_are_not_finite_are_failures():
+def test_non_finite_vectors_are_failures():
     result = embed(records(8), embedder=Overflowing())
     assert [(failure.key, failure.error_type) for failure in result.failures] == [("k5", "not_finite")]
     assert len(result.rows) == 7
 
 
-def test_the_models_calls_are_told():
+def test_model_calls_are_counted():
     told = []
     options = EmbedOptions(ImageOptions(image_size=(8, 8)), batch_size=4)
     embed_records(records(10), ChannelMeans(), options, lambda images, seconds: told.append((images, seconds)))

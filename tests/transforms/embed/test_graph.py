@@ -42,7 +42,7 @@ def noise():
 
 
 @pytest.mark.parametrize("input_format", list(WRITERS))
-def test_a_run_hands_less_from_stage_to_stage_than_one_image(tmp_path, noise, crossed, input_format):
+def test_run_passes_less_than_one_image_between_stages(tmp_path, noise, crossed, input_format):
     source = tmp_path / "in"
     source.mkdir()
     pattern = WRITERS[input_format](source, noise, 2)
@@ -52,7 +52,7 @@ def test_a_run_hands_less_from_stage_to_stage_than_one_image(tmp_path, noise, cr
     assert sum(map(len, crossed)) < SIDE * SIDE * 3
 
 
-def test_the_measure_sees_images_that_do_cross(noise, crossed):
+def test_measurement_detects_images_that_cross_stages(noise, crossed):
     with beam.Pipeline("FnApiRunner") as pipeline:
         _ = (
             pipeline
@@ -78,7 +78,7 @@ def graphs(monkeypatch):
     return found
 
 
-def test_a_larger_input_makes_no_larger_graph(tmp_path, noise, graphs):
+def test_graph_does_not_grow_with_the_input(tmp_path, noise, graphs):
     """Runners limit its size; units are planned by the job itself."""
     (image, *_) = noise.values()
     for name, count in (("a", 2), ("b", 60)):
@@ -100,7 +100,7 @@ def stages(tmp_path, noise, graphs):
     return fused
 
 
-def test_a_unit_is_read_decoded_embedded_and_written_in_one_transform_of_one_stage(stages):
+def test_one_transform_reads_decodes_embeds_and_writes_a_unit(stages):
     (stage,) = [stage for stage in stages if any("Commit unit" in one.unique_name for one in stage.transforms)]
     work = [one for one in stage.transforms if "Embed units" in one.unique_name]
     (commit,) = [one for one in work if one.spec.urn == "beam:transform:pardo:v1" and "Commit unit" in one.unique_name]

@@ -59,7 +59,7 @@ def test_run_inference_gives_prediction_results_by_key(large_model):
         assert_that(results, equal_to(expected))
 
 
-def test_results_come_in_the_batchs_order_with_their_examples_and_the_fingerprint(staged):
+def test_results_keep_order_examples_and_fingerprint(staged):
     handler = EmbeddingModelHandler(staged.folder)
     assert pickle.loads(pickle.dumps(handler)).load_model().spec == staged.spec
     batch = [np.full((32 + index % 2, 32, 3), 9 * index, np.uint8) for index in range(5)]
@@ -80,7 +80,7 @@ def test_inference_args_reach_the_keras_call(staged):
     np.testing.assert_allclose(plain[0].inference["embedding"], trained[0].inference["embedding"], rtol=1e-5)
 
 
-def test_the_settings_of_beams_handlers():
+def test_takes_the_settings_of_beams_handlers():
     handler = EmbeddingModelHandler(FakeModel(), min_batch_size=2, max_batch_size=7, max_batch_duration_secs=3)
     assert handler.batch_elements_kwargs() == {"min_batch_size": 2, "max_batch_size": 7, "max_batch_duration_secs": 3}
     assert not handler.share_model_across_processes()
@@ -96,12 +96,12 @@ def test_the_settings_of_beams_handlers():
 @pytest.mark.parametrize(
     "image", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), b"bytes", np.zeros((4, 4, 4), np.uint8)]
 )
-def test_what_is_no_image_is_refused(image):
+def test_non_images_are_refused(image):
     with pytest.raises(TypeError, match="Received"):
         list(EmbeddingModelHandler(FakeModel()).run_inference([image], ChannelMeans()))
 
 
-def test_models_that_workers_cannot_have(tmp_path):
+def test_models_that_workers_cannot_load_are_refused(tmp_path):
     with pytest.raises(ImagebeamError, match="no staged model"):
         EmbeddingModelHandler(str(tmp_path))
     with pytest.raises(ImagebeamError, match="other weights"):
@@ -132,7 +132,7 @@ def test_ml_transform_writes_and_reads_its_artifacts(tmp_path, staged, where):
             assert_that(pipeline | beam.Create(rows) | transform, check)
 
 
-def test_bad_managers_are_refused_when_made(tmp_path):
+def test_bad_embeddings_managers_are_refused(tmp_path):
     with pytest.raises(ImagebeamError, match="modle"):
         KerasImageEmbeddings(columns=["image"], modle="VGG16")
     with pytest.raises(ImagebeamError, match="one vector"):

@@ -59,7 +59,7 @@ def test_a_sample_as_large_as_the_input_is_the_input(reads):
         assert sorted(key.split("#")[0] for key in keys if key.startswith("f")) == [f"f{index}" for index in range(6)]
 
 
-def test_has_its_size_and_no_record_twice_and_is_always_the_same(reads):
+def test_sample_has_its_size_no_repeats_and_is_reproducible(reads):
     units = [shard_unit(f"s{index}", 1 + 37 * index % 91) for index in range(60)]
     keys = picked(units, 100)
     assert len(set(keys)) == len(keys) == 100
@@ -88,7 +88,7 @@ def test_shards_are_not_read_through_for_a_few_records(reads):
     assert sum(count for _, count in reads) <= READ_THROUGH * 100
 
 
-def test_of_one_unit_any_record_may_be_picked(reads):
+def test_any_record_of_a_unit_may_be_picked(reads):
     places = [int(key.split("#")[1]) for key in picked([shard_unit("a", 2000)], 100)]
     assert min(places) < 200
     assert max(places) > 1800
@@ -98,7 +98,7 @@ def test_an_empty_input_gives_an_empty_sample(reads):
     assert picked([], 10) == []
 
 
-def test_says_what_the_records_are():
+def test_sample_describes_the_records():
     records: list[Record | Failure] = [
         Record("a", "a", encode(picture(24, 32), "JPEG")),
         Record("b", "b", encode(picture(50, 16), "PNG")),
@@ -117,11 +117,11 @@ def test_says_what_the_records_are():
 
 
 @pytest.mark.parametrize(("pixels", "kept"), [(0, 1), (64, 1), (3 * 64, 3)])
-def test_keeps_no_more_pixels_than_asked_for_but_one_image(pixels, kept):
+def test_sample_keeps_one_image_more_than_the_pixel_limit(pixels, kept):
     records = [Record(str(index), "", encode(picture(), "PNG")) for index in range(5)]
     assert len(look_at(records, OPTIONS, images=32, pixels=pixels).images) == kept
 
 
-def test_nothing_decodes():
+def test_sample_without_a_readable_image():
     sample = look_at([Record("a", "a", b"no image")], OPTIONS, images=1, pixels=64)
     assert (sample.records, sample.sizes, sample.images, sample.failure_rate) == (1, [], [], 1.0)

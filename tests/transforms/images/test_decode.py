@@ -113,7 +113,7 @@ def test_every_kind_of_bad_file_has_its_own_reason(name):
     assert str(caught.value) == caught.value.message != ""
 
 
-def test_samples_are_written_under_their_names(tmp_path):
+def test_make_samples_writes_every_sample(tmp_path):
     samples = make_samples(tmp_path / "new")
     assert set(samples) == set(GOOD) | set(BAD)
     assert samples["rgb.png"].read_bytes() == GOOD["rgb.png"]()
@@ -163,7 +163,7 @@ def test_cmyk_is_converted_by_plain_arithmetic():
 
 
 @pytest.mark.parametrize("name", ["cmyk.jpg", "ycck.jpg"])
-def test_inks_come_out_as_tensorflow_has_them(name):
+def test_cmyk_inks_equal_tensorflow(name):
     import tensorflow as tf
 
     expected = tf.io.decode_jpeg(GOOD[name](), channels=3, dct_method="INTEGER_ACCURATE").numpy()
@@ -315,7 +315,7 @@ def test_transparent_colour_of_a_png_is_white(depth, color_type, row, transparen
 # Frames and profiles
 
 
-def test_the_first_frame_of_an_animation_counts():
+def test_first_frame_of_an_animation_is_decoded():
     first, second = np.full((8, 9, 3), (200, 30, 30), np.uint8), np.full((8, 9, 3), (20, 20, 220), np.uint8)
     np.testing.assert_array_equal(pixels(animation("GIF", [first, second])), first)
     np.testing.assert_array_equal(pixels(animation("PNG", [first, second])), first)
@@ -326,7 +326,7 @@ def test_the_first_frame_of_an_animation_counts():
 @pytest.mark.parametrize(
     ("image_format", "options"), [("JPEG", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("AVIF", {})]
 )
-def test_icc_profiles_are_ignored_and_said_to_be(image_format, options):
+def test_icc_profiles_are_ignored_and_reported(image_format, options):
     from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
@@ -372,7 +372,7 @@ def test_too_many_pixels_are_refused_before_decoding(decodes):
     files = [encode(picture(24, 33), image_format) for image_format in formats]
     decodes.clear()
     for data in files:
-        with pytest.raises(ImageError, match=r"33 x 24 pixels, more than the 768 allowed") as caught:
+        with pytest.raises(ImageError, match=r"33 x 24 .*768") as caught:
             decode_image(data, options)
         assert caught.value.error_type == "too_many_pixels"
     assert decodes == []
@@ -386,7 +386,7 @@ def test_a_bomb_is_refused_by_its_header(decodes):
     assert decodes == []
 
 
-def test_small_images_are_refused_where_they_keep_their_size():
+def test_small_images_are_refused_at_native_size():
     options = ImageOptions(image_size=None, min_size=(24, 32))
     assert decode_image(encode(picture(24, 32), "PNG"), options).pixels.shape == (24, 32, 3)
     assert decode_image(encode(picture(32, 24), "PNG", exif=exif(6)), options).pixels.shape == (24, 32, 3)
@@ -420,7 +420,7 @@ def test_a_prepared_pillow_logs_nothing_and_starts_no_threads(caplog):
 
 @pytest.mark.parametrize("interpolation", Interpolation)
 @pytest.mark.parametrize("size", [(13, 40), (48, 17), (60, 66), (24, 32)])
-def test_stretch_gives_the_pixels_of_keras(tmp_path, size, interpolation):
+def test_stretch_equals_keras(tmp_path, size, interpolation):
     from keras.utils import load_img
 
     for name in ("rgb.jpg", "progressive.jpg", "rgb.png", "grey.jpg"):
@@ -434,7 +434,7 @@ def test_stretch_gives_the_pixels_of_keras(tmp_path, size, interpolation):
 
 @pytest.mark.parametrize("shape", [(37, 53), (500, 375), (8, 8), (1, 90), (224, 224)])
 @pytest.mark.parametrize("size", [(32, 32), (20, 45), (224, 224)])
-def test_stretch_aliased_gives_the_pixels_of_tensorflow(shape, size):
+def test_stretch_aliased_equals_tensorflow(shape, size):
     import tensorflow as tf
 
     image = picture(*shape)
@@ -445,7 +445,7 @@ def test_stretch_aliased_gives_the_pixels_of_tensorflow(shape, size):
         np.testing.assert_array_equal(found, np.rint(expected))
 
 
-def test_stretch_aliased_is_what_image_dataset_from_directory_gives(tmp_path):
+def test_stretch_aliased_equals_image_dataset_from_directory(tmp_path):
     from keras.utils import image_dataset_from_directory
 
     (tmp_path / "a").mkdir()
@@ -461,7 +461,7 @@ def test_stretch_aliased_is_what_image_dataset_from_directory_gives(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
-def test_a_jpeg_that_stops_early_is_taken_where_asked_for(settings):
+def test_truncated_jpeg_is_accepted_on_request(settings):
     data = encode(picture(96, 96), "JPEG", quality=90, **settings)
     half = data[: len(data) * 6 // 10]
     with pytest.raises(ImageError) as caught:
@@ -601,7 +601,7 @@ def test_messages_hold_no_memory_address(monkeypatch):
         (GOOD["lzw.tiff"]()[:12], "undecodable"),
     ],
 )
-def test_reasons(data, error_type):
+def test_error_type_of_each_kind_of_file(data, error_type):
     with pytest.raises(ImageError) as caught:
         decode_image(data, NATIVE)
     assert caught.value.error_type == error_type
@@ -643,7 +643,7 @@ def test_warnings_neither_fail_an_image_nor_reach_the_log(monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_many_threads_decode_what_one_does():
+def test_many_threads_decode_the_same_pixels_as_one():
     files = [make() for make in GOOD.values()]
     expected = [pixels(data) for data in files]
     with ThreadPoolExecutor(8) as pool:
@@ -729,7 +729,7 @@ def test_every_file_of_pillows_corpus_ends_as_an_image_or_a_reason(corpus):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_files_of_pillows_corpus_that_show_the_same_are_alike(corpus):
+def test_equal_pictures_of_pillows_corpus_decode_alike(corpus):
     def distance(one, other):
         first, second = (pixels(corpus[name]).astype(np.float64) for name in (one, other))
         assert first.shape == second.shape

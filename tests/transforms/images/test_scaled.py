@@ -45,13 +45,13 @@ def test_pixels_are_those_of_pillows_draft_mode(width, height, part):
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_other_colours_and_scans(mode, progressive):
+def test_grey_cmyk_and_progressive_stay_close(mode, progressive):
     data = jpeg(photograph(1500, 1200, mode), progressive=progressive)
     scaled, exact = decode_image(data, SCALED).pixels, decode_image(data, EXACT).pixels
     assert np.abs(scaled.astype(int) - exact).mean() < 3
 
 
-def test_turned_images_keep_enough_of_their_long_side():
+def test_turned_images_stay_close():
     image = photograph(1600, 800)
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
@@ -60,7 +60,7 @@ def test_turned_images_keep_enough_of_their_long_side():
     assert np.abs(scaled.astype(int) - exact).mean() < 2
 
 
-def test_small_jpegs_and_other_formats_are_as_they_were():
+def test_small_jpegs_and_other_formats_are_unchanged():
     small = jpeg(photograph(170, 165))
     stream = io.BytesIO()
     photograph(1300, 1200).save(stream, "PNG")
@@ -68,7 +68,7 @@ def test_small_jpegs_and_other_formats_are_as_they_were():
         np.testing.assert_array_equal(decode_image(data, SCALED).pixels, decode_image(data, EXACT).pixels)
 
 
-def test_damage_and_size_are_still_judged():
+def test_damage_and_size_are_still_refused():
     data = jpeg(photograph(1280, 960))
     with pytest.raises(ImageError) as error:
         decode_image(data[: len(data) // 2], SCALED)
@@ -79,7 +79,7 @@ def test_damage_and_size_are_still_judged():
 
 
 @pytest.mark.parametrize("resize_mode", [ResizeMode.CENTER_CROP, ResizeMode.PAD])
-def test_other_aspect_policies(resize_mode):
+def test_crop_and_pad_stay_close(resize_mode):
     data = jpeg(photograph(2000, 900))
     scaled, exact = (
         decode_image(data, ImageOptions(image_size=(64, 64), resize_mode=resize_mode, scale_jpegs=scale)).pixels
@@ -88,7 +88,7 @@ def test_other_aspect_policies(resize_mode):
     assert np.abs(scaled.astype(int) - exact).mean() < 2
 
 
-def test_it_is_part_of_the_spec_and_only_where_it_is_set():
+def test_jpeg_decode_is_in_the_spec_only_when_set():
     plain = EmbedderConfig("VGG16", "none").spec("")
     scaled = EmbedderConfig("VGG16", "none", jpeg_decode="scaled").spec("")
     assert "jpeg_decode" not in plain.to_dict()
@@ -99,6 +99,6 @@ def test_it_is_part_of_the_spec_and_only_where_it_is_set():
 
 
 @pytest.mark.parametrize("settings", [{"image_size": "native"}, {"resize_mode": "stretch_aliased"}])
-def test_where_there_is_nothing_to_scale_for_it_is_refused(settings):
+def test_scaling_without_a_target_size_is_refused(settings):
     with pytest.raises(ImagebeamError, match="jpeg_decode=scaled"):
         EmbedderConfig("VGG16", "none", jpeg_decode="scaled", **settings)

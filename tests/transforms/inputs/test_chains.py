@@ -100,7 +100,7 @@ def test_units_of_a_chain_can_be_read_alone_and_in_any_order(shard):
         assert list(read_records(unit, OPTIONS)) == expected[unit.id]
 
 
-def test_what_breaks_off_in_a_chain_breaks_off_where_it_would_alone(shard, tmp_path):
+def test_chain_and_single_units_break_off_at_the_same_record(shard, tmp_path):
     """The shard is cut short after it was planned."""
     units = units_of(shard)
     path = tmp_path / storage.basename(shard.file.uri)
@@ -113,7 +113,7 @@ def test_what_breaks_off_in_a_chain_breaks_off_where_it_would_alone(shard, tmp_p
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tfrecord"])
-def test_units_that_can_be_reached_at_once_are_not_chained(tmp_path, name):
+def test_units_that_can_be_reached_directly_are_not_chained(tmp_path, name):
     input_format = write(tmp_path / name, images(20))
     shard = shard_at(tmp_path / name, input_format)
     items = list(chain_units(iter(units_of(shard, 2))))

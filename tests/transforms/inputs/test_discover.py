@@ -56,7 +56,7 @@ def listed(folder, patterns, input_format=None, left_out=None):
     return [(shard.file.uri.removeprefix(f"{folder}/"), str(shard.format)) for shard in found]
 
 
-def test_of_a_folder_shards_and_images_are_taken_and_the_rest_is_counted(folder):
+def test_folder_gives_shards_and_images_and_counts_the_rest(folder):
     left_out: Counter[str] = Counter()
     assert listed(folder, [""], None, left_out) == [
         ("a/3.jpg", "files"),
@@ -85,11 +85,11 @@ def test_a_named_file_is_taken_whatever_its_name(folder):
         ("files", ["a/3.jpg", "a/README", "b/1.png", "b/2.jpg", "part-00000"]),
     ],
 )
-def test_a_format_chooses_among_a_folders_files(folder, input_format, expected):
+def test_input_format_selects_among_the_files_of_a_folder(folder, input_format, expected):
     assert listed(folder, [""], InputFormat(input_format)) == [(name, input_format) for name in expected]
 
 
-def test_a_format_is_that_of_every_named_file(folder):
+def test_input_format_applies_to_every_named_file(folder):
     assert listed(folder, ["/*.txt", "/x.tar"], InputFormat.TFRECORD) == [
         ("more.txt", "tfrecord"),
         ("x.tar", "tfrecord"),
@@ -101,9 +101,9 @@ def test_overlapping_patterns_give_each_file_once(folder):
     assert names == ["a/3.jpg", "b/1.png", "b/2.jpg", "x.tar", "y.parquet", "z.tfrecord"]
 
 
-def test_a_pattern_without_matches_is_named_before_anything_is_given(folder):
+def test_pattern_without_matches_is_named_first(folder):
     for pattern in ("/*.nothing", "/none.jpg", "/none/**"):
-        with pytest.raises(ImagebeamError, match=r"No input matches.*quote wildcards") as caught:
+        with pytest.raises(ImagebeamError, match="quote wildcards") as caught:
             next(list_inputs([str(folder), f"{folder}{pattern}"], None))
         assert f"--input '{folder}{pattern}'" in str(caught.value)
 
@@ -111,18 +111,18 @@ def test_a_pattern_without_matches_is_named_before_anything_is_given(folder):
 def test_a_folder_of_other_files_says_what_it_holds(tmp_path):
     for name in ("a.txt", "b.txt", "c.csv"):
         (tmp_path / name).touch()
-    with pytest.raises(ImagebeamError, match=r"other files \(\.csv 1, \.txt 2\)\. Name .*--input_format"):
+    with pytest.raises(ImagebeamError, match=r"\.csv 1, \.txt 2.*--input_format"):
         next(list_inputs([str(tmp_path)], None))
 
 
-def test_a_folder_of_files_that_are_no_input_says_what_they_are(tmp_path):
+def test_folder_of_unusable_files_says_what_they_are(tmp_path):
     feather.write_feather(pa.table({"image": [b"abc"]}), str(tmp_path / "x.arrow"))
-    with pytest.raises(ImagebeamError, match=r"other files \(\.arrow 1\)\. .*x\.arrow is an Arrow .*no input"):
+    with pytest.raises(ImagebeamError, match=r"\.arrow 1.*x\.arrow is an Arrow"):
         next(list_inputs([str(tmp_path)], None))
 
 
-def test_a_bucket_that_is_not_there_is_the_users_mistake(gcs):  # noqa: F811
-    with pytest.raises(ImagebeamError, match=r"cannot be listed.*--input 'gs://no-such/\*\.tar'"):
+def test_missing_bucket_is_a_user_mistake(gcs):  # noqa: F811
+    with pytest.raises(ImagebeamError, match=r"--input 'gs://no-such/\*\.tar'"):
         next(list_inputs(["gs://no-such/*.tar"], None))
 
 
@@ -158,7 +158,7 @@ def within(pattern, part):
 
 
 @pytest.mark.parametrize("pattern", ["", "/**/*.jpg", "/*/*.jpg", "/a*/**", "/{a,b1}", "/top1.jpg"])
-def test_ranges_give_what_the_listing_has_between_their_ends(tree, pattern):
+def test_range_lists_what_is_between_its_ends(tree, pattern):
     whole = uris(storage.list_files(tree + pattern))
     random = Random(3)
     names = [f"{tree}/{name}" for name in TREE]
@@ -212,7 +212,7 @@ def test_a_split_lists_no_file_twice_on_gs(gcs):  # noqa: F811
     assert 6 <= len(listings) <= 8  # a look at the folder, and a page for each of six objects; all 33 otherwise
 
 
-def test_a_folder_that_may_not_be_read_and_is_not_listed_does_no_harm(tmp_path, monkeypatch):
+def test_unreadable_folder_outside_the_pattern_is_harmless(tmp_path, monkeypatch):
     for name in ("photos/a/1.jpg", "photos/b/1.jpg", "photos/.Trash-0/x/1.jpg", "private/y/1.jpg"):
         storage.publish(str(tmp_path / name), b"x")
     asked, scandir = [], os.scandir

@@ -42,23 +42,23 @@ def write_lines(path, values):
     ],
     ids=str,
 )
-def test_rows_far_behind_the_first_are_looked_at(tmp_path, name, values, kind):
+def test_late_rows_are_sampled(tmp_path, name, values, kind):
     write_lines(tmp_path / name, values)
     assert kind_of(tmp_path / name) == kind
 
 
-def test_the_end_of_a_large_manifest_is_looked_at(tmp_path):
+def test_end_of_a_large_manifest_is_sampled(tmp_path):
     write_lines(tmp_path / "m.jsonl", [1] * 60_000 + [0.5])
     assert kind_of(tmp_path / "m.jsonl") == pa.float64()
 
 
-def test_files_that_are_not_the_first_are_looked_at(tmp_path):
+def test_later_files_are_sampled(tmp_path):
     for number in range(40):
         write_lines(tmp_path / f"{number:02}.jsonl", [1 if number < 39 else 0.5])
     assert kind_of(f"{tmp_path}/*.jsonl") == pa.float64()
 
 
-def test_all_of_the_first_records_and_some_of_all_others_are_a_sample():
+def test_sample_is_all_first_records_and_some_later_ones():
     sampled = [index for index in range(100_000) if is_sampled(index)]
     assert sampled[:64] == [*range(64)]
     assert len(sampled) < 500
@@ -74,7 +74,7 @@ def test_records_are_sampled_up_to_the_last(tmp_path, compression):
     assert kind_of(plain) == pa.list_(pa.int64())
 
 
-def test_a_damaged_shard_does_not_hide_what_the_others_hold(tmp_path):
+def test_damaged_shard_does_not_hide_types_of_the_others(tmp_path):
     write_tfrecord(tmp_path / "a.tfrecord", [example(image=b"\xff\xd8", n=1)])
     (tmp_path / "b.tfrecord").write_bytes(b"x" * 1000)
     write_tfrecord(tmp_path / "c.tfrecord", [example(image=b"\xff\xd8", n=[1, 2])] * 3)
@@ -85,7 +85,7 @@ def test_a_damaged_shard_does_not_hide_what_the_others_hold(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["m.jsonl", "x.tfrecord", "x.tar", "b.parquet"])
-def test_what_was_not_foreseen_is_no_record_s_fault(tmp_path, monkeypatch, name):
+def test_unforeseen_type_fails_no_record(tmp_path, monkeypatch, name):
     monkeypatch.setattr(inspection, "_SAMPLED_RECORDS", 2)
     monkeypatch.setattr(inspection, "_SAMPLED_SHARDS", 2)
     monkeypatch.setattr(manifest_rows, "_TAIL_BYTES", 0)
@@ -134,7 +134,7 @@ def test_a_column_may_begin_late(tmp_path):
         kind_of(tmp_path / "a.tar", "m")
 
 
-def test_text_of_csv_is_text_however_empty_its_first_rows(tmp_path):
+def test_csv_column_with_empty_first_rows_is_text(tmp_path):
     (tmp_path / "m.csv").write_text("uri,n\n" + "a.png,\n" * 100)
     assert kind_of(tmp_path / "m.csv") == pa.string()
 
@@ -169,7 +169,7 @@ def test_lists_in_the_label_column_are_text_as_they_are_read(tmp_path):
     ],
     ids=str,
 )
-def test_what_no_type_holds_is_refused_with_a_type_that_does(tmp_path, values, remedy):
+def test_values_without_a_common_type_are_refused_with_a_remedy(tmp_path, values, remedy):
     write_lines(tmp_path / "m.jsonl", values)
     with pytest.raises(ImagebeamError) as caught:
         kind_of(tmp_path / "m.jsonl")
@@ -181,10 +181,10 @@ def test_a_refusal_names_both_values_and_files(tmp_path):
     write_lines(tmp_path / "b.jsonl", ["x"])
     with pytest.raises(ImagebeamError) as caught:
         kind_of(f"{tmp_path}/*.jsonl", "m", renamed=(("m", "n"),))
-    assert str(caught.value) == (
-        f"The kept column 'm' holds int64 (1 in {tmp_path}/a.jsonl) and string ('x' in {tmp_path}/b.jsonl), which no "
-        f"one type does. Say what to keep it as: --keep_columns n=m:string."
-    )
+    message = str(caught.value)
+    for part in ("'m'", f"int64 (1 in {tmp_path}/a.jsonl)", f"string ('x' in {tmp_path}/b.jsonl)"):
+        assert part in message
+    assert message.endswith("--keep_columns n=m:string.")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_refusal_names_both_values_and_files(tmp_path):
     ],
     ids=lambda array: str(array.type),
 )
-def test_parquet_shards_that_no_type_holds(tmp_path, one, other):
+def test_parquet_shards_without_a_common_type_are_refused(tmp_path, one, other):
     for name, column in (("a", one), ("b", other)):
         pq.write_table(pa.table({"image": [b"x"], "n": column}), tmp_path / f"{name}.parquet")
     with pytest.raises(ImagebeamError, match=r"a\.parquet.*b\.parquet.*--keep_columns n:string\."):

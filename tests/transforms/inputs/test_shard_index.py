@@ -73,7 +73,7 @@ def test_a_shard_is_walked_once(path, memory, walked):
     assert len(walked) == 1
 
 
-def test_another_version_or_size_of_units_is_walked_anew(path, memory, walked):
+def test_other_version_or_unit_size_is_walked_again(path, memory, walked):
     cut(path, memory)
     write(path, COUNT + 4)
     assert sum(unit.count for unit in cut(path, memory)) == COUNT + 4
@@ -84,7 +84,7 @@ def test_another_version_or_size_of_units_is_walked_anew(path, memory, walked):
     assert len(walked) == 3
 
 
-def test_what_cannot_be_understood_is_made_anew(path, memory, walked):
+def test_unreadable_index_is_remade(path, memory, walked):
     expected = cut(path, memory)
     (file,) = Path(memory.folder).iterdir()
     content = json.loads(file.read_text())
@@ -120,13 +120,13 @@ def test_a_tar_with_a_repeated_sample_is_walked_once_too(tmp_path, memory, walke
     assert len(walked) == 1
 
 
-def test_a_small_shard_is_not_worth_a_file(path, memory, monkeypatch):
+def test_small_shard_gets_no_index_file(path, memory, monkeypatch):
     monkeypatch.setattr(shard_index, "LEAST_BYTES", path.stat().st_size + 1)
     cut(path, memory)
     assert not Path(memory.folder).exists()
 
 
-def test_a_run_that_goes_on_walks_no_shard_again(path, tmp_path, walked):
+def test_resumed_run_walks_no_shard_again(path, tmp_path, walked):
     output = tmp_path / "out"
     assert extract(path.parent, output) == 0
     before = files_of(output)

@@ -7,7 +7,7 @@ from transforms.inputs.unique_keys import SeenKeys
 
 
 @pytest.mark.parametrize("buffer", [1, 3, 64, 1 << 16])
-def test_finds_what_a_set_finds(monkeypatch, buffer):
+def test_finds_the_same_repeats_as_a_set(monkeypatch, buffer):
     monkeypatch.setattr(unique_keys, "_BUFFER", buffer)
     random, seen, expected = Random(0), SeenKeys(), set()
     for _ in range(3_000):

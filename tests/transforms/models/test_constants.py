@@ -31,7 +31,7 @@ def embedder():
 
 
 @pytest.mark.parametrize("transform", VectorTransform)
-def test_a_copied_classifier_says_the_same(embedder, transform):
+def test_copied_classifier_predicts_the_same(embedder, transform):
     vectors = embedder.predict_on_batch(PIXELS)
     mean, variance = vectors.mean(axis=0), vectors.var(axis=0)
     head = build_head(8, 3, mean=mean, variance=variance, transform=transform)
@@ -47,6 +47,6 @@ def test_plain_keras_would_lose_the_normalization(embedder):
     assert np.abs(copy(embedder).predict_on_batch(PIXELS) - embedder.predict_on_batch(PIXELS)).max() > 0.1
 
 
-def test_a_model_without_is_left_as_it_is():
+def test_model_without_normalization_is_unchanged():
     plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     assert with_constant_normalization(plain) is plain

@@ -21,7 +21,7 @@ def pixels():
     return np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 
 
-def test_private_names_are_where_they_are_expected():
+def test_private_names_exist():
     from keras.src.backend.common import global_state
     from keras.src.random import seed_generator
 
@@ -32,7 +32,7 @@ def test_private_names_are_where_they_are_expected():
         assert all(len(md5) == 32 for md5 in published_efficientnet_md5(f"EfficientNetB{number}"))
 
 
-def test_private_names_do_what_they_are_used_for():
+def test_private_names_behave_as_expected():
     with fresh_layer_names():
         assert keras.layers.Activation("relu").name == "activation"
     values = []
@@ -66,7 +66,7 @@ def right():
     return embedder.spec, embedder.embed(pixels())["embedding"]
 
 
-def test_settings_made_in_the_process_change_nothing_and_are_restored(right, other_settings):
+def test_global_settings_change_nothing_and_are_restored(right, other_settings):
     embedder = resolve(CONFIG)
     assert embedder.spec == right[0]
     np.testing.assert_array_equal(embedder.embed(pixels())["embedding"], right[1])
@@ -86,7 +86,7 @@ def test_nested_pins_restore_once(other_settings):
 
 
 @pytest.mark.slow
-def test_a_configuration_file_changes_nothing(right, tmp_path):
+def test_keras_config_file_changes_nothing(right, tmp_path):
     settings = {"floatx": "float16", "epsilon": 1e-2, "backend": "tensorflow", "image_data_format": "channels_first"}
     (tmp_path / "keras.json").write_text(json.dumps(settings))
     program = (

@@ -13,7 +13,7 @@ from transforms.models.layer_tables import LayerInfo, build_layers, check_layer_
 SMALL = "MobileNetV3Small"
 
 
-def test_is_of_the_installed_keras_and_has_every_model():
+def test_tables_cover_every_model_of_the_installed_keras():
     table = layer_tables._table()
     assert table["keras"] == importlib.metadata.version("keras"), "run python -m transforms.models.layer_tables"
     assert set(table["models"]) == set(ARCHITECTURES)
@@ -22,13 +22,13 @@ def test_is_of_the_installed_keras_and_has_every_model():
 @pytest.mark.parametrize(
     "name", [SMALL, "VGG16", *(pytest.param(name, marks=pytest.mark.parity) for name in ARCHITECTURES)]
 )
-def test_is_what_keras_builds(name):
+def test_tables_equal_what_keras_builds(name):
     architecture = get_architecture(name)
     for size in (architecture.default_image_size, *([None] if architecture.takes_any_size else [])):
         assert known_layers(name, size) == list(build_layers(architecture, size))
 
 
-def test_another_keras_is_asked_itself(monkeypatch):
+def test_other_keras_versions_build_the_model(monkeypatch):
     monkeypatch.setattr(layer_tables, "_keras_version", lambda: "99.0")
     monkeypatch.setattr(layer_tables, "build_layers", lambda *_: iter([LayerInfo("x", "Dense", (None, 3), 3, 12)]))
     assert known_layers(SMALL, None) is None

@@ -101,14 +101,14 @@ def expected(model, mode="none", pool=np.mean):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_preprocessing_is_what_its_name_says(save, mode):
+def test_preprocessing_follows_its_name(save, mode):
     model = functional()
     embedder = resolve(EmbedderConfig(save(model), preprocessing=mode))
     np.testing.assert_allclose(embedder.embed(PIXELS)["embedding"], expected(model, mode), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", [functional, sequential, tokens, with_dict_input])
-def test_every_kind_of_model_is_plain_keras_on_a_worker_too(save, tmp_path, make):
+def test_every_kind_of_model_equals_plain_keras_on_a_worker(save, tmp_path, make):
     model = make()
     config = EmbedderConfig(save(model), pooling="max", image_size=(24, 20))
     staged = stage_model(config, str(tmp_path / "model"))
@@ -148,7 +148,7 @@ def test_layers_pooling_sizes_and_an_own_tensor(save):
     assert 0 < np.abs(half - expected(model)).max() < 0.05 * np.abs(expected(model)).max()
 
 
-def test_the_fingerprint_goes_by_the_files_content(save, tmp_path):
+def test_fingerprint_depends_on_the_content_of_the_file(save, tmp_path):
     path = save(functional())
     (tmp_path / "moved").mkdir()
     moved = str(shutil.copy(path, tmp_path / "moved" / "other.keras"))
@@ -173,7 +173,7 @@ def test_other_weights_for_the_same_model(save, tmp_path):
         resolve(EmbedderConfig(path, str(tmp_path / "other.weights.h5")))
 
 
-def test_freezing_counts_its_layers_and_reaches_into_them(save):
+def test_freezing_reaches_into_nested_layers(save):
     config = EmbedderConfig(save(functional()))
     backbone = load_backbone(config)
     layers = freeze(backbone, config.spec("0" * 64), Frozen(until="low"))
@@ -194,7 +194,7 @@ def test_extract_resumes_without_loading(source, output, save, monkeypatch):
     assert extract(source, output, model=("--model", path, "--rows_per_unit", "5")) == 2
 
 
-def test_what_keras_cannot_load_safely_is_refused(save, tmp_path):
+def test_unsafe_model_file_is_refused(save, tmp_path):
     image = keras.Input((24, 20, 3))
     unsafe = save(keras.Model(image, keras.layers.Lambda(lambda pixels: pixels * 2)(image)), "unsafe.keras")
     with pytest.raises(ImagebeamError, match="safe mode"):
@@ -225,12 +225,12 @@ def test_what_keras_cannot_load_safely_is_refused(save, tmp_path):
         ({"preprocessing": "imagenet"}, "none, unit, tf, torch, caffe"),
     ],
 )
-def test_bad_requests_are_refused_when_made(save, fields, named):
+def test_bad_requests_are_refused_when_constructed(save, fields, named):
     with pytest.raises(ImagebeamError, match=named):
         EmbedderConfig(**{"model": save(functional()), **fields})
 
 
-def test_a_built_in_model_has_its_own_preprocessing():
+def test_preprocessing_of_a_built_in_model_cannot_be_set():
     with pytest.raises(ImagebeamError, match="its own preprocessing"):
         EmbedderConfig("VGG16", preprocessing="tf")
     assert dataclasses.replace(EmbedderConfig("VGG16")).preprocessing is None

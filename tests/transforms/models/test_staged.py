@@ -79,7 +79,7 @@ def test_a_model_file_without_its_description_was_never_finished(folder):
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"spec": {"model": "VGG16"}}', '{"spec": 5}'])
 def test_a_description_that_cannot_be_understood_is_named(folder, text):
     (folder / SPEC_FILE).write_text(text)
-    with pytest.raises(ImagebeamError, match=rf"{SPEC_FILE} cannot be understood.*Delete the folder"):
+    with pytest.raises(ImagebeamError, match=rf"{SPEC_FILE}.*Delete the folder"):
         read_staged(str(folder))
 
 
@@ -91,7 +91,7 @@ def test_a_field_of_another_version_is_named(folder):
         read_staged(str(folder))
 
 
-def test_a_model_file_that_changed_or_went_is_not_loaded(folder):
+def test_changed_or_missing_model_file_is_not_loaded(folder):
     staged = read(folder)
     file = folder / staged.file
     data = bytearray(file.read_bytes())
@@ -104,7 +104,7 @@ def test_a_model_file_that_changed_or_went_is_not_loaded(folder):
         staged.load()
 
 
-def test_whoever_stages_another_model_takes_nothing_from_under_this_one(folder, embedder):
+def test_staging_another_model_keeps_this_one_loadable(folder, embedder):
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     first = read(folder)
     other = resolve(dataclasses.replace(CONFIG, weights="random:1"))
@@ -128,7 +128,7 @@ def test_a_superseded_model_is_deleted_when_it_is_old(folder, embedder):
     assert sorted(path.name for path in folder.iterdir()) == sorted([second.file, MODEL_LINK, "notes.txt", SPEC_FILE])
 
 
-def test_a_model_that_was_staged_before_names_held_digests_is_loaded(folder, embedder):
+def test_model_staged_under_an_old_file_name_is_loaded(folder, embedder):
     staged = read(folder)
     (folder / staged.file).replace(folder / "embedder.keras")
     about = json.loads((folder / SPEC_FILE).read_text()) | {"model_file": "embedder.keras"}
@@ -137,7 +137,7 @@ def test_a_model_that_was_staged_before_names_held_digests_is_loaded(folder, emb
     assert read(folder).load().embed(images).keys() == embedder.dimensions.keys()
 
 
-def test_the_digest_is_that_of_the_bytes(tmp_path):
+def test_digest_is_that_of_the_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
     assert file_sha256(tmp_path / "a") == known

@@ -79,7 +79,7 @@ def test_a_commit_is_read_back_as_it_was_written(tmp_path):
     assert read_commit(part_files.embeddings_uri(str(tmp_path), "0" * 16)) is None
 
 
-def test_failures_lie_beside_and_go_when_there_are_none(tmp_path):
+def test_failures_file_exists_only_with_failures(tmp_path):
     write(tmp_path, make_rows(3), FAILURES)
     path = tmp_path / "failures" / f"part-{UNIT.id}.parquet"
     assert pq.read_table(path).to_pylist()[1] == {
@@ -162,7 +162,7 @@ def test_large_units_are_cut_into_row_groups(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("embedding_type", list(EmbeddingType))
 @pytest.mark.parametrize("dtype", list(EmbeddingDtype))
-def test_other_readers_agree(tmp_path, embedding_type, dtype):
+def test_other_parquet_readers_agree(tmp_path, embedding_type, dtype):
     rows = make_rows(20)
     write(tmp_path, rows, options=PartOptions(embedding_type, dtype))
     expected = np.stack([row.vectors["embedding"] for row in rows]).astype(dtype.value)
@@ -194,7 +194,7 @@ def test_pandas_and_hugging_face_read_a_part(tmp_path):
     assert loaded["key"][0] == "a#0"
 
 
-def test_a_foreign_file_at_a_parts_place_is_named(tmp_path):
+def test_foreign_file_in_place_of_a_part_is_named(tmp_path):
     path = Path(part_files.embeddings_uri(str(tmp_path), UNIT.id))
     path.parent.mkdir()
     path.write_bytes(b"not parquet")
@@ -214,7 +214,7 @@ def test_unit_identity_and_version():
     assert unit(count=4).id != UNIT.id
 
 
-def test_a_reduced_part_says_nothing_of_records_that_are_gone(tmp_path):
+def test_reduced_part_does_not_count_removed_records(tmp_path):
     away = Unread("/in/a.tfrecord", "the mount was away", records=2)
     gone = Failure("a#5", "/in/a.tfrecord", Stage.READ, "unread", "away", retryable=True, unread=away)
     whole = write(tmp_path, make_rows(3), [*FAILURES, gone])

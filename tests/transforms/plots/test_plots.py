@@ -25,7 +25,7 @@ def overlap(texts, axis):
 
 
 @pytest.mark.parametrize("classes", [2, 10, 25, 60, 100])
-def test_class_names_can_be_read(drawn, classes):
+def test_class_names_are_legible(drawn, classes):
     names = [f"A rather long name, no. {number}" for number in range(classes)]
     random = np.random.default_rng(0)
     truth = random.integers(classes, size=2000)
@@ -60,7 +60,7 @@ NAMES = {
 }
 
 
-def test_names_that_cannot_be_drawn_are_numbers(drawn):
+def test_undrawable_names_become_numbers(drawn):
     """A missing letter would be a warning, which fails the tests, and a row of boxes on the picture."""
     names = [name for name, _ in NAMES.values()]
     training.confusion_matrix(np.arange(10), np.arange(10), names, "test")
@@ -71,7 +71,7 @@ def test_names_that_cannot_be_drawn_are_numbers(drawn):
     assert [text.get_text() for text in drawn().axes[0].get_yticklabels()] == ["a", "#1"]
 
 
-def test_of_many_classes_the_numbers_are_those_of_all(drawn):
+def test_numbers_of_classes_refer_to_all_classes(drawn):
     classes = [f"猫{number}" for number in range(150)]
     truth = np.arange(150)
     training.confusion_matrix(truth, np.where(truth >= 50, 0, truth), classes, "test")
@@ -93,7 +93,7 @@ def test_cells_hold_the_counts(drawn):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
 
 
-def test_of_many_classes_those_with_errors_are_drawn(drawn):
+def test_many_classes_show_only_those_with_errors(drawn):
     truth = np.arange(300).repeat(3)
     predicted = truth.copy()
     predicted[3 * 250] = 7  # class 250 taken for class 7
@@ -130,7 +130,7 @@ def test_curves_show_the_history(drawn, epochs, validated):
 
 
 @pytest.mark.parametrize("value", [0.1, 86.58])
-def test_equal_vectors_vary_in_no_direction(value):
+def test_equal_vectors_have_no_variance(value):
     """Even where their mean, which is rounded, is not one of them."""
     vectors = np.full((12, 3), value, np.float32)
     assert np.any(vectors != vectors.mean(axis=0))

@@ -64,7 +64,7 @@ def write(folders, kind, named):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "manifest"])
-def test_nothing_outside_is_read_and_no_neighbour_is_lost(folders, kind):
+def test_outside_paths_are_refused_and_other_rows_are_read(folders, kind):
     path = write(folders, kind, ["sub/a.jpg", *NAMED, "sub/a.jpg"])
     items = read(path, kind, ReadOptions())
     assert [getattr(item, "error_type", None) for item in items] == [None, *["not_allowed"] * len(NAMED), None]
@@ -81,7 +81,7 @@ def test_a_prefix_allows_what_is_below_it_and_no_more(folders, kind):
     assert "--allow_uri_prefix" in items[1].message
 
 
-def test_what_is_larger_than_allowed_is_not_read(tmp_path, monkeypatch):
+def test_oversized_file_is_not_read(tmp_path, monkeypatch):
     for name, size in (("a.jpg", 10), ("b.jpg", 2_000), ("c.jpg", 10)):
         (tmp_path / name).write_bytes(bytes(size))
     (unit,) = units_in(plan([str(tmp_path)], None, 10))
@@ -95,7 +95,7 @@ def test_what_is_larger_than_allowed_is_not_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("compression", ["", "GZIP"])
-def test_a_record_that_is_too_large_costs_no_other(tmp_path, compression):
+def test_oversized_record_costs_no_other(tmp_path, compression):
     from tests.support.shard_files import example
 
     payloads = [example(image=data) for data in (b"1", bytes(5_000), b"3")]

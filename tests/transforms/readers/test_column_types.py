@@ -69,7 +69,7 @@ def test_one_type_holds_the_values_whatever_their_order(values, kind):
     ],
     ids=str,
 )
-def test_types_of_two_shards(one, other, kind):
+def test_common_type_of_two_shards(one, other, kind):
     for found in (widen(one, other), widen(other, one)):
         if pa.types.is_decimal(kind):
             assert pa.types.is_decimal(found)
@@ -96,7 +96,7 @@ def test_types_of_two_shards(one, other, kind):
     ],
     ids=str,
 )
-def test_nothing_holds_both(one, other):
+def test_types_without_a_common_type(one, other):
     for pair in ((one, other), (other, one)):
         with pytest.raises(ValueError, match="no type holds"):
             widen(*pair)
@@ -126,7 +126,7 @@ def test_nothing_holds_both(one, other):
     ],
     ids=repr,
 )
-def test_what_a_type_does_not_hold_is_refused_and_text_or_another_type_is_the_remedy(value, kind):
+def test_value_outside_its_type_is_refused_with_a_remedy(value, kind):
     with pytest.raises(ValueError):  # noqa: PT011
         fit(value, kind, declared=False)
     name = remedy(kind, value)
@@ -134,7 +134,7 @@ def test_what_a_type_does_not_hold_is_refused_and_text_or_another_type_is_the_re
     assert fit(value, asked_for, declared=True) is not None
 
 
-def test_remedies():
+def test_remedy_names_a_type_that_holds_the_value():
     assert remedy(pa.int64(), 0.5) == "float64"
     assert remedy(pa.int32(), 2**40) == "int64"
     assert remedy(pa.float32(), 0.1) == "float64"
@@ -165,7 +165,7 @@ def test_remedies():
     ],
     ids=str,
 )
-def test_what_a_type_holds(value, kind, held):
+def test_values_a_type_holds(value, kind, held):
     found = fit(value, kind, declared=False)
     assert pa.array([found], kind) == pa.array([held], kind)
 
@@ -194,7 +194,7 @@ def test_what_a_type_holds(value, kind, held):
     ],
     ids=repr,
 )
-def test_a_type_that_was_asked_for_is_parsed(value, kind, held):
+def test_declared_type_converts_values(value, kind, held):
     found = fit(value, kind, declared=True)
     assert pa.array([found], kind).to_pylist() == [held]
     if isinstance(value, list | dict) and isinstance(found, str) and value != [b"x"]:
@@ -219,6 +219,6 @@ def test_a_type_that_was_asked_for_is_parsed(value, kind, held):
     ],
     ids=repr,
 )
-def test_what_was_asked_for_loses_nothing_either(value, kind):
+def test_declared_type_refuses_lossy_values(value, kind):
     with pytest.raises(ValueError):  # noqa: PT011
         fit(value, kind, declared=True)

@@ -26,7 +26,7 @@ from transforms.readers.units import ListUnit, RecordRef, WorkUnit
 @pytest.mark.parametrize(
     "three", [3, 3.0, "3", "3.0", "3.", b"3", b"3.0\n", " 3 ", np.int64(3), np.float32(3), np.float64(3)]
 )
-def test_three_is_one_label(three):
+def test_every_spelling_of_three_is_one_label(three):
     assert as_label(three) == "3"
     assert as_label(decimal.Decimal("3.00")) == "3"
 
@@ -34,7 +34,7 @@ def test_three_is_one_label(three):
 @pytest.mark.parametrize(
     "none", [None, "", "  ", "\t\n", b"", b" \r\n", float("nan"), np.float32("nan"), decimal.Decimal("nan"), "\u00a0"]
 )
-def test_nothing_and_blank_are_no_label(none):
+def test_null_and_blank_are_no_label(none):
     assert as_label(none) is None
 
 
@@ -66,7 +66,7 @@ def test_other_values_become_text(value, label):
 
 
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, b"\xff", "\ud83d"])
-def test_what_is_no_label_is_refused(value):
+def test_bad_labels_are_refused(value):
     with pytest.raises(ValueError, match=r"label|utf-8|surrogates"):
         as_label(value)
 
@@ -81,7 +81,7 @@ def labels(path, input_format, options=None):
     "kind",
     [pa.int8(), pa.uint64(), pa.float16(), pa.float64(), pa.decimal128(5, 2), pa.string(), pa.large_string()],
 )
-def test_the_type_of_a_parquet_column_does_not_matter(tmp_path, kind):
+def test_label_does_not_depend_on_the_parquet_type(tmp_path, kind):
     values = pa.array(["0", None, "2"]).cast(kind) if not pa.types.is_float16(kind) else pa.array([0, None, 2], kind)
     pq.write_table(pa.table({"image": [b"1"] * 3, "label": values}), tmp_path / "x")
     assert labels(tmp_path / "x", "parquet") == ["0", None, "2"]
@@ -184,7 +184,7 @@ def test_lists_of_labels_stay_where_the_user_keeps_them(tmp_path):
     assert [record.extras for record in read_all(tmp_path, options)] == [{"tags": ["a", "b"]}]
 
 
-def test_several_labels_that_nothing_keeps_are_a_failure_with_the_remedy(tmp_path):
+def test_several_labels_are_a_failure_with_a_remedy(tmp_path):
     write_png_table(tmp_path / "x.parquet", label=[["a", "b"], ["c"]])
     first, second = read_all(tmp_path, ReadOptions())
     assert "--keep_columns label=labels:list<string>" in first.message
@@ -230,7 +230,7 @@ def test_kept_columns_hold_what_the_shard_does(tmp_path, values):
     assert pa.array(found, kind).cast(values.type).equals(values)
 
 
-def test_a_column_that_is_asked_for_and_stands_twice_is_refused(tmp_path):
+def test_requested_column_that_occurs_twice_is_refused(tmp_path):
     (tmp_path / "m.csv").write_text("uri,label,label,x,x\na.png,cat,dog,1,2\n")
     with pytest.raises(ImagebeamError, match="2 columns are called 'label'"):
         inspect_input([f"{tmp_path}/m.csv"], None, ReadOptions())

@@ -44,7 +44,7 @@ def put(folder, *names):
 # Classes.
 
 
-def test_nested_class_folders_take_the_first_below_the_input_as_torchvision_does(tmp_path):
+def test_first_of_nested_class_folders_is_the_label(tmp_path):
     put(tmp_path, "cat/1.png", "cat/black/2.png", "dog/a/b/3.png", "4.png")
     assert labels(tmp_path) == {"1.png": "cat", "2.png": "cat", "3.png": "dog", "4.png": None}
     last = {"1.png": "cat", "2.png": "black", "3.png": "b", "4.png": tmp_path.name}
@@ -54,12 +54,12 @@ def test_nested_class_folders_take_the_first_below_the_input_as_torchvision_does
 
 
 @pytest.mark.parametrize("pattern", ["", "/", "/**", "/**/*.png", "/*/*/*.png"])
-def test_however_the_input_is_spelled(tmp_path, pattern):
+def test_label_does_not_depend_on_the_pattern(tmp_path, pattern):
     put(tmp_path, "cat/black/1.png", "dog/brown/2.png")
     assert labels(f"{tmp_path}{pattern}") == {"1.png": "cat", "2.png": "dog"}
 
 
-def test_a_file_named_itself_has_the_label_of_its_folder(tmp_path):
+def test_file_named_directly_has_the_label_of_its_folder(tmp_path):
     put(tmp_path, "cat/1.png")
     assert labels(tmp_path / "cat" / "1.png") == labels(tmp_path / "cat" / "*.png") == {"1.png": "cat"}
 
@@ -74,7 +74,7 @@ def test_a_tar_of_class_folders_has_the_labels_of_the_folder(tmp_path):
         assert found == ["cat", "cat", "dog"] == [label for _, label in sorted(labels(tmp_path / "in").items())]
 
 
-def test_a_label_that_a_sample_has_goes_before_its_folder(tmp_path):
+def test_own_label_of_a_sample_wins_over_its_folder(tmp_path):
     write_tar(tmp_path / "x.tar", [("cat/1.png", PNG), ("cat/1.cls", b"7"), ("dog/2.png", PNG)])
     assert sorted(map(str, labels(tmp_path / "x.tar").values())) == ["7", "dog"]
     found = labels(tmp_path / "x.tar", label_from=LabelFrom.FIRST_FOLDER)
@@ -106,7 +106,7 @@ def test_class_folder(path, root, rule, expected):
 
 
 @pytest.mark.parametrize("value", ["cat", "a b", "ünï", "50%", "a/b", "x=y", None])
-def test_hive_columns_are_what_pyarrow_wrote(tmp_path, value):
+def test_hive_columns_equal_pyarrow(tmp_path, value):
     table = pa.table({"image": [PNG], "label": pa.array([value], pa.string()), "split": ["train"]})
     ds.write_dataset(table, tmp_path, format="parquet", partitioning=["split", "label"], partitioning_flavor="hive")
     (file,) = tmp_path.rglob("*.parquet")
@@ -130,7 +130,7 @@ def test_image_files_have_hive_columns_too(tmp_path):
 # What is no data.
 
 
-def test_names_with_an_underscore_or_a_dot_are_no_data(tmp_path):
+def test_hidden_names_are_skipped(tmp_path):
     set_aside = ("_temporary/0/x.parquet", "_delta_log/0.parquet", ".ipynb_checkpoints/a.png", "_x.tar", ".a.png")
     put(tmp_path, "a.png", "cat/_DSC0001.png", *set_aside)
     left_out = LeftOutFiles()
@@ -141,7 +141,7 @@ def test_names_with_an_underscore_or_a_dot_are_no_data(tmp_path):
     assert sum(left_out.values()) == len(named)
 
 
-def test_a_pattern_that_spells_such_a_name_means_it(tmp_path):
+def test_pattern_can_name_hidden_files(tmp_path):
     put(tmp_path, "_raw/a.png", ".cache/b.png")
     for pattern in ("_raw", "_raw/*.png", "_raw/a.png", ".cache/*.png", "_*/*.png", "{_raw,.cache}/*.png"):
         assert list(list_inputs([f"{tmp_path}/{pattern}"], None)), pattern
@@ -150,7 +150,7 @@ def test_a_pattern_that_spells_such_a_name_means_it(tmp_path):
 # What a file is by its first bytes.
 
 
-def test_files_that_are_other_things_are_refused_before_a_run(tmp_path):
+def test_files_of_other_types_are_refused_before_a_run(tmp_path):
     np.save(tmp_path / "array", np.zeros(3))
     np.savez(tmp_path / "arrays.npz", np.zeros(3))
     (tmp_path / "book").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
@@ -174,7 +174,7 @@ def test_shards_under_other_names_are_refused_with_the_flag(tmp_path):
             inspect_input([f"{tmp_path}/{name}"], None, ReadOptions())
 
 
-def test_an_image_under_another_name_is_an_image(tmp_path):
+def test_image_under_any_name_is_an_image(tmp_path):
     for kind in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"):
         PIL.Image.new("RGB", (8, 8)).save(tmp_path / kind, kind)
     (tmp_path / "plain").write_text("P3\n1 1\n255\n1 2 3\n")
@@ -214,14 +214,14 @@ DIALECTS = {
 
 
 @pytest.mark.parametrize("name", DIALECTS)
-def test_dialects(tmp_path, name):
+def test_csv_dialects(tmp_path, name):
     file, text, encoding = DIALECTS[name]
     put(tmp_path, "a.png")
     (tmp_path / file).write_bytes(text.encode(encoding))
     assert list(labels(tmp_path / file).values()) == ["cat"]
 
 
-def test_another_column_of_uris(tmp_path):
+def test_uri_column_can_be_named(tmp_path):
     put(tmp_path, "a.png")
     (tmp_path / "metadata.csv").write_text("file_name;label\na.png;cat\n")
     with pytest.raises(ImagebeamError, match="--uri_column"):

@@ -76,7 +76,7 @@ def types_of(items):
 # TFRecord.
 
 
-def test_local_files_are_left_to_whoever_decodes_them_and_others_are_read(gcs, tmp_path):  # noqa: F811
+def test_local_files_are_opened_by_the_decoder_and_others_read_ahead(gcs, tmp_path):  # noqa: F811
     for base in (str(tmp_path), f"gs://{gcs.bucket}"):
         for number in range(3):
             storage.publish(f"{base}/{number}.jpg", b"%d" % number)
@@ -95,7 +95,7 @@ def payloads():
     return [example(image=data, label=index, name=f"no. {index}".encode()) for index, data in enumerate(images(COUNT))]
 
 
-def test_a_list_of_one_is_a_list_where_it_is_declared(tmp_path):
+def test_list_of_one_stays_a_list_if_declared(tmp_path):
     tags = [[b"a"], [b"b", b"c"], []]
     path = write_tfrecord(tmp_path / "x", [example(image=b"x", tags=values) for values in tags])
     items = read(path, "tfrecord", kept(tags=pa.list_(pa.string())))
@@ -208,7 +208,7 @@ def test_labels_become_text(tmp_path, label, expected):
     assert record.label == expected
 
 
-def test_feature_names_are_chosen(tmp_path):
+def test_feature_names_can_be_chosen(tmp_path):
     path = write_tfrecord(
         tmp_path / "x", [example(**{"image/encoded": b"1", "image/class/label": 7, "label": b"no", "image": b"no"})]
     )
@@ -300,7 +300,7 @@ def test_members_can_be_kept(tmp_path):
     assert record.extras == {"caption": "é", "npy": b"\xff\0"}
 
 
-def test_samples_that_come_back_are_failures_with_keys_of_their_own(tmp_path):
+def test_repeated_samples_are_failures_with_their_own_keys(tmp_path):
     names = ["1.jpg", "2.jpg", "3.jpg", "2.cls", "1.cls", "4.jpg"]
     path = write_tar(tmp_path / "x", [(name, b"1") for name in names])
     items = read(path, "webdataset")
@@ -332,7 +332,7 @@ def test_rows_equal_those_of_pyarrow(tmp_path, layout, row_group_size):
         assert read(path, "parquet", kept(tags=pa.list_(pa.string())), rows_per_unit) == expected
 
 
-def test_what_hugging_face_writes(tmp_path):
+def test_reads_what_hugging_face_writes(tmp_path):
     import datasets
     import PIL.Image
 
@@ -400,7 +400,7 @@ def test_a_damaged_row_group_costs_no_other(tmp_path):
 
 
 @pytest.mark.parametrize("input_format", ["tfrecord", "webdataset", "parquet"])
-def test_a_shard_replaced_after_planning_is_said_to_be(tmp_path, payloads, input_format):
+def test_shard_replaced_after_planning_is_reported(tmp_path, payloads, input_format):
     def write(count):
         if input_format == "tfrecord":
             return write_tfrecord(tmp_path / "x", payloads[:count])
@@ -444,7 +444,7 @@ def test_every_record_is_accounted_for_wherever_a_shard_breaks_off(tmp_path, pay
             assert all(item in whole for item in good)
 
 
-def test_the_error_of_planning_is_the_failure(tmp_path):
+def test_planning_error_becomes_the_failure(tmp_path):
     (tmp_path / "x").write_bytes(b"no shard")
     (unit,) = all_of(ShardUnit, units_of(tmp_path / "x", "parquet"))
     assert unit.slices[0].unread is not None

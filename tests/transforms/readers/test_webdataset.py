@@ -79,7 +79,7 @@ def test_names_lose_no_image(tmp_path, members, expected, mode):
         assert [item.label for item in items] == ["7", "8"]
 
 
-def test_what_is_no_sample_is_counted(tmp_path):
+def test_members_outside_samples_are_counted(tmp_path):
     members = [
         ("README", b"x"),
         ("a.jpg", b"1"),
@@ -99,7 +99,7 @@ def test_what_is_no_sample_is_counted(tmp_path):
     }
 
 
-def test_archives_one_behind_the_other_are_read_to_the_end(tmp_path):
+def test_concatenated_archives_are_read_to_the_end(tmp_path):
     one, other = tar_of([("a.jpg", b"1")]), tar_of([("b.jpg", b"2")])
     (tmp_path / "x").write_bytes(one + other)
     items, _, unread = read(tmp_path / "x")
@@ -186,7 +186,7 @@ def _is_image(name):
         (["a.jpg", "a.json"], None),
     ],
 )
-def test_several_images_in_a_sample_are_refused_where_none_is_named(tmp_path, names, images):
+def test_several_images_in_a_sample_need_image_column(tmp_path, names, images):
     (tmp_path / "x.tar").write_bytes(tar_of([(name, b"{}") for name in names]))
     uri = str(tmp_path / "x.tar")
     if images is None:

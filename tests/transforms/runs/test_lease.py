@@ -21,7 +21,7 @@ def leave(folder, **changes):
     return path
 
 
-def test_a_second_launcher_is_refused_at_once_and_told_who_holds_it(tmp_path):
+def test_second_launcher_is_refused_and_told_who_holds_the_lease(tmp_path):
     with lease.hold(str(tmp_path)):
         started = time.monotonic()
         with pytest.raises(ImagebeamError, match=rf"process {os.getpid()} of .* since 2"), lease.hold(str(tmp_path)):
@@ -32,7 +32,7 @@ def test_a_second_launcher_is_refused_at_once_and_told_who_holds_it(tmp_path):
         pass
 
 
-def test_a_killed_launcher_of_this_machine_holds_nothing(tmp_path):
+def test_lease_of_a_killed_local_launcher_is_void(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     left = leave(tmp_path, pid=gone.pid)
@@ -40,14 +40,14 @@ def test_a_killed_launcher_of_this_machine_holds_nothing(tmp_path):
         assert not left.exists()
 
 
-def test_a_process_that_only_has_the_number_of_the_launcher_is_another(tmp_path):
+def test_reused_process_id_does_not_hold_the_lease(tmp_path):
     leave(tmp_path, process_started="1")
     with lease.hold(str(tmp_path)):
         pass
 
 
 @pytest.mark.parametrize(("age", "is_held"), [(0, True), (90, True), (lease.TIMEOUT_SECONDS + 5, False)])
-def test_a_launcher_elsewhere_holds_it_until_it_was_not_heard_of_for_some_time(tmp_path, age, is_held):
+def test_lease_of_a_remote_launcher_expires(tmp_path, age, is_held):
     path = leave(tmp_path, machine="another", host="worker-7")
     moment = time.time() - age
     os.utime(path, (moment, moment))
@@ -60,7 +60,7 @@ def test_a_launcher_elsewhere_holds_it_until_it_was_not_heard_of_for_some_time(t
             assert not path.exists()
 
 
-def test_of_launchers_that_begin_at_once_never_two_work(tmp_path):
+def test_simultaneous_launchers_never_both_work(tmp_path):
     inside, most, won = [], [], []
     barrier = threading.Barrier(6)
 
@@ -85,7 +85,7 @@ def test_of_launchers_that_begin_at_once_never_two_work(tmp_path):
     assert max(most) == 1
 
 
-def test_a_lease_that_was_taken_is_noticed(tmp_path):
+def test_lost_lease_is_noticed(tmp_path):
     with lease.hold(str(tmp_path)):
         lease.check(str(tmp_path))
         next(tmp_path.glob("lease-*")).unlink()

@@ -48,14 +48,14 @@ def reports(tmp_path):
     return [report(tmp_path, unit(0)), report(tmp_path, unit(3), failed=2), report(tmp_path, unit(6), skipped=True)]
 
 
-def test_a_report_survives_its_way_through_a_file(reports):
+def test_report_round_trips_through_a_file(reports):
     for one in reports:
         line = one.to_json()
         assert "\n" not in line
         assert UnitReport.from_json(line) == one
 
 
-def test_the_sums_are_over_all_units(reports):
+def test_sums_cover_all_units(reports):
     totals = sum_up(reports)
     assert (totals.records, totals.embedded, totals.failed) == (9, 7, 2)
     assert (totals.units, totals.units_skipped) == (3, 1)
@@ -65,11 +65,11 @@ def test_the_sums_are_over_all_units(reports):
     assert sum_up([]).failure_rate == 0
 
 
-def test_a_run_that_adds_up_has_no_problems(tmp_path, reports):
+def test_consistent_run_has_no_problems(tmp_path, reports):
     assert reconcile(reports, str(tmp_path)) == []
 
 
-def test_each_thing_that_does_not_add_up_is_one_line(tmp_path, reports):
+def test_each_inconsistency_is_one_line(tmp_path, reports):
     gone = reports[0].commit.unit_id
     (tmp_path / "embeddings" / part_files.part_name(gone)).unlink()
     short = dataclasses.replace(reports[1], records=4)
@@ -83,7 +83,7 @@ def test_each_thing_that_does_not_add_up_is_one_line(tmp_path, reports):
     )
 
 
-def test_parts_that_no_report_names_are_removed_with_their_failures(tmp_path, reports):
+def test_unreported_parts_are_removed_with_their_failures(tmp_path, reports):
     old = commit(tmp_path, unit(9), failed=1).unit_id
     stale = tmp_path / "failures" / part_files.part_name(reports[0].commit.unit_id)  # of a unit without failures
     stale.write_bytes(b"of an attempt that was killed")
@@ -100,7 +100,7 @@ def test_parts_that_no_report_names_are_removed_with_their_failures(tmp_path, re
     assert not any(old in name for name in left)
 
 
-def test_the_manifest_says_what_the_parts_are_made_of(tmp_path, reports):
+def test_manifest_describes_the_parts(tmp_path, reports):
     staged = StagedModel(
         "m", SPEC, "embedder.keras", "ab" * 32, {"source": "random:0", "file_sha256": None}, {"embedding": 3}
     )

@@ -40,7 +40,7 @@ def rows(output):
 
 
 @pytest.mark.parametrize("prune", [False, True])
-def test_rows_of_missing_inputs_stay_until_they_are_to_be_pruned(tmp_path, prune):
+def test_rows_of_missing_inputs_stay_until_pruned(tmp_path, prune):
     commit(tmp_path, ["a", "b"])
     commit(tmp_path, ["x", "y"], failed=["y"])
     now = [report(tmp_path, ["a", "c"])]
@@ -54,7 +54,7 @@ def test_rows_of_missing_inputs_stay_until_they_are_to_be_pruned(tmp_path, prune
     assert rows(tmp_path) == (["a", "c"] if prune else ["a", "b", "c", "x"])
 
 
-def test_what_is_left_of_a_part_is_never_taken_for_the_whole(tmp_path):
+def test_reduced_part_has_another_version(tmp_path):
     old = commit(tmp_path, ["a", "b"])
     settle([report(tmp_path, ["a"])], str(tmp_path))
     left = part_files.read_commit(part_files.embeddings_uri(str(tmp_path), old.unit_id))
@@ -63,7 +63,7 @@ def test_what_is_left_of_a_part_is_never_taken_for_the_whole(tmp_path):
     assert left.version != old.version
 
 
-def test_an_input_that_failed_later_has_no_old_row_beside_it(tmp_path):
+def test_input_that_fails_later_keeps_no_old_row(tmp_path):
     commit(tmp_path, ["a", "b"])
     settled = settle([report(tmp_path, ["a", "b", "c"], failed=["b"])], str(tmp_path))
     assert settled.superseded == 1

@@ -42,7 +42,7 @@ def finished(tmp_path):
     return finish(tmp_path, [report(tmp_path, unit, failed=["e"] if "e" in unit else []) for unit in names])
 
 
-def test_a_sound_run(finished, capsys):
+def test_sound_run_has_no_damage(finished, capsys):
     verdict = verify(str(finished))
     assert (verdict.parts, verdict.rows, verdict.damages) == (3, 5, [])
     assert run_job("verify", [str(finished)]) == 0
@@ -64,7 +64,7 @@ def test_any_flipped_byte_is_found(finished):
 
 
 @pytest.mark.slow
-def test_every_byte_of_a_footer_counts(finished):
+def test_any_flipped_byte_of_a_footer_is_found(finished):
     path = next(finished.glob("failures/*"))
     data = path.read_bytes()
     length = int.from_bytes(data[-8:-4], "little") + 8
@@ -74,7 +74,7 @@ def test_every_byte_of_a_footer_counts(finished):
 
 
 @pytest.mark.parametrize("harm", ["cut", "delete", "empty", "swap"])
-def test_other_harm_to_a_part_is_found_and_names_it(finished, harm):
+def test_other_damage_to_a_part_is_found(finished, harm):
     path, other = sorted(finished.glob("embeddings/*"))[:2]
     if harm == "cut":
         path.write_bytes(path.read_bytes()[:-1])
@@ -91,7 +91,7 @@ def test_other_harm_to_a_part_is_found_and_names_it(finished, harm):
     assert other.exists()
 
 
-def test_a_part_that_the_manifest_does_not_name(finished):
+def test_part_missing_from_the_manifest_is_found(finished):
     old = commit(finished, ["z"])
     damages = verify(str(finished)).damages
     assert [(damage.uri, damage.discard) for damage in damages] == [
@@ -99,26 +99,26 @@ def test_a_part_that_the_manifest_does_not_name(finished):
     ]
 
 
-def test_files_of_others_are_left_alone(finished):
+def test_foreign_files_are_ignored(finished):
     (finished / "plan" / "mine.json").write_text("{")
     (finished / "notes.txt").write_text("mine")
     assert verify(str(finished)).damages == []
 
 
-def test_a_key_in_two_parts(tmp_path):
+def test_key_in_two_parts_is_found(tmp_path):
     finish(tmp_path, [report(tmp_path, ["a", "b"]), report(tmp_path, ["b"])])
     (damage,) = verify(str(tmp_path)).damages
     assert "'b'" in damage.problem
 
 
-def test_a_value_that_is_no_number(tmp_path, monkeypatch):
+def test_nan_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "zeros", lambda shape, dtype: np.full(shape, np.nan, dtype))
     finish(tmp_path, [report(tmp_path, ["a"])])
     (damage,) = verify(str(tmp_path)).damages
     assert "NaN" in damage.problem
 
 
-def test_a_run_that_is_not_finished(tmp_path):
+def test_unfinished_run_is_refused(tmp_path):
     with pytest.raises(ImagebeamError, match=r"no manifest\.json"):
         verify(str(tmp_path))
     assert run_job("verify", [str(tmp_path)]) == 2
@@ -126,7 +126,7 @@ def test_a_run_that_is_not_finished(tmp_path):
 
 @pytest.mark.parametrize("content", [{"a": {"b": [1, "}"]}}, {"text": "}\n} }"}])
 @pytest.mark.parametrize("indent", [None, 1])
-def test_sealed_json_is_json_and_comes_back(content, indent):
+def test_sealed_json_round_trips(content, indent):
     data = seal(content, indent)
     assert json.loads(data).keys() == {*content, "sha256_of_the_above"}
     assert unseal(data) == content

@@ -179,7 +179,7 @@ def test_a_file_replaced_since_it_was_listed_is_refused(base):
     assert storage.read_bytes(uri, file_at(uri).version) == b"newer"
 
 
-def test_what_is_missing(base):
+def test_missing_file(base):
     uri = f"{base}/none"
     assert storage.stat(uri) is None
     assert not storage.exists(uri)
@@ -208,14 +208,14 @@ def test_publish_overwrites_unless_told_not_to(base, tmp_path):
 
 
 def test_an_unknown_scheme_is_the_users_mistake():
-    with pytest.raises(ImagebeamError, match=r"No file system is installed for nope://.*nope://x"):
+    with pytest.raises(ImagebeamError, match="nope://x"):
         storage.stat("nope://x")
 
 
 # Paths.
 
 
-def test_absolute(monkeypatch, tmp_path):
+def test_absolute_uri(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("x/../y") == f"{tmp_path}/y"
     assert storage.absolute("file:///data/x") == "/data/x"
@@ -234,7 +234,7 @@ def test_absolute(monkeypatch, tmp_path):
         ("gs://b", "x.jpg", "gs://b/x.jpg"),
     ],
 )
-def test_resolve(folder, uri, expected):
+def test_resolve_relative_uri(folder, uri, expected):
     assert storage.resolve(folder, uri) == expected
 
 
@@ -257,7 +257,7 @@ def test_braces_are_expanded_as_bash_does():
     pattern = "x{a,b{1..3}}{08..10}y"
     bash = subprocess.run(["bash", "-c", f"echo {pattern}"], capture_output=True, text=True, check=True)
     assert expand_braces(pattern) == bash.stdout.split()
-    with pytest.raises(ImagebeamError, match=r"more than 1,000,000 paths.*\{0\.\.9999999\}"):
+    with pytest.raises(ImagebeamError, match=r"1,000,000.*\{0\.\.9999999\}"):
         expand_braces("x{0..9999999}")
 
 
@@ -286,13 +286,13 @@ def test_links_are_followed_once_and_a_broken_one_is_not_lost(tmp_path):
         storage.read_bytes(found[1].uri, found[1].version)
 
 
-def test_an_existing_folder_with_glob_characters_is_itself(tmp_path):
+def test_existing_folder_with_glob_characters_is_literal(tmp_path):
     (tmp_path / "2019 [best]").mkdir()
     (tmp_path / "2019 [best]" / "x.jpg").touch()
     assert below(str(tmp_path), storage.list_files(f"{tmp_path}/2019 [best]/*.jpg")) == ["2019 [best]/x.jpg"]
 
 
-def test_a_name_that_is_no_text_is_listed_as_the_system_has_it(tmp_path):
+def test_non_unicode_name_is_listed_unchanged(tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg"))
     path.write_bytes(b"x")
     (found,) = storage.list_files(str(tmp_path))
@@ -300,7 +300,7 @@ def test_a_name_that_is_no_text_is_listed_as_the_system_has_it(tmp_path):
     assert storage.read_bytes(found.uri, found.version) == b"x"
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_named_pipe_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     assert list(storage.list_files(f"{tmp_path}/*")) == []
     with pytest.raises(OSError, match="Not a regular file"):
@@ -322,7 +322,7 @@ def test_a_full_disk_leaves_nothing_and_names_the_file(tmp_path):
     assert storage.read_bytes(uri) == b"before"
 
 
-def test_a_killed_writer_leaves_no_file_and_its_rest_is_removed_later(tmp_path):
+def test_killed_writer_leaves_no_file_and_its_temporary_one_is_removed(tmp_path):
     uri = f"{tmp_path}/part"
     code = "import os, sys\nfrom transforms import storage\nos.fsync = lambda _: os.kill(os.getpid(), 9)\n"
     code += "storage.publish(sys.argv[1], b'x')"
@@ -424,7 +424,7 @@ def test_an_upload_whose_answer_was_lost_is_not_an_error(gcs, uri):  # noqa: F81
     assert file_at(uri).version == generation
 
 
-def test_writers_at_the_same_time_all_end_and_one_of_them_wins_whole(uri):
+def test_concurrent_writers_leave_one_whole_file(uri):
     values = [bytes([i]) * 1000 for i in range(4)]
     writers = [threading.Thread(target=storage.publish, args=[uri, value]) for value in values]
     for writer in writers:
@@ -486,7 +486,7 @@ def test_a_file_system_whose_extra_is_missing_names_the_extra(monkeypatch, uri, 
 
 
 @pytest.mark.parametrize("denials", [1, 2, 3])
-def test_a_listing_that_is_denied_in_between_goes_on_where_it_was(gcs, uri, denials):  # noqa: F811
+def test_listing_resumes_after_a_denial(gcs, uri, denials):  # noqa: F811
     folder = uri.rpartition("/")[0]
     names = [f"{folder}/{number:02d}.jpg" for number in range(8)]
     for name in names:
@@ -516,7 +516,7 @@ def hdfs(monkeypatch):
         yield server
 
 
-def test_hdfs_lists_folders_in_folders_and_takes_empty_files_for_files(hdfs):
+def test_hdfs_lists_nested_folders_and_empty_files(hdfs):
     names = ["a.jpg", "b/c.jpg", "b/d/e.jpg", "b/d/empty.jpg", "f.png"]
     for name in names:
         hdfs.files[f"/in/{name}"] = b"" if "empty" in name else b"x"
@@ -551,7 +551,7 @@ def test_hdfs_shows_no_half_file_and_replaces_a_whole_one(hdfs):
     assert not storage.exists("hdfs://out/part")
 
 
-def test_what_hdfs_lacks_is_named():
+def test_missing_hdfs_flags_are_named():
     pytest.importorskip("hdfs", reason="no hdfs package: the extra hdfs")
     code = "from transforms import storage\nstorage.exists('hdfs://in/x')"
     run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)

@@ -12,7 +12,7 @@ from transforms.storage.uris import absolute
     "uri",
     ["gs:/b/out", "gs:b/out", "GS:/b/out", "s3:/b/x", "hdfs:/namenode/x", "azfs:/a/b", "gcs:/b/out", "https:/x/y"],
 )
-def test_a_lost_slash_is_refused_with_what_was_meant(uri):
+def test_missing_slash_is_refused_with_a_suggestion(uri):
     with pytest.raises(ImagebeamError, match=r"Did you mean \w+://\w+/\w+") as error:
         absolute(uri)
     assert repr(uri) in str(error.value)
@@ -25,7 +25,7 @@ def test_a_url_without_a_bucket_is_refused(uri):
 
 
 @pytest.mark.parametrize("uri", ["gs://$BUCKET/out", "gs://${BUCKET}/out", "$OUT/run", "${OUT}", "s3://$B"])
-def test_a_variable_that_nobody_expanded_is_refused(uri):
+def test_unexpanded_variable_is_refused(uri):
     with pytest.raises(ImagebeamError, match="expanded by a shell"):
         absolute(uri)
 
@@ -45,13 +45,13 @@ def test_a_variable_that_nobody_expanded_is_refused(uri):
         ("GS://b/Out", "gs://b/Out"),
     ],
 )
-def test_what_a_uri_means(uri, path):
+def test_uri_becomes_an_absolute_path(uri, path):
     assert absolute(uri) == path
     assert absolute(absolute(uri)) == path
 
 
 @pytest.mark.parametrize("uri", ["file://server/x", "file:x", "file:", "file://"])
-def test_a_file_url_that_is_no_path_here_is_refused(uri):
+def test_file_url_without_a_local_path_is_refused(uri):
     with pytest.raises(ImagebeamError, match="file:///data/images"):
         absolute(uri)
 

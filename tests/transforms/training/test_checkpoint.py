@@ -7,7 +7,7 @@ from transforms.training.checkpoint import Checkpoint
 RUN = {"hidden_units": (4,), "seed": 0}
 
 
-def test_a_run_is_claimed_once_and_then_gone_on_with(tmp_path):
+def test_run_is_claimed_once_and_resumed(tmp_path):
     checkpoint = Checkpoint(str(tmp_path))
     assert not checkpoint.exists()
     assert not checkpoint.claim(RUN, overwrite=False)
@@ -27,7 +27,7 @@ def test_another_run_is_refused_naming_what_differs(tmp_path):
     assert checkpoint.load_state() is None
 
 
-def test_state_comes_back_to_the_last_bit(tmp_path):
+def test_state_round_trips_exactly(tmp_path):
     checkpoint = Checkpoint(str(tmp_path))
     arrays: list[np.ndarray] = [
         np.array([[0.1, np.pi]], np.float32),

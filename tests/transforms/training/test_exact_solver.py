@@ -20,7 +20,7 @@ def rows(count=200, dimension=6, classes=3, seed=0):
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("transform", VectorTransform)
-def test_the_model_says_what_scikit_learn_says(tmp_path, classes, balanced, transform):
+def test_model_agrees_with_scikit_learn(tmp_path, classes, balanced, transform):
     vectors, targets = rows(classes=classes)
     solution = solve(vectors, targets, np.arange(200), classes, transforms=(transform,), balanced=balanced)
     values = np.sign(vectors) * np.sqrt(np.abs(vectors)) if transform == VectorTransform.ROOT else vectors
@@ -36,7 +36,7 @@ def test_the_model_says_what_scikit_learn_says(tmp_path, classes, balanced, tran
     assert loaded.predict(vectors, verbose=0) == pytest.approx(expected, abs=2e-3)
 
 
-def test_a_constant_value_and_zeros_do_no_harm():
+def test_constant_and_zero_features_are_harmless():
     vectors, targets = rows()
     vectors[:, 0], vectors[:, 1] = 0.0, 7.5
     solution = solve(vectors, targets, np.arange(200), 3)
@@ -55,14 +55,14 @@ def test_equal_images_are_left_out_together():
     assert together.best.accuracy < 0.8
 
 
-def test_a_class_without_rows_is_never_said():
+def test_class_without_rows_is_never_predicted():
     vectors, targets = rows(classes=2)
     solution = solve(vectors, targets * 2, np.arange(200), 3)
     logits = (transform_vectors(vectors, solution.best.transform) - solution.mean) / np.sqrt(solution.variance)
     assert set((logits @ solution.kernel + solution.bias).argmax(axis=1)) == {0, 2}
 
 
-def test_held_out_rows_choose():
+def test_held_out_rows_choose_the_penalty():
     vectors, targets = rows()
     held_out = np.arange(200) >= 150
     solution = solve(vectors, targets, np.arange(200), 3, held_out=held_out)
@@ -70,7 +70,7 @@ def test_held_out_rows_choose():
     assert all(accuracy == pytest.approx(round(accuracy)) for accuracy in accuracies)
 
 
-def test_fewer_rows_of_a_class_than_folds():
+def test_class_with_fewer_rows_than_folds():
     vectors, targets = rows(30, classes=2)
     targets[:] = 0
     targets[:2] = 1

@@ -79,7 +79,7 @@ def test_the_same_run_gives_the_same_weights_to_the_last_bit():
     assert state == other_state
 
 
-def test_the_other_backends_dataset_gives_the_same_weights(monkeypatch):
+def test_numpy_dataset_gives_the_same_weights(monkeypatch):
     one, state = train()
     monkeypatch.setattr(
         "transforms.training_data.batches._tensorflow_dataset", lambda blocks, _, *a: NumpyDataset(blocks, *a[:2])
@@ -90,7 +90,7 @@ def test_the_other_backends_dataset_gives_the_same_weights(monkeypatch):
 
 
 @pytest.mark.parametrize("in_the_middle", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path, in_the_middle):
+def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, in_the_middle):
     undisturbed, state = train(patience=6)
     checkpoint = Checkpoint(str(tmp_path))
     for epochs in (1, 4):
@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path, in_
     assert same(resumed, undisturbed)
 
 
-def test_a_run_that_had_ended_is_not_trained_again(tmp_path):
+def test_finished_run_is_not_trained_again(tmp_path):
     checkpoint = Checkpoint(str(tmp_path))
     first, state = train(checkpoint, epochs=3)
     again, again_state = train(checkpoint, Killer(1), epochs=3)
@@ -150,7 +150,7 @@ def test_without_validation_the_last_epoch_counts():
     assert state.history.keys() == {"loss", "accuracy"}
 
 
-def test_a_run_that_diverges_says_so_and_stands_in_nobodys_way(tmp_path):
+def test_diverged_run_is_reported_and_does_not_block_the_next(tmp_path):
     checkpoint = Checkpoint(str(tmp_path))
     checkpoint.claim({"learning_rate": 1e38}, overwrite=False)
     with pytest.raises(ImagebeamError, match="Lower --learning_rate"):
@@ -174,13 +174,13 @@ def test_the_watcher_sees_every_epoch():
     assert seen == [(0, names), (1, names)]
 
 
-def test_a_state_takes_the_lowest_loss():
+def test_best_epoch_has_the_lowest_loss():
     state = FitState()
     assert [state.add({"val_loss": loss}) for loss in (3.0, 2.0, 2.0, 1.0, 4.0)] == [True, True, False, True, False]
     assert (state.best_epoch, state.best_loss, state.epochs) == (4, 1.0, 5)
 
 
-def test_keras_is_not_told_of_our_seeds():
+def test_training_keeps_the_global_random_state():
     """Training must neither read nor move the global random state: a caller's own numbers stay what they were."""
 
     def draw():

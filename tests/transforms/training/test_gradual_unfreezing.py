@@ -27,7 +27,7 @@ def fitted(steps, **settings):
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_a_layer_stays_as_it_is_until_its_first_step(weight_decay):
+def test_layer_is_unchanged_until_its_first_step(weight_decay):
     before, third, fourth = (fitted(steps, weight_decay=weight_decay) for steps in (0, 3, 4))
     for array, other in zip(before["hidden_1"], third["hidden_1"], strict=True):
         assert array.tobytes() == other.tobytes()
@@ -36,7 +36,7 @@ def test_a_layer_stays_as_it_is_until_its_first_step(weight_decay):
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.2])
-def test_where_all_begin_at_once_it_is_adamw(weight_decay):
+def test_equals_adamw_when_all_layers_begin_at_once(weight_decay):
     results = []
     for make in (lambda: thawing_adamw(0.05, weight_decay, {}), lambda: keras.optimizers.AdamW(0.05, weight_decay)):
         head = head_of()

@@ -26,13 +26,13 @@ def logits_of(head):
     return keras.Model(head.input, head.get_layer("logits").output).predict_on_batch(VECTORS)
 
 
-def test_a_softmax_regression_is_what_it_says():
+def test_softmax_regression_equals_its_formula():
     head = build_head(6, 3, normalization=Normalization.NONE, seed=1)
     kernel, bias = head.get_weights()
     assert head.predict_on_batch(VECTORS) == pytest.approx(softmax(VECTORS @ kernel + bias, axis=1), abs=1e-6)
 
 
-def test_fitted_normalization_is_that_of_a_standard_scaler():
+def test_normalization_equals_standard_scaler():
     scaler = StandardScaler().fit(VECTORS)
     mean, variance = moments(scaler)
     head = build_head(6, 3, mean=mean, variance=variance)
@@ -40,7 +40,7 @@ def test_fitted_normalization_is_that_of_a_standard_scaler():
     assert normalized == pytest.approx(scaler.transform(VECTORS), abs=1e-5)
 
 
-def test_a_value_that_never_changed_does_no_harm():
+def test_constant_feature_is_harmless():
     still = VECTORS.copy()
     still[:, 2] = 0.5
     mean, variance = moments(StandardScaler().fit(still))

@@ -23,7 +23,7 @@ def guesses():
     return probabilities.astype(np.float32), truth
 
 
-def test_against_scikit_learn_on_the_whole_matrix(guesses):
+def test_metrics_equal_scikit_learn(guesses):
     probabilities, truth = guesses
     pieces = [Ranked.of(probabilities[start : start + 90], truth[start : start + 90]) for start in range(0, 400, 90)]
     found = single_label_metrics(Ranked.concatenate(pieces), CLASSES, np.array([1, 9, 2, 2, 2, 2, 2, 0]))
@@ -45,7 +45,7 @@ def test_against_scikit_learn_on_the_whole_matrix(guesses):
         assert mine["support"] == theirs["support"]
 
 
-def test_top_5_means_nothing_with_five_classes():
+def test_top_5_is_left_out_with_five_classes():
     rows = Ranked.of(np.full((3, 5), 0.2, np.float32), np.array([0, 1, 2]))
     assert single_label_metrics(rows, CLASSES[:5], np.ones(5))["top_5_accuracy"] is None
 
@@ -55,7 +55,7 @@ def test_a_certain_mistake_has_a_finite_loss():
     assert 80 < single_label_metrics(rows, ["a", "b"], np.ones(2))["log_loss"] < 100
 
 
-def test_calibration_error_of_cases_that_can_be_worked_out():
+def test_calibration_error_of_simple_cases():
     # 0.9 sure and right 9 times of 10; 0.6 sure and right 4 times of 10: 0.2 apart, on half of the rows.
     confidence = np.array([0.9] * 10 + [0.6] * 10, np.float32)
     correct = np.array([True] * 9 + [False] + [True] * 4 + [False] * 6)
@@ -89,7 +89,7 @@ def test_confused_pairs_are_counted():
     assert len(confused_pairs([(number, number + 1) for number in range(99)], [*map(str, range(100))])) == 20
 
 
-def test_multi_label_against_scikit_learn():
+def test_multi_label_metrics_equal_scikit_learn():
     random = np.random.default_rng(2)
     truth = random.random((300, 4)) < [0.5, 0.3, 0.8, 0.0]
     probabilities = np.clip(truth * 0.4 + random.random((300, 4)) * 0.6, 0, 1).astype(np.float32)

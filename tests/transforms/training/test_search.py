@@ -27,7 +27,7 @@ def run(points, seen, folds=3, targets=TARGETS):
     )
 
 
-def test_points_are_ranked_and_every_fold_is_left_out_once():
+def test_grid_points_are_ranked_and_every_fold_is_left_out_once():
     seen: list[tuple[float, np.ndarray, np.ndarray]] = []
     table = run([{"bias": 1.0}, {"bias": 3.0}, {"bias": 2.0}], seen)
     assert [row["bias"] for row in table] == [3.0, 2.0, 1.0]

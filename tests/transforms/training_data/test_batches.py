@@ -60,7 +60,7 @@ def test_blocks_of_any_size_make_the_batches_of_a_plain_loop(backend, sizes, bat
         assert_equal(batches_of(dataset), cut(batch_size))
 
 
-def test_each_backend_gets_what_it_takes(backend):
+def test_each_backend_gets_its_kind_of_dataset(backend):
     dataset = vector_batches(MatrixSource(VECTORS, NUMBERS), lambda rows: CLASSES[rows], 32)
     assert isinstance(dataset, keras.utils.PyDataset) == (backend != "tensorflow")
 
@@ -77,7 +77,7 @@ class Store:
 
 
 @pytest.mark.parametrize("source", [MatrixSource(VECTORS, NUMBERS), StreamSource(Store(), 50)], ids=["held", "stream"])
-def test_every_epoch_has_its_own_order_and_has_it_again(backend, source):
+def test_epochs_have_their_own_reproducible_order(backend, source):
     order = EpochOrder(3)
     dataset = vector_batches(source, lambda rows: CLASSES[rows], 32, order)
     epochs = []
@@ -103,7 +103,7 @@ def test_an_error_while_reading_is_raised(backend):
 
 
 @pytest.mark.parametrize("rows", [ROWS - 32, ROWS + 32])
-def test_other_rows_than_were_said_are_an_error(backend, rows):
+def test_wrong_number_of_rows_is_an_error(backend, rows):
     dataset = to_dataset(lambda: blocks_of(50), (VECTORS[:0], CLASSES[:0]), rows, 32, 4)
     with pytest.raises(Exception, match=r"batches|expected to contain"):
         batches_of(dataset)
@@ -113,7 +113,7 @@ class TestNumpyDataset:
     def make(self, batch_size=32):
         return NumpyDataset(lambda: blocks_of(50, 50), ROWS, batch_size)
 
-    def test_begins_anew_at_number_0(self):
+    def test_restarts_at_batch_0(self):
         """Keras looks at the first batch to build a model, and a run may end in the middle of an epoch."""
         dataset = self.make()
         assert_equal([dataset[0]], cut(32)[:1])
@@ -121,7 +121,7 @@ class TestNumpyDataset:
         assert_equal(batches_of(dataset), cut(32))
 
     @pytest.mark.parametrize("indices", [(1,), (0, 0, 2), (0, 1, 1), (0, -1)])
-    def test_refuses_another_sequence(self, indices):
+    def test_refuses_batches_out_of_order(self, indices):
         dataset = self.make()
         for index in indices[:-1]:
             dataset[index]

@@ -87,11 +87,11 @@ def test_a_run_changed_since_its_manifest_is_refused(tmp_path):
     write_output(tmp_path, vectors, labels)
     part = tmp_path / "embeddings" / f"part-{1:016x}.parquet"
     part.rename(part.with_name(f"part-{9:016x}.parquet"))
-    with pytest.raises(ImagebeamError, match=f"part-{1:016x}.parquet is in the manifest but gone"):
+    with pytest.raises(ImagebeamError, match=f"part-{1:016x}.parquet .*gone"):
         open_embeddings([str(tmp_path)])
     part.with_name(f"part-{9:016x}.parquet").rename(part)
     part.with_name(f"part-{8:016x}.parquet").write_bytes(part.read_bytes())
-    with pytest.raises(ImagebeamError, match=f"part-{8:016x}.parquet is not in the manifest"):
+    with pytest.raises(ImagebeamError, match=f"part-{8:016x}.parquet .*not in the manifest"):
         open_embeddings([str(tmp_path)])
 
 
@@ -145,7 +145,7 @@ def test_a_file_that_is_no_part_is_refused(tmp_path):
         open_embeddings([str(tmp_path)])
 
 
-def test_ahead_keeps_the_order_and_stays_a_little_ahead():
+def test_ahead_keeps_the_order_and_is_bounded():
     running, most, lock = 0, 0, threading.Lock()
     started: list[int] = []
 

@@ -27,7 +27,7 @@ from transforms.training_data.vector_sources import EpochOrder
         (ReadOptions(keep_columns=(("split", pa.string()),)), ["cat", "cat"], ["test", "train"]),
     ],
 )
-def test_folders_tell_labels_and_columns_as_asked(tmp_path, options, labels, splits):
+def test_folders_give_labels_and_columns(tmp_path, options, labels, splits):
     for split in ("test", "train"):
         path = tmp_path / "in" / "cat" / f"split={split}" / "0.png"
         path.parent.mkdir(parents=True)
@@ -55,7 +55,7 @@ def read_folder(folder):
         return read_images([str(folder)], None, ReadOptions(), options, spec, file, batch_size=4)
 
 
-def test_what_the_machine_cannot_read_stops_and_what_is_no_image_does_not(tmp_path, monkeypatch):
+def test_unreadable_file_stops_and_non_image_does_not(tmp_path, monkeypatch):
     for name in ("a.png", "b.png", "c.png"):
         (tmp_path / name).write_bytes(encode(picture(), "PNG") if name != "b.png" else b"a secret")
     images = read_folder(tmp_path)
@@ -69,9 +69,7 @@ def test_what_the_machine_cannot_read_stops_and_what_is_no_image_does_not(tmp_pa
 
     monkeypatch.setattr(storage, "read_bytes", refuse)
     monkeypatch.setattr(retry, "WAITS", ())
-    with pytest.raises(
-        ImagebeamError, match=r"c\.png cannot be read because of the machine or the storage.*Input/output error"
-    ):
+    with pytest.raises(ImagebeamError, match=r"c\.png.*Input/output error"):
         read_folder(tmp_path)
 
 

@@ -45,7 +45,7 @@ def write(frame, path):
 
 
 @pytest.mark.parametrize("name", ["new.csv", "new.tsv", "new.jsonl", "new.parquet"])
-def test_rows_that_the_file_names_have_its_labels_and_others_their_own(tmp_path, name):
+def test_listed_rows_are_relabelled_and_others_keep_their_labels(tmp_path, name):
     write(NEW, tmp_path / name)
     rows = relabel(embeddings(tmp_path), "label", str(tmp_path / name))
     expected = list(OLD)
@@ -97,7 +97,7 @@ def test_lists_of_labels(tmp_path):
         (None, "cannot be read"),
     ],
 )
-def test_files_of_no_use_are_refused(tmp_path, text, message):
+def test_unusable_label_files_are_refused(tmp_path, text, message):
     if text is not None:
         (tmp_path / "new.csv").write_text(text)
     with pytest.raises(ImagebeamError, match=message) as caught:

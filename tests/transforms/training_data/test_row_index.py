@@ -37,7 +37,7 @@ def test_whole_numbers_are_labels_in_numeric_order(tmp_path):
 
 def test_rows_without_labels_are_refused_or_dropped(tmp_path):
     labels = [None if number % 5 == 0 else f"{number % 2}" for number in range(100)]
-    with pytest.raises(ImagebeamError, match=r"20 of 100 rows have no label in column 'label'.*--drop_unlabeled"):
+    with pytest.raises(ImagebeamError, match=r"20 of 100 .*'label'.*--drop_unlabeled"):
         index(tmp_path / "a", labels)
     found = index(tmp_path / "b", labels, LabelRules(drop_unlabeled=True))
     assert found.dropped == 20
@@ -51,7 +51,7 @@ def test_a_set_without_any_label_is_refused(tmp_path):
 
 
 def test_one_class_is_refused(tmp_path):
-    with pytest.raises(ImagebeamError, match=r"at least two classes\. Received: cat in column 'label'"):
+    with pytest.raises(ImagebeamError, match=r"two classes.*cat in column 'label'"):
         index(tmp_path, ["cat"] * 30)
 
 
@@ -70,7 +70,7 @@ def tag_lists(count):
     return [[tag for tag in ("cat", "dog", "eel") if random.random() < 0.4] for _ in range(count)]
 
 
-def test_lists_become_rows_of_zeros_and_ones(tmp_path):
+def test_lists_become_rows_of_0_and_1(tmp_path):
     tags = tag_lists(150)
     tags[7] = ["dog", "dog"]
     found = index(tmp_path, [None] * 150, LabelRules("tags", multi_label=True), keep={"tags": (TAGS, tags)})
@@ -122,11 +122,11 @@ def test_a_split_column_with_another_word_is_refused(tmp_path, value):
 
 def test_a_split_that_leaves_nothing_is_refused(tmp_path):
     keep = {"fold": (pa.string(), ["train"] * 40)}
-    with pytest.raises(ImagebeamError, match=r"nothing to hold out. Received: 40 train, 0 validation and 0 test rows"):
+    with pytest.raises(ImagebeamError, match=r"40 train, 0 validation and 0 test"):
         index(tmp_path, ["a", "b"] * 20, splits=SplitRules(column="fold"), keep=keep)
 
 
-def test_the_digest_tells_sets_apart(tmp_path):
+def test_digest_differs_between_sets(tmp_path):
     _, labels = blobs(60)
     same = [index(tmp_path / name, labels).sha256 for name in "ab"]
     images = [f"other {number}" for number in range(60)]

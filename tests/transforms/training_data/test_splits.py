@@ -19,7 +19,7 @@ from transforms.training_data.splits import (
 DIGESTS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20_000)]
 
 
-def test_an_image_has_the_same_number_for_ever():
+def test_number_of_an_image_never_changes():
     # Worked out with `b2sum -l 64`: printf '0:abc' | b2sum -l 64
     assert image_numbers(["abc"], seed=0).tolist() == [0x6AEFAD96F5C63487]
     assert image_numbers(["abc"], seed=1)[0] != image_numbers(["abc"], seed=0)[0]
@@ -44,7 +44,7 @@ def test_the_test_rows_do_not_depend_on_the_validation_share():
     assert np.array_equal(assign(numbers, 0.0, 0.2) == Split.TEST.code, assign(numbers, 0.3, 0.2) == Split.TEST.code)
 
 
-def test_straddling_images_are_counted_once_each():
+def test_images_in_several_splits_are_counted_once():
     numbers = np.array([1, 1, 2, 2, 3, 3, 3, 4], np.uint64)
     codes = np.array([0, 0, 0, 2, 0, 1, 2, DROPPED], np.int8)
     assert straddling(numbers, codes) == 2
@@ -70,7 +70,7 @@ def test_every_class_gets_its_share():
         assert abs((mine != Split.TRAIN.code).sum() - 0.3 * len(mine)) <= allowed
 
 
-def test_few_images_change_sides_as_a_class_grows():
+def test_few_images_change_split_as_a_class_grows():
     numbers = image_numbers(DIGESTS, 5)
     moved = []
     for size in (100, 200, 400, 800, 1_600, 3_200):

@@ -39,7 +39,7 @@ def sources(request, opened):
 @pytest.mark.parametrize(
     ("budget", "local_copy", "store"), [(2, True, None), (1, True, LocalCopy), (1, False, ParquetRows)]
 )
-def test_what_fits_is_held_and_the_rest_is_read(opened, budget, local_copy, store):
+def test_vectors_are_held_in_memory_if_they_fit(opened, budget, local_copy, store):
     _, embeddings, index = opened
     sources = open_sources(embeddings, index, budget, local_copy=local_copy)
     assert isinstance(sources.validation, MatrixSource)
@@ -101,16 +101,16 @@ def test_a_stream_mixes_rows_that_lie_far_apart(opened, local_copy):
         assert (np.abs(np.diff(pool)) == 1).mean() < 0.15
 
 
-def test_a_copy_that_does_not_fit_on_the_disk_is_refused_at_once(opened, monkeypatch):
+def test_local_copy_larger_than_the_disk_is_refused(opened, monkeypatch):
     _, embeddings, index = opened
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**5))
-    with pytest.raises(ImagebeamError, match=r"0\.0 GB free\. Set TMPDIR.*--no_local_copy"):
+    with pytest.raises(ImagebeamError, match=r"0\.0 GB free.*TMPDIR.*--no_local_copy"):
         open_sources(embeddings, index, 1)
     open_sources(embeddings, index, 1, local_copy=False)
     open_sources(embeddings, index, 2)
 
 
-def test_a_nan_anywhere_is_found_before_training(tmp_path):
+def test_nan_is_found_before_training(tmp_path):
     for row in range(0, 40, 13):  # whatever its split
         vectors, labels = blobs(40, dimension=4, classes=2)
         vectors[row, 0] = np.nan
@@ -121,7 +121,7 @@ def test_a_nan_anywhere_is_found_before_training(tmp_path):
             open_sources(embeddings, index, 1)
 
 
-def test_what_tensorflow_takes_over_is_a_copy():
+def test_tensorflow_gets_a_copy():
     held = np.ones((64, 16), np.float32)
     blocks = list(MatrixSource(held, np.arange(64)).blocks(None))
     assert [vectors.shape for vectors, _ in blocks] == [(64, 16)]

@@ -26,12 +26,12 @@ def assert_as_pydicom(data, frame=0, tolerance=0, **options):
 
 
 @pytest.mark.parametrize("name", dicom.SHOWN)
-def test_real_files_show_what_pydicom_shows(name):
+def test_real_files_equal_pydicom(name):
     # Chroma of 4:2:2 without compression is doubled by both, and one of them rounds twice.
     assert_as_pydicom(dicom.find(name), tolerance=1 if name == "SC_ybr_full_422_uncompressed" else 0)
 
 
-def test_every_picture_of_the_wheel_is_tried():
+def test_every_file_of_pydicoms_wheel_is_tested():
     named = {*dicom.SHOWN, *dicom.NOT_SHOWN}
     for path in dicom.FOLDER.rglob("*.dcm"):
         if path.stem not in named:
@@ -40,7 +40,7 @@ def test_every_picture_of_the_wheel_is_tried():
 
 
 @pytest.mark.parametrize(("name", "error_type"), dicom.NOT_SHOWN.items())
-def test_what_shows_nothing_is_a_failure(name, error_type):
+def test_file_without_pixels_is_a_failure(name, error_type):
     with pytest.raises(ImageError) as caught:
         decode_image(dicom.find(name), NATIVE)
     assert caught.value.error_type == error_type
@@ -48,7 +48,7 @@ def test_what_shows_nothing_is_a_failure(name, error_type):
 
 @pytest.mark.parametrize("name", ["JPEG2000", "MR_small_RLE", "SC_rgb_jpeg_gdcm", "JPGExtended", "MR_small"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.97])
-def test_a_file_that_is_cut_short_is_a_failure(name, share):
+def test_cut_file_is_a_failure(name, share):
     data = dicom.find(name)
     with pytest.raises(ImageError) as caught:
         decode_image(data[: int(len(data) * share)], NATIVE)
@@ -74,7 +74,7 @@ class TestGrey:
         assert_as_pydicom(dicom.write(values, 12, RescaleSlope=0.25, RescaleIntercept=7.5))
 
     @pytest.mark.parametrize("bits", [1, 4, 7, 8])
-    def test_few_bits_without_window_are_as_they_are(self, bits):
+    def test_few_bits_without_window_are_unchanged(self, bits):
         values = (np.arange(256, dtype=np.uint8) % 2**bits).reshape(16, 16)
         assert_as_pydicom(dicom.write(values, bits))
 
@@ -87,7 +87,7 @@ class TestGrey:
         found = pixels(dicom.write(RAMP, 16))[..., 0]
         np.testing.assert_array_equal(found, np.rint((RAMP + 1024) / 4095 * 255))
 
-    def test_padding_is_no_part_of_that_range(self):
+    def test_padding_does_not_count_for_the_range(self):
         values = RAMP.copy()
         values[:8] = -32768
         found = pixels(dicom.write(values, 16, PixelPaddingValue=-32768))[..., 0]
@@ -125,7 +125,7 @@ class TestGrey:
 
 class TestFrames:
     @pytest.mark.parametrize("name", ["examples_ybr_color", "SC_rgb_rle_2frame", "rtdose", "rtdose_rle", "rtdose_expb"])
-    def test_the_chosen_one_counts(self, name):
+    def test_chosen_frame_is_decoded(self, name):
         data = dicom.find(name)
         count = int(pydicom.dcmread(io.BytesIO(data)).NumberOfFrames)
         for frame in {1, 2, count}:
@@ -146,7 +146,7 @@ class TestFrames:
             found = pixels(stream.getvalue(), dicom_frame=frame)[..., 0]
             np.testing.assert_array_equal(found, values[frame - 1] * 255)
 
-    def test_one_that_is_not_there_is_a_failure(self):
+    def test_missing_frame_is_a_failure(self):
         with pytest.raises(ImageError) as caught:
             pixels(dicom.find("SC_rgb_rle_2frame"), dicom_frame=3)
         assert caught.value.error_type == "no_such_frame"
@@ -189,7 +189,7 @@ class TestRefused:
         assert caught.value.error_type == "unsupported_dicom"
 
 
-def test_what_begins_as_tiff_too_is_dicom():
+def test_file_that_also_begins_as_tiff_is_dicom():
     """The 128 bytes before DICM may hold anything; many writers put a TIFF header there."""
     data = dicom.find("MR_small")
     assert data.startswith(b"II*\0")

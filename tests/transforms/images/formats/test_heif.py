@@ -35,7 +35,7 @@ def heif_plugin(monkeypatch):
     pillow_heif.register_heif_opener()
 
 
-def test_pixels_are_those_that_were_written():
+def test_pixels_equal_what_was_written():
     expected = picture(48, 64)
     image = decode_image(heic(PIL.Image.fromarray(expected)), NATIVE)
     np.testing.assert_array_equal(image.pixels, expected)
@@ -62,13 +62,13 @@ def test_the_orientation_is_applied_once(orientation, heif_plugin):
     np.testing.assert_array_equal(found, decode_image(jpeg.getvalue(), NATIVE).pixels)
 
 
-def test_the_primary_image_counts_wherever_it_stands():
+def test_primary_image_is_decoded_at_any_position():
     first, second = picture(48, 64, seed=1), picture(32, 32, seed=2)
     data = heic(PIL.Image.fromarray(first), PIL.Image.fromarray(second), primary_index=1)
     np.testing.assert_array_equal(decode_image(data, NATIVE).pixels, second)
 
 
-def test_an_icc_profile_is_said():
+def test_icc_profile_is_reported():
     image = PIL.Image.fromarray(picture(48, 64))
     image.info["icc_profile"] = b"\0" * 128
     assert not decode_image(heic(PIL.Image.fromarray(picture(48, 64))), NATIVE).icc_profile_ignored
@@ -82,14 +82,14 @@ def test_too_many_pixels_are_refused():
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_a_file_that_is_cut_short_is_truncated(share):
+def test_cut_file_is_truncated(share):
     data = heic(PIL.Image.fromarray(picture(48, 64)))
     with pytest.raises(ImageError) as caught:
         decode_image(data[: int(len(data) * share)], NATIVE)
     assert caught.value.error_type == "truncated"
 
 
-def test_without_the_extra_the_failure_names_it(monkeypatch):
+def test_missing_extra_is_named(monkeypatch):
     data = heic(PIL.Image.fromarray(picture(48, 64)))
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.setattr(decode, "IS_POSSIBLE", False)  # Another process would have it.

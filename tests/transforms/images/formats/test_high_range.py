@@ -31,7 +31,7 @@ def assert_close(found, expected, tolerance=0):
 class TestExr:
     @pytest.mark.parametrize("compression", COMPRESSIONS)
     @pytest.mark.parametrize("kind", ["HALF", "FLOAT"])
-    def test_opencv_writes_what_is_shown(self, tmp_path, compression, kind):
+    def test_pixels_equal_what_opencv_wrote(self, tmp_path, compression, kind):
         linear = light()
         options = [cv2.IMWRITE_EXR_COMPRESSION, getattr(cv2, f"IMWRITE_EXR_COMPRESSION_{compression}")]
         options += [cv2.IMWRITE_EXR_TYPE, getattr(cv2, f"IMWRITE_EXR_TYPE_{kind}")]
@@ -41,7 +41,7 @@ class TestExr:
             stored = linear.astype(np.float16) if kind == "HALF" else linear
             assert_close(pixels(data), on_screen(stored))
 
-    def test_what_was_srgb_is_what_it_was(self):
+    def test_srgb_values_are_restored(self):
         values = np.arange(256, dtype=np.uint8).reshape(16, 16)
         share = values / 255
         linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4).astype(np.float32)
@@ -67,11 +67,11 @@ class TestExr:
         assert_close(image.pixels, expected)
         assert (image.width, image.height) == (12, 10)
 
-    def test_numbers_that_are_none(self):
+    def test_nan_and_infinity(self):
         linear = np.array([[np.nan, np.inf, -np.inf, -1, 2, 1]], np.float32)
         assert pixels(exr({"Y": linear}))[0, :, 0].tolist() == [0, 255, 0, 0, 255, 255]
 
-    def test_one_that_was_never_finished_is_truncated(self, tmp_path):
+    def test_unfinished_file_is_truncated(self, tmp_path):
         """OpenCV's wheel leaves such files behind when it is asked for a compression that it has not."""
         options = (cv2.IMWRITE_EXR_COMPRESSION, cv2.IMWRITE_EXR_COMPRESSION_DWAA)
         assert error_type(by_opencv(tmp_path, ".exr", light(), *options)) == "truncated"
@@ -87,7 +87,7 @@ class TestExr:
         ],
         ids=["subsampled", "chroma", "no-colours", "deep", "deep-part"],
     )
-    def test_what_is_not_decoded_is_named(self, data):
+    def test_unsupported_feature_is_named(self, data):
         assert error_type(data) == "unsupported_exr"
 
     def test_too_many_pixels_by_the_header(self):
@@ -98,7 +98,7 @@ class TestExr:
 
     @pytest.mark.parametrize("compression", COMPRESSIONS)
     @pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.98])
-    def test_a_file_that_is_cut_short_is_truncated(self, tmp_path, compression, share):
+    def test_cut_file_is_truncated(self, tmp_path, compression, share):
         options = (cv2.IMWRITE_EXR_COMPRESSION, getattr(cv2, f"IMWRITE_EXR_COMPRESSION_{compression}"))
         data = by_opencv(tmp_path, ".exr", light(), *options)
         assert error_type(data[: int(len(data) * share)]) == "truncated"
@@ -106,7 +106,7 @@ class TestExr:
 
 class TestHdr:
     @pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
-    def test_opencv_writes_what_is_shown(self, tmp_path, scale):
+    def test_pixels_equal_what_opencv_wrote(self, tmp_path, scale):
         data = by_opencv(tmp_path, ".hdr", light() * np.float32(scale))
         assert_close(pixels(data), on_screen(read_by_opencv(tmp_path, ".hdr", data)))
 
@@ -137,13 +137,13 @@ class TestHdr:
         assert_close(image.pixels, on_screen(from_rgbe(upright)))
         assert (image.width, image.height) == (7, 5)
 
-    def test_exposure_is_left_as_it_is(self):
+    def test_exposure_is_ignored(self):
         stored = rgbe(light(5, 7))
         header = "#?RGBE\n# made by hand\nEXPOSURE=4.0\nFORMAT=32-bit_rle_rgbe\nSOFTWARE=a\n"
         assert_close(pixels(hdr(stored, "-Y 5 +X 7", header)), on_screen(from_rgbe(stored)))
 
     @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-    def test_a_file_that_is_cut_short_is_truncated(self, tmp_path, share):
+    def test_cut_file_is_truncated(self, tmp_path, share):
         for data in (by_opencv(tmp_path, ".hdr", light()), hdr(rgbe(light()), "-Y 48 +X 64")):
             head = data.index(b"\n", data.index(b"\n\n") + 2) + 1
             assert error_type(data[: head + int((len(data) - head) * share)]) == "truncated"
@@ -161,7 +161,7 @@ class TestHdr:
         ],
         ids=["xyz", "no-format", "one-axis", "no-size", "no-rows", "old-runs", "wide"],
     )
-    def test_what_is_not_decoded_is_named(self, data, expected):
+    def test_unsupported_feature_is_named(self, data, expected):
         assert error_type(data) == expected
 
     def test_too_many_pixels_by_the_header(self):

@@ -17,7 +17,7 @@ NATIVE = ImageOptions(image_size=None)
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_imagemagicks_exif_turns_the_picture(orientation, compressed):
+def test_exif_orientation_by_imagemagick_is_applied(orientation, compressed):
     exif = PIL.Image.Exif()
     exif[274] = orientation
     block = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")

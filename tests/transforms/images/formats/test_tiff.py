@@ -75,7 +75,7 @@ def test_webp_inside():
     assert caught.value.error_type == "too_many_pixels"
 
 
-def test_a_strip_said_to_be_longer_than_its_rows_is_read():
+def test_strip_with_excess_byte_count_is_read():
     rgb = picture(24, 32)
     data = tiff(32, 24, rgb.tobytes(), bits=8, samples=3, photometric=2)
     size = struct.pack("<I", rgb.nbytes)
@@ -85,7 +85,7 @@ def test_a_strip_said_to_be_longer_than_its_rows_is_read():
 
 
 @pytest.mark.parametrize("alpha", [0, 255])
-def test_a_fourth_channel_of_which_nothing_is_said(alpha):
+def test_fourth_channel_of_unknown_meaning(alpha):
     samples = np.dstack([picture(24, 32), np.full((24, 32), alpha, np.uint8)])
     samples[:12, :, 3] = 0
     found = pixels(tiff(32, 24, samples.tobytes(), bits=8, samples=4, photometric=2))

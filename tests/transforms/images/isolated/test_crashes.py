@@ -34,7 +34,7 @@ def test_a_crash_costs_one_image():
         np.testing.assert_array_equal(decode_image(HDR, NATIVE).pixels, expected)
 
 
-def test_its_neighbours_in_other_threads_get_their_own_pixels():
+def test_other_threads_get_their_own_pixels_during_a_crash():
     flat = [exr({"Y": np.full((8, 8), index / 32, np.float32)}) for index in range(32)]
 
     def decode(index):

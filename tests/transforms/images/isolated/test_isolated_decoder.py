@@ -90,13 +90,13 @@ def wait_for_the_end(pids):
 
 
 class TestPixels:
-    def test_such_formats_are_decoded_there(self):
+    def test_fragile_formats_are_isolated(self):
         assert {"lzw.tiff", "rgb.jp2", "rgb.avif"} < set(IN_PROCESSES)
         assert not {"rgb.jpg", "rgb.png"} & set(IN_PROCESSES)
 
     @pytest.mark.parametrize("size", [None, (10, 20)])
     @pytest.mark.parametrize("name", IN_PROCESSES)
-    def test_they_are_those_of_the_decoder(self, name, size):
+    def test_pixels_equal_those_decoded_in_process(self, name, size):
         data, options = GOOD[name](), ImageOptions(size)
         there = decode_image(data, options)
         decoder = isolated_decoder(data)
@@ -107,13 +107,13 @@ class TestPixels:
         assert there.pixels.flags.c_contiguous
         assert not there.pixels.flags.writeable
 
-    def test_the_processor_s_time_is_counted_there(self):
+    def test_processor_time_of_the_child_is_counted(self):
         data = encode(np.zeros((3000, 3000, 3), np.uint8), "JPEG2000")
         own, before = time.thread_time(), decoder_pool.thread_time()
         decode_image(data, NATIVE)
         assert decoder_pool.thread_time() - before > 2 * (time.thread_time() - own)
 
-    def test_without_fork_they_are_decoded_here(self, monkeypatch, pool):
+    def test_without_fork_images_are_decoded_in_process(self, monkeypatch, pool):
         monkeypatch.setattr("transforms.images.decode.IS_POSSIBLE", False)
         monkeypatch.setattr(jpeg, "_MOST_PIXELS_SCANNED", 0)
         for data in (TIFF, encode(picture(), "JPEG", progressive=True)):
@@ -132,7 +132,7 @@ class TestBroken:
             ("grow", "more memory"),
         ],
     )
-    def test_it_costs_one_image_and_no_process(self, may_break, way, reason):
+    def test_broken_decoder_costs_one_image_and_no_process(self, may_break, way, reason):
         decode_image(TIFF, NATIVE)
         (process, _) = family_of(may_break)
         with pytest.raises(ImageError, match=reason) as caught:
@@ -141,13 +141,13 @@ class TestBroken:
         assert decode_image(TIFF, NATIVE).pixels.shape == (24, 32, 3)
         assert family_of(may_break)[0] == process
 
-    def test_memory_is_for_the_size_that_the_header_names(self, may_break):
+    def test_memory_limit_follows_the_size_in_the_header(self, may_break):
         with pytest.raises(ImageError, match="more memory"):
             decode_image(broken("much memory"), NATIVE)
         with pytest.raises(ImageError, match="has no page"):
             decode_image(broken("little memory"), NATIVE)
 
-    def test_one_that_sleeps_is_ended_with_its_process(self, monkeypatch, may_break):
+    def test_sleeping_decoder_is_ended_with_its_process(self, monkeypatch, may_break):
         decode_image(TIFF, NATIVE)
         pids = family_of(may_break)
         with monkeypatch.context() as patch:
@@ -158,12 +158,12 @@ class TestBroken:
         wait_for_the_end(pids)
         assert decode_image(TIFF, NATIVE).pixels.shape == (24, 32, 3)
 
-    def test_one_that_is_killed_is_the_machine_s_fault(self, may_break):
+    def test_killed_decoder_is_the_machines_fault(self, may_break):
         with pytest.raises(DecoderProcessError):
             decode_image(broken("killed"), NATIVE)
         decode_image(TIFF, NATIVE)
 
-    def test_one_that_is_killed_between_images_costs_none(self, may_break):
+    def test_decoder_killed_between_images_costs_none(self, may_break):
         for number in (signal.SIGKILL, signal.SIGSEGV):
             decode_image(TIFF, NATIVE)
             process = may_break._idle.queue[-1]
@@ -173,13 +173,13 @@ class TestBroken:
             assert decode_image(TIFF, NATIVE).pixels.shape == (24, 32, 3)
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-    def test_a_signal_to_every_process_of_the_machine_says_nothing_of_an_image(self, may_break, number):
+    def test_signal_to_all_processes_fails_no_image(self, may_break, number):
         decode_image(TIFF, NATIVE)
         for pid in family_of(may_break):
             os.kill(pid, number)
         assert decode_image(TIFF, NATIVE).pixels.shape == (24, 32, 3)
 
-    def test_neighbours_in_other_threads_get_their_own_pixels(self, may_break):
+    def test_other_threads_get_their_own_pixels(self, may_break):
         flat = [encode(np.full((8, 8, 3), index, np.uint8), "TIFF") for index in range(32)]
 
         def decode(index):
@@ -191,12 +191,12 @@ class TestBroken:
         with ThreadPoolExecutor(4) as threads:
             assert list(threads.map(decode, range(32))) == list(range(32))
 
-    def test_damaged_answers_are_the_image_s_fault(self, monkeypatch, may_break):
+    def test_damaged_reply_is_the_images_fault(self, monkeypatch, may_break):
         monkeypatch.setattr(decoder_pool, "_most_pixels", lambda options: 1)
         with pytest.raises(ImageError, match="its decoder crashes"):
             decode_image(TIFF, NATIVE)
 
-    def test_a_process_that_does_not_start_is_the_machine_s_fault(self, monkeypatch, pool):
+    def test_process_that_does_not_start_is_the_machines_fault(self, monkeypatch, pool):
         for program in ("/bin/false", "/there/is/no/such/program"):
             monkeypatch.setattr(sys, "executable", program)
             with pytest.raises(DecoderProcessError):
@@ -211,17 +211,17 @@ class TestSuspicious:
         last = data[data.rindex(b"\xff\xda") : -2]
         return data[:-2] + last * scans + data[-2:]
 
-    def test_they_are_ended(self, monkeypatch, pool):
+    def test_jpeg_of_thousands_of_scans_is_ended(self, monkeypatch, pool):
         monkeypatch.setattr(decoder_pool, "SECONDS", 1.0)
         with pytest.raises(ImageError, match="takes too long"):
             decode_image(self.bomb(1000, 5000), ImageOptions(max_image_pixels=1_000_000))
 
-    def test_many_scans_of_a_few_pixels_are_no_reason(self, pool):
+    def test_many_scans_of_few_pixels_are_not_isolated(self, pool):
         with pytest.raises(ImageError, match="Inconsistent progression"):
             decode_image(self.bomb(8, 100), NATIVE)
         assert not pool._all
 
-    def test_a_sound_one_gives_the_same_pixels(self, monkeypatch, pool):
+    def test_sound_jpeg_gives_the_same_pixels(self, monkeypatch, pool):
         data = encode(picture(60, 70), "JPEG", progressive=True)
         expected = decode_image(data, NATIVE).pixels
         assert not pool._all
@@ -269,14 +269,14 @@ def run(code):
 
 
 class TestEnd:
-    def test_a_process_that_ends_ends_its_decoders(self):
+    def test_decoders_end_with_their_process(self):
         output, status = run("decode(); print(*pids())")
         assert status == 0
         assert len(output.split()) == 2
         wait_for_the_end(map(int, output.split()))
 
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-    def test_so_does_one_that_is_killed_even_while_a_decoder_sleeps(self, number):
+    def test_sleeping_decoders_end_when_their_process_is_killed(self, number):
         output, status = run(
             f"""
             decode()
@@ -290,11 +290,11 @@ class TestEnd:
         assert status == -number
         wait_for_the_end(map(int, output.split()))
 
-    def test_the_folder_that_a_job_starts_in_may_hold_the_package(self, monkeypatch, pool):
+    def test_works_from_a_folder_that_holds_the_package(self, monkeypatch, pool):
         monkeypatch.setattr(sys, "path", ["", *(path for path in sys.path if path != str(ROOT))])
         assert decode_image(TIFF, NATIVE).pixels.shape == (24, 32, 3)
 
-    def test_no_zombie_is_left_of_those_that_are_closed(self):
+    def test_closing_leaves_no_zombie(self):
         output, status = run(
             """
             decode()
@@ -307,7 +307,7 @@ class TestEnd:
         )
         assert (output.split()[0], status) == ("none", 0)
 
-    def test_a_forked_process_has_its_own_and_leaves_the_parent_s_alone(self):
+    def test_forked_process_has_its_own_decoders(self):
         output, status = run(
             """
             expected, parents = decode(), set(pids())
@@ -326,18 +326,18 @@ class TestEnd:
 class TestMissing:
     @pytest.mark.parametrize("kind", SMALL)
     @pytest.mark.parametrize("package", isolated.PACKAGES)
-    def test_the_failure_names_the_extra(self, monkeypatch, kind, package):
+    def test_missing_package_names_the_extra(self, monkeypatch, kind, package):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(ImageError, match=r"pip install 'imagebeam\[tfio\]'") as caught:
             decode_image(SMALL[kind], NATIVE)
         assert caught.value.error_type == f"unsupported_{kind}"
 
     @pytest.mark.skipif(importlib.util.find_spec("tensorflow_io") is not None, reason="tensorflow-io works here")
-    def test_so_does_the_one_of_versions_that_do_not_go_together(self, monkeypatch, pool):
+    def test_incompatible_versions_name_the_extra(self, monkeypatch, pool):
         monkeypatch.setattr(isolated, "PACKAGES", ())
         with pytest.raises(ImageError, match=r"does not work here.*imagebeam\[tfio\]") as caught:
             decode_image(SMALL["hdr"], NATIVE)
         assert caught.value.error_type == "unsupported_hdr"
 
-    def test_folders_hold_such_files(self):
+    def test_folders_list_these_extensions(self):
         assert {".dcm", ".dicom", ".exr", ".hdr"} <= IMAGE_EXTENSIONS

@@ -50,7 +50,7 @@ def test_every_column_equals_keras(vgg16):
         np.testing.assert_allclose(ours[column], vectors, rtol=1e-4, atol=1e-5 * np.abs(vectors).max())
 
 
-def test_activations_that_leave_outputs_over_are_no_columns():
+def test_extra_outputs_of_activations_are_not_columns():
     """EfficientNet's swish is an operation of several outputs in TensorFlow."""
     keras = resolve(EmbedderConfig("EfficientNetB0", "random:0", layers=("block1a_activation",), image_size=(32, 32)))
     images = draw(3, (32, 32))
@@ -86,7 +86,7 @@ def test_two_threads_that_convert_leave_the_log_as_it_was(vgg16):
     assert root.level == before
 
 
-def test_images_of_any_size_are_taken_where_they_keep_theirs():
+def test_native_image_sizes_are_supported():
     keras = resolve(EmbedderConfig("VGG16", "random:1", layers=("block2_pool",), image_size="native"))
     embedder = OpenVinoEmbedder(keras.spec, keras.dimensions, convert(keras))
     for size in ((32, 40), (57, 33), (32, 40)):
@@ -123,7 +123,7 @@ def test_a_staged_model_runs_without_keras_in_another_process(vgg16, tmp_path):
         staged.load()
 
 
-def test_keras_runs_it_where_openvino_is_missing_but_not_an_int8_model(vgg16, tmp_path, monkeypatch, caplog):
+def test_without_openvino_keras_runs_all_but_int8(vgg16, tmp_path, monkeypatch, caplog):
     engine = StagedEngine(Engine.OPENVINO, Engine.AUTO, "faster")
     staged = stage(LoadedModel(vgg16, engine, convert(vgg16)), str(tmp_path), {"source": "", "file_sha256": None})
     assert isinstance(staged.load(), OpenVinoEmbedder)
@@ -138,7 +138,7 @@ def test_keras_runs_it_where_openvino_is_missing_but_not_an_int8_model(vgg16, tm
         dataclasses.replace(staged, spec=spec).load()
 
 
-def test_another_processor_is_told_of(vgg16, tmp_path, caplog):
+def test_another_processor_is_reported(vgg16, tmp_path, caplog):
     engine = StagedEngine(Engine.OPENVINO, Engine.OPENVINO, "", processor=("FP32", "amx_of_tomorrow"))
     stage(LoadedModel(vgg16, engine, convert(vgg16)), str(tmp_path), {"source": "", "file_sha256": None}).load()
     assert "This processor lacks amx_of_tomorrow" in caplog.text
@@ -151,7 +151,7 @@ def test_a_gpu_is_preferred_to_what_a_trial_chose_elsewhere(vgg16, tmp_path, mon
         assert isinstance(stage(loaded, str(tmp_path / asked), {"source": "", "file_sha256": None}).load(), kind)
 
 
-def test_int8_keeps_the_vectors_near_and_its_identity_is_its_own():
+def test_int8_stays_close_and_has_its_own_fingerprint():
     config = EmbedderConfig("VGG16", "random:0", layers=("block2_pool",), image_size=SIZE)
     float32 = resolve(config)
     spec = dataclasses.replace(float32.spec, precision=Precision.INT8)
@@ -168,13 +168,13 @@ def test_int8_keeps_the_vectors_near_and_its_identity_is_its_own():
     about = verdict.loaded.engine.trial["int8"]
     assert about["calibrated_on"] == about["images"] == 30
     assert about["lowest_cosine"] <= about["median_cosine"] <= 1
-    with pytest.raises(ImagebeamError, match=r"int8 costs too much.*--int8_min_cosine is 0\.99999999"):
+    with pytest.raises(ImagebeamError, match=r"--int8_min_cosine is 0\.99999999"):
         calibrate(float32, spec, images, ["0" * 64] * 60, 0.99999999)
     with pytest.raises(ImagebeamError, match=r"at least 24\. Received: 10 "):
         calibrate(float32, spec, images[:10], ["0" * 64] * 10, 0.9)
 
 
-def test_the_cost_is_what_a_plain_computation_gives():
+def test_int8_cost_equals_a_plain_computation():
     random = np.random.default_rng(3)
     exact = random.normal(size=(40, 7)).astype(np.float32)
     other = exact + random.normal(size=exact.shape).astype(np.float32) * 0.3
@@ -197,7 +197,7 @@ def test_the_cost_is_what_a_plain_computation_gives():
     assert cost.neighbours_kept == pytest.approx(np.mean(kept), abs=1e-9)
 
 
-def test_openvino_is_chosen_and_refused_for_real(vgg16):
+def test_real_trial_chooses_and_refuses_openvino(vgg16):
     verdict = choose(lambda _: vgg16, Engine.OPENVINO, Precision.FLOAT32, list(draw(4)))
     (tried,) = verdict.loaded.engine.trial["candidates"]
     assert tried["largest_difference"] < 1e-5
@@ -206,7 +206,7 @@ def test_openvino_is_chosen_and_refused_for_real(vgg16):
         verdict.model.embed(draw(1), training=False)
 
 
-def test_nothing_is_sent_over_the_network_when_it_is_imported():
+def test_import_sends_nothing_over_the_network():
     code = (
         "from transforms.models.engines.openvino_model import import_openvino\n"
         "import_openvino()\n"

@@ -86,7 +86,7 @@ def chosen(verdict):
     ("keras", "openvino", "wins"),
     [(0.04, 0.01, Engine.OPENVINO), (0.01, 0.04, Engine.KERAS), (0.02, 0.02, Engine.KERAS)],
 )
-def test_the_faster_engine_is_chosen_and_keras_where_there_is_little_in_it(machine, keras, openvino, wins):
+def test_faster_engine_wins_and_keras_wins_a_tie(machine, keras, openvino, wins):
     verdict = choose(machine(keras_float32=keras, openvino_float32=openvino), Engine.AUTO, Precision.FLOAT32, IMAGES)
     assert chosen(verdict) == (wins, "float32")
     assert (verdict.loaded.converted is not None) == (wins == Engine.OPENVINO)
@@ -103,16 +103,16 @@ def test_a_fast_engine_with_other_vectors_is_not_chosen(machine):
     assert "not openvino at float32: its vectors differ" in verdict.lines[1]
 
 
-def test_what_openvino_cannot_convert_keras_runs(machine):
+def test_keras_runs_what_openvino_cannot_convert(machine):
     verdict = choose(machine(keras_float32=0.01), Engine.AUTO, Precision.FLOAT32, IMAGES)
     assert chosen(verdict) == (Engine.KERAS, "float32")
     assert verdict.loaded.engine.trial["candidates"][1]["refused"] == "no such operation: Spin"
 
 
-def test_an_engine_that_was_asked_for_is_taken_or_refused(machine):
+def test_requested_engine_is_used_or_refused(machine):
     slow = machine(keras_float32=0.001, openvino_float32=0.03)
     assert chosen(choose(slow, Engine.OPENVINO, Precision.FLOAT32, IMAGES)) == (Engine.OPENVINO, "float32")
-    with pytest.raises(ImagebeamError, match=r"no such operation: Spin\. Received: --engine openvino"):
+    with pytest.raises(ImagebeamError, match=r"Spin.*--engine openvino"):
         choose(machine(keras_float32=0.001), Engine.OPENVINO, Precision.FLOAT32, IMAGES)
     with pytest.raises(ImagebeamError, match=r"its vectors differ"):
         choose(machine(keras_float32=0.001, openvino_float32=(0.1, 0.1)), Engine.OPENVINO, Precision.FLOAT32, IMAGES)
@@ -121,7 +121,7 @@ def test_an_engine_that_was_asked_for_is_taken_or_refused(machine):
         choose(missing, Engine.OPENVINO, Precision.FLOAT32, IMAGES)
 
 
-def test_nothing_but_keras_is_tried_where_openvino_is_missing_or_a_gpu_is_there(machine):
+def test_only_keras_is_tried_without_openvino_or_with_a_gpu(machine):
     for at_precision in (
         machine(keras_float32=0.001, openvino_float32=0.0, installed=False),
         machine(keras_float32=0.001, openvino_float32=0.0, gpu=True),
@@ -147,14 +147,14 @@ def test_auto_takes_the_fastest_precision_that_keeps_the_vectors(machine, lower,
     assert chosen(choose(machine(**RATES, **lower), Engine.AUTO, None, IMAGES)) == wins
 
 
-def test_auto_leaves_out_what_the_processor_lacks(machine):
+def test_auto_skips_precisions_the_processor_lacks(machine):
     at_precision = machine(**RATES, keras_bfloat16=0.2, openvino_bfloat16=0.001, bfloat16=False)
     verdict = choose(at_precision, Engine.AUTO, None, IMAGES)
     assert chosen(verdict) == (Engine.OPENVINO, "float32")
     assert any("this processor has no bfloat16" in line for line in verdict.lines)
 
 
-def test_a_precision_that_is_slower_here_is_taken_and_told(machine):
+def test_slower_precision_is_used_with_a_warning(machine):
     at_precision = machine(keras_float32=0.01, keras_bfloat16=0.05, openvino_bfloat16=0.06)
     verdict = choose(at_precision, Engine.AUTO, Precision.BFLOAT16, IMAGES)
     assert chosen(verdict) == (Engine.KERAS, "bfloat16")

@@ -36,7 +36,7 @@ def arrays(model):
     }
 
 
-def test_a_seed_gives_the_weights_of_plain_keras_whatever_other_threads_draw(model):
+def test_seeded_weights_equal_plain_keras_in_any_thread(model):
     drawing = True
 
     def draw():
@@ -56,7 +56,7 @@ def test_a_seed_gives_the_weights_of_plain_keras_whatever_other_threads_draw(mod
     assert random.getstate() != before  # it did draw
 
 
-def test_a_seed_leaves_the_callers_random_numbers_alone():
+def test_seeding_keeps_the_callers_random_state():
     random.seed(5)
     expected = random.Random(5).random()
     weights.load_backbone(VGG16, "random:3", (32, 32))
@@ -123,7 +123,7 @@ def test_another_value_is_another_digest(model):
 
 
 @pytest.mark.parametrize("value", ["model.pb", "weights.pkl", "random", "random:x", "ImageNet", "imagenet21k", ""])
-def test_what_is_neither_a_keyword_nor_a_file_of_weights_is_refused(value):
+def test_unknown_weights_value_is_refused(value):
     with pytest.raises(ImagebeamError, match=re.escape(f"Received: weights={value!r}")):
         weights.is_file(value)
 
@@ -323,7 +323,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", list(REFUSED))
-def test_anything_but_the_weights_of_the_model_is_refused_in_one_line(tmp_path, what):
+def test_other_weights_files_are_refused_in_one_line(tmp_path, what):
     name, write, message = REFUSED[what]
     path = tmp_path / name
     if write is None:
@@ -385,7 +385,7 @@ ANY_NAME = {
 
 
 @pytest.mark.parametrize("name", list(ANY_NAME))
-def test_the_content_says_what_a_file_is_and_the_classes_are_the_files(tmp_path, small, name):
+def test_content_decides_the_file_type_and_number_of_classes(tmp_path, small, name):
     path = tmp_path / name
     if name in ("new.h5", "a.HDF5"):  # Keras writes its layout under this ending only
         ANY_NAME[name](small, tmp_path / "x.weights.h5")
@@ -421,7 +421,7 @@ def test_efficientnet_has_one_graph_for_one_fingerprint(tmp_path, monkeypatch):
     assert spec(published) == imagenet
 
 
-def test_random_weights_are_the_same_for_the_same_seed_and_none_are_not():
+def test_same_seed_gives_same_weights_and_none_does_not():
     def digest(value):
         return weights.digest(weights.load_backbone(get_architecture("MobileNetV3Small"), value, (32, 32)))
 
@@ -429,7 +429,7 @@ def test_random_weights_are_the_same_for_the_same_seed_and_none_are_not():
     assert digest("none") != digest("none")
 
 
-def test_imagenet_weights_out_of_reach_say_what_to_do(monkeypatch):
+def test_unreachable_imagenet_weights_say_what_to_do(monkeypatch):
     def unreachable(*_, **__):
         raise Exception("URL fetch failure on https://example.org: no route to host")
 
