@@ -61,8 +61,8 @@ def bare_rate(call: Callable[[np.ndarray], Any], threads: int, batch_size: int, 
     return calls * batch_size / (time.perf_counter() - started)
 
 
-def extract_rate(options: ExtractOptions) -> float:
-    """Images/s of one run from its first batch to its last part, in this process."""
+def extract_rate(options: ExtractOptions, threads: int = 1) -> float:
+    """Images/s of one run from its first batch, or batches where several threads call the model, to its last part."""
     marks: list[tuple[float, int]] = []
     count = PROGRESS.embedded
 
@@ -87,7 +87,7 @@ def extract_rate(options: ExtractOptions) -> float:
     finally:
         del PROGRESS.embedded
         part_files.write_unit = write_unit
-    return sum(images for _, images in marks[1:]) / (committed[-1] - marks[0][0])
+    return sum(images for _, images in marks[threads:]) / (committed[-1] - marks[threads - 1][0])
 
 
 def measure(
@@ -111,7 +111,7 @@ def measure(
     for _ in range(args.rounds):
         bare.append(bare_rate(call, threads, best, args.images // 2))
         shutil.rmtree(f"{output}/embeddings")
-        extract.append(extract_rate(options))
+        extract.append(extract_rate(options, threads))
     ratio = statistics.median(extract) / statistics.median(bare)
     return {"bare_batch_size": best, "bare_images_s": bare, "extract_images_s": extract, "ratio": ratio}
 

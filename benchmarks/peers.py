@@ -6,11 +6,13 @@
 keras_predict     `model.predict` over `keras.utils.image_dataset_from_directory`, which resizes without antialiasing
 run_inference     Beam's `RunInference` with a handler of fifteen lines, images decoded by Pillow in a `Map` before it
 plain_loop        Pillow and `model.predict_on_batch` in a loop
+PyTorch           the same weights, channels last, a DataLoader (where `torch` is installed)
+Ray Data, Daft    `map_batches` or a class with the Keras model, Parquet written (where `ray`, `daft` are installed)
 imagebeam         `imagebeam extract`, on Keras and as `--engine auto` chooses
 
 All run in turn in one process, round by round, after a first run that traces; each figure is the median of the rounds.
-RunInference loads its model each time, and extract its staged one. Where the resizing is the same the vectors must be
-equal; extract runs a second time with `--resize_mode stretch_aliased` to be compared with Keras' own.
+RunInference, Ray Data and Daft load their model each time, and extract its staged one. Where the resizing is the same
+the vectors must be equal; extract runs a second time with `--resize_mode stretch_aliased` to be compared with Keras'.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from typing import TYPE_CHECKING, Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from PIL import Image
 
+from benchmarks import peer_frameworks
 from benchmarks.common import publish, write_jpegs
+from benchmarks.peer_common import BATCH, SIZE, Vectors, decode, load, paths_in, read, saved
 from pipelines.extract import ExtractOptions
 from pipelines.extract import run as run_extract
 from pipelines.options.engine import EngineOptions
@@ -45,21 +47,11 @@ from transforms.models.embedder import build_embedder
 if TYPE_CHECKING:
     import keras
 
-SIZE = (224, 224)
-BATCH = 32
-
-Vectors = dict[str, np.ndarray]
-
-
-def decode(path: str) -> tuple[str, np.ndarray]:
-    """As a script would: Pillow, RGB, bilinear."""
-    return path, np.asarray(Image.open(path).convert("RGB").resize(SIZE[::-1], Image.Resampling.BILINEAR))
-
 
 def plain_loop(model: keras.Model, folder: Path, scratch: Path) -> Vectors:
     """Pillow and the compiled model, one after the other."""
     del scratch
-    paths = sorted(map(str, folder.glob("*/*.jpg")))
+    paths = paths_in(folder)
     found: Vectors = {}
     for start in range(0, len(paths), BATCH):
         images = [decode(path) for path in paths[start : start + BATCH]]
@@ -94,9 +86,7 @@ class KerasHandler(ModelHandler[tuple[str, np.ndarray], PredictionResult, Any]):
         self._path = path
 
     def load_model(self) -> Any:
-        import keras
-
-        return keras.saving.load_model(self._path, compile=False)
+        return load(self._path)
 
     def run_inference(
         self, batch: Sequence[tuple[str, np.ndarray]], model: Any, inference_args: Any = None
@@ -108,29 +98,20 @@ class KerasHandler(ModelHandler[tuple[str, np.ndarray], PredictionResult, Any]):
 
 def run_inference(model: keras.Model, folder: Path, scratch: Path) -> Vectors:
     """Beam's own inference, written to Parquet by Beam; loads the model each time, as a run does."""
-    path = scratch / "peer.keras"
-    if not path.exists():
-        model.save(path)
     output = scratch / "peer"
     shutil.rmtree(output, ignore_errors=True)
     schema = pa.schema([("uri", pa.string()), ("embedding", pa.list_(pa.float32()))])
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         _ = (
             pipeline
-            | beam.Create(sorted(map(str, folder.glob("*/*.jpg"))))
+            | beam.Create(paths_in(folder))
             | beam.Reshuffle()
             | beam.Map(decode)
-            | RunInference(KerasHandler(str(path)))
+            | RunInference(KerasHandler(saved(model, scratch)))
             | beam.Map(lambda result: {"uri": result.example, "embedding": result.inference.tolist()})
             | beam.io.WriteToParquet(f"{output}/part", schema)
         )
     return read(output)
-
-
-def read(folder: Path) -> Vectors:
-    """What was written."""
-    table = pyarrow.dataset.dataset(folder).to_table(columns=["uri", "embedding"])
-    return dict(zip(table["uri"].to_pylist(), np.asarray(table["embedding"].to_pylist()), strict=True))
 
 
 class Extract:
@@ -167,6 +148,7 @@ def measure(name: str, weights: str, folder: Path, scratch: Path, args: argparse
         "plain loop": plain_loop,
         "Keras predict over image_dataset_from_directory": keras_predict,
         "Beam RunInference with a plain handler": run_inference,
+        **peer_frameworks.peers(name),
         "imagebeam, Keras": Extract(name, weights, Engine.KERAS, ResizeMode.STRETCH),
         "imagebeam, auto": Extract(name, weights, Engine.AUTO, ResizeMode.STRETCH),
         "imagebeam, auto, stretch_aliased": Extract(name, weights, Engine.AUTO, ResizeMode.STRETCH_ALIASED),
