@@ -149,7 +149,7 @@ class TestFlags:
         args, _ = parse_extract("--model", "Xception", "--image_size", text)
         assert ModelOptions.from_args(args).config().spec("ab").image_size == size
 
-    def test_spec_holds_what_was_asked(self):
+    def test_spec_holds_the_requested_values(self):
         spec = (
             ModelOptions("VGG19", "none", ("fc1",), Pooling.MAX, (50, 60), precision=PrecisionChoice.FLOAT16)
             .config()
@@ -383,7 +383,7 @@ class TestExitCodes:
         assert err.splitlines()[-1].startswith("imagebeam: ")
         assert "run again" not in err
 
-    def test_interrupt(self, job, capsys):
+    def test_interrupt_exits_with_130(self, job, capsys):
         assert job(raising(KeyboardInterrupt())) == 130
         assert "Traceback" not in capsys.readouterr().err
 

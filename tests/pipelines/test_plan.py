@@ -110,7 +110,7 @@ def test_predicts_what_extract_does(mixed, tmp_path, capsys):
     assert 0.5 < found["estimate"]["output_bytes"] / totals["bytes"] < 2
 
 
-def test_says_what_an_earlier_attempt_has_done(mixed, tmp_path, capsys):
+def test_reports_what_an_earlier_attempt_did(mixed, tmp_path, capsys):
     out = tmp_path / "out"
     extracting.extract(mixed, out, "--max_failure_rate", "1")
     totals = extracting.manifest(out)["totals"]

@@ -79,7 +79,7 @@ def assert_same_run(output, fresh):
 
 
 class TestARerun:
-    def test_of_a_finished_run_does_no_model_work_and_says_so(self, source, finished, no_model, capsys):
+    def test_of_a_finished_run_does_no_model_work(self, source, finished, no_model, capsys):
         before, dates = files_of(finished), [path.stat().st_mtime_ns for path in finished.glob("embeddings/*")]
         capsys.readouterr()
         no_model()
@@ -121,7 +121,7 @@ class TestARerun:
         if change == "replace":
             assert not np.array_equal(new[str(path)], old[str(path)])
 
-    def test_does_not_count_what_a_killed_write_left(self, source, finished, no_model):
+    def test_ignores_leftovers_of_a_killed_write(self, source, finished, no_model):
         before = files_of(finished)
         (finished / "embeddings" / ".imagebeam-tmp-0123").write_bytes(b"half a part")
         no_model()
@@ -211,7 +211,7 @@ class TestRefusals:
         assert files_of(finished) == before
         assert extract(source, finished) == 0
 
-    def test_overwrite_starts_anew_and_deletes_nothing_else(self, source, finished, tmp_path):
+    def test_overwrite_starts_again_and_deletes_nothing_else(self, source, finished, tmp_path):
         mine = [finished / name for name in ("model/notes.txt", "reports-2026/summary.txt", "plan/b.json")]
         for path in mine:
             path.parent.mkdir(exist_ok=True)

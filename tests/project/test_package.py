@@ -35,7 +35,7 @@ def test_archives_hold_every_module_and_nothing_else(built):
     )  # such as a template
 
 
-def test_sdist_says_what_the_project_is(built):
+def test_sdist_has_the_metadata(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

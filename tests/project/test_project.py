@@ -147,7 +147,7 @@ class TestImage:
         done = subprocess.run([hadolint, "--no-color", "Dockerfile"], cwd=ROOT, capture_output=True, text=True)
         assert (done.stdout, done.returncode) == ("", 0)
 
-    def test_copies_only_what_is_let_in(self):
+    def test_copies_only_allowed_files(self):
         """A file that .dockerignore keeps out fails the build only where there is a Docker to build with."""
         allowed = {line[1:].split("/")[0] for line in read(".dockerignore").splitlines() if line.startswith("!")}
         copied = re.findall(r"^COPY (?!--from)(.+) \S+$", read("Dockerfile"), re.MULTILINE)

@@ -87,7 +87,7 @@ def test_train_solves_the_head_exactly(jax, run):
     assert metrics(jax.home / "solved")["training"]["solver"] == "exact"
 
 
-def test_train_by_epochs_repeats_itself_and_classify_takes_it(jax, run):
+def test_train_by_epochs_is_reproducible_and_classify_reads_it(jax, run):
     flags = ("--epochs", "2", "--hidden_units", "8", "--dropout", "0.2")
     jax.imagebeam("train", "--embeddings", run, "--output", "fitted", *flags)
     jax.imagebeam("train", "--embeddings", run, "--output", "again", "--skip_image_classifier", *flags)

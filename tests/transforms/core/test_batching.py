@@ -57,7 +57,7 @@ def test_map_ahead_holds_no_more_bytes_than_its_budget(pool, monkeypatch):
     assert list(results) == [40, 40, 500, 10]
 
 
-def test_map_ahead_raises_the_readers_error_after_what_came_before_it(pool):
+def test_map_ahead_raises_the_readers_error_after_earlier_results(pool):
     def items():
         yield 1
         yield 2

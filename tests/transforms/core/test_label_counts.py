@@ -24,7 +24,7 @@ def test_labels_are_described_in_one_line(labels, expected):
     assert "\n" not in line
 
 
-def test_counts_add_up_whatever_their_order():
+def test_counts_add_up_in_any_order():
     parts = [LabelCount.of(labels) for labels in (["a", None], ["b", "a"], [], [None])]
     wanted = LabelCount.of(["a", None, "b", "a", None])
     for order in itertools.permutations(parts):

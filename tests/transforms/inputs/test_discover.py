@@ -69,7 +69,7 @@ def test_folder_gives_shards_and_images_and_counts_the_rest(folder):
     assert left_out == {".txt": 2, ".csv": 1, "(no extension)": 2}
 
 
-def test_a_named_file_is_taken_whatever_its_name(folder):
+def test_named_file_is_read_under_any_name(folder):
     assert listed(folder, ["/a/README", "/labels.csv", "/*.txt"]) == [
         ("a/README", "files"),
         ("labels.csv", "manifest"),

@@ -146,7 +146,7 @@ def test_formats_of_one_run_share_their_types(tmp_path):
     assert kind_of(f"{tmp_path}/*") == pa.list_(pa.float64())
 
 
-def test_lists_in_the_label_column_are_text_as_they_are_read(tmp_path):
+def test_lists_in_the_label_column_are_text(tmp_path):
     pq.write_table(pa.table({"image": [b"x"], "label": [[1, 2]]}), tmp_path / "a.parquet")
     assert kind_of(tmp_path / "a.parquet", "tags", renamed=(("tags", "label"),)) == pa.list_(pa.string())
 

@@ -334,7 +334,7 @@ def test_missing_shard_is_one_failure(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tfrecord", "tfrecord gzip", "webdataset", "webdataset gzip"])
-def test_a_shard_cut_off_anywhere_gives_its_whole_records_and_one_failure(shards, tmp_path, kind):
+def test_truncated_shard_gives_its_whole_records_and_one_failure(shards, tmp_path, kind):
     """At every kind of place: inside headers, contents and padding, and right between two records."""
     data = Path(shards[kind]).read_bytes()
     whole = cut(shards[kind], kind.split()[0], 1)

@@ -110,7 +110,7 @@ def test_a_shard_that_is_not_cut_to_its_end_is_not_remembered(path, memory):
     assert not Path(memory.folder).exists()
 
 
-def test_a_tar_with_a_repeated_sample_is_walked_once_too(tmp_path, memory, walked):
+def test_tar_with_a_repeated_sample_is_walked_once(tmp_path, memory, walked):
     path = tmp_path / "x.tar"
     write_tar(path, [(name, b"x") for name in ("a.jpg", "b.jpg", "a.jpg", "c.jpg")])
     first = cut(path, memory)

@@ -54,7 +54,7 @@ def test_a_size_too_small_names_the_minimum():
         get_architecture("InceptionV3").build((74, 300))
 
 
-def test_the_smallest_size_is_accepted_and_one_less_is_refused_by_keras_too():
+def test_smallest_size_is_that_of_keras():
     get_architecture("Xception").build((71, 71))
     with pytest.raises(ValueError, match="at least 71x71"):
         keras.applications.Xception(weights=None, include_top=False, input_shape=(70, 70, 3))

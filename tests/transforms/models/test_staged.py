@@ -46,7 +46,7 @@ def read(folder):
     return staged
 
 
-def test_what_is_read_back_is_what_was_staged(folder, embedder):
+def test_staged_model_round_trips(folder, embedder):
     staged = read(folder)
     assert staged.spec == embedder.spec
     assert staged.dimensions == embedder.dimensions
@@ -116,7 +116,7 @@ def test_staging_another_model_keeps_this_one_loadable(folder, embedder):
             np.testing.assert_allclose(matrix, expected.embed(images)[column], rtol=1e-6, atol=1e-6)
 
 
-def test_a_superseded_model_is_deleted_when_it_is_old(folder, embedder):
+def test_old_superseded_model_is_deleted(folder, embedder):
     first = read(folder)
     (folder / "notes.txt").write_text("mine")
     second = stage(LoadedModel(embedder), str(folder), WEIGHTS)

@@ -52,7 +52,7 @@ def write(tmp_path, rows, failures=(), options=None, dimension=4):
     return write_unit(str(tmp_path), UNIT, table, failures, SPEC, icc_profiles_ignored=2)
 
 
-def test_a_part_holds_the_rows_and_says_what_it_is(tmp_path):
+def test_part_holds_rows_and_metadata(tmp_path):
     rows = make_rows(3)
     commit = write(tmp_path, rows, FAILURES)
     path = tmp_path / "embeddings" / f"part-{UNIT.id}.parquet"

@@ -32,7 +32,7 @@ UTC, BERLIN = pa.timestamp("us", "UTC"), pa.timestamp("us", "Europe/Berlin")
         ([b"text", b"more"], pa.string()),
     ],
 )
-def test_one_type_holds_the_values_whatever_their_order(values, kind):
+def test_type_does_not_depend_on_the_order_of_values(values, kind):
     for order in itertools.permutations(values):
         found = widest(map(type_of, order))
         if pa.types.is_struct(kind):

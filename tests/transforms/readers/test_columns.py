@@ -165,7 +165,7 @@ def test_lists_of_numbers_have_the_names_of_hugging_face(tmp_path):
     assert found == [(None, ["ant", "bee"]), ("cat", ["cat"])]
 
 
-def test_lists_in_manifests_too(tmp_path):
+def test_lists_of_labels_in_manifests(tmp_path):
     lines = [{"uri": "a.png", "label": label} for label in ([1, 2.0], [3], "x", None)]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = inspect_input([f"{tmp_path}/m.jsonl"], None, ReadOptions(), "labels")
@@ -222,7 +222,7 @@ def test_kept_columns_are_renamed(tmp_path):
     ],
     ids=lambda values: str(values.type),
 )
-def test_kept_columns_hold_what_the_shard_does(tmp_path, values):
+def test_kept_columns_equal_those_of_the_shard(tmp_path, values):
     write_png_table(tmp_path / "x.parquet", c=values)
     options = inspect_input([str(tmp_path)], None, ReadOptions(keep_columns=(("c", pa.null()),)))
     found = [record.extras["c"] for record in read_all(tmp_path, options)]

@@ -471,7 +471,7 @@ def refs_unit(refs):
     return ListUnit(InputFormat.FILES, tuple(refs))
 
 
-def test_files_are_read_in_order_and_failures_stand_in_their_places(tmp_path):
+def test_files_and_failures_keep_their_order(tmp_path):
     for name in ("cat/1.jpg", "cat/2.jpg", "dog/3.jpg", "dog/4.jpg", "dog/5.jpg", "dog/6.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())

@@ -118,7 +118,7 @@ def test_a_missing_end_mark_is_a_problem(tmp_path):
     assert (unread.uri, unread.bytes) == (str(tmp_path / "x"), 0)
 
 
-def test_an_archive_without_members_is_no_failure_and_one_without_bytes_is(tmp_path):
+def test_empty_archive_is_no_failure_and_empty_file_is(tmp_path):
     (tmp_path / "x").write_bytes(tar_of([]))
     assert read(tmp_path / "x") == ([], {"shards without records": 1}, [])
     (tmp_path / "x").write_bytes(b"")

@@ -104,7 +104,7 @@ def test_read_that_fails_twice_is_retried(tmp_path, away):
     assert record.data == b"x"
 
 
-def test_an_outage_is_a_retryable_failure_and_stops_the_job_when_it_lasts(tmp_path, away, monkeypatch):
+def test_short_outage_is_retryable_and_a_long_one_stops_the_job(tmp_path, away, monkeypatch):
     (tmp_path / "x").write_bytes(b"x")
     monkeypatch.setattr(retry, "STOP_AFTER", 4)
     refs = tuple(RecordRef(str(number), f"{tmp_path}/x") for number in range(6))

@@ -132,7 +132,7 @@ SHOWN = sorted(name for name in NAMES if "/." not in f"/{name}")
         ("/*.nothing", []),
     ],
 )
-def test_a_pattern_lists_what_a_shell_would(tree, pattern, expected):
+def test_pattern_lists_the_same_as_a_shell(tree, pattern, expected):
     assert below(tree, storage.list_files(tree + pattern)) == expected
 
 
@@ -528,7 +528,7 @@ def test_hdfs_lists_nested_folders_and_empty_files(hdfs):
     assert storage.read_bytes("hdfs://in/b/c.jpg") == b"x"
 
 
-def test_hdfs_shows_no_half_file_and_replaces_a_whole_one(hdfs):
+def test_hdfs_writes_are_atomic(hdfs):
     seen = []
     original = type(hdfs).status
 

@@ -49,7 +49,7 @@ def test_constant_feature_is_harmless():
     assert np.abs(normalized.predict_on_batch(VECTORS)).max() < 20
 
 
-def test_hidden_layers_dropout_and_batch_normalization_stand_in_order():
+def test_hidden_layers_dropout_and_batch_normalization_are_in_order():
     head = build_head(6, 3, hidden_units=(5, 4), dropout=0.5, normalization=Normalization.BATCH)
     kinds = [type(layer).__name__ for layer in head.layers]
     block = ["Dense", "BatchNormalization", "Activation", "Dropout"]

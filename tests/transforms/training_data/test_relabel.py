@@ -64,7 +64,7 @@ def test_labels_for_embeddings_without_any(tmp_path):
     assert classes(other, LabelRules("species")) == ["a", "b"] * (COUNT // 2)
 
 
-def test_an_empty_label_takes_the_row_out(tmp_path):
+def test_empty_label_removes_the_row(tmp_path):
     (tmp_path / "new.csv").write_text("key,label\nkey-0,\nkey-1,nan\n")
     rows = relabel(embeddings(tmp_path), "label", str(tmp_path / "new.csv"))
     found = index_rows(rows, LabelRules(drop_unlabeled=True), SplitRules())

@@ -56,7 +56,7 @@ def test_a_source_has_the_rows_of_its_split(opened, sources):
         assert source.dimension == DIMENSION
 
 
-def test_validation_rows_that_do_not_fit_are_read_too(tmp_path):
+def test_validation_rows_larger_than_memory_are_streamed(tmp_path):
     vectors, labels = blobs(900, dimension=512)
     embeddings = open_embeddings([write_output(tmp_path, vectors, labels)])
     index = index_rows(embeddings, LabelRules(), SplitRules(validation=0.6, test=0.0))

@@ -47,7 +47,7 @@ class TestExr:
         linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4).astype(np.float32)
         np.testing.assert_array_equal(pixels(exr({"Y": linear}))[..., 0], values)
 
-    def test_grey(self):
+    def test_grey_image(self):
         linear = light()[..., 0]
         assert_close(pixels(exr({"Y": linear})), np.repeat(on_screen(linear)[..., None], 3, axis=2))
 

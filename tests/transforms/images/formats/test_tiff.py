@@ -26,7 +26,7 @@ def test_bilevel_of_any_size(size, inverted):
 
 
 @pytest.mark.parametrize(("photometric", "offset"), [("cielab", 0), ("icclab", 128)])
-def test_lab(photometric, offset):
+def test_lab_colour(photometric, offset):
     lab = picture(24, 32)
     found = pixels(by_tifffile(lab ^ np.array([0, offset, offset], np.uint8), photometric=photometric))
     # Pillow takes a* and b* as CIE Lab has them in TIFF: two's complement.
