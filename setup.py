@@ -60,6 +60,7 @@ setup(
         "simplejpeg>=1.8",
         "tensorflow>=2.16.2,<2.22",
         "tifffile>=2025.10",
+        "urllib3>=2.0",
     ],
     extras_require={
         "train": TRAIN,

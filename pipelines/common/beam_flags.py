@@ -1,14 +1,11 @@
 """The flags and runners that Apache Beam knows, without the seconds that importing it takes.
 
-`tests/pipelines/test_early_errors.py` compares them with the installed Beam. Of another Beam they are not used.
+They are those of the Beam of each lock; `tests/pipelines/test_early_errors.py` compares them with the installed one.
 """
 
 from __future__ import annotations
 
-VERSION = "2.77.0"
-"""Of the Beam that the lists below are of."""
-
-FLAGS = frozenset(
+_FLAGS = frozenset(
     """
     --allow_non_deterministic_key_coders --allow_unsafe_triggers --application_id --artifact_endpoint
     --artifact_port --artifacts_dir --auto_unique_labels --autoscaling_algorithm --azure_connection_string
@@ -51,11 +48,26 @@ FLAGS = frozenset(
     """.split()  # noqa: SIM905
 )
 
-RUNNERS = frozenset(
+_RUNNERS = frozenset(
     """
     bundlebaseddirectrunner dataflowrunner directrunner flinkrunner fnapirunner interactiverunner kafkastreamsrunner
     portablerunner prismrunner pythonrpcdirectrunner sparkrunner switchingdirectrunner testdataflowrunner
     testdirectrunner
     """.split()  # noqa: SIM905
 )
-"""In lower case; "runner" at the end may be left out."""
+
+_FLAGS_SINCE_2_72 = frozenset(
+    """
+    --application_id --bootstrap_servers --disable_beartype --disk_provisioned_iops
+    --disk_provisioned_throughput_mibps --exclude_infer_dataclass_field_type --file_to_stage
+    --kafka_streams_job_server_jar --profile_postprocess_interval_sec --profile_temp_location
+    --profile_upload_interval_sec --profiler_agent --profiler_extra_arg --profiler_extra_args
+    --profiler_extra_env_var --profiler_extra_env_vars --profiler_stop_after_crash --profiler_stop_after_sec
+    """.split()  # noqa: SIM905
+)
+
+FLAGS = {"2.77.0": _FLAGS, "2.72.0": _FLAGS - _FLAGS_SINCE_2_72}
+"""By Beam's version."""
+
+RUNNERS = {"2.77.0": _RUNNERS, "2.72.0": _RUNNERS - {"kafkastreamsrunner"}}
+"""By Beam's version, in lower case; "runner" at the end may be left out."""

@@ -162,25 +162,26 @@ def _refuse_unknown_flags(parser: JobParser, argv: Sequence[str]) -> None:
 
 def _refuse_unknown_runner(parser: JobParser, rest: Sequence[str]) -> None:
     """Beam would refuse it as late as the pipeline is made."""
-    if not _table_is_of_the_installed_beam():
+    runners = beam_flags.RUNNERS.get(_beam_version())
+    if runners is None:
         return
     finder = _Parser(prog=parser.prog, add_help=False)
     finder.add_argument("--runner")
     runner = finder.parse_known_args(rest)[0].runner
-    if runner is None or "." in runner or {runner.lower(), f"{runner.lower()}runner"} & beam_flags.RUNNERS:
+    if runner is None or "." in runner or {runner.lower(), f"{runner.lower()}runner"} & runners:
         return
-    nearest = difflib.get_close_matches(runner.lower(), beam_flags.RUNNERS, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"known are {', '.join(sorted(beam_flags.RUNNERS))}"
+    nearest = difflib.get_close_matches(runner.lower(), runners, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"known are {', '.join(sorted(runners))}"
     parser.error(f"unknown runner {runner!r}; {hint}")
 
 
-def _table_is_of_the_installed_beam() -> bool:
-    return importlib.metadata.version("apache-beam") == beam_flags.VERSION
+def _beam_version() -> str:
+    return importlib.metadata.version("apache-beam")
 
 
 def _beam_flag_names() -> frozenset[str]:
     """Every flag of Beam, as "--name"."""
-    return beam_flags.FLAGS if _table_is_of_the_installed_beam() else frozenset(_beam_parser().flags)
+    return beam_flags.FLAGS.get(_beam_version()) or frozenset(_beam_parser().flags)
 
 
 def _beam_action(name: str) -> argparse.Action | None:

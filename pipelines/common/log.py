@@ -23,6 +23,10 @@ FORMATS = ("text", "json")
 
 _LINE_CHARACTERS = 10_000
 
+_NOTES_OF_PACKAGES = ("You are using a Python version", "crcmod package not found")
+"""What some releases of Google's packages and Beam say while they are imported: that a Python will end in a year or so,
+and that a package is not there, in whose place another is."""
+
 
 @dataclass
 class _Settings:
@@ -116,6 +120,8 @@ def logging_as(arguments: Sequence[str], *, steady_stdout: bool) -> Iterator[Non
     open_standard_streams()
     before = sys.stdout, sys.stderr
     handler = _Handler(level=logging.INFO if "--debug" in arguments else logging.WARNING)
+    if "--debug" not in arguments:
+        handler.addFilter(_concerns_the_user)
     sys.stderr = SteadyStream(before[1])
     if steady_stdout:
         sys.stdout = SteadyStream(before[0])
@@ -195,6 +201,10 @@ def stopping_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _concerns_the_user(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in _NOTES_OF_PACKAGES)
 
 
 class _Handler(logging.Handler):

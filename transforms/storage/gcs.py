@@ -23,6 +23,7 @@ import google.auth.exceptions
 import google.auth.transport.requests
 import google_crc32c
 import requests
+import urllib3
 from google.api_core import exceptions
 from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials, Credentials
@@ -225,11 +226,17 @@ class _Blob(storage.Blob):  # type: ignore[misc]
     """A `Blob` whose downloads are repeated whatever part of the answer breaks off.
 
     The library's own retries end before it reads the body of an error's answer, so a broken "not found" would be an
-    unknown error.
+    unknown error. And what breaks off a raw body has urllib3's types, which google-cloud-storage 2 does not try again.
     """
 
     def download_as_bytes(self, *args: Any, retry: Retry = DEFAULT_RETRY, **kwargs: Any) -> bytes:
-        return cast(bytes, retry(super().download_as_bytes)(*args, retry=None, **kwargs))
+        return cast(bytes, retry(self._download_once)(*args, **kwargs))
+
+    def _download_once(self, *args: Any, **kwargs: Any) -> bytes:
+        try:
+            return cast(bytes, super().download_as_bytes(*args, retry=None, **kwargs))
+        except (urllib3.exceptions.ProtocolError, urllib3.exceptions.TimeoutError) as error:
+            raise requests.exceptions.ConnectionError(error) from error
 
 
 class _Reader(BlobReader):  # type: ignore[misc]
