@@ -118,12 +118,18 @@ def grey(dataset: Any, pixels: np.ndarray) -> np.ndarray:
 
 
 def write(pixels: np.ndarray, bits: int | None = None, **elements: Any) -> bytes:
-    """A DICOM file of uint8, uint16 or int16 pixels, [height, width] or [frames, height, width], and more elements."""
+    """A DICOM file of uint8, uint16 or int16 pixels, [height, width] or [frames, height, width], and more elements.
+
+    Args:
+        pixels: as they are stored.
+        bits: that count; by default all.
+        **elements: by their keywords; `private` is the value of a private element.
+    """
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = "1.2.3.4"
+    dataset.SOPInstanceUID = "1.2.3.4"
     dataset.Rows, dataset.Columns = pixels.shape[-2:]
     if pixels.ndim == 3:
         dataset.NumberOfFrames = len(pixels)
@@ -132,10 +138,13 @@ def write(pixels: np.ndarray, bits: int | None = None, **elements: Any) -> bytes
     dataset.BitsStored = bits or dataset.BitsAllocated
     dataset.HighBit = dataset.BitsStored - 1
     dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+    if private := elements.pop("private", None):
+        dataset.private_block(0x0011, private, create=True).add_new(0x01, "LO", private)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of values that are not in order, which are some tests' purpose
         for name, value in elements.items():
             setattr(dataset, name, value)
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     data = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
     dataset.add_new("PixelData", "OB" if pixels.itemsize == 1 else "OW", data + b"\0" * (len(data) % 2))
     stream = io.BytesIO()
