@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
+import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineState
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from pipelines.common.console import ProgressBar
 from pipelines.options.extraction import OutputOptions
@@ -48,9 +53,24 @@ def open_pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
     # DirectRunner would look for a Prism binary first and fetch it from the network.
     runner = [] if any(arg.split("=")[0] == "--runner" for arg in beam_args) else ["--runner=FnApiRunner"]
     try:
-        return beam.Pipeline(options=PipelineOptions([*runner, *beam_args]))
+        options = PipelineOptions([*runner, *beam_args])
+        return beam.Pipeline(_local_runner(options), options)
     except ValueError as error:
         raise ImagebeamError(f"Beam does not take its flags: {error}") from error
+
+
+def _local_runner(options: PipelineOptions) -> FnApiRunner | None:
+    """Beam's local runner with worker processes that are this one's children, where such are asked for.
+
+    Beam starts each through a shell, which stays: were it killed alone, its worker would live on, unseen by the runner.
+    """
+    local = options.view_as(DirectOptions)
+    name = (options.view_as(StandardOptions).runner or "").rpartition(".")[2]
+    if os.name != "posix" or name != FnApiRunner.__name__ or local.direct_running_mode != "multi_processing":
+        return None
+    local.direct_running_mode = None  # or the runner would choose its own command
+    command = f"exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
+    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.cli import run_job
-from tests.support.killable import LABELS, processes, run, workers, write_classifier
+from tests.support.killable import LABELS, processes, run, wait_until_gone, workers, write_classifier
 from tests.support.plain_runs import FLAGS, assert_no_row_is_wrong, half_written, images, make_old, write_layout
 from tests.support.plain_runs import assert_whole as assert_embedded
 
@@ -119,9 +119,11 @@ def test_workers_killed_at_any_moment(tmp_path, job):
             assert process.exitcode is None
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.2))
-        os.kill(workers(process.pid)[number % 2], signal.SIGKILL)
+        started = workers(process.pid)
+        os.kill(started[number % 2], signal.SIGKILL)
         process.join(60)
         assert process.exitcode == 1
+        wait_until_gone(started)
         said = (tmp_path / "log").read_text()
         assert "imagebeam: error: A worker process ended before its work did" in said
         assert_no_row_is_wrong(output, layout)

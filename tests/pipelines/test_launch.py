@@ -3,6 +3,7 @@
 import errno
 import os
 
+import apache_beam as beam
 import numpy as np
 import pytest
 
@@ -186,3 +187,20 @@ OSError: gs://shop/out/embeddings/part-00.parquet: 403 Forbidden [while running 
 
     monkeypatch.setattr("apache_beam.Pipeline.run", fail)
     assert "gs://shop/out/embeddings/part-00.parquet: 403 Forbidden" in broken(1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="worker processes are started through cmd.exe")
+def test_worker_processes_are_children_of_the_launcher(tmp_path):
+    """With no shell between, which could be killed alone and leave a worker that nobody waits for."""
+    with launch.open_pipeline(["--direct_running_mode=multi_processing", "--direct_num_workers=2"]) as pipeline:
+        _ = (
+            pipeline
+            | beam.Create(range(20))
+            | beam.Reshuffle()
+            | beam.Map(lambda _: f"{os.getppid()} {os.getpid()}")
+            | beam.io.WriteToText(f"{tmp_path}/seen")
+        )
+    seen = [line.split() for path in tmp_path.glob("seen*") for line in path.read_text().splitlines()]
+    assert len(seen) == 20
+    assert {parent for parent, _ in seen} == {str(os.getpid())}
+    assert 1 <= len({worker for _, worker in seen} - {str(os.getpid())}) <= 2

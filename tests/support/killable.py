@@ -6,7 +6,9 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,10 +73,30 @@ def workers(pid: int) -> list[int]:
         number = below.pop()
         for child in _children(number):
             below.append(child)
-            command = Path(f"/proc/{child}/cmdline").read_bytes()
-            if b"sdk_worker_main" in command and not command.startswith(b"/bin/sh"):
+            if b"sdk_worker_main" in _command(child):
                 found.append(child)
     return found
+
+
+def wait_until_gone(pids: Iterable[int], seconds: float = 30) -> None:
+    """Wait for processes to end, whoever is to reap them.
+
+    Raises:
+        TimeoutError: naming those that stay.
+    """
+    deadline = time.monotonic() + seconds
+    while left := [pid for pid in pids if _command(pid)]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"still there after {seconds} s: {left}")
+        time.sleep(0.05)
+
+
+def _command(pid: int) -> bytes:
+    """Its command line; nothing of a process that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def _children(pid: int) -> list[int]:
