@@ -3,11 +3,12 @@
 #
 # Needs root, a Debian mirror, a package registry and Go's module proxy. buildah, crun and debootstrap are installed by
 # apt-get where they are missing. The base images are stand-ins made here from the same parts: Debian's Python 3.11 in
-# place of python:3.11-slim-bookworm, Beam's boot program built from its Go module. The base image of Flex Templates
+# place of python:3.11-slim-bookworm, Beam's boot program built from its Go module (the newest stack's, in the oldest one's
+# place too, whose worker pool is not tried). The base image of Flex Templates
 # is to be had nowhere else, so that the launcher of the stage `dataflow` is an empty file.
 #
 # The package registry and its certificate come from pip's own settings, and from PIP_CERT and SSL_CERT_FILE.
-# Usage: deploy/image/check.sh [STAGE...]: worker (the default), rootless, dataflow.
+# Usage: deploy/image/check.sh [STAGE...]: worker (the default), rootless, dataflow, tfio.
 # Exit code: 0 all holds, 1 something does not, 77 this machine cannot build images (the last line says why).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -60,12 +61,10 @@ buildah "${storage[@]}" rm "$container" > /dev/null
 say "buildah with the storage driver $STORAGE_DRIVER"
 
 # ---- the stand-ins for the base images
-read -r base_python base_beam base_launcher < <(
-    awk '/^FROM .*:/ && !seen[$2]++ {
-        if ($2 ~ /^python:/) python = $2; else if ($2 ~ /beam_python/) beam = $2; else launcher = $2
-    } END {print python, beam, launcher}' Dockerfile
-)
-beam=${base_beam##*:}
+bases=$(awk '/^FROM .*:/ && !seen[$2]++ {print $2}' Dockerfile)
+base_python=$(grep '^python:' <<< "$bases")
+base_launcher=$(grep 'template-launcher' <<< "$bases")
+mapfile -t base_beams < <(grep 'beam_python' <<< "$bases")
 
 say "$base_python from debootstrap"
 debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates "${base_python##*-}" "$work/python" \
@@ -73,6 +72,7 @@ debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates "${
 ln -s python3 "$work/python/usr/bin/python"
 rm -rf "$work"/python/var/cache/apt/archives/*.deb
 
+beam=${base_beams[0]##*:}
 say "Beam's boot program $beam from its Go module"
 GOBIN=$work/bin go install "github.com/apache/beam/sdks/v2/python/container@v$beam" > "$work/log" 2>&1 \
     || skip "go cannot build Beam's boot program: $(tail -n 1 "$work/log")"
@@ -89,7 +89,10 @@ commit() { # FOLDER NAME: the folder's content as an image
     rm -rf "${work:?}/$1"
 }
 commit python "docker.io/library/$base_python"
-commit beam "docker.io/$base_beam"
+commit beam "docker.io/${base_beams[0]}"
+for base in "${base_beams[@]:1}"; do
+    buildah "${storage[@]}" tag "docker.io/${base_beams[0]}" "docker.io/$base"
+done
 commit launcher "$base_launcher"
 
 # ---- build: pip's settings and certificate are mounted, so that none of them is in the image
@@ -106,10 +109,10 @@ for option in sorted(passed_on & settings.keys()):
 mounts=(--volume "$work/pip.conf:/etc/pip.conf:ro")
 [[ -z $certificate ]] || mounts+=(--volume "$certificate:$certificate:ro")
 
-build() { # STAGE
+build() { # STAGE [ARGUMENT...]
     local start=$SECONDS
-    say "buildah bud --target $1"
-    buildah "${storage[@]}" bud --quiet --layers --pull=never "${mounts[@]}" --target "$1" --tag "imagebeam:$1" . \
+    say "buildah bud --target $*"
+    buildah "${storage[@]}" bud --quiet --layers --pull=never "${mounts[@]}" --target "$@" --tag "imagebeam:$1" . \
         > "$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; fail "the stage $1 cannot be built"; }
     echo "built in $((SECONDS - start)) s"
 }
@@ -140,11 +143,12 @@ embedded() { # FOLDER: how many images its manifest says are embedded
     "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["totals"]["embedded"])' "$1/manifest.json"
 }
 
-# What the dev lock has and the production lock has not.
-dev_only=$(comm -13 <(grep -oE '^[a-z0-9._-]+==' requirements.lock | sort -u) \
-    <(grep -oE '^[a-z0-9._-]+==' requirements-dev.lock | sort -u) | tr -d '=')
+dev_only() { # PREFIX: what the dev lock has and the production lock has not
+    comm -13 <(grep -oE '^[a-z0-9._-]+==' "$1.lock" | sort -u) <(grep -oE '^[a-z0-9._-]+==' "$1-dev.lock" | sort -u) \
+        | tr -d '='
+}
 
-check_stage() { # STAGE USER
+check_stage() { # STAGE USER [PREFIX OF THE LOCKS]
     local size installed strays output
     user=$2
     [[ $(buildah "${storage[@]}" inspect --format '{{.OCIv1.Config.User}}' "imagebeam:$1") == "${user#0}" ]] \
@@ -155,13 +159,22 @@ check_stage() { # STAGE USER
     [[ $(inside id -u) == "$user" ]] || fail "the stage $1 runs as user $(inside id -u), not $user"
     installed=$(inside python -m pip list --format freeze --disable-pip-version-check | sed 's/=.*//' \
         | tr 'A-Z_' 'a-z-')
-    strays=$(grep -Fx -f <(printf '%s\n' "$dev_only") <<< "$installed" || true)
+    strays=$(grep -Fx -f <(dev_only "${3:-requirements}") <<< "$installed" || true)
     [[ -z $strays ]] || fail "the stage $1 holds packages of the dev lock only: $strays"
     output=$work/shared/out-$1
     inside imagebeam extract "${small[@]}" --output "$output" > "$work/log" 2>&1 \
         || { tail -n 20 "$work/log" >&2; fail "extract fails in the stage $1"; }
     [[ $(embedded "$output") == 24 ]] || fail "extract in the stage $1 embedded $(embedded "$output") of 24 images"
     echo "extract inside: 24 of 24 images"
+}
+
+check_dicom() { # the files of pydicom's wheel, by tensorflow-io; in $container
+    local output=$work/shared/out-dicom files
+    files=$(inside python -c 'import pathlib, pydicom; print(pathlib.Path(pydicom.__file__).parent)')/data/test_files
+    inside imagebeam extract --input "$files/{CT,MR}_small.dcm" "${small[@]:2}" --output "$output" > "$work/log" 2>&1 \
+        || { tail -n 20 "$work/log" >&2; fail "extract of DICOM files fails"; }
+    [[ $(embedded "$output") == 2 ]] || fail "extract embedded $(embedded "$output") of 2 DICOM files"
+    echo "extract inside: 2 of 2 DICOM files"
 }
 
 check_pool() { # STAGE: a launcher in one container, its units worked by the worker pool in another (Beam's boot: port 50000)
@@ -186,7 +199,7 @@ check_pool() { # STAGE: a launcher in one container, its units worked by the wor
 }
 
 for stage in "${@:-worker}"; do
-    build "$stage"
+    if [[ $stage == tfio ]]; then build "$stage" --build-arg ACCELERATOR=tfio; else build "$stage"; fi
     case $stage in
         worker)
             check_stage worker 0
@@ -199,6 +212,10 @@ for stage in "${@:-worker}"; do
             check_stage dataflow 0
             inside test -x /opt/google/dataflow/python_template_launcher || fail "the stage dataflow has no template launcher"
             inside python -m py_compile /opt/imagebeam/extract.py || fail "the template's program cannot be compiled"
+            ;;
+        tfio)
+            check_stage tfio 0 requirements-tfio
+            check_dicom
             ;;
         *) fail "no such stage: $stage" ;;
     esac
