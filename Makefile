@@ -77,7 +77,7 @@ package-check: $(INSTALLED) ## build wheel and sdist, install each into an empty
 	@echo "==> wheel and sdist"
 	$(BIN)/pytest -m install tests/project/test_package.py $(ARGS)
 
-production-check: $(INSTALLED) ## each job from requirements.lock and the wheel alone, with each extra, and with JAX for TensorFlow
+production-check: $(INSTALLED) ## each job from requirements.lock and the wheel alone, with each extra, and with JAX or PyTorch for TensorFlow
 	@echo "==> production environment"
 	$(BIN)/pytest -m install tests/project/test_production.py tests/project/test_without_tensorflow.py $(ARGS)
 
@@ -118,15 +118,16 @@ format: $(INSTALLED) ## let ruff mend and format the code
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url \
 	--python-version 3.11 $(if $(UPGRADE),--upgrade)
 
-# What JAX needs and requirements.lock has, with or without TensorFlow.
-HAD := ml-dtypes numpy scipy
+# What JAX and PyTorch need and requirements.lock has, with or without TensorFlow.
+HAD := ml-dtypes numpy scipy typing-extensions setuptools
 
 lock: $(INSTALLED) ## resolve setup.py into the lock files; UPGRADE=1 takes newer versions
-	@echo "==> requirements.lock, requirements-dev.lock, -gpu, -jax, -tfio, -tfio-dev, -build, -airflow"
+	@echo "==> requirements.lock, requirements-dev.lock, -gpu, -jax, -torch, -tfio, -tfio-dev, -build, -airflow"
 	$(COMPILE) setup.py --extra all --universal -o requirements.lock
 	$(COMPILE) setup.py --extra all --universal --extra dev -c requirements.lock -o requirements-dev.lock
 	$(COMPILE) setup.py --extra all --python-platform linux --extra gpu -c requirements.lock -o requirements-gpu.lock
 	echo 'jax>=0.10,<0.11' | $(COMPILE) - --universal -c requirements.lock $(HAD:%=--no-emit-package %) -o requirements-jax.lock
+	echo 'torch>=2.15,<2.16' | $(COMPILE) - --universal -c requirements.lock $(HAD:%=--no-emit-package %) -o requirements-torch.lock
 	$(COMPILE) setup.py --extra all --python-platform linux --extra tfio -o requirements-tfio.lock
 	$(COMPILE) setup.py --extra all --python-platform linux --extra tfio --extra dev -c requirements-tfio.lock -o requirements-tfio-dev.lock
 	echo setuptools | $(COMPILE) - --universal -c requirements.lock -o requirements-build.lock

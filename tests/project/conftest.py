@@ -14,7 +14,7 @@ from tests.support.newer_wheels import write_newer_wheels
 def production(tmp_path_factory):
     """Installed with newer releases of everything on offer, without a cache."""
     folder = tmp_path_factory.mktemp("production")
-    newer = write_newer_wheels(folder / "newer", [ROOT / "requirements.lock", ROOT / "requirements-jax.lock"])
+    newer = write_newer_wheels(folder / "newer", [ROOT / f"requirements{name}.lock" for name in ("", "-jax", "-torch")])
     environment = Environment(folder / "all", newer)
     bare = environment.installed()
     environment.install_lock(ROOT / "requirements.lock")

@@ -16,7 +16,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 LOCKS = {"runtime": "requirements.lock", "dev": "requirements-dev.lock", "gpu": "requirements-gpu.lock"}
-JAX_LOCK = "requirements-jax.lock"
+BACKEND_LOCKS = {name: f"requirements-{name}.lock" for name in ("jax", "torch")}
+"""Of what Keras computes with in TensorFlow's place."""
 TFIO_LOCKS = {"requirements-tfio.lock": ["all", "tfio"], "requirements-tfio-dev.lock": ["all", "dev", "tfio"]}
 PLATFORMS = [
     {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"},
@@ -100,13 +101,16 @@ class TestLocks:
         assert {name: other.get(name) for name in runtime} == runtime
 
     @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
-    def test_jax_lock_goes_with_the_runtime_lock(self, python):
-        runtime, added = pins(LOCKS["runtime"], python), pins(JAX_LOCK, python)
-        assert added["jax"] == added["jaxlib"]
+    @pytest.mark.parametrize("backend", BACKEND_LOCKS)
+    def test_backend_lock_goes_with_the_runtime_lock(self, backend, python):
+        runtime, added = pins(LOCKS["runtime"], python), pins(BACKEND_LOCKS[backend], python)
+        assert backend in added
+        assert added.get("jax") == added.get("jaxlib")
         assert {name: runtime[name] for name in added.keys() & runtime.keys()}.items() <= added.items()
 
     @pytest.mark.parametrize(
-        ("lock", "least"), [*((name, 50) for name in (*LOCKS.values(), *TFIO_LOCKS)), (JAX_LOCK, 2)]
+        ("lock", "least"),
+        [*((name, 50) for name in (*LOCKS.values(), *TFIO_LOCKS)), *((name, 2) for name in BACKEND_LOCKS.values())],
     )
     def test_pin_and_hash_everything(self, lock, least):
         entries = lock_entries(lock)

@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from transforms import storage
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import keras
 
 EXTENSION = ".keras"
+
+_OTHER_FILES = (".h5", ".hdf5", ".npz", ".onnx", ".pb", ".pt", ".pth", ".safetensors", ".tflite", ".zip")
 
 _IDENTITY = "file:"
 """What a spec calls such a model: this, and the file's SHA-256."""
@@ -159,7 +162,15 @@ def find_model(name: str) -> Architecture | OwnModel:
     Raises:
         ImagebeamError: for an unknown name, or a file that is missing or none of Keras'.
     """
-    return describe(name) if is_own_model(name) else get_architecture(name)
+    if is_own_model(name):
+        return describe(name)
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix not in _OTHER_FILES and "/" not in name:
+        return get_architecture(name)
+    remedy = "Weights alone go to --weights, beside --model with the architecture's name."
+    if suffix in (".h5", ".hdf5"):
+        remedy = f"Of a whole model keras.saving.load_model({name!r}).save('model{EXTENSION}') writes one. {remedy}"
+    raise ImagebeamError(f"A model of one's own is a Keras 3 file, *{EXTENSION}. Received: model={name!r}. {remedy}")
 
 
 def preprocess(spec: EmbedderSpec, pixels: Any) -> Any:
@@ -211,8 +222,30 @@ def _describe(name: str, path: str, size: int, modified: int) -> OwnModel:
         raise ImagebeamError(
             f"Not a Keras 3 model file: {error}. Received: model={name!r}. Save it with model.save('x.keras')."
         ) from error
+    _check_channels(name, config)
     with open(path, "rb") as file:
         return OwnModel(name, hashlib.file_digest(file, "sha256").hexdigest(), _input_size(config))
+
+
+def _check_channels(name: str, config: Any) -> None:
+    """Refuse a model of images that are not RGB with the channels last, before it is loaded.
+
+    Raises:
+        ImagebeamError: naming the shape, and what turns RGB images into such.
+    """
+    found = [shape for shape in _shapes(config) if isinstance(shape, list) and len(shape) == 4]
+    if not found or any(shape[-1] == 3 for shape in found):
+        return
+    shape = found[0]
+    if shape[1] == 3:
+        given = "keras.layers.Permute((3, 1, 2))(images)"
+    else:
+        given = "keras.ops.image.rgb_to_grayscale(images)" if shape[-1] == 1 else "..."
+    raise ImagebeamError(
+        f"A backbone takes RGB images [n, height, width, 3]. Received: {name}, which takes "
+        f"[{', '.join('n' if side is None else str(side) for side in shape)}]. Save a model around it: images = "
+        f"keras.Input((None, None, 3)); keras.Model(images, model({given}))."
+    )
 
 
 def _input_size(config: Any) -> tuple[int | None, int | None]:

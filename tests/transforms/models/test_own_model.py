@@ -230,6 +230,35 @@ def test_bad_requests_are_refused_when_constructed(save, fields, named):
         EmbedderConfig(**{"model": save(functional()), **fields})
 
 
+@pytest.mark.parametrize(
+    ("shape", "remedy"), [((24, 20, 1), "rgb_to_grayscale"), ((3, 24, 20), "Permute"), ((24, 20, 4), "keras.Input")]
+)
+def test_images_that_are_not_rgb_are_refused_before_loading(save, shape, remedy):
+    image = keras.Input(shape)
+    path = save(keras.Model(image, keras.layers.Flatten()(image)))
+    with pytest.raises(ImagebeamError, match=remedy):
+        EmbedderConfig(path)
+
+
+def test_the_remedy_for_grey_models_gives_their_vectors(save):
+    """What the message says to save is a backbone, and computes what the model does on grey images."""
+    grey = keras.Input((24, 20, 1))
+    model = keras.Model(grey, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(grey)))
+    images = keras.Input((None, None, 3))
+    around = save(keras.Model(images, model(keras.ops.image.rgb_to_grayscale(images))))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 24, 20, 3), dtype=np.uint8)
+    expected = model(keras.ops.image.rgb_to_grayscale(pixels.astype(np.float32)))
+    found = resolve(EmbedderConfig(around, image_size=(24, 20))).embed(pixels)["embedding"]
+    np.testing.assert_allclose(found, np.asarray(expected), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["model.h5", "MODEL.HDF5", "weights.npz", "models/vgg", "net.onnx"])
+def test_files_of_other_kinds_are_told_from_architectures(name):
+    with pytest.raises(ImagebeamError, match=r"a Keras 3 file, \*\.keras") as caught:
+        EmbedderConfig(name)
+    assert ("load_model" in str(caught.value)) == name.lower().endswith((".h5", ".hdf5"))
+
+
 def test_preprocessing_of_a_built_in_model_cannot_be_set():
     with pytest.raises(ImagebeamError, match="its own preprocessing"):
         EmbedderConfig("VGG16", preprocessing="tf")
