@@ -19,6 +19,7 @@ from typing import NamedTuple
 from pipelines.common import log
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.models.architectures import nearest
+from transforms.models.keras_import import import_without_unused
 
 
 class ExitCode(enum.IntEnum):
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         An `ExitCode`.
     """
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    arguments = _own_arguments() if argv is None else list(argv)
     parser = _parser()
     if not arguments:
         parser.print_help(sys.stderr)
@@ -89,6 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_job(job, arguments[1:])
 
 
+def _own_arguments() -> list[str]:
+    """Of this process, which is the job's alone."""
+    import_without_unused()
+    return sys.argv[1:]
+
+
 def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     """Run one job, as `imagebeam <name>` and `python -m pipelines.<name>` do; an error becomes one line.
 
@@ -99,7 +106,7 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     Returns:
         An `ExitCode`.
     """
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    arguments = _own_arguments() if argv is None else list(argv)
     debug = "--debug" in arguments
     if not debug:
         # TensorFlow's start-up notes concern nobody who runs a job; it reads this when it is first imported.

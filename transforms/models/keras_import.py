@@ -13,7 +13,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+UNUSED = ("matplotlib", "sklearn")
+"""What Keras imports for its galleries and wrappers where it is installed; no job uses those."""
+
 _import_lock = threading.Lock()
+_without: tuple[str, ...] = ()
 _pin_lock = threading.RLock()
 _pins = 0
 _before: list[tuple[Callable[[Any], None], Any]] = []
@@ -32,12 +36,34 @@ def import_keras() -> None:
         if "keras" in sys.modules:
             return
         _choose_backend()
-        if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") < "2":
-            importlib.import_module("keras")
-        else:
-            _import_quietly()
+        with _held_back(_without):
+            if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") < "2":
+                importlib.import_module("keras")
+            else:
+                _import_quietly()
         for setter, _, value in _settings():
             setter(value)
+
+
+def import_without_unused() -> None:
+    """Let `import_keras` hold back the packages of `UNUSED`: a third of its seconds. For processes of one's own only.
+
+    `keras.wrappers` and `keras.visualization` then say that they miss those packages, for good.
+    """
+    global _without
+    _without = UNUSED
+
+
+@contextlib.contextmanager
+def _held_back(names: tuple[str, ...]) -> Iterator[None]:
+    """Inside, an import of these packages fails, where nobody had imported them before."""
+    held = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(held))  # type: ignore[arg-type]  # None is how Python marks what cannot be had.
+    try:
+        yield
+    finally:
+        for name in held:
+            del sys.modules[name]
 
 
 def _choose_backend() -> None:
