@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from pipelines.common.console import say
 from pipelines.common.fields import Options, flag, one_of, refuse_both
 from pipelines.common.flags import JobParser, parse
-from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments, complete
 from pipelines.options.engine import ENGINE_HELP
 from pipelines.options.extraction import InputOptions, OutputOptions
+from pipelines.options.workers import WorkerOptions, add_worker_arguments, complete
 from transforms.core.engines import Engine
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import TruncatedImages
@@ -127,7 +127,7 @@ class ClassifyOptions:
     output: OutputOptions
     input: InputOptions | None = None
     vectors: VectorOptions = dataclasses.field(default_factory=VectorOptions)
-    dataflow: DataflowOptions = dataclasses.field(default_factory=DataflowOptions)
+    workers: WorkerOptions = dataclasses.field(default_factory=WorkerOptions)
     beam_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -164,7 +164,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     LabelOptions.add_arguments(parser, "labels", most_used=["classifier", "top_k", "threshold"])
     OutputOptions.add_arguments(parser, "output", leave_out=["reuse"], most_used=["output", "overwrite"])
     parser.set_defaults(reuse=None)  # Of predictions nothing is taken over.
-    add_dataflow_arguments(parser)
+    add_worker_arguments(parser)
 
 
 def run(options: ClassifyOptions) -> Result:
@@ -176,7 +176,7 @@ def run(options: ClassifyOptions) -> Result:
     from transforms.classify.staged import open_classifier
 
     patterns = options.input.input if options.input else options.vectors.embeddings
-    beam_args = complete(options.beam_args, options.dataflow, patterns=patterns, output=options.output.output)
+    beam_args = complete(options.beam_args, options.workers, patterns=patterns, output=options.output.output)
     options = dataclasses.replace(options, beam_args=beam_args)
     classifier = open_classifier(options.label.classifier)
     if options.input is None:
@@ -209,7 +209,7 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
             options.label.engine,
             source,
             decoded,
-            elsewhere_on_gpus=options.dataflow.gpu is not None,
+            elsewhere_on_gpus=options.workers.gpu is not None,
         )
         staged = dataclasses.replace(staged, embedder=embedder)
         part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, source.read.keep_columns)
@@ -359,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             OutputOptions.from_args(args),
             _input_options(args),
             VectorOptions.from_args(args),
-            DataflowOptions.from_args(args),
+            WorkerOptions.from_args(args),
             tuple(beam_args),
         )
     )

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipelines.common.flags import JobParser, parse
-from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments, complete
 from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import (
     InputOptions,
@@ -19,6 +18,7 @@ from pipelines.options.extraction import (
     add_model_arguments,
     add_output_arguments,
 )
+from pipelines.options.workers import WorkerOptions, add_worker_arguments, complete
 
 if TYPE_CHECKING:
     from pipelines.runtime.finish import Result
@@ -41,7 +41,7 @@ class ExtractOptions:
     model: ModelOptions
     output: OutputOptions
     engine: EngineOptions = field(default_factory=EngineOptions)
-    dataflow: DataflowOptions = field(default_factory=DataflowOptions)
+    workers: WorkerOptions = field(default_factory=WorkerOptions)
     beam_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     EngineOptions.add_arguments(parser, "engine")
     add_output_arguments(parser)
-    add_dataflow_arguments(parser)
+    add_worker_arguments(parser)
 
 
 def run(options: ExtractOptions) -> Result:
@@ -67,7 +67,11 @@ def run(options: ExtractOptions) -> Result:
     from transforms.models.availability import check_available
 
     beam_args = complete(
-        options.beam_args, options.dataflow, patterns=options.input.input, output=options.output.output
+        options.beam_args,
+        options.workers,
+        patterns=options.input.input,
+        output=options.output.output,
+        precision=options.model.precision,
     )
     check_available(options.model.config())
     run_folder.open_output_apart(options.output, options.input.input)
@@ -83,7 +87,7 @@ def run(options: ExtractOptions) -> Result:
 
     pipeline = launch.open_pipeline(beam_args)
     # A model that cannot be had must not begin a new generation of parts.
-    loader = ModelLoader(options.model, options.engine, source, options.dataflow.gpu is not None)
+    loader = ModelLoader(options.model, options.engine, source, options.workers.gpu is not None)
     loaded = loader.load(loader.config(None)) if options.output.overwrite else None
     with run_folder.claim_output(options.output, source) as folder:
         staged = model_staging.stage_model(loader, folder, loaded, overwrite=options.output.overwrite)
@@ -112,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ModelOptions.from_args(args),
             OutputOptions.from_args(args),
             EngineOptions.from_args(args),
-            DataflowOptions.from_args(args),
+            WorkerOptions.from_args(args),
             tuple(beam_args),
         )
     )

@@ -17,8 +17,8 @@ from pipelines.options import dataflow
 from pipelines.options.kept_columns import PRINTED_AS
 from transforms.core.formats import KEEP_TYPES
 
-LAUNCHER_FLAGS = ("--help", "--debug", "--log_format", "--quiet")
-"""Flags of extract that are no parameters: what they do is for somebody in front of a terminal."""
+LAUNCHER_FLAGS = ("--help", "--debug", "--local_workers", "--log_format", "--quiet")
+"""Flags of extract that are no parameters: they are for somebody in front of a terminal, or for one machine."""
 
 _GS = "gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 _TYPE = "|".join([*KEEP_TYPES, *PRINTED_AS])

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from pipelines.common.console import say
 from pipelines.common.fields import Options, flag
 from pipelines.common.flags import JobParser, parse
-from pipelines.options.dataflow import add_dataflow_arguments
 from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import (
     InputOptions,
@@ -25,6 +24,7 @@ from pipelines.options.extraction import (
     add_model_arguments,
     add_output_arguments,
 )
+from pipelines.options.workers import add_worker_arguments
 from pipelines.runtime.plan_text import Estimate, Plan, to_dict, to_text
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import EmbeddingDtype
@@ -240,7 +240,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         defaults={"output": NO_OUTPUT},
         texts={"output": "folder of the run that extract would write, local or gs:// (default: none)"},
     )
-    add_dataflow_arguments(parser)
+    add_worker_arguments(parser)
     LookOptions.add_arguments(parser, "plan", most_used=["sample", "format"])
 
 

@@ -6,10 +6,8 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.common.fields import Options, flag
 from pipelines.options.endpoints import check_endpoints
 from transforms.core.errors import ImagebeamError
 from transforms.models.architectures import nearest
@@ -39,38 +37,23 @@ GPU_DISK_GB = 50
 _REQUIRED = ("project", "region", "temp_location", "sdk_container_image")
 
 
-def _gpu_type(text: str) -> str:
+def gpu_type(text: str) -> str:
+    """One of `GPUS`.
+
+    Raises:
+        argparse.ArgumentTypeError: for any other, with the nearest.
+    """
     if text not in GPUS:
         raise argparse.ArgumentTypeError(f"{nearest(text, tuple(GPUS))} Received: {text!r}")
     return text
 
 
-@dataclass(frozen=True)
-class DataflowOptions(Options):
-    """What is set for a job on Dataflow in one word."""
-
-    gpu: str | None = flag(
-        f"GPU of every Dataflow worker, one of {', '.join(GPUS)}; machine, disk and driver are set to fit "
-        f"(default: none)",
-        None,
-        type=_gpu_type,
-        metavar="TYPE",
-    )
-
-
-def add_dataflow_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags of `DataflowOptions`."""
-    DataflowOptions.add_arguments(parser, "Dataflow")
-
-
-def complete(
-    beam_args: Sequence[str], options: DataflowOptions, *, patterns: Sequence[str], output: str
-) -> tuple[str, ...]:
+def complete(beam_args: Sequence[str], gpu: str | None, *, patterns: Sequence[str], output: str) -> tuple[str, ...]:
     """Beam's arguments with what Dataflow needs besides; those given win. Those of another runner stay as they are.
 
     Args:
         beam_args: as given on the command line.
-        options: the job's own.
+        gpu: type of the GPU of every worker.
         patterns: of the input.
         output: the run's folder.
 
@@ -78,7 +61,7 @@ def complete(
         ImagebeamError: if something is missing, cannot be seen by workers elsewhere, or does not fit together, or
             nothing answers where the job is to be submitted.
     """
-    if not beam_args and options.gpu is None:
+    if not beam_args and gpu is None:
         return ()
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -93,10 +76,10 @@ def complete(
             f"--dry_run. Leave --dry_run out: a template is not submitted either."
         )
     if not _is_dataflow(values["runner"]):
-        if options.gpu is not None:
+        if gpu is not None:
             raise ImagebeamError(
                 f"--gpu asks Dataflow for machines; other runners take what their workers have. Received: "
-                f"--gpu {options.gpu} with {values['runner'] or 'the local runner'}. Add --runner DataflowRunner, or "
+                f"--gpu {gpu} with {values['runner'] or 'the local runner'}. Add --runner DataflowRunner, or "
                 f"leave it out."
             )
         return tuple(beam_args)
@@ -110,7 +93,7 @@ def complete(
                 f"Dataflow's workers see no files of this machine: {name} must start with gs://. Received: {uri!r}."
             )
     check_image(values["sdk_container_image"])
-    return (*beam_args, *_defaults(given, options.gpu))
+    return (*beam_args, *_defaults(given, gpu))
 
 
 def _is_dataflow(runner: str | None) -> bool:

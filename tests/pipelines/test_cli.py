@@ -14,7 +14,6 @@ import pytest
 
 from pipelines import cli
 from pipelines.common.flags import JobParser, parse
-from pipelines.options.dataflow import DataflowOptions, add_dataflow_arguments
 from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import (
     InputOptions,
@@ -25,6 +24,7 @@ from pipelines.options.extraction import (
     add_output_arguments,
 )
 from pipelines.options.kept_columns import KeptColumn, parse_kept_columns
+from pipelines.options.workers import WorkerOptions, add_worker_arguments
 from transforms.core.engines import Engine, PrecisionChoice
 from transforms.core.errors import ImagebeamError, JobError
 from transforms.core.formats import KEEP_TYPES, EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
@@ -77,7 +77,8 @@ FLAGS = {
     "--reuse": (OutputOptions, ["a", "gs://b/c"], "reuse", ("a", "gs://b/c")),
     "--retry_failed": (OutputOptions, [], "retry_failed", True),
     "--max_failure_rate": (OutputOptions, ["0.5"], "max_failure_rate", 0.5),
-    "--gpu": (DataflowOptions, ["nvidia-l4"], "gpu", "nvidia-l4"),
+    "--gpu": (WorkerOptions, ["nvidia-l4"], "gpu", "nvidia-l4"),
+    "--local_workers": (WorkerOptions, ["auto"], "local_workers", "auto"),
 }
 
 
@@ -87,7 +88,7 @@ def extract_parser(beam=True):
     add_model_arguments(parser)
     EngineOptions.add_arguments(parser, "engine")
     add_output_arguments(parser)
-    add_dataflow_arguments(parser)
+    add_worker_arguments(parser)
     return parser
 
 
@@ -116,7 +117,7 @@ class TestFlags:
         plain, given = (
             {
                 group: vars(group.from_args(parse_extract(*needed, *argv)[0]))
-                for group in (InputOptions, ModelOptions, EngineOptions, OutputOptions, DataflowOptions)
+                for group in (InputOptions, ModelOptions, EngineOptions, OutputOptions, WorkerOptions)
             }
             for argv in ([], [flag, *values])
         )

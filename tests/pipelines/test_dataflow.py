@@ -21,9 +21,9 @@ from pipelines.cli import run_job
 from pipelines.common.flags import parse
 from pipelines.extract import ExtractOptions
 from pipelines.options import dataflow
-from pipelines.options.dataflow import DataflowOptions, complete
 from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import InputOptions, ModelOptions, OutputOptions
+from pipelines.options.workers import WorkerOptions, complete
 from tests.support import gcs_server
 from tests.support.environments import pins
 from tests.support.extracting import extract, small_images
@@ -42,7 +42,7 @@ L4 = "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"
 
 
 def completed(*beam_args, gpu=None, patterns=("gs://b/in/*",), output="gs://b/out"):
-    return complete(beam_args, DataflowOptions(gpu), patterns=patterns, output=output)
+    return complete(beam_args, WorkerOptions(gpu), patterns=patterns, output=output)
 
 
 def added(*beam_args, gpu=None):
@@ -304,7 +304,7 @@ class TestTemplate:
     def test_parameters_are_the_flags(self):
         from tests.pipelines.test_cli import FLAGS
 
-        flags = {name.removeprefix("--") for name in FLAGS}
+        flags = {name.removeprefix("--") for name in FLAGS.keys() - set(flex_template.LAUNCHER_FLAGS)}
         assert set(self.parameters()) == flags | {"config", "sdk_container_image"}
 
     def test_every_parameter_is_explained(self):
@@ -384,7 +384,7 @@ class TestTemplate:
             ModelOptions.from_args(args),
             OutputOptions.from_args(args),
             EngineOptions.from_args(args),
-            DataflowOptions.from_args(args),
+            WorkerOptions.from_args(args),
         )
 
     @pytest.mark.parametrize(("text", "expected"), [("true", True), ("false", False)])

@@ -1,6 +1,7 @@
 """What runs a model; importable by the command line, so nothing heavy stands here."""
 
 import enum
+import os
 
 
 class Engine(enum.StrEnum):
@@ -25,3 +26,8 @@ class PrecisionChoice(enum.StrEnum):
     INT8 = "int8"
     AUTO = "auto"
     """The fastest on this machine whose vectors hardly differ from float32 ones: a trial tells."""
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the driver of one is loaded: asking a framework would take seconds."""
+    return os.path.exists("/dev/nvidiactl")

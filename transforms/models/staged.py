@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from transforms import storage
 from transforms.core.digests import file_sha256
-from transforms.core.engines import Engine
+from transforms.core.engines import Engine, has_nvidia_gpu
 from transforms.core.errors import ImagebeamError, last_line
 from transforms.core.spec import EmbedderSpec, Precision
 from transforms.models.config import EmbedderConfig
@@ -129,7 +128,7 @@ class StagedModel:
                 )
             _log.warning("OpenVINO is missing here: Keras runs the model. Install imagebeam[openvino]")
             return self.load_keras()
-        if self.engine.asked == Engine.AUTO and not is_int8 and _has_nvidia_gpu():
+        if self.engine.asked == Engine.AUTO and not is_int8 and has_nvidia_gpu():
             _log.warning("This machine has a GPU: Keras runs the model, which was staged for OpenVINO")
             return self.load_keras()
         if lacking := sorted(set(self.engine.processor) - openvino_model.cpu_capabilities()):
@@ -193,11 +192,6 @@ def _told_missing() -> Iterator[None]:
         raise ImagebeamError(
             f"The staged model is missing: {error.filename or error}. The same command stages it again."
         ) from error
-
-
-def _has_nvidia_gpu() -> bool:
-    """Whether the driver is loaded: asking TensorFlow would take seconds."""
-    return os.path.exists("/dev/nvidiactl")
 
 
 def stage_model(

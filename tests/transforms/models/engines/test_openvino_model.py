@@ -145,7 +145,7 @@ def test_another_processor_is_reported(vgg16, tmp_path, caplog):
 
 
 def test_a_gpu_is_preferred_to_what_a_trial_chose_elsewhere(vgg16, tmp_path, monkeypatch):
-    monkeypatch.setattr("transforms.models.staged._has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr("transforms.models.staged.has_nvidia_gpu", lambda: True)
     for asked, kind in ((Engine.AUTO, type(vgg16)), (Engine.OPENVINO, OpenVinoEmbedder)):
         loaded = LoadedModel(vgg16, StagedEngine(Engine.OPENVINO, asked, ""), convert(vgg16))
         assert isinstance(stage(loaded, str(tmp_path / asked), {"source": "", "file_sha256": None}).load(), kind)
