@@ -17,7 +17,7 @@ import numpy as np
 
 from pipelines import classify
 from pipelines.cli import run_job
-from pipelines.runtime import launch, model_staging  # noqa: F401 - what a job imports when it starts
+from pipelines.runtime import launch, model_loader, model_staging  # noqa: F401 - what a job imports when it starts
 from tests.support.plain_runs import StagedFake, stage_fake
 from transforms.classify import predictions, staged  # noqa: F401
 from transforms.core.spec import EmbedderSpec
@@ -55,6 +55,7 @@ def run(name: str, argv: list[str], log: str) -> Any:
     sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115 - for as long as the process lives
     model_staging.stage_model = stage_fake  # type: ignore[assignment]
     staged.stage_classifier = lambda *_, **__: StagedFake(Shares())  # type: ignore[assignment]
+    model_loader.settle_staged = lambda embedder, *_, **__: embedder
     assert classify
     os._exit(run_job(name, argv))
 
