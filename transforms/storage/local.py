@@ -66,9 +66,12 @@ def _open(uri: str, version: str | None, buffering: int) -> BinaryIO:
     if not stat_module.S_ISREG(os.stat(uri).st_mode):  # Opening a pipe would wait for its writer.
         raise OSError(errno.EINVAL, "Not a regular file", uri)
     stream = open(uri, "rb", buffering=buffering)  # noqa: SIM115 - the caller closes it.
-    if version is not None and (found := _version(os.fstat(stream.fileno()))) != version:
+    try:
+        if version is not None and (found := _version(os.fstat(stream.fileno()))) != version:
+            raise replaced(uri, version, found)
+    except BaseException:
         stream.close()
-        raise replaced(uri, version, found)
+        raise
     return stream
 
 

@@ -16,6 +16,7 @@ from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.localfilesystem import LocalFileSystem
 from google.auth.credentials import AnonymousCredentials
 
+from tests.support.faulty_storage import FaultyDisk, faulty
 from tests.support.gcs_server import gcs  # noqa: F401
 from tests.support.planned import file_at
 from tests.support.webhdfs import serve_webhdfs
@@ -177,6 +178,15 @@ def test_a_file_replaced_since_it_was_listed_is_refused(base):
     with pytest.raises(storage.ReplacedError, match="replaced"):
         storage.open_read(uri, old.version)
     assert storage.read_bytes(uri, file_at(uri).version) == b"newer"
+
+
+def test_a_file_whose_version_cannot_be_told_is_closed_again(tmp_path):
+    """One left open is a warning, which is an error here."""
+    (tmp_path / "a").write_bytes(b"content")
+    disk = FaultyDisk(1, errno.EIO, lasting=10**6, only=("fstat",))
+    with faulty(disk), pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        storage.open_read(f"{tmp_path}/a", "7-7")
+    assert disk.calls == 1
 
 
 def test_missing_file(base):
