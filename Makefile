@@ -66,7 +66,7 @@ parity: $(INSTALLED) ## all 40 architectures, precisions and poolings against pl
 	@echo "==> parity in $(WORKERS) processes"
 	$(BIN)/pytest -n $(WORKERS) -m parity $(ARGS)
 
-reliability: $(INSTALLED) ## launchers and workers killed a hundred times, storage that fails at random: a quarter of an hour
+reliability: $(INSTALLED) ## launchers and workers killed a hundred times, storage that fails at random: six minutes
 	@echo "==> reliability in $(WORKERS) processes"
 	$(BIN)/pytest -n $(WORKERS) -m reliability $(ARGS)
 
@@ -96,7 +96,7 @@ schedule-check: $(INSTALLED) ## Airflow itself, in an environment of its own, ru
 
 image-check: ## build the Dockerfile's CPU stages without a daemon, and work images in them
 	@echo "==> images"
-	deploy/image/check.sh worker rootless dataflow
+	deploy/image/check.sh worker rootless dataflow tfio
 
 lint: $(INSTALLED) ## ruff (rules, format), mypy (types), import-linter (order of the packages), hadolint (Dockerfile)
 	@echo "==> ruff check"
