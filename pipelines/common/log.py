@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,11 +37,13 @@ class _Settings:
         json: one JSON object a line instead of text.
         quiet: warnings and errors only.
         totals: counts of the job, for its last JSON line.
+        started: when the job's command began, in seconds since 1970; None outside of one.
     """
 
     json: bool = False
     quiet: bool = False
     totals: dict[str, Any] | None = None
+    started: float | None = None
 
 
 SETTINGS = _Settings()
@@ -128,7 +131,7 @@ def logging_as(arguments: Sequence[str], *, steady_stdout: bool) -> Iterator[Non
     root = logging.getLogger()
     root.addHandler(handler)
     logging.captureWarnings(True)
-    SETTINGS.totals = None
+    SETTINGS.totals, SETTINGS.started = None, time.time()
     configure(_given_format(arguments), quiet="--quiet" in arguments)
     try:
         yield
@@ -137,6 +140,7 @@ def logging_as(arguments: Sequence[str], *, steady_stdout: bool) -> Iterator[Non
         root.removeHandler(handler)
         sys.stdout, sys.stderr = before
         configure("text", quiet=False)
+        SETTINGS.started = None
         for number, stream in enumerate(before, start=1):
             if number == 2 or steady_stdout:
                 _discard_what_cannot_be_written(stream)

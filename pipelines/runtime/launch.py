@@ -18,6 +18,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineState
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+from pipelines.common import log
 from pipelines.common.console import ProgressBar
 from pipelines.options.extraction import OutputOptions
 from pipelines.runtime.finish import Finish, Result, Run, finish
@@ -90,7 +91,8 @@ def running(folder: RunFolder, staged: ModelFacts, pipeline: beam.Pipeline, opti
             storage.delete_folder(new_reports_folder(folder.output, token))
     except OSError as error:
         raise JobError(f"The output cannot be written: {error}. {folder.how_to_go_on()}") from error
-    run = Run(folder, staged, pipeline, reports, options.max_failure_rate, time.time(), detached, options.prune)
+    started = log.SETTINGS.started or time.time()
+    run = Run(folder, staged, pipeline, reports, options.max_failure_rate, started, detached, options.prune)
     PROGRESS.reset()
     yield run
     # Beam logs the traceback of what it raises too; --debug prints it.

@@ -2,15 +2,17 @@
 
 import errno
 import os
+import time
 
 import apache_beam as beam
 import numpy as np
 import pytest
 
-from pipelines.runtime import launch
+from pipelines.runtime import launch, model_staging
 from tests.support.extracting import COUNT, embeddings, extract, files_of, manifest
 from transforms import storage
 from transforms.models.staged import StagedModel
+from transforms.runs.manifest import Times
 
 
 @pytest.fixture
@@ -204,3 +206,23 @@ def test_worker_processes_are_children_of_the_launcher(tmp_path):
     assert len(seen) == 20
     assert {parent for parent, _ in seen} == {str(os.getpid())}
     assert 1 <= len({worker for _, worker in seen} - {str(os.getpid())}) <= 2
+
+
+def test_seconds_of_a_run_count_from_the_start_of_its_command(source, output, monkeypatch):
+    """Importing Keras and loading the model are most of a small run."""
+    staged_at, counted = [], []
+    stage = model_staging.stage_model
+
+    def staged(*args, **settings):
+        staged_at.append(time.time())
+        return stage(*args, **settings)
+
+    def counting(started, finished):
+        counted.append(started)
+        return Times(started, finished)
+
+    monkeypatch.setattr(model_staging, "stage_model", staged)
+    monkeypatch.setattr("pipelines.runtime.finish.Times", counting)
+    before = time.time()
+    assert extract(source, output) == 0
+    assert before <= counted[0] < staged_at[0]
