@@ -34,7 +34,7 @@ class Case:
     kind: str
     name: str
     writer: str
-    make: Callable[[], bytes | bytearray]
+    make: Callable[[], bytes | bytearray | memoryview]
     expected: np.ndarray | None = None
     failure: str | None = None
     tolerance: int = 1
