@@ -71,3 +71,8 @@ FLAGS = {"2.77.0": _FLAGS, "2.72.0": _FLAGS - _FLAGS_SINCE_2_72}
 
 RUNNERS = {"2.77.0": _RUNNERS, "2.72.0": _RUNNERS - {"kafkastreamsrunner"}}
 """By Beam's version, in lower case; "runner" at the end may be left out."""
+
+
+def runner_class(runner: str | None) -> str:
+    """The class that Beam's option `runner` names, without its package and in lower case; "" for none."""
+    return (runner or "").rpartition(".")[2].lower()

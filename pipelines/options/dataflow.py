@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from pipelines.common.beam_flags import runner_class
 from pipelines.options.endpoints import check_endpoints
 from transforms.core.errors import ImagebeamError
 from transforms.models.architectures import nearest
@@ -98,7 +99,7 @@ def complete(beam_args: Sequence[str], gpu: str | None, *, patterns: Sequence[st
 
 def _is_dataflow(runner: str | None) -> bool:
     """By any of the names Beam takes for it."""
-    return (runner or "").rpartition(".")[2].lower() in ("dataflow", "dataflowrunner")
+    return runner_class(runner) in ("dataflow", "dataflowrunner")
 
 
 def _stands_in(name: str, given: PipelineOptions) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pipelines.common.beam_flags import runner_class
 from pipelines.common.fields import Options, flag
 from pipelines.options import dataflow
 from transforms.core.batching import available_cores
@@ -90,7 +91,7 @@ def complete(
         from apache_beam.options.pipeline_options import PipelineOptions
 
         runner = PipelineOptions(list(beam_args)).get_all_options()["runner"]
-        if (runner or "").rpartition(".")[2].lower() not in _LOCAL_RUNNERS:
+        if runner_class(runner) not in _LOCAL_RUNNERS:
             raise ImagebeamError(
                 f"--local_workers is for the local runner. Received: --local_workers {options.local_workers}, "
                 f"--runner {runner}. Leave one out."

@@ -74,33 +74,28 @@ def converter() -> Iterator[Any]:
     finds what another `exec` defined (PEP 667). While it converts, the root logger is at ERROR: a conversion that fails
     leaves it there, and of two at once the second would put back what the first had set.
     """
-    with _converting:
-        yield from _converter()
-
-
-def _converter() -> Iterator[Any]:
     openvino = import_openvino()
     import tensorflow as tf
     from openvino.frontend.tensorflow import utils
-
-    asked = getattr(utils, "get_environment_setup", None)
 
     def answer(framework: str) -> dict[str, str]:
         del framework
         version = ".".join(map(str, sys.version_info[:3]))
         return {"python_version": version, "tensorflow": tf.__version__, "sys_platform": sys.platform}
 
-    root = logging.getLogger()
-    level, filters, handlers = root.level, root.filters[:], root.handlers[:]
-    if asked is not None and tuple(sys.version_info) >= (3, 13):
-        utils.get_environment_setup = answer
-    try:
-        yield openvino
-    finally:
-        root.setLevel(level)
-        root.filters[:], root.handlers[:] = filters, handlers
-        if asked is not None:
-            utils.get_environment_setup = asked
+    with _converting:
+        asked = getattr(utils, "get_environment_setup", None)
+        root = logging.getLogger()
+        level, filters, handlers = root.level, root.filters[:], root.handlers[:]
+        if asked is not None and tuple(sys.version_info) >= (3, 13):
+            utils.get_environment_setup = answer
+        try:
+            yield openvino
+        finally:
+            root.setLevel(level)
+            root.filters[:], root.handlers[:] = filters, handlers
+            if asked is not None:
+                utils.get_environment_setup = asked
 
 
 def runs(precision: Precision) -> bool:
