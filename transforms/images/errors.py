@@ -61,6 +61,8 @@ def explain(data: bytes, kind: str, error: Exception) -> ImageError:
         return ImageError("too_many_pixels", f"The {kind} asks for more memory than there is.")
     if _is_cut_short(data):
         return ImageError("truncated", "The file ends before the length that it declares.")
+    if isinstance(error, UnicodeDecodeError):  # Of libpng's message, whose memory may be gone: it differs every time.
+        return ImageError("undecodable", f"The {kind} is damaged.")
     message = _ADDRESS.sub("", f"{type(error).__name__}: {error}")[:500]  # Some quote the file.
     if isinstance(error, PIL.UnidentifiedImageError | SyntaxError | struct.error | IndexError):
         return ImageError(
