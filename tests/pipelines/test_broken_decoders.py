@@ -22,8 +22,6 @@ def may_break(monkeypatch):
     monkeypatch.setitem(DECODERS, Format.TIFF, Decoder(Isolated("tests.support.broken_decoders:decode"), ()))
     monkeypatch.setattr(decoder_pool, "SECONDS", 2.0)
     monkeypatch.setattr(decoder_pool, "_POOLS", {family: decoder_pool._Pool(family) for family in Family})
-    yield
-    decoder_pool.close()
 
 
 def write(folder, ways):

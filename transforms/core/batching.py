@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import queue
@@ -75,8 +76,8 @@ def map_ahead(
 
     `items` is drawn in a thread of its own, so that reading overlaps too, and `function` runs in `pool`. At most
     `limit` items are between being drawn and being consumed: that bounds the memory. Order is kept. An exception
-    of `items` or `function` is raised at its place; closing the iterator early stops the drawing,
-    and closes `items` where it is a generator.
+    of `items` or `function` is raised at its place. After one, or when the iterator is closed early, the drawing has
+    stopped, calls of `function` that have not begun never will, and `items` is closed where it is a generator.
 
     Args:
         function: to call.
@@ -116,6 +117,11 @@ def map_ahead(
         stopped.set()
         room.lift()
         drawer.join()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                left = ready.get_nowait()
+                if isinstance(left, tuple):
+                    left[0].cancel()
         if isinstance(items, Generator):
             items.close()  # It may read ahead too, which nobody would stop while an error holds on to it.
 

@@ -91,6 +91,35 @@ def test_map_ahead_stops_reading_when_the_consumer_leaves(pool):
     assert threading.active_count() <= before + 4
 
 
+@pytest.mark.parametrize("end", ["error", "closed"])
+def test_map_ahead_leaves_no_work_behind(end):
+    """What waited in the pool would run on after whoever wanted it: for minutes, and with what no longer is there."""
+    begun, all_drawn, may_end = [], threading.Event(), threading.Event()
+
+    def items():
+        yield from range(20)
+        all_drawn.set()
+
+    def work(number):
+        begun.append(number)
+        all_drawn.wait(10)
+        if number:
+            may_end.wait(10)
+        return 1 // number if end == "error" else number
+
+    with ThreadPoolExecutor(1) as pool:
+        results = map_ahead(work, items(), pool, limit=30)
+        assert isinstance(results, Generator)
+        if end == "closed":
+            assert next(results) == 0
+            results.close()
+        else:
+            with pytest.raises(ZeroDivisionError):
+                next(results)
+        may_end.set()
+    assert len(begun) <= 2
+
+
 def test_batches_hold_one_shape_and_are_full_where_they_can_be():
     shapes = [(10, 10), (20, 10)] * 10
     batches = list(batch_by_shape(enumerate(shapes), lambda item: item[1], batch_size=4, pixel_budget=10_000))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import enum
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ def thread_time() -> float:
 class _DecoderProcess:
     """A running `transforms.images.isolated.decoder_process`; for one thread at a time.
 
+    It ends when `close` is called, when nothing refers to it any more, or at the end of this process.
+
     Attributes:
         is_ready: whether it has answered all that it was asked. One that has not is not used again.
     """
@@ -81,21 +83,20 @@ class _DecoderProcess:
         self.is_ready = False
         self._family = family
         self._asked = 0
-        with self._as_machine_fault():
+        with self._as_machine_fault(), contextlib.ExitStack() as undo:
             self._link, theirs = Link.pair()
-        try:
-            with contextlib.closing(theirs), self._as_machine_fault():
+            undo.callback(self._link.close)
+            with contextlib.closing(theirs):
                 self._process = _start(theirs.descriptors, family)
-        except DecoderProcessError:
-            self._link.close()
-            raise
+            self._end = weakref.finalize(self, _end, self._link, self._process)
+            undo.pop_all()
         self._poller = select.poll()
         self._poller.register(self._link.socket, select.POLLIN)
         self._link.socket.settimeout(_SECONDS_TO_START)
         try:
             with self._as_machine_fault():
                 hello, _ = self._link.receive(0)
-        except DecoderProcessError:
+        except BaseException:
             self.close()
             raise
         self._unavailable = hello.get("unavailable")
@@ -151,15 +152,11 @@ class _DecoderProcess:
 
     def close(self) -> None:
         """End the process; it may be dead already."""
-        self._link.close()
-        try:
-            self._process.wait(_SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._end()
 
     def forget(self) -> None:
         """Let go of what is another process's: for a process that was forked."""
+        self._end.detach()
         self._link.close()
         self._process.returncode = 0
 
@@ -209,6 +206,15 @@ def _start(descriptors: tuple[int, int], family: Family) -> subprocess.Popen[byt
     )
 
 
+def _end(link: Link, process: subprocess.Popen[bytes]) -> None:
+    link.close()
+    try:
+        process.wait(_SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def _crash(kind: str) -> ImageError:
     return ImageError("undecodable", f"The {kind} is damaged: its decoder crashes at it.")
 
@@ -224,7 +230,7 @@ def _most_pixels(options: ImageOptions) -> int:
 
 
 class _Pool:
-    """Decoder processes, started when all others are at work; lent to one thread at a time."""
+    """Decoder processes, started when all others are at work; lent to one thread at a time. They end with the pool."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
@@ -244,12 +250,6 @@ class _Pool:
                     self._idle.put(process)
                 else:
                     self._end(process)
-
-    def close(self) -> None:
-        """End those that are idle."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._end(self._idle.get_nowait())
 
     def forget(self) -> None:
         """Let go of all: for a process that was forked."""
@@ -280,12 +280,6 @@ def lend(family: Family) -> contextlib.AbstractContextManager[_DecoderProcess]:
     return _POOLS[family].lend()
 
 
-def close() -> None:
-    """End the decoder processes that are idle; others are started when they are needed."""
-    for pool in _POOLS.values():
-        pool.close()
-
-
 def _forget_the_parents() -> None:
     """A forked process must not speak to its parent's decoders, nor keep them alive."""
     global _POOLS
@@ -294,6 +288,5 @@ def _forget_the_parents() -> None:
     _POOLS = {family: _Pool(family) for family in Family}
 
 
-atexit.register(close)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_the_parents)

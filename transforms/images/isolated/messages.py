@@ -34,10 +34,18 @@ class Link:
 
     @classmethod
     def pair(cls) -> tuple[Link, Link]:
-        """Two ends, for two processes."""
-        ours, theirs = socket.socketpair()
-        shared = _open_shared()
-        return cls(ours, shared), cls(theirs, os.dup(shared))
+        """Two ends, for two processes.
+
+        Raises:
+            OSError: if this process may open no more files.
+        """
+        with contextlib.ExitStack() as opened:
+            ours, theirs = map(opened.enter_context, socket.socketpair())
+            shared = _open_shared()
+            opened.callback(os.close, shared)
+            pair = cls(ours, shared), cls(theirs, os.dup(shared))
+            opened.pop_all()
+        return pair
 
     @property
     def descriptors(self) -> tuple[int, int]:

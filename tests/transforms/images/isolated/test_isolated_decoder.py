@@ -59,8 +59,7 @@ def pool(monkeypatch):
     """Processes of the test's own."""
     own = {family: decoder_pool._Pool(family) for family in Family}
     monkeypatch.setattr(decoder_pool, "_POOLS", own)
-    yield own[Family.PLAIN]
-    decoder_pool.close()
+    return own[Family.PLAIN]
 
 
 @pytest.fixture
@@ -251,6 +250,9 @@ def pids():
         yield pid
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             yield from map(int, file.read().split())
+
+def drop_pools():
+    decoder_pool._POOLS = {family: decoder_pool._Pool(family) for family in decoder_pool.Family}
 """
 
 
@@ -294,11 +296,11 @@ class TestEnd:
         monkeypatch.setattr(sys, "path", ["", *(path for path in sys.path if path != str(ROOT))])
         assert decode_image(TIFF, NATIVE).pixels.shape == (24, 32, 3)
 
-    def test_closing_leaves_no_zombie(self):
+    def test_dropped_pool_leaves_no_zombie(self):
         output, status = run(
             """
             decode()
-            decoder_pool.close()
+            drop_pools()
             try:
                 print(os.waitpid(-1, os.WNOHANG))
             except ChildProcessError:
@@ -306,6 +308,41 @@ class TestEnd:
             """
         )
         assert (output.split()[0], status) == ("none", 0)
+
+    def test_process_in_use_ends_with_its_pool(self):
+        """A thread may bring it back when nobody has the pool any more; warnings are errors here."""
+        pool = decoder_pool._Pool(Family.PLAIN)
+        with pool.lend() as process:
+            pid = process._process.pid
+            del pool
+        del process
+        wait_for_the_end([pid])
+
+    def test_nothing_stays_open_where_no_more_files_can_be_opened(self):
+        output, status = run(
+            """
+            import gc, resource
+
+            def opened():
+                gc.collect()
+                return set(os.listdir("/proc/self/fd"))
+
+            decode(), drop_pools()  # Imports everything.
+            before, hard, failed = opened(), resource.getrlimit(resource.RLIMIT_NOFILE)[1], 0
+            for room in range(20):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, before)) + room, hard))
+                try:
+                    decode()
+                except decoder_pool.DecoderProcessError:
+                    failed += 1
+                drop_pools()
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+                assert opened() == before, room
+            print(failed)
+            """
+        )
+        assert status == 0
+        assert 4 < int(output) < 20
 
     def test_forked_process_has_its_own_decoders(self):
         output, status = run(
@@ -315,7 +352,7 @@ class TestEnd:
             child = os.fork()
             if not child:
                 ok = decode() == expected and len(set(pids())) == 2 and not parents & set(pids())
-                decoder_pool.close()
+                drop_pools()
                 os._exit(0 if ok else 1)
             print(os.waitpid(child, 0)[1], decode() == expected, parents == set(pids()))
             """
