@@ -10,6 +10,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import itertools
 import os
 import struct
 import tarfile
@@ -39,10 +40,10 @@ from transforms.embed.embed_units import EmbedUnits, ImageModel, _ReadAndEmbed
 from transforms.inputs.plan_units import _cut, _list
 from transforms.inputs.shard_index import CutMemory
 from transforms.models.staged import StagedEngine
-from transforms.readers.units import Note
+from transforms.readers.units import Note, UnitChain, WorkUnit
 from transforms.runs import lease
 from transforms.runs.commit_units import CommitUnits, _CommitUnit
-from transforms.runs.manifest import ModelFacts
+from transforms.runs.manifest import ModelFacts, UnitReport
 from transforms.runs.reports import FILES, publish_group, to_line
 from transforms.storage.local import TEMPORARY_PREFIX
 
@@ -91,19 +92,30 @@ class PlainPipeline:
                 *(units.retry_failed, units.generation, units.reuse),
             )
         )
-        commit.setup()
         lines: dict[int, list[str]] = {number: [] for number in range(FILES)}
-        for item in _list(source.patterns, source.input_format, options.rows_per_unit, source.read):
-            for unit in _cut(item, options.rows_per_unit, source.read, memory, True):
-                for report in [unit] if isinstance(unit, Note) else commit.process(unit):
-                    number, line = to_line(report)
-                    lines[number].append(line)
+        listed = _list(source.patterns, source.input_format, options.rows_per_unit, source.read)
+        cut = (_cut(item, options.rows_per_unit, source.read, memory, True) for item in listed)
+        for report in one_bundle(commit, itertools.chain.from_iterable(cut)):
+            number, line = to_line(report)
+            lines[number].append(line)
         for group in lines.items():
             publish_group(group, run.reports)
         return self
 
     def wait_until_finish(self) -> str:
         return str(PipelineState.DONE)
+
+
+def one_bundle(commit: _CommitUnit, items: Iterable[WorkUnit | UnitChain | Note]) -> Iterator[UnitReport | Note]:
+    """What the function gives for these elements, called as Beam calls it."""
+    commit.setup()
+    commit.start_bundle()
+    try:
+        for item in items:
+            yield from commit.process(item)
+        yield from (last.value for last in commit.finish_bundle())
+    finally:
+        commit.teardown()
 
 
 def _work(units: EmbedUnits) -> _ReadAndEmbed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import sys
 import time
@@ -24,7 +25,7 @@ from transforms.parts.part_files import EMBEDDINGS, PREDICTIONS, PartOptions, ro
 from transforms.readers.options import ReadOptions
 from transforms.readers.units import ShardSlice, ShardUnit, WorkUnit
 from transforms.reuse.known_rows import KnownRows
-from transforms.runs.commit_units import CommitUnits, UnitResult, count_batch
+from transforms.runs.commit_units import BegunUnit, CommitUnits, NotBegun, UnitResult, count_batch
 from transforms.training_data.embeddings import EmbeddingSet, RowGroup
 
 _BATCH_ROWS = 4096
@@ -148,7 +149,11 @@ class _LabelVectors:
                 stored = {name: row[name] for name in _STORED}
                 yield Row(**stored, vectors={EMBEDDING: vector}, extras={name: row[name] for name in kept})
 
-    def work(self, items: Iterable[Row], model: Classifier) -> UnitResult:
+    def begin(self, items: Iterable[Row], model: Classifier, after: BegunUnit | None) -> NotBegun:
+        del after
+        return NotBegun(functools.partial(self._label, items, model))
+
+    def _label(self, items: Iterable[Row], model: Classifier) -> UnitResult:
         """The same rows, with what the classifier says of their vectors."""
         rows: list[Row] = []
         remaining = iter(items)

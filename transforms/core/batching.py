@@ -65,19 +65,13 @@ class _Room:
             self._changed.notify()
 
 
-def map_ahead(
-    function: Callable[[T], R],
-    items: Iterable[T],
-    pool: Executor,
-    limit: int,
-    size_of: Callable[[T], int] = lambda _: 0,
-) -> Iterator[R]:
-    """Like ``map(function, items)``, computed ahead of the consumer.
+class MapAhead(Iterator[R]):
+    """Like ``map(function, items)``, computed ahead of the consumer; it begins at once.
 
     `items` is drawn in a thread of its own, so that reading overlaps too, and `function` runs in `pool`. At most
     `limit` items are between being drawn and being consumed: that bounds the memory. Order is kept. An exception
-    of `items` or `function` is raised at its place. After one, or when the iterator is closed early, the drawing has
-    stopped, calls of `function` that have not begun never will, and `items` is closed where it is a generator.
+    of `items` or `function` is raised at its place. After one, or when it is closed early, the drawing has stopped,
+    calls of `function` that have not begun never will, and `items` is closed where it is a generator.
 
     Args:
         function: to call.
@@ -86,44 +80,83 @@ def map_ahead(
         limit: items drawn and not yet consumed at most.
         size_of: bytes that an item holds, of which there are `BYTES_AHEAD` at most, or one item.
     """
-    ready: queue.SimpleQueue[tuple[Future[R], int] | BaseException | None] = queue.SimpleQueue()
-    room = _Room(limit, BYTES_AHEAD)
-    stopped = threading.Event()
 
-    def draw() -> None:
-        end: BaseException | None = None
+    def __init__(
+        self,
+        function: Callable[[T], R],
+        items: Iterable[T],
+        pool: Executor,
+        limit: int,
+        size_of: Callable[[T], int] = lambda _: 0,
+    ) -> None:
+        self._ready: queue.SimpleQueue[tuple[Future[R], int] | BaseException | None] = queue.SimpleQueue()
+        self._room = _Room(limit, BYTES_AHEAD)
+        self._stopped = threading.Event()
+        self._items = items
+
+        def draw() -> None:
+            end: BaseException | None = None
+            try:
+                for item in items:
+                    size = size_of(item)
+                    self._room.take(size)
+                    if self._stopped.is_set():
+                        break
+                    self._ready.put((pool.submit(function, item), size))
+            except BaseException as error:
+                end = error
+            self._ready.put(end)
+
+        self._drawer = threading.Thread(target=draw, name="read-ahead", daemon=True)
+        self._drawer.start()
+
+    def __next__(self) -> R:
+        if self._stopped.is_set():
+            raise StopIteration
+        drawn = self._ready.get()
         try:
-            for item in items:
-                size = size_of(item)
-                room.take(size)
-                if stopped.is_set():
-                    break
-                ready.put((pool.submit(function, item), size))
-        except BaseException as error:
-            end = error
-        ready.put(end)
+            if isinstance(drawn, BaseException):
+                raise drawn
+            if drawn is not None:
+                result = drawn[0].result()
+                self._room.give_back(drawn[1])
+                return result
+        except StopIteration as error:
+            self.close()
+            raise RuntimeError("StopIteration in what runs ahead") from error  # It would end the results in silence.
+        except BaseException:
+            self.close()
+            raise
+        self.close()
+        raise StopIteration
 
-    drawer = threading.Thread(target=draw, name="read-ahead", daemon=True)
-    drawer.start()
-    try:
-        while isinstance(drawn := ready.get(), tuple):
-            future, size = drawn
-            result = future.result()
-            room.give_back(size)
-            yield result
-        if drawn is not None:
-            raise drawn
-    finally:
-        stopped.set()
-        room.lift()
-        drawer.join()
+    def close(self) -> None:
+        """Stop; returns when nothing more is drawn."""
+        self._stopped.set()
+        self._room.lift()
+        self._drawer.join()
         with contextlib.suppress(queue.Empty):
             while True:
-                left = ready.get_nowait()
+                left = self._ready.get_nowait()
                 if isinstance(left, tuple):
                     left[0].cancel()
-        if isinstance(items, Generator):
-            items.close()  # It may read ahead too, which nobody would stop while an error holds on to it.
+        if isinstance(self._items, Generator):
+            self._items.close()  # It may read ahead too, which nobody would stop while an error holds on to it.
+
+
+def map_ahead(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    pool: Executor,
+    limit: int,
+    size_of: Callable[[T], int] = lambda _: 0,
+) -> Iterator[R]:
+    """The results of a `MapAhead` of the same arguments, which begins when the first is asked for."""
+    results = MapAhead(function, items, pool, limit, size_of)
+    try:
+        yield from results
+    finally:
+        results.close()
 
 
 def batch_by_shape(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import apache_beam as beam
 import numpy as np
 
-from transforms.core.batching import MODEL_CALLS, available_cores, batch_by_shape, decode_pool, map_ahead
+from transforms.core.batching import MODEL_CALLS, MapAhead, available_cores, batch_by_shape, decode_pool, map_ahead
 from transforms.core.busy import Busy, Stopwatch
 from transforms.core.limits import MAX_RECORD_BYTES
 from transforms.core.text import storable
@@ -28,7 +29,15 @@ from transforms.readers.read import open_records
 from transforms.readers.units import ListUnit, RecordRef, WorkUnit
 from transforms.reuse.digest_index import ReusedRun
 from transforms.reuse.known_rows import Conditions, KnownRow, KnownRows, NothingKnown
-from transforms.runs.commit_units import CommitUnits, PartLayout, UnitModel, UnitModelSource, UnitResult, count_batch
+from transforms.runs.commit_units import (
+    BegunUnit,
+    CommitUnits,
+    PartLayout,
+    UnitModel,
+    UnitModelSource,
+    UnitResult,
+    count_batch,
+)
 
 Batch = list["Decoded | _Twin"]
 """All of images to embed, or all of twins of such."""
@@ -137,7 +146,16 @@ def embed_records(
     on_batch: BatchDone | None = None,
     known: KnownRows | None = None,
 ) -> UnitResult:
-    """Decode and embed records; every one ends as one row or one failure.
+    """Decode and embed records, as `RecordsAhead` does; every one ends as one row or one failure."""
+    begun = RecordsAhead(records, embedder, options, on_batch, known)
+    try:
+        return begun.finish()
+    finally:
+        begun.close()
+
+
+class RecordsAhead:
+    """The records of one unit on their way to the model; reading, decoding and the first batches begin at once.
 
     Reading and decoding run ahead of the model, in other threads. The model is called once for equal images, and not at
     all for those whose rows are known.
@@ -146,96 +164,152 @@ def embed_records(
         records: what the reader gave; its failures pass through, and files that it left unread are read.
         embedder: the model.
         options: see `EmbedOptions`.
-        on_batch: called after each call of the model with the number of images embedded and the seconds it took.
+        on_batch: called after each call of the model, by whoever waits in `finish`, with the number of images embedded
+            and the seconds it took.
         known: rows that are taken over.
-
-    Raises:
-        Exception: whatever the model raises when it cannot embed a whole batch, not one image of it: then the
-            machine is at fault rather than an image, and nothing should be committed.
+        after: the unit before, which may still be at work: its records are all drawn before these are, so that two
+            units hold little more memory than one, and an image that it has too waits until its rows are known.
     """
-    rows: dict[int, Row] = {}
-    failures: dict[int, Failure] = {}
-    firsts: dict[str, int] = {}
-    twins: list[_Twin] = []
-    reused = equal = icc_profiles_ignored = 0
-    look_up = known or NothingKnown()
 
-    watch, cores = Stopwatch(), available_cores()
+    def __init__(
+        self,
+        records: Iterable[Item],
+        embedder: ImageModel,
+        options: EmbedOptions,
+        on_batch: BatchDone | None = None,
+        known: KnownRows | None = None,
+        after: RecordsAhead | None = None,
+    ) -> None:
+        self._options, self._embedder, self._on_batch = options, embedder, on_batch
+        self._known = known or NothingKnown()
+        self._rows: dict[int, Row] = {}
+        self._failures: dict[int, Failure] = {}
+        self._firsts: dict[str, int] = {}
+        self._twins: list[_Twin] = []
+        self._reused = self._equal = self._icc_profiles_ignored = 0
+        self._watch = Stopwatch()
+        self._drawn, self._listed, self._settled = threading.Event(), threading.Event(), threading.Event()
+        self._ended = 0.0
+        self._after = after
+        batches = batch_by_shape(
+            self._decoded(records, after), self._shape_of, options.batch_size, options.batch_pixels
+        )
+        self._outcomes = MapAhead(self._embed, batches, _model_pool(), MODEL_CALLS)
 
-    def decode(item: tuple[int, Item]) -> tuple[int, Decoded | TakenOver | Failure]:
+    def finish(self) -> UnitResult:
+        """Wait for all of them; every one ends as one row or one failure.
+
+        Raises:
+            Exception: whatever the model raises when it cannot embed a whole batch, not one image of it: then the
+                machine is at fault rather than an image, and nothing should be committed.
+        """
+        ended = 0.0 if self._after is None else self._after._ended
+        self._after = None  # or each would hold on to all before it
+        for started, outcomes, end in self._outcomes:
+            embedded, seconds = 0, end - max(started, ended)  # without what the batch before overlaps with it
+            self._ended = ended = max(ended, end)
+            self._watch.add(Busy.MODEL, max(0.0, seconds))
+            for item, outcome in outcomes:
+                if isinstance(outcome, Failure):
+                    self._icc_profiles_ignored += item.image.icc_profile_ignored
+                    self._failures[item.index] = outcome
+                else:
+                    embedded += 1
+                    self._rows[item.index] = outcome
+            if self._on_batch is not None and outcomes:
+                self._on_batch(embedded, max(0.0, seconds))
+        rows, failures = self._rows, self._failures
+        for twin in sorted(self._twins, key=lambda twin: twin.index):
+            if twin.of in rows:
+                self._equal += 1
+                rows[twin.index] = _row_like(twin.record, rows[twin.of])
+            else:
+                self._icc_profiles_ignored += twin.icc_profile_ignored
+                failures[twin.index] = dataclasses.replace(failures[twin.of], key=twin.record.key, uri=twin.record.uri)
+        ignored = self._icc_profiles_ignored + sum(row.icc_profile_ignored for row in rows.values())
+        seconds_by_stage = self._watch.seconds
+        return UnitResult(_in_order(rows), _in_order(failures), ignored, self._reused, self._equal, seconds_by_stage)
+
+    def settle(self) -> None:
+        """Say that the rows are where `KnownRows` finds them, or will not be."""
+        self._rows, self._failures = {}, {}  # The unit after this one holds on to it.
+        self._settled.set()
+
+    def close(self) -> None:
+        """Stop, wherever it is, with the unit before; a unit after it no longer waits for it."""
+        if self._after is not None:
+            self._after.close()
+        for event in (self._drawn, self._listed, self._settled):
+            event.set()
+        self._outcomes.close()
+
+    def _decoded(self, records: Iterable[Item], before: RecordsAhead | None) -> Iterator[Decoded | _Twin]:
+        if before is not None:
+            before._drawn.wait()
+        numbered = self._timed(enumerate(records))
+        for index, outcome in map_ahead(self._decode, numbered, decode_pool(), self._options.ahead, _size):
+            found = self._look_again(outcome, before) if before is not None else outcome
+            if isinstance(found, Failure):
+                self._failures[index] = found
+            elif isinstance(found, TakenOver):
+                self._rows[index] = _take_over(found.record, found.row)
+                self._equal += found.row.is_recent
+                self._reused += not found.row.is_recent
+            elif (first := self._firsts.setdefault(found.sha256, index)) != index:
+                yield _Twin(index, first, found.record, found.image.icc_profile_ignored)
+            else:
+                yield found
+        self._listed.set()
+
+    def _look_again(
+        self, outcome: Decoded | TakenOver | Failure, before: RecordsAhead
+    ) -> Decoded | TakenOver | Failure:
+        """Take over the row of an image that the unit before has too, once that is settled."""
+        if not isinstance(outcome, Decoded) or isinstance(self._known, NothingKnown):
+            return outcome
+        before._listed.wait()
+        if outcome.sha256 not in before._firsts:
+            return outcome
+        before._settled.wait()
+        row = self._known.by_digest(outcome.sha256)
+        return outcome if row is None else TakenOver(outcome.record, row)
+
+    def _decode(self, item: tuple[int, Item]) -> tuple[int, Decoded | TakenOver | Failure]:
         index, record = item
         if isinstance(record, TakenOver):
             return index, record
         if isinstance(record, RecordRef):
             started = time.perf_counter()
-            record = read_file(record, options.max_record_bytes)
-            watch.add(Busy.READING, (time.perf_counter() - started) / cores)
+            record = read_file(record, self._options.max_record_bytes)
+            self._watch.add(Busy.READING, (time.perf_counter() - started) / available_cores())
         started = thread_time()  # The processor's time, since the model may hold the processor meanwhile.
-        outcome = _decode(index, record, options.images, look_up)
-        watch.add(Busy.DECODING, (thread_time() - started) / cores)
+        outcome = _decode(index, record, self._options.images, self._known)
+        self._watch.add(Busy.DECODING, (thread_time() - started) / available_cores())
         return index, outcome
 
-    def decoded() -> Iterator[Decoded | _Twin]:
-        nonlocal reused, equal
-        numbered = _timed(enumerate(records), watch)
-        for index, outcome in map_ahead(decode, numbered, decode_pool(), options.ahead, _size):
-            if isinstance(outcome, Failure):
-                failures[index] = outcome
-            elif isinstance(outcome, TakenOver):
-                rows[index] = _take_over(outcome.record, outcome.row)
-                equal += outcome.row.is_recent
-                reused += not outcome.row.is_recent
-            elif (first := firsts.setdefault(outcome.sha256, index)) != index:
-                yield _Twin(index, first, outcome.record, outcome.image.icc_profile_ignored)
-            else:
-                yield outcome
+    def _timed(self, items: Iterable[T]) -> Generator[T, None, None]:
+        """The same items; what the reader takes for each is counted."""
+        try:
+            started = time.perf_counter()
+            for item in items:
+                self._watch.add(Busy.READING, time.perf_counter() - started)
+                yield item
+                started = time.perf_counter()
+            self._watch.add(Busy.READING, time.perf_counter() - started)
+        finally:
+            self._drawn.set()
 
-    def shape_of(item: Decoded | _Twin) -> tuple[int, ...]:
+    def _shape_of(self, item: Decoded | _Twin) -> tuple[int, ...]:
         # Twins wait as twice as many images would, or a unit of equal images would be drawn to its end at once.
-        twin_shape = (1, max(1, 2 * options.batch_pixels // options.batch_size))
+        twin_shape = (1, max(1, 2 * self._options.batch_pixels // self._options.batch_size))
         return twin_shape if isinstance(item, _Twin) else item.image.pixels.shape
 
-    def embed(batch: Batch) -> tuple[float, list[tuple[Decoded, Row | Failure]], float]:
-        twins.extend(item for item in batch if isinstance(item, _Twin))
+    def _embed(self, batch: Batch) -> tuple[float, list[tuple[Decoded, Row | Failure]], float]:
+        self._twins.extend(item for item in batch if isinstance(item, _Twin))
         started = time.perf_counter()
         images = [item for item in batch if isinstance(item, Decoded)]
-        outcomes = _embed_batch(images, embedder) if images else []
+        outcomes = _embed_batch(images, self._embedder) if images else []
         return started, outcomes, time.perf_counter()
-
-    ended = 0.0
-    batches = batch_by_shape(decoded(), shape_of, options.batch_size, options.batch_pixels)
-    for started, outcomes, end in map_ahead(embed, batches, _model_pool(), MODEL_CALLS):
-        embedded, seconds = 0, end - max(started, ended)  # without what the batch before overlaps with it
-        ended = max(ended, end)
-        watch.add(Busy.MODEL, max(0.0, seconds))
-        for item, outcome in outcomes:
-            if isinstance(outcome, Failure):
-                icc_profiles_ignored += item.image.icc_profile_ignored
-                failures[item.index] = outcome
-            else:
-                embedded += 1
-                rows[item.index] = outcome
-        if on_batch is not None and outcomes:
-            on_batch(embedded, max(0.0, seconds))
-    for twin in sorted(twins, key=lambda twin: twin.index):
-        if twin.of in rows:
-            equal += 1
-            rows[twin.index] = _row_like(twin.record, rows[twin.of])
-        else:
-            icc_profiles_ignored += twin.icc_profile_ignored
-            failures[twin.index] = dataclasses.replace(failures[twin.of], key=twin.record.key, uri=twin.record.uri)
-    icc_profiles_ignored += sum(row.icc_profile_ignored for row in rows.values())
-    return UnitResult(_in_order(rows), _in_order(failures), icc_profiles_ignored, reused, equal, watch.seconds)
-
-
-def _timed(items: Iterable[T], watch: Stopwatch) -> Generator[T, None, None]:
-    """The same items; what the reader takes for each is counted."""
-    started = time.perf_counter()
-    for item in items:
-        watch.add(Busy.READING, time.perf_counter() - started)
-        yield item
-        started = time.perf_counter()
-    watch.add(Busy.READING, time.perf_counter() - started)
 
 
 @functools.cache
@@ -434,9 +508,10 @@ class _ReadAndEmbed:
             return None
         return self.known.by_file(storable(ref.uri), ref.version)
 
-    def work(self, items: Iterable[Item], model: ImageModel) -> UnitResult:
+    def begin(self, items: Iterable[Item], model: ImageModel, after: BegunUnit | None) -> RecordsAhead:
         options = dataclasses.replace(self.options, max_record_bytes=self.columns.max_record_bytes)
-        return embed_records(items, model, options, count_batch, self.known)
+        before = after if isinstance(after, RecordsAhead) else None
+        return RecordsAhead(items, model, options, count_batch, self.known, before)
 
 
 def _in_list_order(unit: ListUnit, taken: Mapping[str, KnownRow], options: ReadOptions) -> Iterator[Item]:

@@ -55,8 +55,8 @@ class RowFinder:
         self._lock = threading.Lock()
 
     def of(self, unit: WorkUnit) -> FoundRows:
-        """The rows that may be those of a unit's records."""
-        return FoundRows(self, unit)
+        """The rows that may be those of a unit's records, as the parts stand now."""
+        return FoundRows(self, self.parts_of(unit))
 
     def parts_of(self, unit: WorkUnit) -> list[PartRows]:
         """The parts that may hold rows of a unit, the likeliest first."""
@@ -138,26 +138,18 @@ def _read_part(uri: str, columns: Sequence[str]) -> pa.Table | None:
 class FoundRows:
     """The rows that may be those of a unit's records: the `KnownRows` of one unit."""
 
-    def __init__(self, finder: RowFinder, unit: WorkUnit) -> None:
+    def __init__(self, finder: RowFinder, parts: Sequence[PartRows]) -> None:
         self._finder = finder
-        self._unit = unit
-        self._parts: list[PartRows] | None = None
-        self._lock = threading.Lock()
+        self._parts = parts
 
     def by_digest(self, sha256: str) -> KnownRow | None:
         """A row of an image with these bytes."""
         if (recent := self._finder.recent.by_digest(sha256)) is not None:
             return recent
-        found = (part.by_digest(sha256) for part in self._read_parts())
+        found = (part.by_digest(sha256) for part in self._parts)
         return next((row for row in found if row is not None), None) or self._finder.by_index(sha256)
 
     def by_file(self, uri: str, version: str) -> KnownRow | None:
         """A row of this version of a file."""
-        found = (part.by_file(uri, version) for part in self._read_parts())
+        found = (part.by_file(uri, version) for part in self._parts)
         return next((row for row in found if row is not None), None)
-
-    def _read_parts(self) -> list[PartRows]:
-        with self._lock:
-            if self._parts is None:
-                self._parts = self._finder.parts_of(self._unit)
-            return self._parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,9 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
+from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.shared import Shared
+from apache_beam.utils.windowed_value import WindowedValue
 
 from transforms.core.busy import ALL, Busy
 from transforms.core.errors import ImagebeamError
@@ -95,12 +97,48 @@ class UnitWork(Protocol):
     def read(self, unit: WorkUnit) -> Iterable[Any]:
         """`unit.count` items, each with a `key`."""
 
-    def work(self, items: Iterable[Any], model: Any) -> UnitResult:
-        """Each item ends as one row or one failure.
+    def begin(self, items: Iterable[Any], model: Any, after: BegunUnit | None) -> BegunUnit:
+        """Begin with a unit's items.
+
+        Args:
+            items: that `read` gave.
+            model: what their vectors come from.
+            after: the unit that this process began before and has not finished, if there is one.
+        """
+
+
+class BegunUnit(Protocol):
+    """A unit at work."""
+
+    def finish(self) -> UnitResult:
+        """Wait for its items; each ends as one row or one failure.
 
         Raises:
             Exception: where the machine is at fault rather than an item; nothing is committed then.
         """
+
+    def settle(self) -> None:
+        """Its rows are where `KnownRows` finds them."""
+
+    def close(self) -> None:
+        """Stop, wherever it is; no error if it has ended."""
+
+
+@dataclass(frozen=True)
+class NotBegun(BegunUnit):
+    """A unit whose work is all done when it is finished."""
+
+    work: Callable[[], UnitResult]
+
+    def finish(self) -> UnitResult:
+        """Do it."""
+        return self.work()
+
+    def settle(self) -> None:
+        """Nobody waits for that."""
+
+    def close(self) -> None:
+        """There is nothing to stop."""
 
 
 class PartLayout(Protocol):
@@ -155,24 +193,102 @@ class CommitUnits(beam.PTransform):  # type: ignore[misc]
         return units | "Spread units" >> beam.Reshuffle() | "Commit unit" >> beam.ParDo(_CommitUnit(self))
 
 
+@dataclass
+class _Pending:
+    """A unit that was begun, and what its part and its report need.
+
+    Attributes:
+        unit: the unit.
+        retried: its part, of which only the failed records are worked again.
+        replaces: whether a part of another version is written over.
+        model: what the vectors come from.
+        finder: where its rows may stand already; None where none is taken over.
+        started: in seconds of the performance counter.
+        begun: its items, on their way.
+        old: rows of `retried`.
+        keys: of all items in order, where `retried`.
+    """
+
+    unit: WorkUnit
+    retried: Commit | None
+    replaces: bool
+    model: UnitModel
+    finder: RowFinder | None
+    started: float
+    begun: BegunUnit
+    old: pa.Table | None
+    keys: list[str]
+
+
 class _CommitUnit(beam.DoFn):  # type: ignore[misc]
+    """Begins each unit before it finishes the one before, so that the model need not wait for a unit's first images.
+
+    The report of a bundle's last unit comes when the bundle ends.
+    """
+
     def __init__(self, job: CommitUnits) -> None:
         self._job = job
         self._shared = Shared()
         self._shared_finder = Shared()
         self._expected: pa.Schema | None = None
+        self._pending: _Pending | None = None
+        self._finished = 0.0
 
     def setup(self) -> None:
         self._job.work.setup()
 
+    def start_bundle(self) -> None:
+        self._drop()  # what a bundle that broke off left
+
     def process(self, item: WorkUnit | UnitChain | Note) -> Iterator[UnitReport | Note]:
         if isinstance(item, Note):
             yield item
-        else:
-            yield from map(self._commit, item.units if isinstance(item, UnitChain) else [item])
+            return
+        for unit in item.units if isinstance(item, UnitChain) else [item]:
+            before = self._pending
+            begun = self._begin_or_break_off(unit)
+            if isinstance(begun, UnitReport):
+                yield begun
+                continue
+            self._pending = begun
+            if before is not None:
+                yield self._report(before)
 
-    def _commit(self, unit: WorkUnit) -> UnitReport:
-        """Work a unit, unless its part is there."""
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        last, self._pending = self._pending, None
+        if last is not None:
+            yield GlobalWindows.windowed_value(self._report(last))
+
+    def teardown(self) -> None:
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._pending is not None:
+            self._pending.begun.close()
+            self._pending = None
+
+    def _begin_or_break_off(self, unit: WorkUnit) -> UnitReport | _Pending:
+        """Begin a unit; where that fails the one before gets its part all the same."""
+        try:
+            return self._begin(unit)
+        except Exception:
+            before, self._pending = self._pending, None
+            if before is not None:
+                self._report(before)
+            raise
+
+    def _report(self, pending: _Pending) -> UnitReport:
+        """Finish a unit: where that fails, the one after it is given up too."""
+        try:
+            return self._finish(pending)
+        except BaseException:
+            self._drop()
+            raise
+        finally:
+            pending.begun.close()
+
+    def _begin(self, unit: WorkUnit) -> UnitReport | _Pending:
+        """Begin to work a unit, unless its part is there."""
         job = self._job
         uri = part_files.part_uri(job.output, job.layout.folder, unit.id)
         done, schema = part_files.read_part_footer(uri) or (None, None)
@@ -187,20 +303,18 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
             PROGRESS.skipped(unit.count)
             Metrics.counter(METRICS_NAMESPACE, "units_skipped").inc()
             return UnitReport(unit.count, done, skipped=True)
-        again = 0 if done is None else done.retryable
-        _tally.images, _tally.seconds = 0, 0.0
-        commit, result = self._work(unit, done, replaces=replaces and done is None)
-        return UnitReport(
-            unit.count,
-            commit,
-            skipped=False,
-            worked_again=again,
-            images=_tally.images,
-            model_seconds=_tally.seconds,
-            reused=result.reused,
-            equal=result.equal,
-            busy=result.busy,
-        )
+        model = self._model()
+        started = time.perf_counter()
+        finder = self._finder(model)
+        work = job.work if finder is None else job.work.knowing(finder.of(unit))
+        items = work.read(unit)
+        keys: list[str] = []
+        old = None
+        if done is not None:
+            old = part_files.read_table(uri)
+            items = _except(set(old["key"].to_pylist()), items, keys)
+        begun = work.begin(items, model, None if self._pending is None else self._pending.begun)
+        return _Pending(unit, done, replaces and done is None, model, finder, started, begun, old, keys)
 
     def _as_laid_out(self, done: Commit, found: pa.Schema, uri: str) -> Commit:
         """A part of this run's spec and layout; one whose kept columns have narrower types is written again.
@@ -225,43 +339,29 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
             )
         return done
 
-    def _work(self, unit: WorkUnit, retried: Commit | None, *, replaces: bool) -> tuple[Commit, UnitResult]:
-        """Make a unit's part.
-
-        Args:
-            unit: the unit.
-            retried: its part, of which only the failed records are worked again.
-            replaces: whether a part of another version is written over.
-        """
-        job = self._job
-        model = self._model()
-        began = time.perf_counter()
-        finder = self._finder(model)
-        work = job.work if finder is None else job.work.knowing(finder.of(unit))
-        items = work.read(unit)
-        keys: list[str] = []
-        if retried is not None:
-            old = part_files.read_table(part_files.part_uri(job.output, job.layout.folder, unit.id))
-            items = _except(set(old["key"].to_pylist()), items, keys)
-        result = work.work(items, model)
+    def _finish(self, pending: _Pending) -> UnitReport:
+        """Make a unit's part."""
+        job, unit, retried, finder = self._job, pending.unit, pending.retried, pending.finder
+        _tally.images, _tally.seconds = 0, 0.0
+        result = pending.begun.finish()
         result.rows, refused = job.layout.refuse(result.rows)
         result.failures += refused
-        table = job.layout.to_table(result.rows, model.dimensions)
+        table = job.layout.to_table(result.rows, pending.model.dimensions)
         if finder is not None:
             table = part_files.note_rows(table, _notes(unit, result.rows))
         if retried is not None:
-            table = _merge(old, table, keys)
+            table = _merge(pending.old, table, pending.keys)
             result.icc_profiles_ignored += retried.icc_profiles_ignored
             PROGRESS.skipped(unit.count - len(result.rows) - len(result.failures))
-        if finder is not None and replaces:
+        if finder is not None and pending.replaces:
             finder.keep_replaced(unit, table)
-        started = time.perf_counter()
+        write_started = time.perf_counter()
         commit = part_files.write_unit(
             job.output,
             unit,
             table,
             result.failures,
-            model.spec,
+            pending.model.spec,
             icc_profiles_ignored=result.icc_profiles_ignored,
             folder=job.layout.folder,
             generation=job.generation,
@@ -269,12 +369,25 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
         )
         if finder is not None:
             finder.recent.add(result.rows)
+        pending.begun.settle()
         ended = time.perf_counter()
         if result.busy is not None:
-            result.busy |= {Busy.WRITING: ended - started, ALL: ended - began}
+            whole = ended - max(pending.started, self._finished)
+            result.busy |= {Busy.WRITING: ended - write_started, ALL: whole}
             result.busy = {stage: round(seconds, 4) for stage, seconds in result.busy.items()}
-        self._count_unit(result, ended - started)
-        return commit, result
+        self._finished = ended
+        self._count_unit(result, ended - write_started)
+        return UnitReport(
+            unit.count,
+            commit,
+            skipped=False,
+            worked_again=0 if retried is None else retried.retryable,
+            images=_tally.images,
+            model_seconds=_tally.seconds,
+            reused=result.reused,
+            equal=result.equal,
+            busy=result.busy,
+        )
 
     def _finder(self, model: UnitModel) -> RowFinder | None:
         """Where rows are looked for; None where none is taken over."""
