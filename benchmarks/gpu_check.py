@@ -1,274 +1,111 @@
 """What a GPU gives: bare and end-to-end rates, share of its peak, parity with a CPU, memory, tails, too large batches.
 
-    KERAS_BACKEND=jax python -m benchmarks.gpu_check [--models VGG16 ResNet50 MobileNetV2] [--limit_s 500]
+    KERAS_BACKEND=jax python -m benchmarks.gpu_check [--models VGG16 ResNet50 MobileNetV2] [--limit_s 500] [--json FILE]
 
-It runs on any of Keras' backends, with TensorFlow installed or not, and on a CPU in small form (`--images 64`). Every
-figure is written as soon as it is known, and what the time limit leaves out is named.
+It runs on any of Keras' backends, with TensorFlow installed or not, and on a CPU in small form (`--images 64
+--rows_per_unit 4`). Every figure is printed, and written to `--json`, as soon as it is known; what matters most comes
+first, and what the time limit leaves out is named. This process does not use the GPU: others do, one after the other.
 
 * bare: the Keras model alone on one uint8 batch that lies on the device, as many calls as fit in a second.
 * decode: reading, decoding and resizing the JPEGs in one process on all cores, with a model that costs nothing; its
   ceiling: decoding and resizing alone, in as many processes as there are cores.
-* extract: JPEG files in, Parquet out, in one and in several processes, from each process's first part to the last.
+* extract: JPEG files in, Parquet out, in one and in several processes: rows per second by the times at which parts were
+  written, from a third of the parts to the last but as many as there are processes. By then every process has compiled
+  its model, unless one took as long for that as the others for a third of the parts; and none has run out of units.
 * peak: of a bfloat16 matrix product of 8192 x 8192 x 8192 in this run. Operations of a model are two for each
   multiplication of its convolutions and dense layers.
+* out of memory: a batch of 512 of the first model at float32, in a process that may use a twentieth of the memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import logging
 import math
+import multiprocessing
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
+import pyarrow.parquet as pq
 
+from benchmarks import gpu_bare
 from benchmarks.common import publish, write_jpegs
+from pipelines.options.extraction import OutputOptions
+from pipelines.options.workers import parse_local_workers, suggested
 from transforms.core.batching import available_cores
+from transforms.core.engines import PrecisionChoice
 from transforms.core.spec import Precision
-from transforms.models.config import EmbedderConfig
-from transforms.models.engines.compiled import CompiledModel, has_gpu
-from transforms.models.keras_import import import_keras
-from transforms.models.staged import read_staged, stage_model
 
-SIZE = 224
-PARITY_IMAGES = 16
+Pair = tuple[str, Precision]
+
+FIRST: list[Pair] = [
+    ("VGG16", Precision.FLOAT32),
+    ("VGG16", Precision.BFLOAT16),
+    ("ResNet50", Precision.BFLOAT16),
+    ("ResNet50", Precision.FLOAT32),
+    ("MobileNetV2", Precision.BFLOAT16),
+]
+"""What is measured before all else."""
+
 DIFFERENT_JPEGS = 1024
-ROUNDS = 5
+DECODED = 2048
+UNITS, UNITS_A_PROCESS = 12, 6
+"""Units of an extract at least: in all, and for each of its processes."""
+MARK = "IMAGEBEAM_GPU_CHECK"
+"""A variable in the environment of every process that is started here."""
 
 
-class Clock:
-    """Says when the time is over."""
+class Report:
+    """Figures, printed and written as they come, and whether there is time for more."""
 
-    def __init__(self, limit: float) -> None:
-        self._end = time.perf_counter() + limit
+    def __init__(self, limit: float, path: Path | None) -> None:
+        self._started = time.perf_counter()
+        self._limit = limit
+        self._path = path
         self.left_out: list[str] = []
+        self.figures: dict[str, Any] = {"left_out": self.left_out}
 
-    def allows(self, what: str, seconds: float = 20.0) -> bool:
-        """Whether there are `seconds` left; notes what is left out."""
-        if time.perf_counter() + seconds < self._end:
-            return True
-        self.left_out.append(what)
-        return False
+    def add(self, label: str, found: Any) -> None:
+        """Keep a figure; those of a label that are there already are added to."""
+        self._say(f"{label}: {found}")
+        self.figures[label] = {**self.figures.get(label, {}), **found} if isinstance(found, dict) else found
+        self._write()
 
+    @contextmanager
+    def step(self, what: str, seconds: float) -> Iterator[bool]:
+        """Whether there is time for something that takes so long; notes what is left out, or fails in it."""
+        allowed = time.perf_counter() - self._started + seconds < self._limit
+        self._say(f"{what} ..." if allowed else f"{what}: no time left")
+        if not allowed:
+            self.left_out.append(what)
+        try:
+            yield allowed
+        except RuntimeError as error:  # such as no memory for so many processes
+            self.left_out.append(f"{what}: {error}")
+            self._say(self.left_out[-1])
+        self._write()
 
-# ---- the bare model, on each backend
+    def _say(self, text: str) -> None:
+        print(f"[{time.perf_counter() - self._started:5.1f} s] {text}", flush=True)
 
-
-def bare_call(
-    model: Any, precision: Precision, *, tf32: bool = False
-) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """(call, wait): the model alone, and what waits for a result; written without the product's own code."""
-    import keras
-
-    backend = keras.backend.backend()
-    exact = precision == Precision.FLOAT32 and not tf32
-    if backend == "jax":
-        import jax
-
-        variables = jax.device_put(
-            ([one.value for one in model.trainable_variables], [one.value for one in model.non_trainable_variables])
-        )
-        compiled = jax.jit(lambda variables, images: model.stateless_call(*variables, images, training=False)[0])
-
-        def call(images: Any) -> Any:
-            with jax.default_matmul_precision("highest" if exact else "default"):
-                return compiled(variables, images)
-
-        return call, jax.block_until_ready
-    if backend == "torch":
-        import torch
-
-        def call_torch(images: Any) -> Any:
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not exact
-            with torch.inference_mode():
-                return model(images, training=False)
-
-        return call_torch, lambda result: result.cpu()
-    import tensorflow as tf
-
-    tf.config.experimental.enable_tensor_float_32_execution(enabled=not exact)
-    return tf.function(lambda images: model(images, training=False)), np.asarray
+    def _write(self) -> None:
+        if self._path is not None:
+            self._path.write_text(json.dumps(self.figures, indent=2))
 
 
-def on_device(images: np.ndarray) -> Any:
-    """The batch in the device's memory."""
-    import keras
-
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        return jax.device_put(images)
-    if backend == "torch":
-        import torch
-
-        return torch.from_numpy(images).to("cuda" if torch.cuda.is_available() else "cpu")
-    import tensorflow as tf
-
-    return tf.constant(images)
-
-
-def rate(call: Callable[[Any], Any], wait: Callable[[Any], Any], images: Any, seconds: float = 1.0) -> list[float]:
-    """Images/s, `ROUNDS` times; calls are handed to the device without waiting for each."""
-    started = time.perf_counter()
-    wait(call(images))
-    wait(call(images))  # not the first, which compiles
-    started = time.perf_counter()
-    wait(call(images))
-    calls = max(1, math.ceil(seconds / (time.perf_counter() - started)))
-    rates = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        for _ in range(calls):
-            result = call(images)
-        wait(result)
-        rates.append(calls * len(images) / (time.perf_counter() - started))
-    return rates
-
-
-def peak_tflops() -> float:
-    """Of a large bfloat16 matrix product."""
-    import keras
-
-    side = 8192 if has_gpu() else 1024
-    values = [keras.random.normal((side, side), dtype="bfloat16", seed=seed) for seed in (0, 1)]
-    if keras.backend.backend() == "jax":
-        import jax
-
-        product = jax.jit(lambda left, right: left @ right)
-        wait: Callable[[Any], Any] = jax.block_until_ready
-    else:
-        product = keras.ops.matmul
-
-        def wait(result: Any) -> Any:
-            return keras.ops.convert_to_numpy(result[0, 0])
-
-    for _ in range(3):
-        wait(product(*values))
-    started = time.perf_counter()
-    for _ in range(20):
-        result = product(*values)
-    wait(result)
-    return 20 * 2 * side**3 / (time.perf_counter() - started) / 1e12
-
-
-def operations(model: Any) -> float:
-    """Floating-point operations for one image, in units of 10^9."""
-    import keras
-
-    total = 0
-    for layer in model._flatten_layers(include_self=False):
-        if isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D | keras.layers.Dense):
-            kernel = math.prod(layer.kernel.shape)
-            places = math.prod(layer.output.shape[1:-1])  # 1 of a dense layer on vectors
-            total += 2 * kernel * places
-    return total / 1e9
-
-
-def device_name() -> str:
-    """The GPU's name, or CPU."""
-    import keras
-
-    if keras.backend.backend() == "jax":
-        import jax
-
-        device = jax.devices()[0]
-        return "CPU" if device.platform == "cpu" else str(device.device_kind)
-    if keras.backend.backend() == "torch":
-        import torch
-
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    import tensorflow as tf
-
-    devices = tf.config.list_physical_devices("GPU")
-    return str(tf.config.experimental.get_device_details(devices[0])["device_name"]) if devices else "CPU"
-
-
-def memory_gb() -> float | None:
-    """The most device memory that was in use, in GB; None where the backend does not say."""
-    import keras
-
-    if keras.backend.backend() == "jax":
-        import jax
-
-        stats = jax.devices()[0].memory_stats()
-        return round(stats["peak_bytes_in_use"] / 1e9, 2) if stats else None
-    if keras.backend.backend() == "torch":
-        import torch
-
-        return round(torch.cuda.max_memory_allocated() / 1e9, 2) if torch.cuda.is_available() else None
-    return None
-
-
-# ---- parity, tails, memory
-
-
-CPU_VECTORS = """
-import sys, numpy as np
-from transforms.models.staged import read_staged
-images = np.load(sys.argv[2])
-np.savez(sys.argv[3], **read_staged(sys.argv[1]).load().embed(images))
-"""
-
-OUT_OF_MEMORY = """
-import os, sys, logging, numpy as np
-logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
-if os.environ["KERAS_BACKEND"] == "torch":
-    import torch
-    torch.cuda.set_per_process_memory_fraction(float(os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"]))
-from transforms.models.staged import read_staged
-embedder = read_staged(sys.argv[1]).load()
-images = np.random.default_rng(0).integers(0, 256, (int(sys.argv[2]), 224, 224, 3), np.uint8)
-vectors = embedder.embed(images)["embedding"]
-few = np.concatenate([embedder.embed(images[start:start + 8])["embedding"] for start in (0, len(images) - 8)])
-ends = np.concatenate([vectors[:8], vectors[-8:]])
-print("relative difference", np.linalg.norm(ends - few) / np.linalg.norm(few))
-"""
-
-
-def in_process(code: str, *arguments: str, **variables: str) -> str:
-    """Run Python code in a process of its own; returns what it prints."""
-    import keras
-
-    environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend(), "TF_CPP_MIN_LOG_LEVEL": "2", **variables}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    return done.stdout
-
-
-def parity(folder: str, images: np.ndarray, vectors: np.ndarray, scratch: Path) -> dict[str, float]:
-    """The device's vectors of a precision against the CPU's float32 ones."""
-    pixels, found = scratch / "pixels.npy", scratch / f"{Path(folder).name}.npz"
-    if not found.exists():
-        np.save(pixels, images)
-        in_process(CPU_VECTORS, folder, str(pixels), str(found), CUDA_VISIBLE_DEVICES="", JAX_PLATFORMS="cpu")
-    right = np.load(found)["embedding"]
-    cosine = (vectors * right).sum(axis=1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(right, axis=1)
-    return {
-        "relative_error": float(np.linalg.norm(vectors - right) / np.linalg.norm(right)),
-        "lowest_cosine": float(cosine.min()),
-    }
-
-
-def programs(embed: CompiledModel) -> int | None:
-    """How many the backend compiled; None where it does not say."""
-    program = getattr(embed._call, "_program", None)
-    return None if program is None else program._cache_size()
-
-
-# ---- extract
+# ---- decode
 
 
 def decode_rate(jpegs: Path, images: int) -> float:
@@ -281,7 +118,7 @@ def decode_rate(jpegs: Path, images: int) -> float:
     from transforms.readers.read import open_records
 
     unit = next(iter(plan([str(jpegs)], None, images)))
-    options = EmbedOptions(ImageOptions(image_size=(SIZE, SIZE)), 128)
+    options = EmbedOptions(ImageOptions(image_size=(gpu_bare.SIZE, gpu_bare.SIZE)), 128)
     started = time.perf_counter()
     embed_records(open_records(unit, ReadOptions()), Nothing(), options)  # type: ignore[arg-type]
     return images / (time.perf_counter() - started)
@@ -289,9 +126,7 @@ def decode_rate(jpegs: Path, images: int) -> float:
 
 def decode_ceiling(jpegs: Path) -> float:
     """Images/s of decoding and resizing in as many processes as there are cores."""
-    import multiprocessing
-
-    pieces = [[str(path) for path in sorted(jpegs.glob("*/*.jpg"))[:DIFFERENT_JPEGS]]] * available_cores()
+    pieces = [[str(path) for path in sorted(jpegs.glob("*/*.jpg"))]] * available_cores()
     with multiprocessing.get_context("spawn").Pool(available_cores()) as pool:
         pool.map(_decode_all, [piece[:8] for piece in pieces])
         started = time.perf_counter()
@@ -302,89 +137,221 @@ def decode_ceiling(jpegs: Path) -> float:
 def _decode_all(paths: list[str]) -> None:
     from transforms.images.decode import ImageOptions, decode_image
 
+    options = ImageOptions(image_size=(gpu_bare.SIZE, gpu_bare.SIZE))
     for path in paths:
-        decode_image(Path(path).read_bytes(), ImageOptions(image_size=(SIZE, SIZE)))
+        decode_image(Path(path).read_bytes(), options)
 
 
-def extract_rate(jpegs: Path, model: str, precision: Precision, batch_size: int, output: Path, workers: int) -> float:
-    """Images/s of `imagebeam extract` in a process of its own, from the first part to the last."""
-    command = [sys.executable, "-m", "pipelines", "extract", "--input", f"{jpegs}/*/*.jpg", "--output", str(output)]
-    flags = {"model": model, "weights": "random:0", "precision": precision, "batch_size": batch_size}
+# ---- extract
+
+
+def extract(jpegs: Path, output: Path, workers: int, **flags: object) -> dict[str, float]:
+    """Run `imagebeam extract` in processes of its own.
+
+    Returns:
+        Images/s (see `steady_rate`), seconds of the whole command, and how many times a process halved its batches.
+
+    Raises:
+        RuntimeError: with the end of its stderr, where it fails, or where there were too few parts.
+    """
+    command = [sys.executable, "-m", "pipelines", "extract", f"--input={jpegs}/*/*.jpg", f"--output={output}"]
     command += [f"--{name}={value}" for name, value in flags.items()]
-    command += ["--rows_per_unit=1024", "--overwrite"]
-    if workers > 1:
-        command += [f"--direct_num_workers={workers}", "--direct_running_mode=multi_processing"]
+    command += ["--weights=random:0", f"--local_workers={workers}"]
+    shutil.rmtree(output, ignore_errors=True)
+    started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - started
     if done.returncode:
-        raise RuntimeError((done.stderr.strip() or done.stdout).splitlines()[-1])
-    parts = sorted(path.stat().st_mtime for path in (output / "embeddings").iterdir())
-    return (len(parts) - workers) * 1024 / (parts[-1] - parts[workers - 1])
+        raise RuntimeError((done.stderr.strip() or done.stdout)[-2000:])
+    parts = list((output / "embeddings").iterdir())
+    rate = steady_rate([(path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in parts], workers)
+    return {"images_s": rate, "seconds": seconds, "halved": done.stderr.count(gpu_bare.HALVED)}
 
 
-def link_copies(jpegs: Path, count: int) -> None:
-    """`count` files in all; further names of those that are there."""
-    files = sorted(jpegs.glob("*/*.jpg"))
-    for number, path in zip(range(len(files), count), itertools.cycle(files), strict=False):
-        os.link(path, path.with_name(f"{number:06d}-{path.name}"))
+def steady_rate(parts: Iterable[tuple[float, int]], workers: int) -> float:
+    """Rows/s from a third of the parts to the last but `workers`, given each part's time in seconds and its rows.
+
+    Raises:
+        RuntimeError: for fewer than two parts in between.
+    """
+    parts = sorted(parts)
+    between = parts[len(parts) // 3 : len(parts) - workers]
+    seconds = between[-1][0] - between[0][0] if between else 0.0
+    if seconds <= 0:
+        raise RuntimeError(f"{len(parts)} parts by {workers} processes are too few to tell a rate")
+    return sum(rows for _, rows in between[1:]) / seconds
+
+
+def link_copies(jpegs: Path, folder: Path, count: int) -> Path:
+    """`count` files in a folder; names of the same `jpegs`, again and again."""
+    if not folder.exists():
+        for number, path in zip(range(count), itertools.cycle(sorted(jpegs.glob("*/*.jpg")))):
+            link = folder / path.parent.name / f"{number:06d}.jpg"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, link)
+    return folder
 
 
 # ---- all of it
 
 
-def measure(
-    name: str, args: argparse.Namespace, jpegs: Path, scratch: Path, clock: Clock, peak: float
-) -> Iterator[Any]:
-    """(label, figures) for each precision of a model."""
-    rng = np.random.default_rng(0)
-    few = rng.integers(0, 256, (PARITY_IMAGES, SIZE, SIZE, 3), np.uint8)
-    reference = str(scratch / f"{name}-float32")
-    stage_model(EmbedderConfig(name, "random:0", image_size=(SIZE, SIZE)), reference)
-    batch_size = args.batch_size if has_gpu() else 8
-    batch = rng.integers(0, 256, (batch_size, SIZE, SIZE, 3), np.uint8)
-    for precision in args.precision:
-        if not clock.allows(f"{name} {precision}", 40):
+@contextmanager
+def gpu_process() -> Iterator[Callable[..., Any]]:
+    """What calls functions in one process, which ends with the block: no other holds memory of the GPU then."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_take_memory_as_needed) as executor:
+        yield lambda function, *arguments: executor.submit(_told, function, *arguments).result()
+
+
+def _take_memory_as_needed() -> None:
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+
+
+def _told(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result; its errors in a form that another process can read."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise RuntimeError(f"{type(error).__name__}: {str(error)[-2000:]}") from None
+
+
+class Check:
+    """The steps, and what they share."""
+
+    def __init__(self, args: argparse.Namespace, report: Report, scratch: Path) -> None:
+        self._args = args
+        self._report = report
+        self._scratch = scratch
+        self._jpegs = scratch / "jpegs"
+        self._batch_size = 0
+        self._gpu: str | None = None
+        chosen: list[Pair] = [(name, precision) for name in args.models for precision in args.precision]
+        self._first = [pair for pair in FIRST if pair in chosen]
+        self._rest = [pair for pair in chosen if pair not in FIRST]
+
+    def run(self) -> None:
+        """All steps, the most important first."""
+        with self._report.step("jpegs", 10):
+            write_jpegs(self._jpegs, min(self._args.images or DIFFERENT_JPEGS, DIFFERENT_JPEGS))
+        for name, pairs in itertools.groupby(self._first, lambda pair: pair[0]):
+            precisions = [precision for _, precision in pairs]
+            self._bare(name, precisions)
+            for precision in precisions:
+                self._extract(name, precision, self._args.local_workers[0])
+        with self._report.step("decode", 30) as allowed:
+            if allowed:
+                self._decode()
+        for name, pairs in itertools.groupby(self._rest, lambda pair: pair[0]):
+            self._bare(name, [precision for _, precision in pairs])
+        for workers, pair in itertools.product(self._args.local_workers, [*self._first, *self._rest]):
+            if pair[1] != Precision.FLOAT16:
+                self._extract(*pair, workers)
+        self._left()
+
+    def _bare(self, name: str, precisions: list[Precision]) -> None:
+        with gpu_process() as call:
+            for precision in precisions:
+                with self._report.step(f"{name} {precision}", 45) as allowed:
+                    if not allowed:
+                        continue
+                    if not self._batch_size:
+                        self._begin(call, name)
+                    peak = self._report.figures["peak_tflops"]
+                    found = call(gpu_bare.bare, name, precision, self._batch_size, peak, self._scratch)
+                    self._report.add(f"{name} {precision}", found)
+
+    def _begin(self, call: Callable[..., Any], name: str) -> None:
+        """What is asked of the device once, in the first model's process."""
+        self._gpu = call(gpu_bare.gpu_name)
+        self._batch_size = self._args.batch_size if self._gpu else 8
+        self._report.add("backend", call(gpu_bare.backend_name))
+        self._report.add("gpu", self._gpu)
+        self._report.add("peak_tflops", call(gpu_bare.peak_tflops))
+        if self._gpu:
+            with self._report.step("out_of_memory", 60) as allowed:
+                if allowed:
+                    folder = call(gpu_bare.stage, name, Precision.FLOAT32, self._scratch)
+                    self._report.add("out_of_memory", gpu_bare.out_of_memory(folder))
+
+    def _extract(self, name: str, precision: Precision, wanted: int | Literal["auto"]) -> None:
+        label = f"{name} {precision}"
+        workers = suggested(PrecisionChoice(precision)) if wanted == "auto" else wanted
+        key = f"extract_{workers}"
+        if key in self._report.figures.get(label, {}) or label not in self._report.figures:
+            return
+        with self._report.step(f"{label} extract in {workers} processes", 45) as allowed:
+            if not allowed:
+                return
+            rows = self._args.rows_per_unit
+            count = max(UNITS, UNITS_A_PROCESS * workers) * rows
+            count = min(count, self._args.images or count)
+            jpegs = link_copies(self._jpegs, self._scratch / f"jpegs-{count}", count)
+            flags = {"model": name, "precision": precision, "batch_size": self._batch_size, "rows_per_unit": rows}
+            self._report.add(label, {key: extract(jpegs, self._scratch / "out", workers, **flags)})
+
+    def _decode(self) -> None:
+        few = min(self._args.images or DECODED, DECODED)
+        jpegs = link_copies(self._jpegs, self._scratch / f"jpegs-{few}", few)
+        decode_rate(jpegs, few)
+        self._report.add("decode_images_s", [decode_rate(jpegs, few) for _ in range(3)])
+        self._report.add("decode_ceiling_images_s", decode_ceiling(self._jpegs))
+
+    def _left(self) -> None:
+        deadline = time.perf_counter() + 10
+        while (found := left_processes()) and time.perf_counter() < deadline:
+            time.sleep(0.5)
+        self._report.add("left_processes", found)
+        self._report.add("left_on_gpu", processes_on_gpu())
+
+
+def left_processes() -> list[str]:
+    """Command lines of the processes that were started here and are still there; Linux only."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            marked = f"{MARK}={os.getpid()}".encode() in (folder / "environ").read_bytes().split(b"\0")
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:  # gone meanwhile, or another user's
             continue
-        folder = str(scratch / f"{name}-{precision}")
-        stage_model(EmbedderConfig(name, "random:0", image_size=(SIZE, SIZE), precision=precision), folder)
-        staged = read_staged(folder)
-        assert staged is not None
-        embedder = staged.load_keras()
-        figures: dict[str, Any] = {"batch_size": batch_size}
-        call, wait = bare_call(embedder.model, precision)
-        started = time.perf_counter()
-        wait(call(on_device(batch)))
-        figures["compile_s"] = time.perf_counter() - started
-        figures["bare_images_s"] = rate(call, wait, on_device(batch))
-        bare = statistics.median(figures["bare_images_s"])
-        figures["tflops"] = bare * operations(embedder.model) / 1e3
-        figures["share_of_matmul_peak"] = figures["tflops"] / peak
-        if precision == Precision.FLOAT32 and has_gpu():
-            loose = statistics.median(rate(*bare_call(embedder.model, precision, tf32=True), on_device(batch)))
-            figures["bare_tf32_images_s"] = loose
-        vectors = embedder.embed(few)["embedding"]
-        figures["parity"] = parity(reference, few, vectors, scratch)
-        embedder.embed(batch)
-        before = programs(embedder._call)
-        for count in (1, batch_size - 1, batch_size // 2 + 1):
-            tail = embedder.embed(batch[:count])["embedding"]
-            assert tail.shape[0] == count
-        figures["programs_for_tails"] = None if before is None else programs(embedder._call) - before  # type: ignore[operator]
-        yield f"{name} {precision}", figures
-        del embedder, call
-        if clock.allows(f"{name} {precision} extract", 40):
-            output = scratch / "out"
-            for workers in args.local_workers:
-                try:
-                    rate_found = extract_rate(jpegs, name, precision, batch_size, output, workers)
-                except RuntimeError as error:  # such as no memory for so many processes
-                    clock.left_out.append(f"{name} {precision} extract in {workers} processes: {error}")
-                else:
-                    figures[f"extract_{workers}_images_s"] = rate_found
-        figures["device_memory_gb"] = memory_gb()
-        yield f"{name} {precision}", figures
+        if marked and "multiprocessing.resource_tracker" not in command:  # which ends with this process
+            found.append(f"{folder.name}: {command[:200]}")
+    return found
 
 
-def main() -> None:
+def processes_on_gpu() -> list[str]:
+    """What nvidia-smi says of processes that compute; empty where there is no nvidia-smi."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+
+
+def table(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """The models' figures as rows."""
+    rows = [
+        (
+            f"{figures.get('gpu') or 'CPU'}, {figures.get('backend')}",
+            "bare | share of peak | extract | over bare | cosine",
+        )
+    ]
+    for label, found in figures.items():
+        if not isinstance(found, dict) or "bare_images_s" not in found:
+            continue
+        bare = statistics.median(found["bare_images_s"])
+        fastest = max((run["images_s"] for key, run in found.items() if key.startswith("extract_")), default=math.nan)
+        share, cosine = found["share_of_matmul_peak"], found["parity"]["lowest_cosine"]
+        rows.append((label, f"{bare:9.1f} | {share:6.1%} | {fastest:8.1f} | {fastest / bare:5.2f} | {cosine:.7f}"))
+    if "decode_images_s" in figures:
+        rows.append(("decode alone, images/s", f"{statistics.median(figures['decode_images_s']):9.1f}"))
+    if "decode_ceiling_images_s" in figures:
+        rows.append(("its ceiling", f"{figures['decode_ceiling_images_s']:9.1f}"))
+    if "peak_tflops" in figures:
+        rows.append(("matrix product, TFLOP/s", f"{figures['peak_tflops']:9.1f}"))
+    rows += [("left out", what.splitlines()[0]) for what in figures["left_out"]]
+    return rows
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["VGG16", "ResNet50", "MobileNetV2"])
     parser.add_argument(
@@ -393,51 +360,28 @@ def main() -> None:
         nargs="+",
         default=[Precision.BFLOAT16, Precision.FLOAT32, Precision.FLOAT16],
     )
-    parser.add_argument("--images", type=int, default=32_768, help="files that extract reads")
+    parser.add_argument("--images", type=int, help="files that an extract reads at most (default: as units need)")
+    parser.add_argument("--rows_per_unit", type=int, default=OutputOptions.rows_per_unit, help="as extract's flag")
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--local_workers", type=int, nargs="+", default=[1, 8], help="processes that extract runs in")
+    parser.add_argument(
+        "--local_workers",
+        type=parse_local_workers,
+        nargs="+",
+        default=["auto", 1],
+        help="processes of extract, as its flag; the first is measured before the others",
+    )
     parser.add_argument("--limit_s", type=float, default=540.0, help="no measurement begins that would end later")
+    parser.add_argument("--json", type=Path, help="file that every figure is written to as soon as it is known")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    clock = Clock(args.limit_s)
-    import_keras()
-    import keras
-
-    figures: dict[str, Any] = {"backend": keras.backend.backend(), "device": device_name(), "cores": available_cores()}
-    rows = [(f"{figures['device']}, {figures['backend']}", "bare | share of peak | extract | over bare | cosine")]
+    os.environ[MARK] = str(os.getpid())
+    report = Report(args.limit_s, args.json)
+    report.add("cores", available_cores())
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        jpegs = scratch / "jpegs"
-        write_jpegs(jpegs, min(args.images, DIFFERENT_JPEGS))
-        link_copies(jpegs, args.images)
-        figures["peak_tflops"] = peak_tflops()
-        few = min(args.images, 4096)
-        decode_rate(jpegs, few)
-        figures["decode_images_s"] = [decode_rate(jpegs, few) for _ in range(3)]
-        figures["decode_ceiling_images_s"] = decode_ceiling(jpegs)
-        print({**figures}, flush=True)
-        for name in args.models:
-            for label, found in measure(name, args, jpegs, scratch, clock, figures["peak_tflops"]):
-                figures[label] = found
-                print(label, found, flush=True)
-        if has_gpu() and clock.allows("out of memory", 60):
-            figures["out_of_memory"] = in_process(
-                OUT_OF_MEMORY, str(scratch / f"{args.models[0]}-float32"), "1024", XLA_PYTHON_CLIENT_MEM_FRACTION="0.05"
-            )
-            print(figures["out_of_memory"], flush=True)
-    figures["left_out"] = clock.left_out
-    for label, found in figures.items():
-        if not isinstance(found, dict):
-            continue
-        bare = statistics.median(found["bare_images_s"])
-        extract = max(found.get(f"extract_{workers}_images_s", math.nan) for workers in args.local_workers)
-        share, cosine = found["share_of_matmul_peak"], found["parity"]["lowest_cosine"]
-        rows.append((label, f"{bare:9.1f} | {share:6.1%} | {extract:8.1f} | {extract / bare:5.2f} | {cosine:.7f}"))
-    rows.append(("decode alone, images/s", f"{statistics.median(figures['decode_images_s']):9.1f}"))
-    rows.append(("its ceiling", f"{figures['decode_ceiling_images_s']:9.1f}"))
-    rows.append(("matrix product, TFLOP/s", f"{figures['peak_tflops']:9.1f}"))
-    publish(f"gpu_check_{figures['backend']}", figures, rows)
+        Check(args, report, Path(folder)).run()
+    publish(f"gpu_check_{report.figures.get('backend')}", report.figures, table(report.figures))
+    return 1 if report.figures["left_processes"] or report.figures["left_on_gpu"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
