@@ -7,8 +7,10 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -55,9 +57,12 @@ def open_pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
     runner = [] if any(arg.split("=")[0] == "--runner" for arg in beam_args) else ["--runner=FnApiRunner"]
     try:
         options = PipelineOptions([*runner, *beam_args])
-        return beam.Pipeline(_local_runner(options), options)
+        pipeline = beam.Pipeline(_local_runner(options), options)
     except ValueError as error:
         raise ImagebeamError(f"Beam does not take its flags: {error}") from error
+    # Beam removes its folder at the end of the run, and so not where an error comes before.
+    weakref.finalize(pipeline, shutil.rmtree, pipeline.local_tempdir, ignore_errors=True)
+    return pipeline
 
 
 def _local_runner(options: PipelineOptions) -> FnApiRunner | None:

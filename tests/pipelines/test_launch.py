@@ -1,7 +1,9 @@
 """What breaks a run breaks it in one clear line, and the same command ends it once the cause is gone."""
 
 import errno
+import gc
 import os
+import tempfile
 import time
 
 import apache_beam as beam
@@ -52,6 +54,16 @@ def test_wrong_flag_is_named_and_a_later_run_works(broken, source, output, flags
     assert named in broken(2, *flags)
     assert extract(source, output) == 0
     assert len(embeddings(output)) == COUNT
+
+
+def test_refused_run_leaves_no_folder_of_beams(broken, source, output, tmp_path, monkeypatch):
+    """Beam makes one for every pipeline, and removes it at the end of its run."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    assert extract(source, output) == 0
+    broken(2, "--weights", "random:1")
+    gc.collect()  # as the end of the process would
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 @pytest.mark.parametrize("below", ["", "/run"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +70,13 @@ def _tensorflow_dataset(
     import tensorflow as tf
 
     signature = tuple(tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in example)
-    return (
-        tf.data.Dataset.from_generator(blocks, output_signature=signature)
+    # TensorFlow keeps a generator until the process ends, which must not keep the vectors: the dataset does.
+    lent = weakref.proxy(blocks)
+    dataset = (
+        tf.data.Dataset.from_generator(lambda: lent(), output_signature=signature)
         .rebatch(batch_size)
         .apply(tf.data.experimental.assert_cardinality(-(-rows // batch_size)))
         .prefetch(batches_ahead)
     )
+    dataset.blocks = blocks
+    return dataset

@@ -1,7 +1,9 @@
 """Datasets for Keras, on its TensorFlow backend and on the others, held against a plain loop."""
 
+import gc
 import itertools
 import threading
+import weakref
 
 import keras
 import numpy as np
@@ -48,6 +50,19 @@ def cut(batch_size, rows=NUMBERS):
     """The plain loop."""
     pieces = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     return [(VECTORS[piece], CLASSES[piece]) for piece in pieces]
+
+
+def test_vectors_go_with_their_dataset():
+    """TensorFlow keeps what gave them as long as the process is there."""
+    source = MatrixSource(VECTORS.copy(), NUMBERS)
+    dataset = vector_batches(source, lambda numbers: CLASSES[numbers], 29)
+    model = keras.Sequential([keras.layers.Dense(7)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(dataset, validation_data=dataset, epochs=2, shuffle=False, verbose=0)
+    held = weakref.ref(source.vectors)
+    del source, dataset
+    gc.collect()
+    assert held() is None
 
 
 @pytest.mark.parametrize("sizes", [(), (203,), (64, 64), (1, 1, 1), (5, 0, 100, 3), (29,) * 6])
