@@ -18,6 +18,7 @@ import numpy as np
 
 from transforms.core.spec import Precision
 from transforms.models.config import EmbedderConfig
+from transforms.models.embedder import Embedder
 from transforms.models.engines.compiled import CompiledModel, has_gpu
 from transforms.models.keras_import import import_keras
 from transforms.models.staged import StagedModel, read_staged, stage_model
@@ -94,8 +95,8 @@ def stage(name: str, precision: Precision, scratch: Path) -> str:
     return str(folder)
 
 
-def bare(name: str, precision: Precision, batch_size: int, peak: float, scratch: Path) -> dict[str, Any]:
-    """The figures of a model alone at a precision: rate, share of `peak` in TFLOP/s, parity, programs for tails."""
+def bare(name: str, precision: Precision, batch_size: int, peak: float, scratch: Path, checks: bool) -> dict[str, Any]:
+    """The figures of a model alone at a precision: rate, share of `peak` in TFLOP/s; and, of `checks`, the others."""
     rng = np.random.default_rng(0)
     few = rng.integers(0, 256, (PARITY_IMAGES, SIZE, SIZE, 3), np.uint8)
     batch = rng.integers(0, 256, (batch_size, SIZE, SIZE, 3), np.uint8)
@@ -109,6 +110,18 @@ def bare(name: str, precision: Precision, batch_size: int, peak: float, scratch:
     median = statistics.median(figures["bare_images_s"])
     figures["tflops"] = median * operations(embedder.model) / 1e3
     figures["share_of_matmul_peak"] = figures["tflops"] / peak
+    if checks:
+        figures |= _checked(name, precision, embedder, batch, few, scratch)
+    figures["device_memory_gb"] = memory_gb()
+    return figures
+
+
+def _checked(
+    name: str, precision: Precision, embedder: Embedder, batch: np.ndarray, few: np.ndarray, scratch: Path
+) -> dict[str, Any]:
+    """Programs compiled for tails, parity with a CPU's float32, and the rate with TensorFloat-32."""
+    figures: dict[str, Any] = {}
+    batch_size = len(batch)
     embedder.embed(batch)
     before = programs(embedder._call)
     for count in (1, batch_size - 1, batch_size // 2 + 1):
@@ -121,7 +134,6 @@ def bare(name: str, precision: Precision, batch_size: int, peak: float, scratch:
     if precision == Precision.FLOAT32 and has_gpu():
         loose = rate(*bare_call(embedder.model, precision, tf32=True), on_device(batch))
         figures["bare_tf32_images_s"] = statistics.median(loose)
-    figures["device_memory_gb"] = memory_gb()
     return figures
 
 

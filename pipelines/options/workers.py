@@ -15,7 +15,7 @@ from transforms.core.batching import available_cores
 from transforms.core.engines import PrecisionChoice, has_nvidia_gpu
 from transforms.core.errors import ImagebeamError
 
-MOST_BESIDE_A_GPU = {PrecisionChoice.FLOAT32: 3}
+MOST_BESIDE_A_GPU = {PrecisionChoice.FLOAT32: 2}
 """Processes that `auto` lets share a GPU at most, `MOST` at other precisions: docs/gpu.md has what was measured."""
 
 MOST = 8

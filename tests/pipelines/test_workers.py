@@ -38,7 +38,7 @@ def machine(monkeypatch):
         (4, True, "bfloat16", 2),
         (16, True, "bfloat16", 8),
         (64, True, "float16", 8),
-        (16, True, "float32", 3),
+        (16, True, "float32", 2),
     ],
 )
 def test_auto_fits_the_machine(machine, cores, gpu, precision, count):
