@@ -251,8 +251,9 @@ class SolverOptions(Options):
         **one_of(Solver),
     )
     vector_transform: VectorTransform | None = flag(
-        "for the exact solver, how each value of a vector is changed first: root takes its square root and keeps its "
-        "sign (default: the one with the lower cross-validated loss)",
+        "for the exact solver, how a vector is changed first: root takes the square root of each value and keeps its "
+        "sign; both gives the values and their roots, side by side (default: the one with the lowest cross-validated "
+        "loss)",
         None,
         **one_of(VectorTransform),
     )

@@ -100,7 +100,7 @@ def solve_head(
         lesson.targets(numbers),
         images[numbers],
         len(lesson.counts),
-        transforms=_transforms(solver),
+        transforms=_transforms(solver, few=held_out is None),
         held_out=held_out,
         balanced=options.balance_classes,
         seed=options.seed,
@@ -134,8 +134,11 @@ def rows_in_memory(lesson: Lesson) -> HeldRows:
     return np.concatenate([source.vectors for source in held]), np.concatenate([source.numbers for source in held])
 
 
-def _transforms(solver: SolverOptions) -> tuple[VectorTransform, ...]:
-    return (solver.vector_transform,) if solver.vector_transform else tuple(VectorTransform)
+def _transforms(solver: SolverOptions, *, few: bool) -> tuple[VectorTransform, ...]:
+    """Those to try; of many rows twice the length takes minutes and gains nothing."""
+    if solver.vector_transform:
+        return (solver.vector_transform,)
+    return tuple(VectorTransform) if few else (VectorTransform.NONE, VectorTransform.ROOT)
 
 
 def cross_validate(
@@ -160,7 +163,12 @@ def cross_validate(
     targets = lesson.targets(numbers)
     folds = cut_folds(targets, images[numbers], solver.folds, options.seed)
     answers = probe(
-        vectors, targets, folds, options.seed, transforms=_transforms(solver), balanced=options.balance_classes
+        vectors,
+        targets,
+        folds,
+        options.seed,
+        transforms=_transforms(solver, few=vectors.size * len(lesson.counts) <= LARGEST_WITH_FOLDS),
+        balanced=options.balance_classes,
     )
     left_out = np.concatenate([rest for _, rest in folds])
     right = int(answers.right[left_out].sum())

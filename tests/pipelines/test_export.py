@@ -14,7 +14,7 @@ from pipelines.cli import run_job
 from transforms.core.spec import EmbedderSpec
 from transforms.models import export
 from transforms.models.export import ExportFormat
-from transforms.training.head import VectorTransform, build_head, join, save
+from transforms.training.head import VectorTransform, build_head, join, save, transform_vectors
 
 LABELS = {"labels": ["猫", "dog", "b"], "multi_label": False}
 ENDINGS = {"saved_model": "folder", "tflite": "model.tflite", "openvino": "model.xml"}
@@ -38,8 +38,8 @@ def folder(tmp_path_factory):
     pixels = keras.Input((32, 32, 3), dtype="uint8", name="image")
     vectors = keras.layers.GlobalAveragePooling2D()(backbone()(keras.ops.cast(pixels, "float32")))
     embedder = keras.Model(pixels, vectors, name="embedder")
-    found = embedder.predict_on_batch(photographs())
-    head = build_head(8, 3, mean=found.mean(0), variance=found.var(0), transform=VectorTransform.ROOT)
+    values = transform_vectors(embedder.predict_on_batch(photographs()), VectorTransform.BOTH)
+    head = build_head(8, 3, mean=values.mean(0), variance=values.var(0), transform=VectorTransform.BOTH)
     head.set_weights([array * 3 for array in head.get_weights()])
     save(head, LABELS, folder / "classifier.keras")
     save(join(embedder, "embedding", head), LABELS, folder / "image_classifier.keras")

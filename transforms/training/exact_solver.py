@@ -65,9 +65,9 @@ class Solution:
         rows: that it was solved on.
         best: the candidate it was solved with.
         candidates: all that were tried, best first.
-        mean: of the transformed vectors, float32 [dimension].
+        mean: of the transformed vectors, float32 [dimension], or twice as many.
         variance: likewise.
-        kernel: weights on the standardised vectors, float32 [dimension, classes].
+        kernel: weights on the standardised vectors, float32 [length of `mean`, classes].
         bias: float32 [classes].
     """
 

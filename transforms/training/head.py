@@ -41,11 +41,14 @@ class Normalization(enum.StrEnum):
 
 
 class VectorTransform(enum.StrEnum):
-    """What happens to each value of a vector before it is standardised."""
+    """What happens to a vector before it is standardised."""
 
     NONE = "none"
     ROOT = "root"
-    """Its square root, with its sign: pooled activations have long tails, which it shortens."""
+    """Of each value the square root, with its sign: pooled activations have long tails, which it shortens."""
+
+    BOTH = "both"
+    """The values, and behind them their roots: twice the length."""
 
 
 class Solver(enum.StrEnum):
@@ -85,9 +88,9 @@ def build_head(
         dropout: share of each hidden layer's outputs that is left out while training.
         normalization: FITTED subtracts `mean` and divides by the root of `variance`; BATCH normalises the vectors and
             each hidden layer by batch statistics.
-        mean: float [dimension], for FITTED.
+        mean: of what `transform` gives, for FITTED: float [dimension], or twice as many.
         variance: likewise, none of it zero.
-        transform: of the vectors, before anything else; `mean` and `variance` are then of what it gives.
+        transform: of the vectors, before anything else.
         multi_label: sigmoids, each output for itself, instead of a softmax.
         seed: of the first weights and of dropout.
 
@@ -100,8 +103,10 @@ def build_head(
     seeds = iter(range(seed * 1000, (seed + 1) * 1000))
     vectors = keras.Input((dimension,), dtype="float32", name="embedding")
     values = vectors
-    if transform == VectorTransform.ROOT:
-        values = keras.ops.sign(values) * keras.ops.sqrt(keras.ops.absolute(values))
+    if transform != VectorTransform.NONE:
+        values = keras.ops.sign(vectors) * keras.ops.sqrt(keras.ops.absolute(vectors))
+    if transform == VectorTransform.BOTH:
+        values = keras.ops.concatenate([vectors, values], axis=1)
     if normalization == Normalization.FITTED:
         assert mean is not None
         assert variance is not None
@@ -126,8 +131,11 @@ def build_head(
 
 
 def transform_vectors(vectors: np.ndarray, transform: VectorTransform) -> np.ndarray:
-    """What `build_head`'s model does to vectors first, float32 of the same shape."""
-    return np.sign(vectors) * np.sqrt(np.abs(vectors)) if transform == VectorTransform.ROOT else vectors
+    """What `build_head`'s model does to vectors first: [n, dimension] -> the same, or [n, 2 dimension] for BOTH."""
+    if transform == VectorTransform.NONE:
+        return vectors
+    roots = np.sign(vectors) * np.sqrt(np.abs(vectors))
+    return np.concatenate([vectors, roots], axis=1) if transform == VectorTransform.BOTH else roots
 
 
 def balanced_weights(counts: np.ndarray, rows: int, *, multi_label: bool) -> np.ndarray:

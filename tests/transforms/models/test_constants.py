@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from transforms.models.constants import with_constant_normalization
-from transforms.training.head import VectorTransform, build_head, join
+from transforms.training.head import VectorTransform, build_head, join, transform_vectors
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(256, size=(3, 32, 32, 3)).astype(np.uint8)
@@ -33,7 +33,8 @@ def embedder():
 @pytest.mark.parametrize("transform", VectorTransform)
 def test_copied_classifier_predicts_the_same(embedder, transform):
     vectors = embedder.predict_on_batch(PIXELS)
-    mean, variance = vectors.mean(axis=0), vectors.var(axis=0)
+    values = transform_vectors(vectors, transform)
+    mean, variance = values.mean(axis=0), values.var(axis=0)
     head = build_head(8, 3, mean=mean, variance=variance, transform=transform)
     expected = head.predict_on_batch(vectors)
     np.testing.assert_allclose(copy(head).predict_on_batch(vectors), expected, atol=1e-6)

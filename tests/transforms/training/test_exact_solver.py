@@ -23,7 +23,8 @@ def rows(count=200, dimension=6, classes=3, seed=0):
 def test_model_agrees_with_scikit_learn(tmp_path, classes, balanced, transform):
     vectors, targets = rows(classes=classes)
     solution = solve(vectors, targets, np.arange(200), classes, transforms=(transform,), balanced=balanced)
-    values = np.sign(vectors) * np.sqrt(np.abs(vectors)) if transform == VectorTransform.ROOT else vectors
+    roots = np.sign(vectors) * np.sqrt(np.abs(vectors))
+    values = {"none": vectors, "root": roots, "both": np.hstack([vectors, roots])}[transform]
     scaler = StandardScaler().fit(values)
     weights = "balanced" if balanced else None
     reference = LogisticRegression(C=solution.best.inverse_penalty, max_iter=5000, class_weight=weights)
