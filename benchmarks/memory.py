@@ -43,8 +43,8 @@ def peak_rss(shards: Path, output: Path) -> int:
     """Bytes of the largest resident set of one extract process."""
     command = [sys.executable, "-m", "pipelines.extract", "--input", f"{shards}/*.tfrecord", "--output", str(output)]
     command += ["--model", "MobileNetV3Small", "--weights", "random:0", "--image_size", "64x64"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} ended with status {status}")
     return usage.ru_maxrss * 1024

@@ -156,8 +156,8 @@ def run_job(args: argparse.Namespace) -> dict[str, Any]:
         command += ["--skip_image_classifier", "--epochs=1", f"--batch_size={args.batch_size}"]
         command += [f"--max_memory_mb={args.max_memory_mb}", f"--hidden_units={args.hidden_units}"]
         began = time.monotonic()
-        process = subprocess.Popen(command)
-        _, status, usage = os.wait4(process.pid, 0)
+        with subprocess.Popen(command) as process:
+            _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise SystemExit(f"{' '.join(command)} ended with status {status}")
         accuracy = json.loads(Path(output, "out", "metrics.json").read_text())["accuracy"]

@@ -40,7 +40,8 @@ def test_writes_the_same_folder_as_extract(tmp_path, form):
     ours, theirs = manifest(tmp_path / "ours"), manifest(tmp_path / "theirs")
     assert len(failures(tmp_path / "ours")) == 1
     for about in (ours, theirs):
-        assert all(part.pop("model_seconds") > 0 for part in about["parts"])
+        seconds = [part.pop("model_seconds") for part in about["parts"]]
+        assert min(seconds) >= 0 < sum(seconds)  # A unit whose batches overlap with those before it takes none.
     for key in ("totals", "run", "fingerprint", "spec", "weights", "dimensions", "parts"):
         assert ours[key] == theirs[key]
 

@@ -31,16 +31,16 @@ def main(connection: int, shared: int, family: Family) -> None:
     """Serve the link until its other end is closed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # A signal to all says nothing of an image.
         signal.signal(number, signal.SIG_IGN)
-    link = Link(socket.socket(fileno=connection), shared)
-    try:
-        _load(family)
-    except Exception as error:
-        link.send({"unavailable": f"{type(error).__name__}: {str(error)[:200]}"})
-        return
-    link.send({})
-    while (how := _serve_in_a_child(link, family)) is not None:
-        with contextlib.suppress(OSError):
-            link.send({"died": how})
+    with contextlib.closing(Link(socket.socket(fileno=connection), shared)) as link:
+        try:
+            _load(family)
+        except Exception as error:
+            link.send({"unavailable": f"{type(error).__name__}: {str(error)[:200]}"})
+            return
+        link.send({})
+        while (how := _serve_in_a_child(link, family)) is not None:
+            with contextlib.suppress(OSError):
+                link.send({"died": how})
 
 
 def _load(family: Family) -> None:
