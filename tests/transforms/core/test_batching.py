@@ -74,6 +74,11 @@ def test_map_ahead_raises_the_functions_error(pool):
         list(map_ahead(lambda number: 1 // number, [1, 0, 1], pool, limit=2))
 
 
+def test_map_ahead_does_not_take_a_functions_stop_iteration_for_the_end(pool):
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(map_ahead(lambda number: next(iter([])) if number == 2 else number, range(4), pool, limit=2))
+
+
 def test_map_ahead_stops_reading_when_the_consumer_leaves(pool):
     before = threading.active_count()
 
