@@ -34,8 +34,10 @@ def test_exif_orientation_by_imagemagick_is_applied(orientation, compressed):
 def test_libpngs_warnings_are_not_logged(caplog):
     logging.getLogger("imagecodecs").setLevel(logging.WARNING)
     data = png(8, 2, 1, 0, b"\x0f\xf0", (b"tRNS", b"\0\5"))  # A transparent value that 1 bit does not reach.
-    imagecodecs.png_decode(data)
+    for _ in range(20):  # Once in a while imagecodecs reads libpng's message too late, and logs nothing.
+        imagecodecs.png_decode(data)
     assert "out-of-range" in caplog.text
     caplog.clear()
-    assert decode_image(data, NATIVE).pixels.shape == (2, 8, 3)
+    for _ in range(20):
+        assert decode_image(data, NATIVE).pixels.shape == (2, 8, 3)
     assert caplog.text == ""
