@@ -283,7 +283,7 @@ class Check:
 
     def _extract(self, name: str, precision: Precision, wanted: int | Literal["auto"]) -> None:
         label = f"{name} {precision}"
-        workers = suggested(PrecisionChoice(precision)) if wanted == "auto" else wanted
+        workers = suggested(PrecisionChoice(precision), self._batch_size) if wanted == "auto" else wanted
         key = f"extract_{workers}"
         if key in self._report.figures.get(label, {}) or label not in self._report.figures:
             return

@@ -176,7 +176,13 @@ def run(options: ClassifyOptions) -> Result:
     from transforms.classify.staged import open_classifier
 
     patterns = options.input.input if options.input else options.vectors.embeddings
-    beam_args = complete(options.beam_args, options.workers, patterns=patterns, output=options.output.output)
+    beam_args = complete(
+        options.beam_args,
+        options.workers,
+        patterns=patterns,
+        output=options.output.output,
+        batch_size=options.label.batch_size,
+    )
     options = dataclasses.replace(options, beam_args=beam_args)
     classifier = open_classifier(options.label.classifier)
     if options.input is None:

@@ -72,6 +72,7 @@ def run(options: ExtractOptions) -> Result:
         patterns=options.input.input,
         output=options.output.output,
         precision=options.model.precision,
+        batch_size=options.model.batch_size,
     )
     check_available(options.model.config())
     run_folder.open_output_apart(options.output, options.input.input)

@@ -15,10 +15,15 @@ from transforms.core.batching import available_cores
 from transforms.core.engines import PrecisionChoice, has_nvidia_gpu
 from transforms.core.errors import ImagebeamError
 
-MOST_BESIDE_A_GPU = {PrecisionChoice.FLOAT32: 2}
-"""Processes that `auto` lets share a GPU at most, `MOST` at other precisions: docs/gpu.md has what was measured."""
-
 MOST = 8
+"""Processes that `auto` lets share a GPU at most."""
+
+IMAGES_AT_ONCE = {PrecisionChoice.FLOAT32: 512}
+"""Images in one batch of each of the processes that `auto` lets share a GPU, at most; where it is not here, no bound.
+
+Of VGG16, which needs most memory of the architectures tried, two batches of 256 fitted into 80 GB, and three did not
+(docs/gpu.md).
+"""
 
 _LOCAL_RUNNERS = ("direct", "directrunner", "fnapirunner")
 
@@ -68,6 +73,7 @@ def complete(
     patterns: Sequence[str],
     output: str,
     precision: PrecisionChoice = PrecisionChoice.FLOAT32,
+    batch_size: int,
 ) -> tuple[str, ...]:
     """Beam's arguments with what the workers need besides.
 
@@ -77,6 +83,7 @@ def complete(
         patterns: of the input.
         output: the run's folder.
         precision: that the model computes in.
+        batch_size: images in a batch.
 
     Raises:
         ImagebeamError: as `dataflow.complete` does, or where `--local_workers` meets flags that say the same.
@@ -96,7 +103,7 @@ def complete(
                 f"--local_workers is for the local runner. Received: --local_workers {options.local_workers}, "
                 f"--runner {runner}. Leave one out."
             )
-    count = suggested(precision) if options.local_workers == "auto" else options.local_workers
+    count = suggested(precision, batch_size) if options.local_workers == "auto" else options.local_workers
     if count == 1:
         return completed
     # JAX's first process would take three quarters of the GPU's memory.
@@ -104,12 +111,13 @@ def complete(
     return (*completed, f"--direct_num_workers={count}", "--direct_running_mode=multi_processing")
 
 
-def suggested(precision: PrecisionChoice) -> int:
+def suggested(precision: PrecisionChoice, batch_size: int) -> int:
     """Processes that `auto` takes: one where the CPU runs the model, since its engine uses every core.
 
-    Beside a GPU one process decodes 1,300 to 1,700 images a second and waits for its own lock: half as many as there
-    are cores, as far as the GPU's memory holds copies of the model while it is compiled.
+    Beside a GPU one process decodes 900 to 1,700 images a second and waits for its own lock: half as many as there are
+    cores, as far as the GPU's memory holds their batches while the model is compiled.
     """
     if not has_nvidia_gpu():
         return 1
-    return max(1, min(available_cores() // 2, MOST_BESIDE_A_GPU.get(precision, MOST)))
+    fitting = IMAGES_AT_ONCE[precision] // batch_size if precision in IMAGES_AT_ONCE else MOST
+    return max(1, min(available_cores() // 2, fitting, MOST))

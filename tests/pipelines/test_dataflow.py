@@ -42,7 +42,7 @@ L4 = "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"
 
 
 def completed(*beam_args, gpu=None, patterns=("gs://b/in/*",), output="gs://b/out"):
-    return complete(beam_args, WorkerOptions(gpu), patterns=patterns, output=output)
+    return complete(beam_args, WorkerOptions(gpu), patterns=patterns, output=output, batch_size=32)
 
 
 def added(*beam_args, gpu=None):

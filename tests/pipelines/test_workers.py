@@ -14,7 +14,8 @@ from transforms.core.errors import ImagebeamError
 
 
 def completed(*beam_args, precision=PrecisionChoice.FLOAT32, **options):
-    return complete(beam_args, WorkerOptions(**options), patterns=["in"], output="out", precision=precision)
+    workers = WorkerOptions(**options)
+    return complete(beam_args, workers, patterns=["in"], output="out", precision=precision, batch_size=32)
 
 
 @pytest.fixture
@@ -31,19 +32,22 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("cores", "gpu", "precision", "count"),
+    ("cores", "gpu", "precision", "batch_size", "count"),
     [
-        (16, False, "float32", 1),
-        (1, True, "bfloat16", 1),
-        (4, True, "bfloat16", 2),
-        (16, True, "bfloat16", 8),
-        (64, True, "float16", 8),
-        (16, True, "float32", 2),
+        (16, False, "float32", 32, 1),
+        (1, True, "bfloat16", 32, 1),
+        (4, True, "bfloat16", 32, 2),
+        (16, True, "bfloat16", 256, 8),
+        (64, True, "float16", 256, 8),
+        (16, True, "float32", 256, 2),
+        (16, True, "float32", 128, 4),
+        (16, True, "float32", 1024, 1),
+        (16, True, "float32", 32, 8),
     ],
 )
-def test_auto_fits_the_machine(machine, cores, gpu, precision, count):
+def test_auto_fits_the_machine(machine, cores, gpu, precision, batch_size, count):
     machine(cores, gpu)
-    assert suggested(PrecisionChoice(precision)) == count
+    assert suggested(PrecisionChoice(precision), batch_size) == count
 
 
 def test_processes_share_the_gpu_of_jax(machine):
