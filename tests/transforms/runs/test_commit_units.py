@@ -1,5 +1,6 @@
 import threading
 
+import apache_beam as beam
 import numpy as np
 import pytest
 
@@ -7,7 +8,7 @@ from tests.support.fakes import ChannelMeans, FakeModel
 from tests.support.plain_runs import one_bundle
 from tests.transforms.embed.test_embed_units import png
 from transforms.core.formats import InputFormat
-from transforms.embed.embed_units import EmbedOptions, _ReadAndEmbed
+from transforms.embed.embed_units import EmbedOptions, EmbedUnits, _ReadAndEmbed
 from transforms.images.decode import ImageOptions
 from transforms.inputs.plan import plan
 from transforms.parts import part_files
@@ -144,3 +145,16 @@ def test_nothing_stays_at_work_when_a_unit_fails(tmp_path, broken):
     assert not any(thread.name == "read-ahead" for thread in set(threading.enumerate()) - before)
     # The next bundle is whole: nothing of the broken one is in it.
     assert {report.commit.unit_id for report in run(commit, failing)} == {unit.id for unit in failing}
+
+
+def test_nothing_stays_at_work_when_what_takes_the_reports_fails(tmp_path):
+    write_images(tmp_path, [(number % 256, number // 256, 7) for number in range(300)])
+    units = units_of(tmp_path, 60)
+    model = FakeModel(ChannelMeans())
+    embed = EmbedUnits(
+        model, str(tmp_path / "out"), ReadOptions(), EmbedOptions(ImageOptions(image_size=(8, 8)), 4), PartOptions()
+    )
+    before = set(threading.enumerate())
+    with pytest.raises(ZeroDivisionError), beam.Pipeline() as pipeline:
+        _ = pipeline | beam.Create(units) | embed | beam.Map(lambda report: 1 // 0)
+    assert not any(thread.name == "read-ahead" for thread in set(threading.enumerate()) - before)
