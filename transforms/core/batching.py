@@ -152,11 +152,8 @@ def map_ahead(
     size_of: Callable[[T], int] = lambda _: 0,
 ) -> Iterator[R]:
     """The results of a `MapAhead` of the same arguments, which begins when the first is asked for."""
-    results = MapAhead(function, items, pool, limit, size_of)
-    try:
+    with contextlib.closing(MapAhead(function, items, pool, limit, size_of)) as results:
         yield from results
-    finally:
-        results.close()
 
 
 def batch_by_shape(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -147,11 +148,8 @@ def embed_records(
     known: KnownRows | None = None,
 ) -> UnitResult:
     """Decode and embed records, as `RecordsAhead` does; every one ends as one row or one failure."""
-    begun = RecordsAhead(records, embedder, options, on_batch, known)
-    try:
+    with contextlib.closing(RecordsAhead(records, embedder, options, on_batch, known)) as begun:
         return begun.finish()
-    finally:
-        begun.close()
 
 
 class RecordsAhead:
@@ -187,7 +185,7 @@ class RecordsAhead:
         self._firsts: dict[str, int] = {}
         self._twins: list[_Twin] = []
         self._reused = self._equal = self._icc_profiles_ignored = 0
-        self._watch = Stopwatch()
+        self._watch, self._cores = Stopwatch(), available_cores()
         self._drawn, self._listed, self._settled = threading.Event(), threading.Event(), threading.Event()
         self._ended = 0.0
         self._after = after
@@ -281,10 +279,10 @@ class RecordsAhead:
         if isinstance(record, RecordRef):
             started = time.perf_counter()
             record = read_file(record, self._options.max_record_bytes)
-            self._watch.add(Busy.READING, (time.perf_counter() - started) / available_cores())
+            self._watch.add(Busy.READING, (time.perf_counter() - started) / self._cores)
         started = thread_time()  # The processor's time, since the model may hold the processor meanwhile.
         outcome = _decode(index, record, self._options.images, self._known)
-        self._watch.add(Busy.DECODING, (thread_time() - started) / available_cores())
+        self._watch.add(Busy.DECODING, (thread_time() - started) / self._cores)
         return index, outcome
 
     def _timed(self, items: Iterable[T]) -> Generator[T, None, None]:
