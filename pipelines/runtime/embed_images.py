@@ -104,7 +104,10 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
             | "Open run" >> beam.Map(_open_run, self.input_options, options)
             # A stage of its own: what follows may be tried again without the run being opened again.
             | "Opened" >> beam.Reshuffle()
-            | "Plan units" >> PlanUnits(self.input_options.input_format, options.rows_per_unit, read, folder.cuts)
+            | "Plan units"
+            >> PlanUnits(
+                self.input_options.input_format, options.rows_per_unit, read, folder.cuts, leave_compressed=True
+            )
             | "Embed units"
             >> EmbedUnits(
                 model=staged,

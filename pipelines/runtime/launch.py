@@ -168,7 +168,8 @@ def work_images(
         _ = (
             run.pipeline
             | "Patterns" >> beam.Create([source.patterns])
-            | "Plan units" >> PlanUnits(source.input_format, options.rows_per_unit, source.read, folder.cuts)
+            | "Plan units"
+            >> PlanUnits(source.input_format, options.rows_per_unit, source.read, folder.cuts, leave_compressed=True)
             | label >> units
             | "Finish" >> Finish(run)
         )

@@ -39,6 +39,7 @@ from transforms.core.spec import EmbedderSpec
 from transforms.embed.embed_units import EmbedUnits, ImageModel, _ReadAndEmbed
 from transforms.inputs.plan_units import _cut, _list
 from transforms.inputs.shard_index import CutMemory
+from transforms.inputs.uncut_shards import UncutShard
 from transforms.models.staged import StagedEngine
 from transforms.readers.units import Note, UnitChain, WorkUnit
 from transforms.runs import lease
@@ -94,7 +95,7 @@ class PlainPipeline:
         )
         lines: dict[int, list[str]] = {number: [] for number in range(FILES)}
         listed = _list(source.patterns, source.input_format, options.rows_per_unit, source.read)
-        cut = (_cut(item, options.rows_per_unit, source.read, memory, True) for item in listed)
+        cut = (_cut(item, options.rows_per_unit, source.read, memory, True, True) for item in listed)
         for report in one_bundle(commit, itertools.chain.from_iterable(cut)):
             number, line = to_line(report)
             lines[number].append(line)
@@ -106,7 +107,9 @@ class PlainPipeline:
         return str(PipelineState.DONE)
 
 
-def one_bundle(commit: _CommitUnit, items: Iterable[WorkUnit | UnitChain | Note]) -> Iterator[UnitReport | Note]:
+def one_bundle(
+    commit: _CommitUnit, items: Iterable[WorkUnit | UnitChain | UncutShard | Note]
+) -> Iterator[UnitReport | Note]:
     """What the function gives for these elements, called as Beam calls it."""
     commit.setup()
     commit.start_bundle()

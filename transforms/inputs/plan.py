@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import BinaryIO, cast
 
@@ -243,7 +243,7 @@ def _share_units(group: ShardGroup, rows_per_unit: int, options: ReadOptions) ->
     slices: list[ShardSlice] = []
     rows = 0
     for shard in group.shards:
-        for part in _walk_shard(shard, rows_per_unit, options):
+        for part in walk_shard(shard, rows_per_unit, options):
             if isinstance(part, Note):
                 yield part
                 continue
@@ -260,18 +260,32 @@ def _recall_or_walk(
     shard: Shard, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None
 ) -> Iterable[ShardSlice | Note]:
     if memory is None or not memory.is_worthwhile(shard):
-        return _walk_shard(shard, rows_per_unit, options)
+        return walk_shard(shard, rows_per_unit, options)
     known = memory.recall(shard)
-    return memory.keep(shard, _walk_shard(shard, rows_per_unit, options)) if known is None else known
+    return memory.keep(shard, walk_shard(shard, rows_per_unit, options)) if known is None else known
 
 
-def _walk_shard(shard: Shard, rows_per_unit: int, options: ReadOptions) -> Iterator[ShardSlice | Note]:
+def walk_shard(
+    shard: Shard,
+    rows_per_unit: int,
+    options: ReadOptions,
+    content: Callable[[BinaryIO], BinaryIO] = lambda stream: stream,
+) -> Iterator[ShardSlice | Note]:
+    """Cut a shard by reading it; see `cut_shard`.
+
+    Args:
+        shard: to cut.
+        rows_per_unit: records in a slice at most.
+        options: which columns hold what.
+        content: gives what is cut of the file.
+    """
     left_out = LeftOut()
     source: ResumingStream | None = None
     records = 0
     try:
         with ResumingStream(shard.file.uri, shard.file.version) as source:
-            for cut in reader(shard.format).cut(cast(BinaryIO, source), rows_per_unit, options, left_out):
+            stream = content(cast(BinaryIO, source))
+            for cut in reader(shard.format).cut(stream, rows_per_unit, options, left_out):
                 if cut.failed is not None:
                     yield _rest(shard, source, cut)
                     records += 1

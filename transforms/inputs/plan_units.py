@@ -16,6 +16,7 @@ from transforms.core.progress import PROGRESS
 from transforms.inputs.discover import LeftOutFiles
 from transforms.inputs.plan import chain_units, cut_shard, listing_notes, plan_in_parts
 from transforms.inputs.shard_index import CutMemory
+from transforms.inputs.uncut_shards import UncutShard, left_uncut
 from transforms.readers.options import ReadOptions
 from transforms.readers.units import ListUnit, Note, PlanItem, ShardGroup, ShardUnit, UnitChain, WorkUnit
 
@@ -42,7 +43,7 @@ class PlanCoder(beam.coders.Coder):  # type: ignore[misc]
 
 
 beam.coders.registry.register_coder(PlanItem, PlanCoder)
-for _kind in (WorkUnit, ShardUnit, UnitChain, ListUnit, Note):
+for _kind in (WorkUnit, ShardUnit, UnitChain, UncutShard, ListUnit, Note):
     beam.coders.registry.register_coder(_kind, PlanCoder)
 
 
@@ -51,7 +52,7 @@ class PlanUnits(beam.PTransform):  # type: ignore[misc]
     """Patterns -> work units; element in: a tuple of patterns, element out: `WorkUnit`, `UnitChain` or `Note`.
 
     One worker begins to list. What it finds is spread over all, which cut the shards and list the parts of what is left
-    of a long listing.
+    of a long listing. With `leave_compressed` an `UncutShard` comes out, too.
 
     Attributes:
         input_format: of every file, or None to go by the names.
@@ -59,6 +60,7 @@ class PlanUnits(beam.PTransform):  # type: ignore[misc]
         read: which columns hold what.
         cuts: folder in which the cuts of large shards are remembered; None not to.
         share: let small shards share units.
+        leave_compressed: leave large compressed shards, whose cuts are not remembered, to be cut by whoever reads them.
     """
 
     input_format: InputFormat | None
@@ -66,6 +68,7 @@ class PlanUnits(beam.PTransform):  # type: ignore[misc]
     read: ReadOptions
     cuts: str | None = None
     share: bool = True
+    leave_compressed: bool = False
 
     def expand(self, patterns: beam.PCollection) -> beam.PCollection:
         """List, spread, cut."""
@@ -76,7 +79,9 @@ class PlanUnits(beam.PTransform):  # type: ignore[misc]
             >> beam.FlatMap(_list, self.input_format, self.rows_per_unit, self.read).with_output_types(PlanItem)
             | "Spread shards" >> beam.Reshuffle()
             | "Cut shards"
-            >> beam.FlatMap(_cut, self.rows_per_unit, self.read, memory, self.share).with_output_types(PlanItem)
+            >> beam.FlatMap(
+                _cut, self.rows_per_unit, self.read, memory, self.share, self.leave_compressed
+            ).with_output_types(PlanItem)
         )
 
 
@@ -89,12 +94,25 @@ def _list(
 
 
 def _cut(
-    item: PlanItem, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None, share: bool
-) -> Iterator[WorkUnit | UnitChain | Note]:
+    item: PlanItem,
+    rows_per_unit: int,
+    options: ReadOptions,
+    memory: CutMemory | None,
+    share: bool,
+    leave_compressed: bool = False,
+) -> Iterator[WorkUnit | UnitChain | UncutShard | Note]:
+    if leave_compressed and (uncut := left_uncut(item, rows_per_unit, options, memory)) is not None:
+        yield uncut
+        return
     items = item.shards if isinstance(item, ShardGroup) and not share else (item,)
     units = itertools.chain.from_iterable(cut_shard(one, rows_per_unit, options, memory) for one in items)
     for found in chain_units(units):
         if not isinstance(found, Note):
-            PROGRESS.planned_more(found.count)
-            Metrics.counter("imagebeam", "records_planned").inc(found.count)
+            count_planned(found)
         yield found
+
+
+def count_planned(found: WorkUnit | UnitChain) -> None:
+    """Count the records of what was planned."""
+    PROGRESS.planned_more(found.count)
+    Metrics.counter("imagebeam", "records_planned").inc(found.count)

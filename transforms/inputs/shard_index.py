@@ -21,7 +21,7 @@ from transforms.readers.units import Note, Shard, ShardSlice
 LEAST_BYTES = 8 << 20
 """Smaller shards are walked faster than a file beside them is kept."""
 
-_WALKED = (InputFormat.TFRECORD, InputFormat.WEBDATASET)
+WALKED = (InputFormat.TFRECORD, InputFormat.WEBDATASET)
 """Formats without an index of their records."""
 
 _RULES = 3
@@ -64,7 +64,7 @@ class CutMemory:
 
     def is_worthwhile(self, shard: Shard) -> bool:
         """Whether cutting the shard takes longer than looking here."""
-        return shard.format in _WALKED and shard.file.size >= LEAST_BYTES
+        return shard.format in WALKED and shard.file.size >= LEAST_BYTES
 
     def recall(self, shard: Shard) -> list[ShardSlice | Note] | None:
         """What cutting the shard gave before; None where it was not cut, or is not what it was.

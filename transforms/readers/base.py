@@ -105,6 +105,9 @@ def is_sampled(index: int) -> bool:
 class ShardReader(Protocol):
     """A module for one shard format."""
 
+    def is_compressed(self, head: bytes) -> bool:
+        """Whether a file is inflated to be read; told by its first `compression.HEAD_BYTES`."""
+
     def cut(self, stream: BinaryIO, rows_per_unit: int, options: ReadOptions, left_out: LeftOut) -> Iterator[Cut]:
         """Ranges of at most `rows_per_unit` records, in order, that cover the shard.
 

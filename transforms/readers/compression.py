@@ -7,6 +7,7 @@ import io
 import lzma
 import re
 import zlib
+from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol, cast
 
 _GZIP = b"\x1f\x8b"
@@ -15,8 +16,8 @@ _BZIP2_START = b"BZh"
 _XZ = b"\xfd7zXZ\0"
 _CHUNK = 1 << 20
 
-ARCHIVE_HEAD_BYTES = 10
-"""Bytes that tell whether a tar is compressed."""
+HEAD_BYTES = 12
+"""Bytes that tell whether a shard is compressed."""
 
 _EITHER_FORMAT = zlib.MAX_WBITS + 32
 
@@ -33,16 +34,38 @@ def is_gzip(head: bytes) -> bool:
 
 
 def is_archive_compressed(head: bytes) -> bool:
-    """Whether a tar that starts with `head` (`ARCHIVE_HEAD_BYTES`) is gzip, bzip2 or xz."""
+    """Whether a tar that starts with `head` (`HEAD_BYTES`) is gzip, bzip2 or xz."""
     return head.startswith((_GZIP, _XZ)) or _BZIP2.match(head) is not None
 
 
-def inflate(stream: BinaryIO) -> BinaryIO:
+class Inflated(io.BufferedReader):
+    """The decompressed content of a stream, which is not decompressed again."""
+
+
+def inflate(stream: BinaryIO, keep: Callable[[memoryview], None] | None = None) -> Inflated:
     """The decompressed content of a stream at its start. It seeks forward, by reading.
 
     Reading raises EOFError where the content is cut short, zlib.error where it is damaged.
+
+    Args:
+        stream: that is compressed.
+        keep: gets all of the content in order, as it is decompressed, and what is passed over by seeking too.
     """
-    return cast(BinaryIO, io.BufferedReader(_Inflater(stream), _CHUNK))
+    return Inflated(_Inflater(stream, keep), _CHUNK)
+
+
+def content(stream: BinaryIO, is_compressed: Callable[[bytes], bool]) -> BinaryIO:
+    """A stream at its start, or what it holds where it is compressed.
+
+    Args:
+        stream: at its start.
+        is_compressed: tells by the first `HEAD_BYTES`.
+    """
+    if isinstance(stream, Inflated):
+        return cast(BinaryIO, stream)
+    head = stream.read(HEAD_BYTES)
+    stream.seek(0)
+    return cast(BinaryIO, inflate(stream)) if is_compressed(head) else stream
 
 
 def buffered(stream: BinaryIO, size: int) -> BinaryIO:
@@ -73,8 +96,9 @@ class _Plain(io.RawIOBase):
 
 
 class _Inflater(io.RawIOBase):
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, keep: Callable[[memoryview], None] | None) -> None:
         self._stream = stream
+        self._keep = keep
         self._decompressor: _Decompressor | None = None
         self._rest = b""
         self._position = 0
@@ -114,6 +138,8 @@ class _Inflater(io.RawIOBase):
                 raise zlib.error(str(error)) from error
         buffer[: len(data)] = data
         self._position += len(data)
+        if self._keep is not None:
+            self._keep(memoryview(data))
         return len(data)
 
     def _next_member(self) -> bool:

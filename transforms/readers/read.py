@@ -60,17 +60,25 @@ def read_records(unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Fail
 
 
 class _Reading:
-    """A shard that is open, its reader somewhere in it."""
+    """A shard that is open, its reader somewhere in it.
+
+    Attributes:
+        source: the file; None where its content is read from elsewhere.
+        records: of a slice of it.
+    """
 
     def __init__(self, part: ShardSlice, options: ReadOptions) -> None:
-        self.source = ResumingStream(part.shard.file.uri, part.shard.file.version)
+        self.source: ResumingStream | None = None
+        if part.content is None:
+            self.source = ResumingStream(part.shard.file.uri, part.shard.file.version)
+        self._stream = cast(BinaryIO, self.source) if part.content is None else part.content.open()
         wanted = dataclasses.replace(part, count=sys.maxsize) if part.goes_on else part
-        self.records = reader(part.shard.format).read(cast(BinaryIO, self.source), wanted, options)
+        self.records = reader(part.shard.format).read(self._stream, wanted, options)
 
     def close(self) -> None:
         if isinstance(self.records, Generator):
             self.records.close()
-        self.source.close()
+        self._stream.close()
 
 
 class _Parked:

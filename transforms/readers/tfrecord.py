@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from transforms.core.limits import MAX_RECORD_BYTES
 from transforms.core.types import Failure, Record
+from transforms.readers import compression
 from transforms.readers.base import (
     Cut,
     LeftOut,
@@ -33,7 +34,7 @@ from transforms.readers.base import (
     too_large,
 )
 from transforms.readers.columns import PEEKED_RECORDS, infer
-from transforms.readers.compression import inflate, is_compressed
+from transforms.readers.compression import Inflated, content
 from transforms.readers.options import ReadOptions
 from transforms.readers.sniff import TFRECORD_HEADER, begins_as_tfrecord, masked_crc
 from transforms.readers.units import ShardSlice
@@ -48,7 +49,7 @@ def cut(stream: BinaryIO, rows_per_unit: int, options: ReadOptions, left_out: Le
     """Walk the headers, payloads skipped; see `base.ShardReader`."""
     del options, left_out
     source = _open(stream)
-    return cut_at(_places(source), rows_per_unit, None if source is stream else 0)
+    return cut_at(_places(source), rows_per_unit, 0 if isinstance(source, Inflated) else None)
 
 
 def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[Record | Failure]:
@@ -120,7 +121,7 @@ def _sampled(stream: BinaryIO, limits: SampleLimits) -> Iterator[bytes]:
             else:
                 source.seek(length + _FOOTER.size, io.SEEK_CUR)
             skipped = None if is_sampled(index) else start
-    if skipped is not None and source is stream:  # What is compressed is read forward only.
+    if skipped is not None and not isinstance(source, Inflated):  # What is compressed is read forward only.
         source.seek(skipped)
         with contextlib.suppress(EOFError):
             payload = _read_payload(source, MAX_RECORD_BYTES)
@@ -159,11 +160,16 @@ def _value(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values or None
 
 
+def is_compressed(head: bytes) -> bool:
+    """By the first `HEAD_BYTES`; see `base.ShardReader`.
+
+    A header whose CRC matches proves a plain shard: a length may look like gzip's signature.
+    """
+    return not begins_as_tfrecord(head[: TFRECORD_HEADER.size]) and compression.is_compressed(head)
+
+
 def _open(stream: BinaryIO) -> BinaryIO:
-    """The records. A header whose CRC matches proves a plain shard: a length may look like gzip's signature."""
-    head = stream.read(TFRECORD_HEADER.size)
-    stream.seek(0)
-    return stream if begins_as_tfrecord(head) or not is_compressed(head) else inflate(stream)
+    return content(stream, is_compressed)
 
 
 def _places(source: BinaryIO) -> Iterator[Place]:

@@ -8,13 +8,20 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Protocol
 
 from transforms.core.formats import InputFormat
 from transforms.core.spec import canonical_json
 from transforms.core.types import Failure, Unread
 from transforms.storage.files import FileInfo, UriRange
+
+
+class Content(Protocol):
+    """The decompressed content of a shard."""
+
+    def open(self) -> BinaryIO:
+        """As a stream, whose offsets are those from the shard's start."""
 
 
 class PlanItem:
@@ -96,6 +103,7 @@ class ShardSlice:
         entry: index of the record at which reading has to begin to get to the first: of its row group, or of a
             compressed shard.
         goes_on: whether the slice that follows is read next, in the same process.
+        content: what the compressed shard holds, from this slice on, where it is at hand; it is not sent anywhere.
     """
 
     shard: Shard
@@ -107,6 +115,7 @@ class ShardSlice:
     retryable: bool = False
     entry: int = 0
     goes_on: bool = False
+    content: Content | None = field(default=None, compare=False, repr=False)
 
     @property
     def end(self) -> int:

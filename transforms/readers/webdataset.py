@@ -35,7 +35,7 @@ from transforms.readers.base import (
     too_large,
 )
 from transforms.readers.columns import PEEKED_RECORDS, infer
-from transforms.readers.compression import ARCHIVE_HEAD_BYTES, buffered, inflate, is_archive_compressed
+from transforms.readers.compression import Inflated, buffered, content, is_archive_compressed
 from transforms.readers.folders import class_folder
 from transforms.readers.options import ReadOptions
 from transforms.readers.units import ShardSlice
@@ -95,9 +95,14 @@ class _Member:
 
 def cut(stream: BinaryIO, rows_per_unit: int, options: ReadOptions, left_out: LeftOut) -> Iterator[Cut]:
     """Walk the members, contents skipped; see `base.ShardReader`."""
-    is_compressed = is_archive_compressed(stream.read(ARCHIVE_HEAD_BYTES))
-    stream.seek(0)
-    return cut_at(_places(stream, options, left_out), rows_per_unit, 0 if is_compressed else None)
+    source = content(stream, is_compressed)
+    entry = 0 if isinstance(source, Inflated) else None
+    return cut_at(_places(source, options, left_out), rows_per_unit, entry)
+
+
+def is_compressed(head: bytes) -> bool:
+    """By the first `HEAD_BYTES`; see `base.ShardReader`."""
+    return is_archive_compressed(head)
 
 
 def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[Record | Failure]:
@@ -240,11 +245,11 @@ class _Archive(tarfile.TarFile):
 
 
 def _open(stream: BinaryIO, offset: int) -> _Archive:
-    head = stream.read(ARCHIVE_HEAD_BYTES)
-    stream.seek(0)
-    if not head:
-        raise EOFError("the shard is empty")
-    source = inflate(stream) if is_archive_compressed(head) else buffered(stream, _READ_BYTES)
+    source = content(stream, is_compressed)
+    if not isinstance(source, Inflated):
+        source = buffered(source, _READ_BYTES)
+        if not source.read(1):
+            raise EOFError("the shard is empty")
     source.seek(offset)
     return _Archive(fileobj=source, mode="r")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import apache_beam as beam
 import pyarrow as pa
@@ -21,6 +23,8 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.progress import PROGRESS
 from transforms.core.spec import EmbedderSpec
 from transforms.core.types import Failure, Row
+from transforms.inputs.plan_units import count_planned
+from transforms.inputs.uncut_shards import UncutShard
 from transforms.parts import part_files
 from transforms.parts.part_files import Commit
 from transforms.parts.row_notes import row_note
@@ -31,6 +35,8 @@ from transforms.reuse.known_rows import Conditions, KnownRows, Terms
 from transforms.runs.manifest import UnitReport, read_manifests
 
 METRICS_NAMESPACE = "imagebeam"
+
+T = TypeVar("T")
 
 
 class UnitModel(Protocol):
@@ -157,9 +163,9 @@ class PartLayout(Protocol):
 
 @dataclass
 class CommitUnits(beam.PTransform):  # type: ignore[misc]
-    """Work units -> parts under `output`; element in: `WorkUnit` or `UnitChain`, element out: `UnitReport`.
+    """Work units -> parts under `output`.
 
-    A `Note` passes.
+    Elements in: `WorkUnit`, `UnitChain`, `UncutShard`; element out: `UnitReport`. A `Note` passes.
 
     A unit is read, worked and written inside one DoFn: only units and reports cross stage boundaries. A unit whose
     part is there already, of the same version, is skipped.
@@ -240,19 +246,21 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
     def start_bundle(self) -> None:
         self._drop()  # what a bundle that broke off left
 
-    def process(self, item: WorkUnit | UnitChain | Note) -> Iterator[UnitReport | Note]:
-        if isinstance(item, Note):
-            yield item
-            return
-        for unit in item.units if isinstance(item, UnitChain) else [item]:
-            before = self._pending
-            begun = self._begin_or_break_off(unit)
-            if isinstance(begun, UnitReport):
-                yield begun
-                continue
-            self._pending = begun
-            if before is not None:
-                yield self._report(before)
+    def process(self, item: WorkUnit | UnitChain | UncutShard | Note) -> Iterator[UnitReport | Note]:
+        with contextlib.closing(_units_of(item)) as units:
+            while (unit := self._or_break_off(lambda: next(units, None))) is not None:
+                if isinstance(unit, Note):
+                    yield unit
+                    continue
+                before = self._pending
+                begun = self._or_break_off(functools.partial(self._begin, unit))
+                del unit  # It may hold what was inflated.
+                if isinstance(begun, UnitReport):
+                    yield begun
+                    continue
+                self._pending = begun
+                if before is not None:
+                    yield self._report(before)
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         last, self._pending = self._pending, None
@@ -267,10 +275,10 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
             self._pending.begun.close()
             self._pending = None
 
-    def _begin_or_break_off(self, unit: WorkUnit) -> UnitReport | _Pending:
-        """Begin a unit; where that fails the one before gets its part all the same."""
+    def _or_break_off(self, step: Callable[[], T]) -> T:
+        """Go on; where that fails the unit before gets its part all the same."""
         try:
-            return self._begin(unit)
+            return step()
         except Exception:
             before, self._pending = self._pending, None
             if before is not None:
@@ -424,6 +432,18 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
         Metrics.counter(METRICS_NAMESPACE, "equal_images").inc(result.equal)
         Metrics.counter(METRICS_NAMESPACE, "units_committed").inc()
         Metrics.distribution(METRICS_NAMESPACE, "part_write_milli_secs").update(round(write_seconds * 1000))
+
+
+def _units_of(item: WorkUnit | UnitChain | UncutShard | Note) -> Generator[WorkUnit | Note, None, None]:
+    if isinstance(item, UnitChain):
+        yield from item.units
+    elif isinstance(item, UncutShard):
+        for found in item.units():
+            if not isinstance(found, Note):
+                count_planned(found)
+            yield found
+    else:
+        yield item
 
 
 _tally = threading.local()

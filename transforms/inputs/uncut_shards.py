@@ -1,0 +1,84 @@
+"""Compressed shards that are cut while they are read, so that they are inflated once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+from transforms.core.errors import StopError
+from transforms.inputs.plan import SMALL_SHARD, walk_shard
+from transforms.inputs.shard_index import WALKED, CutMemory
+from transforms.readers.compression import HEAD_BYTES, inflate
+from transforms.readers.options import ReadOptions
+from transforms.readers.read import reader
+from transforms.readers.spool import Spool
+from transforms.readers.units import Note, PlanItem, Shard, ShardUnit, WorkUnit
+from transforms.storage.resuming import ResumingStream
+
+
+@dataclass(frozen=True, slots=True)
+class UncutShard(PlanItem):
+    """A compressed shard whose units nobody knows before it is inflated.
+
+    Attributes:
+        shard: the shard.
+        rows_per_unit: records in a unit at most.
+        options: which columns hold what.
+        memory: where its cuts are kept.
+    """
+
+    shard: Shard
+    rows_per_unit: int
+    options: ReadOptions
+    memory: CutMemory | None
+
+    def units(self) -> Iterator[WorkUnit | Note]:
+        """What `plan.cut_shard` gives of the shard, each unit as soon as it is inflated.
+
+        A unit holds its content on this machine's disk for as long as anything refers to it; what is read of it
+        meanwhile is not inflated again.
+
+        Raises:
+            OSError: if `memory` cannot be used.
+            MachineError: if too many reads in a row failed, or the disk is full.
+        """
+        spool = Spool()
+        try:
+            found = walk_shard(
+                self.shard,
+                self.rows_per_unit,
+                self.options,
+                lambda source: cast(BinaryIO, inflate(source, spool.append)),
+            )
+            for part in found if self.memory is None else self.memory.keep(self.shard, found):
+                if isinstance(part, Note):
+                    yield part
+                elif part.unread is not None:
+                    yield ShardUnit((part,))
+                else:
+                    yield ShardUnit((dataclasses.replace(part, content=spool.range(part.offset)),))
+        finally:
+            spool.finish()
+
+
+def left_uncut(item: PlanItem, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None) -> UncutShard | None:
+    """A shard that is better cut by whoever reads it; None for all that is better cut now.
+
+    Raises:
+        OSError: if `memory` cannot be used.
+        MachineError: if too many reads in a row failed.
+    """
+    if not isinstance(item, Shard) or item.format not in WALKED or item.file.size <= SMALL_SHARD:
+        return None
+    try:
+        with ResumingStream(item.file.uri, item.file.version) as source:
+            is_compressed = reader(item.format).is_compressed(source.read(HEAD_BYTES))
+    except StopError:
+        raise
+    except Exception:  # Cutting it will say why.
+        return None
+    if not is_compressed or (memory is not None and memory.is_worthwhile(item) and memory.recall(item) is not None):
+        return None
+    return UncutShard(item, rows_per_unit, options, memory if memory and memory.is_worthwhile(item) else None)

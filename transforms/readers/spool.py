@@ -1,0 +1,139 @@
+"""What a compressed shard holds, on this machine's disk for as long as its units are read."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import threading
+import weakref
+from collections import Counter
+from typing import Any, BinaryIO
+
+from transforms.readers.compression import Inflated
+from transforms.storage.retry import MachineError
+
+SEGMENT = 32 << 20
+"""Bytes of a temporary file; one is deleted once nothing in it will be read."""
+
+_BUFFER = 256 << 10
+
+
+class Spool:
+    """A growing content, of which what is no longer needed is deleted; thread-safe.
+
+    Its files have no names, so none stays behind, however the process ends.
+
+    Args:
+        segment: bytes of a temporary file.
+    """
+
+    def __init__(self, segment: int = SEGMENT) -> None:
+        self._segment = segment
+        self._files: dict[int, BinaryIO] = {}
+        self._end = 0
+        self._needed_from: float = 0
+        self._ranges: Counter[int] = Counter()
+        self._lock = threading.RLock()  # A collection of garbage may end a range while this thread holds the lock.
+
+    def append(self, data: memoryview) -> None:
+        """Add to the content.
+
+        Raises:
+            MachineError: if the disk takes no more.
+        """
+        with self._lock:
+            while data:
+                number, place = divmod(self._end, self._segment)
+                try:
+                    if number not in self._files:
+                        self._files[number] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+                    self._files[number].seek(place)
+                    written = self._files[number].write(data[: self._segment - place])
+                except OSError as error:
+                    raise MachineError(
+                        f"A compressed shard cannot be inflated to {tempfile.gettempdir()}: {error}. Point TMPDIR at a "
+                        "folder with more room; what was committed stays."
+                    ) from error
+                self._end += written
+                data = data[written:]
+
+    def range(self, offset: int) -> SpooledRange:
+        """What begins at `offset`, as far as it is there when it is read; what lies before is needed by others alone.
+
+        Args:
+            offset: in the content, in bytes; not below that of an earlier range.
+        """
+        with self._lock:
+            self._ranges[offset] += 1
+            self._needed_from = offset
+            self._delete()
+        return SpooledRange(self, offset)
+
+    def finish(self) -> None:
+        """There will be no further ranges."""
+        with self._lock:
+            self._needed_from = float("inf")
+            self._delete()
+
+    def _release(self, offset: int) -> None:
+        with self._lock:
+            self._ranges[offset] -= 1
+            self._delete()
+
+    def _delete(self) -> None:
+        self._ranges = +self._ranges
+        needed_from = min([*self._ranges, self._needed_from])
+        for number in [number for number in self._files if (number + 1) * self._segment <= needed_from]:
+            self._files.pop(number).close()
+
+    def _read(self, offset: int, size: int) -> bytes:
+        with self._lock:
+            number, place = divmod(offset, self._segment)
+            if offset >= self._end:
+                return b""
+            file = self._files[number]
+            file.seek(place)
+            return file.read(min(size, self._segment - place))
+
+
+class SpooledRange:
+    """A place in a spool, which keeps what follows it for as long as anything refers to it."""
+
+    def __init__(self, spool: Spool, offset: int) -> None:
+        self._spool = spool
+        weakref.finalize(self, spool._release, offset)
+
+    def open(self) -> BinaryIO:
+        """The content, whose offsets are those from its start; what lies before the range may be gone."""
+        return Inflated(_View(self), _BUFFER)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Up to so many bytes; none at the end of what is there."""
+        return self._spool._read(offset, size)
+
+
+class _View(io.RawIOBase):
+    def __init__(self, spooled: SpooledRange) -> None:
+        self._spooled = spooled
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            raise io.UnsupportedOperation("the end is not known")
+        self._position = offset + (self._position if whence == io.SEEK_CUR else 0)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._spooled.read(self._position, len(buffer))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
