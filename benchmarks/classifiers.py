@@ -5,6 +5,9 @@
 
 Each split is the job's own, with another seed. The baseline is scikit-learn's `StandardScaler` and
 `LogisticRegressionCV` on the rows that do not test, so both see the same rows and are measured on the same ones.
+
+A split's difference is a few rows that only one of the two has right. `p` is that of the exact McNemar test: how often
+chance alone would share such rows out as unevenly.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import publish
+
+CHANCE = 0.05
 
 
 def write_digits(folder: Path) -> str:
@@ -60,25 +65,38 @@ def compare(folder: str, column: str, rows: dict[tuple[str, str], tuple[str, np.
         classifier = ClassifierOptions(f"{output}/classifier", skip_image_classifier=True)
         result = run(TrainOptions(embeddings, classifier, RowOptions(split_seed=seed, test_split=0.3)))
         seconds = time.monotonic() - began
-        predictions = pq.read_table(f"{output}/classifier/predictions.parquet", columns=["uri", "key"]).to_pylist()
-    tested = {(row["uri"], row["key"]) for row in predictions}
-    tests = np.array([name in tested for name in rows])
+        wanted = ["uri", "key", "label", "predicted"]
+        predictions = pq.read_table(f"{output}/classifier/predictions.parquet", columns=wanted).to_pylist()
+    is_right = {(row["uri"], row["key"]): row["label"] == row["predicted"] for row in predictions}
+    tests = np.array([name in is_right for name in rows])
     labels, matrix = np.array([label for label, _ in rows.values()]), np.stack([vector for _, vector in rows.values()])
     began = time.monotonic()
     baseline = make_pipeline(StandardScaler(), LogisticRegressionCV(max_iter=1000))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's, of defaults that will change
         baseline.fit(matrix[~tests], labels[~tests])
-    accuracy = float(np.mean(baseline.predict(matrix[tests]) == labels[tests]))
+    theirs = baseline.predict(matrix[tests]) == labels[tests]
+    ours = np.array([is_right[name] for name in rows if name in is_right])
+    only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     return {
         "seed": seed,
         "test_rows": int(tests.sum()),
         "imagebeam": result.metrics["accuracy"],
-        "baseline": accuracy,
+        "baseline": float(theirs.mean()),
+        "only_imagebeam_right": only_ours,
+        "only_baseline_right": only_theirs,
+        "p": _mcnemar(only_ours, only_theirs),
         "imagebeam_seconds": seconds,
         "baseline_seconds": time.monotonic() - began,
         "solution": {name: result.metrics["training"][name] for name in ("inverse_penalty", "vector_transform")},
     }
+
+
+def _mcnemar(ours: int, theirs: int) -> float:
+    """Of the exact test, two-sided."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(ours, ours + theirs).pvalue) if ours + theirs else 1.0
 
 
 def main() -> None:
@@ -98,15 +116,26 @@ def main() -> None:
     differences = [pair["imagebeam"] - pair["baseline"] for pair in found]
     error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
     rows = [
-        (f"split {pair['seed']}", f"{pair['imagebeam']:.4f}  {pair['baseline']:.4f}  {difference:+.4f}")
+        (
+            f"split {pair['seed']}",
+            f"{pair['imagebeam']:.4f}  {pair['baseline']:.4f}  {difference:+.4f}  "
+            f"{pair['only_imagebeam_right']:>3} {pair['only_baseline_right']:>3}  {pair['p']:.2f}",
+        )
         for pair, difference in zip(found, differences, strict=True)
     ]
     means = [statistics.mean(pair[name] for pair in found) for name in ("imagebeam", "baseline")]
     rows.append(("mean", f"{means[0]:.4f}  {means[1]:.4f}  {means[0] - means[1]:+.4f} (standard error {error:.4f})"))
+    ahead, behind = (sum(sign * difference > 0 for difference in differences) for sign in (1, -1))
+    beyond = sum(pair["p"] < CHANCE and difference < 0 for pair, difference in zip(found, differences, strict=True))
+    rows.append(("ahead, equal, behind", f"{ahead}, {len(found) - ahead - behind}, {behind}"))
+    rows.append((f"behind with p < {CHANCE}", str(beyond)))
     for name in ("imagebeam", "baseline"):
         median = statistics.median(pair[f"{name}_seconds"] for pair in found)
         rows.append((f"{name}: seconds, median", f"{median:.1f}"))
-    print("accuracy on the test rows: imagebeam train, LogisticRegressionCV, difference")
+    print(
+        "accuracy on the test rows: imagebeam train, LogisticRegressionCV, difference; rows that only the one and only "
+        "the other has right, p"
+    )
     publish("classifiers", {"splits": found, "mean_difference": means[0] - means[1], "standard_error": error}, rows)
 
 
