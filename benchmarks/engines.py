@@ -32,12 +32,18 @@ from transforms.models.architectures import ARCHITECTURES
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import Embedder, assemble, identify, load_backbone
 from transforms.models.engines import trial
+from transforms.models.engines.trial import FLOAT32_ERROR
 
 if TYPE_CHECKING:
     import keras
 
 IMAGES = 100
 SIZE = 224
+
+ENGINES = ("keras", "openvino")
+
+HOLDS = 0.999
+"""Median cosine to float32 from which int8 vectors stand for float32 ones."""
 
 
 def photographs(size: tuple[int, int], folder: Path) -> list[np.ndarray]:
@@ -101,10 +107,8 @@ def row(name: str, figures: dict[str, Any]) -> str:
     """One line of the table in Markdown."""
     keras, openvino = rate(figures, "keras", "float32"), rate(figures, "openvino", "float32")
     eight, about = rate(figures, "openvino", "int8"), figures.get("int8")
-    error = max((one["largest_difference"] for one in figures["candidates"] if one["engine"] == "openvino"
-                 and one["precision"] == "float32"), default=float("nan"))  # fmt: skip
     cells = [name, str(figures["size"]), figures["weights"], f"{keras:.3g}", f"{openvino:.3g}"]
-    cells += [f"{openvino / keras:.2f}" if keras else "", f"{error:.0e}"]
+    cells += [f"{openvino / keras:.2f}" if keras else "", f"{error(figures):.0e}"]
     if about is None:
         return "| " + " | ".join([*cells, "no", "", "", "", ""]) + " |"
     cells += [about["preset"].lower(), f"{eight:.3g}", f"{eight / max(openvino, keras):.2f}"]
@@ -117,8 +121,8 @@ COLUMNS = (
     *("int8", "images/s", "over float32", "cosine, median", "lowest"),
 )
 NOTES = (
-    "Images a second, two batches of 8 at once, the best of a few turns, on a machine with other work: the ratios "
-    "are of rates measured in turns. `error` is the largest length of the difference between OpenVINO's float32 "
+    "Images a second, two batches of 8 at once, the best of a few turns; the ratios are of rates measured in turns. "
+    "`error` is the largest length of the difference between OpenVINO's float32 "
     "vectors and Keras', as a share of the vector's; a run takes OpenVINO up to 1e-5. `int8` is NNCF's preset. "
     "The cosines are between int8 and float32 vectors of 50 photographs that it was not calibrated on. Weights "
     "are random but where a file is named, their normalisation fitted to the photographs: they tell whether int8 "
@@ -139,12 +143,37 @@ def page(known: dict[str, Any], result: dict[str, Any]) -> str:
     )
     title = f"# Engines: {len(known)} of {len(ARCHITECTURES)} architectures"
     rows = "\n".join(row(one, known[one]) for one in ARCHITECTURES if one in known)
-    return "\n\n".join((title, textwrap.fill(told, 124), textwrap.fill(NOTES, 124), f"{HEAD}{rows}\n"))
+    texts = (textwrap.fill(text, 124) for text in (told, NOTES, summary(known)))
+    return "\n\n".join((title, *texts, f"{HEAD}{rows}\n"))
 
 
 def mean(values: list[float]) -> float:
     """The geometric one."""
     return float(np.exp(np.mean(np.log(values)))) if values else float("nan")
+
+
+def error(figures: dict[str, Any]) -> float:
+    """Of OpenVINO's float32 vectors; NaN where it did not run."""
+    found = [one for one in figures["candidates"] if (one["engine"], one["precision"]) == ("openvino", "float32")]
+    return float(found[0]["largest_difference"]) if found else float("nan")
+
+
+def summary(known: dict[str, Any]) -> str:
+    """The geometric means of the ratios."""
+    keras, openvino = ({name: rate(one, engine, "float32") for name, one in known.items()} for engine in ENGINES)
+    faster = {name: max(keras[name], openvino[name]) for name in known}
+    taken = {name: faster[name] if error(known[name]) <= FLOAT32_ERROR else keras[name] for name in known}
+    eight = {name: rate(one, "openvino", "int8") / faster[name] for name, one in known.items() if "int8" in one}
+    trained = {name: gain for name, gain in eight.items() if not known[name]["weights"].startswith("random")}
+    holds = {name: gain for name, gain in trained.items() if known[name]["int8"]["median_cosine"] >= HOLDS}
+    return (
+        f"Geometric means. The faster engine at float32 over Keras, {len(known)} models: "
+        f"{mean([faster[name] / keras[name] for name in known]):.2f}; with Keras where OpenVINO's error on these "
+        f"weights is above {FLOAT32_ERROR:.0e}: {mean([taken[name] / keras[name] for name in known]):.2f}. int8 over "
+        f"the faster engine at float32, {len(eight)} models: {mean(list(eight.values())):.2f}; of the trained ones "
+        f"({', '.join(sorted(trained))}): {mean(list(trained.values())):.2f}; of those with a median cosine of {HOLDS} "
+        f"or more ({', '.join(sorted(holds)) or 'none'}): {mean(list(holds.values())):.2f}."
+    )
 
 
 def main() -> None:
@@ -163,17 +192,7 @@ def main() -> None:
         known[name] = measure(name, weights.get(name, "random:0"), RESULTS / "photographs")
         rows = [(one, row(one, figures)) for one, figures in known.items()]
         publish("engines", known, rows[-1:])
-    ratios = [rate(one, "openvino", "float32") / rate(one, "keras", "float32") for one in known.values()
-              if rate(one, "openvino", "float32")]  # fmt: skip
-    auto = [max(1.0, ratio) for ratio in ratios]
-    gains = [
-        rate(one, "openvino", "int8") / max(rate(one, "keras", "float32"), rate(one, "openvino", "float32"))
-        for one in known.values()
-        if "int8" in one
-    ]
-    print(
-        f"{len(ratios)} models: float32 auto over Keras {mean(auto):.2f}, int8 over that {mean(gains):.2f} (geometric)"
-    )
+    print(summary(known))
     if args.table is not None:
         args.table.write_text(page(known, json.loads(path.read_text())))
 
