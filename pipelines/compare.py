@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.common.console import say
 from pipelines.common.fields import Options, flag
 from pipelines.common.flags import JobParser, parse
-from pipelines.training.accuracy_table import accuracy_cell, difference_cell, print_table
+from pipelines.training.accuracy_table import accuracy_cell, difference_cell, print_accuracies
 from pipelines.training.accuracy_table import describe as describe_answers
 from transforms.core.errors import ImagebeamError
 
@@ -169,7 +169,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
         methods = [row["linear_probe"], row["neighbours"]]
         found = [(accuracy_cell(one), difference_cell(one) if number else "") for one in methods]
         cells.append((row["embedding"], str(row["dimension"]), *itertools.chain(*found)))
-    print_table(
+    print_accuracies(
         ("embedding", "length", "linear probe", "to the first", "neighbours", "to the first"),
         cells,
         f"Accuracy on {rows[0]['images']:,} images, each left out once; intervals of 95 %",

@@ -182,13 +182,13 @@ def _compare(first: FirstPhase, predictions: Path, *, learns: bool) -> list[dict
 
 
 def _print_compared(summary: dict[str, Any]) -> None:
-    from pipelines.training.accuracy_table import accuracy_cell, difference_cell, print_table
+    from pipelines.training.accuracy_table import accuracy_cell, difference_cell, print_accuracies
 
     found = summary["compared"]
     if not found:
         return
     split = summary["evaluated_on"]
-    print_table(
+    print_accuracies(
         ("method", "accuracy", "to the first"),
         [
             (one["method"], accuracy_cell(one), difference_cell(one) if number else "")

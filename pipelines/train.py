@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.common.console import say
+from pipelines.common.console import print_table, say
 from pipelines.common.fields import refuse_both
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.search import SearchOptions, asks_for_epochs
@@ -277,7 +277,6 @@ def _choose_head(
 
 
 def _print_grid(table: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     columns = ("hidden units", "weight decay", "learning rate", "log loss", "accuracy")
@@ -290,7 +289,7 @@ def _print_grid(table: Sequence[dict[str, Any]]) -> None:
             f"{row['log_loss']:.3f} ± {row['log_loss_std']:.3f}",
             f"{row['accuracy']:.3f} ± {row['accuracy_std']:.3f}",
         )
-    Console().print(printed)
+    print_table(printed)
 
 
 def _provenance(embeddings: EmbeddingSet, options: dict[str, Any]) -> dict[str, Any]:

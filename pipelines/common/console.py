@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Column
+from rich.table import Column, Table
 
 from pipelines.common import log
 from transforms.core.errors import ImagebeamError
@@ -30,6 +30,8 @@ _TERMINAL_INTERVAL = 0.5
 _CLOSING_SECONDS = 2.0
 """How long the end of a job waits for the bar, which may be listing the output."""
 
+_WIDEST = 10_000
+
 _console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
@@ -42,6 +44,14 @@ def say(message: str, fields: Mapping[str, Any] | None = None) -> None:
     """
     severity = "ERROR" if message.startswith("PROBLEM") else "WARNING" if message.startswith("WARNING") else "INFO"
     log.emit(message, severity=severity, **(fields or {}))
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout, as wide as a terminal; a file or a pipe has no columns, and gets its cells whole."""
+    for column in table.columns:
+        column.overflow = "fold"
+    console = Console()
+    Console(width=None if console.is_terminal else _WIDEST).print(table)
 
 
 def is_interactive() -> bool:

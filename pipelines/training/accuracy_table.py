@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipelines.common.console import print_table
 from transforms.core.text import printable
 
 if TYPE_CHECKING:
@@ -34,13 +35,12 @@ def difference_cell(found: dict[str, Any]) -> str:
     return f"{found['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+def print_accuracies(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
     """Print rows of text on stdout; names of folders among them are neither markup nor obeyed by a terminal."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    Console(soft_wrap=True).print(table)
+    print_table(table)

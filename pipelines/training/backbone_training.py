@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
-from pipelines.common.console import say
+from pipelines.common.console import print_table, say
 from pipelines.options.finetuning import FinetuneOptions
 from transforms.core.errors import ImagebeamError
 from transforms.core.text import printable, size_text
@@ -85,22 +84,19 @@ def _patterns(options: FinetuneOptions) -> tuple[str, ...]:
 
 def print_layers(layers: Sequence[TunedLayer]) -> None:
     """Print which layers learn."""
-    from rich.console import Console
     from rich.table import Table
 
     from transforms.training.backbone import count_parameters
 
     tuned, parameters = count_parameters(layers)
     printed = Table("keras", "weights", "layer", "type", "output shape", "parameters", "trainable", box=None)
-    for column in printed.columns:
-        column.overflow = "fold"
     for layer in layers:
         shape = "x".join("?" if size is None else str(size) for size in layer.output_shape)
         trainable = "yes" if layer.trainable else "no" if layer.parameters else ""
         numbers = str(layer.keras_number), str(layer.number or "")
         names = _plain(layer.name), _plain(layer.type)
         printed.add_row(*numbers, *names, shape, f"{layer.parameters:,}", trainable)
-    Console(width=None if sys.stdout.isatty() else 120).print(printed)
+    print_table(printed)
     say(f"{tuned:,} of {parameters:,} parameters of the model are trainable")
 
 

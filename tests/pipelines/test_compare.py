@@ -8,7 +8,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from pipelines.cli import run_job
-from pipelines.training.accuracy_table import print_table
+from pipelines.training.accuracy_table import print_accuracies
 from tests.support.embedding_sets import blobs, write_output
 from transforms.training.compare import Answers, common_rows, nearest_neighbours
 from transforms.training.exact_solver import cut_folds
@@ -117,5 +117,12 @@ def test_bad_arguments_are_refused(sets, capsys, arguments, message):
 
 
 def test_folder_names_are_printed_literally(capsys):
-    print_table(("embedding", "length"), [("out/[red]a[/red]\x1b[2J 猫", "3")], "title")
+    print_accuracies(("embedding", "length"), [("out/[red]a[/red]\x1b[2J 猫", "3")], "title")
     assert r"out/[red]a[/red]\x1b[2J 猫" in capsys.readouterr().out
+
+
+def test_a_pipe_gets_long_names_whole(capsys):
+    names = [f"/a/folder/whose/name/is/long/and/which/holds/several/runs/of/one/project/{name}" for name in ("x", "y")]
+    print_accuracies(("embedding", *"abcdef"), [(name, *["0.8507 (0.8178 to 0.8785)"] * 6) for name in names], "title")
+    printed = capsys.readouterr().out
+    assert all(f"{name} " in printed for name in names)
