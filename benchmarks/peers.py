@@ -12,7 +12,8 @@ imagebeam         `imagebeam extract`, on Keras and as `--engine auto` chooses
 
 All run in turn in one process, round by round, after a first run that traces; each figure is the median of the rounds.
 RunInference, Ray Data and Daft load their model each time, and extract its staged one. Where the resizing is the same
-the vectors must be equal; extract runs a second time with `--resize_mode stretch_aliased` to be compared with Keras'.
+the vectors must be equal; extract runs again with `--resize_mode stretch_aliased` to be compared with Keras', and with
+`--jpeg_decode scaled`, which is for large JPEGs. The ceiling of OpenVINO itself is `benchmarks.extract_speed`'s.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInf
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from benchmarks import peer_frameworks
-from benchmarks.common import publish, write_jpegs
+from benchmarks.common import RESULTS, publish, write_jpegs
 from benchmarks.peer_common import BATCH, SIZE, Vectors, decode, load, paths_in, read, saved
 from pipelines.extract import ExtractOptions
 from pipelines.extract import run as run_extract
 from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import InputOptions, ModelOptions, OutputOptions
 from transforms.core.engines import Engine
-from transforms.core.spec import ResizeMode
+from transforms.core.spec import JpegDecode, ResizeMode
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import build_embedder
 
@@ -117,10 +118,19 @@ def run_inference(model: keras.Model, folder: Path, scratch: Path) -> Vectors:
 class Extract:
     """`imagebeam extract` with a staged model; the launcher's and Beam's start-up are part of its time."""
 
-    def __init__(self, name: str, weights: str, engine: Engine, resize_mode: ResizeMode) -> None:
-        self._model = ModelOptions(model=name, weights=weights, image_size=SIZE, resize_mode=resize_mode)
+    def __init__(
+        self,
+        name: str,
+        weights: str,
+        engine: Engine,
+        resize_mode: ResizeMode = ResizeMode.STRETCH,
+        jpeg_decode: JpegDecode = JpegDecode.EXACT,
+    ) -> None:
+        self._model = ModelOptions(
+            model=name, weights=weights, image_size=SIZE, resize_mode=resize_mode, jpeg_decode=jpeg_decode
+        )
         self._engine = EngineOptions(engine=engine)
-        self._name = f"{name}-{engine}-{resize_mode}"
+        self._name = f"{name}-{engine}-{resize_mode}-{jpeg_decode}"
 
     def __call__(self, model: keras.Model, folder: Path, scratch: Path) -> Vectors:
         del model
@@ -149,9 +159,10 @@ def measure(name: str, weights: str, folder: Path, scratch: Path, args: argparse
         "Keras predict over image_dataset_from_directory": keras_predict,
         "Beam RunInference with a plain handler": run_inference,
         **peer_frameworks.peers(name),
-        "imagebeam, Keras": Extract(name, weights, Engine.KERAS, ResizeMode.STRETCH),
-        "imagebeam, auto": Extract(name, weights, Engine.AUTO, ResizeMode.STRETCH),
+        "imagebeam, Keras": Extract(name, weights, Engine.KERAS),
+        "imagebeam, auto": Extract(name, weights, Engine.AUTO),
         "imagebeam, auto, stretch_aliased": Extract(name, weights, Engine.AUTO, ResizeMode.STRETCH_ALIASED),
+        "imagebeam, auto, jpeg_decode scaled": Extract(name, weights, Engine.AUTO, jpeg_decode=JpegDecode.SCALED),
     }
     vectors = {way: run(model, folder, scratch) for way, run in ways.items()}  # traces, stages, warms the page cache
     rates: dict[str, list[float]] = {way: [] for way in ways}
@@ -167,6 +178,25 @@ def measure(name: str, weights: str, folder: Path, scratch: Path, args: argparse
         if way not in (exact, aliased)
     }
     return {"images_s": rates, "differences": differences}
+
+
+def draw(figures: dict[str, Any], title: str, path: Path) -> None:
+    """A chart of the rates: medians, from the slowest round to the fastest."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((9, 3.2 * len(figures)), layout="constrained")
+    for axes, (name, found) in zip(figure.subplots(len(figures), squeeze=False)[:, 0], figures.items(), strict=True):
+        ways = list(found["images_s"])
+        medians = [statistics.median(found["images_s"][way]) for way in ways]
+        low, high = ([end(found["images_s"][way]) for way in ways] for end in (min, max))
+        errors = [np.subtract(medians, low), np.subtract(high, medians)]
+        colors = ["tab:blue" if way.startswith("imagebeam") else "tab:gray" for way in ways]
+        bars = axes.barh(ways, medians, xerr=errors, color=colors)
+        axes.bar_label(bars, fmt="%.3g", padding=4)
+        axes.invert_yaxis()
+        axes.set(title=f"{name}, {title}", xlabel="images/s, start included")
+    figure.savefig(path)
+    print(f"drawn to {path}")
 
 
 def main() -> None:
@@ -194,6 +224,7 @@ def main() -> None:
                 told = "" if difference is None else f"{difference:.0e}"
                 rows.append((f"{name}, {way}", f"{rate:8.2f} | {rate / best:5.2f} | {told}"))
     publish("peers", figures, rows)
+    draw(figures, rows[0][0], RESULTS / "peers.png")
 
 
 if __name__ == "__main__":
