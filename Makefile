@@ -31,7 +31,7 @@ WORKERS ?= 2
 # More arguments for pytest, or for the demo: `make test ARGS=tests/pipelines/test_cli.py`, `make demo ARGS=/tmp/run`.
 ARGS ?=
 
-.PHONY: help venv demo demo-tfio test test-tfio test-long parity lint format lock bench flink-demo clean schedule-check pixels hostile reliability
+.PHONY: help venv demo demo-tfio test test-tfio test-long parity lint format lock bench bench-small flink-demo clean schedule-check pixels hostile reliability
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -134,11 +134,29 @@ lock: $(INSTALLED) ## resolve setup.py into the lock files; UPGRADE=1 takes newe
 	echo setuptools | $(COMPILE) - --universal -c requirements.lock -o requirements-build.lock
 	echo 'apache-airflow-core>=3.1' | $(COMPILE) - --universal -o requirements-airflow.lock
 
-bench: $(INSTALLED) ## every benchmark; each prints its figures and says what it compares
+bench: $(INSTALLED) ## every benchmark, for hours; each prints its figures and says what it compares
 	@failed=0; \
 	run() { echo "==> benchmarks.$$*"; $(BIN)/python -m benchmarks."$$@" $(ARGS) || failed=1; }; \
-	for script in decode_ceiling large_jpegs extract_speed peers memory train_rows reuse; do run $$script; done; \
+	for script in decode_ceiling large_jpegs extract_speed peers memory train_rows classifiers reuse; do run $$script; done; \
+	run extract_speed --engine openvino --precision float32 bfloat16 int8 --batch_sizes 32; \
 	for part in files listing shards tars row_group manifest workers; do run scale $$part; done; \
+	run engines; \
+	exit $$failed
+
+bench-small: $(INSTALLED) ## the benchmarks that compare with other ways, on few images, in minutes
+	@failed=0; \
+	run() { echo "==> benchmarks.$$*"; $(BIN)/python -m benchmarks."$$@" || failed=1; }; \
+	run decode_ceiling --images 300 --rounds 3; \
+	run large_jpegs --images 8 --rounds 3; \
+	run extract_speed --images 64 --rounds 2 --batch_sizes 32; \
+	run extract_speed --images 64 --rounds 2 --batch_sizes 32 --engine openvino --precision float32 int8; \
+	run peers --models MobileNetV2 --images 128 --rounds 2; \
+	run peers --models MobileNetV2 --images 16 --rounds 2 --size 4000x3000; \
+	run memory --counts 1000 4000; \
+	run train_rows --rows 100000; \
+	run classifiers --splits 2; \
+	run reuse --images 400 --new 4; \
+	run engines --models MobileNetV2; \
 	exit $$failed
 
 flink-demo: $(INSTALLED) ## start a Flink cluster on this machine, run the job on it, stop it

@@ -223,8 +223,9 @@ def main() -> None:
                 difference = found["differences"].get(way)
                 told = "" if difference is None else f"{difference:.0e}"
                 rows.append((f"{name}, {way}", f"{rate:8.2f} | {rate / best:5.2f} | {told}"))
-    publish("peers", figures, rows)
-    draw(figures, rows[0][0], RESULTS / "peers.png")
+    name = f"peers-{args.size}"
+    publish(name, figures, rows)
+    draw(figures, rows[0][0], RESULTS / f"{name}.png")
 
 
 if __name__ == "__main__":
