@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from transforms.core.errors import StopError
-from transforms.inputs.plan import SMALL_SHARD, walk_shard
+from transforms.inputs.plan import SMALL_SHARD, chain_units, walk_shard
 from transforms.inputs.shard_index import WALKED, CutMemory
 from transforms.readers.compression import HEAD_BYTES, inflate
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import reader
 from transforms.readers.spool import Spool
-from transforms.readers.units import Note, PlanItem, Shard, ShardUnit, WorkUnit
+from transforms.readers.units import Note, PlanItem, Shard, ShardSlice, ShardUnit, UnitChain, WorkUnit
 from transforms.storage.resuming import ResumingStream
 
 
@@ -38,11 +39,11 @@ class UncutShard(PlanItem):
         """What `plan.cut_shard` gives of the shard, each unit as soon as it is inflated.
 
         A unit holds its content on this machine's disk for as long as anything refers to it; what is read of it
-        meanwhile is not inflated again.
+        meanwhile is not inflated again. Units for which the disk has no room are read in chains.
 
         Raises:
             OSError: if `memory` cannot be used.
-            MachineError: if too many reads in a row failed, or the disk is full.
+            MachineError: if too many reads in a row failed.
         """
         spool = Spool()
         try:
@@ -52,8 +53,11 @@ class UncutShard(PlanItem):
                 self.options,
                 lambda source: cast(BinaryIO, inflate(source, spool.append)),
             )
-            for part in found if self.memory is None else self.memory.keep(self.shard, found):
-                if isinstance(part, Note):
+            parts = iter(found if self.memory is None else self.memory.keep(self.shard, found))
+            for part in parts:
+                if spool.is_full:
+                    yield from _in_chains(itertools.chain([part], parts))
+                elif isinstance(part, Note):
                     yield part
                 elif part.unread is not None:
                     yield ShardUnit((part,))
@@ -61,6 +65,16 @@ class UncutShard(PlanItem):
                     yield ShardUnit((dataclasses.replace(part, content=spool.range(part.offset)),))
         finally:
             spool.finish()
+
+
+def _in_chains(parts: Iterable[ShardSlice | Note]) -> Iterator[WorkUnit | Note]:
+    """Units that are read from the shard itself, which is inflated again for them."""
+    units = (part if isinstance(part, Note) else ShardUnit((part,)) for part in parts)
+    for found in chain_units(units):
+        if isinstance(found, UnitChain):
+            yield from found.units
+        else:
+            yield found
 
 
 def left_uncut(item: PlanItem, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None) -> UncutShard | None:

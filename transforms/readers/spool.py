@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tempfile
 import threading
 import weakref
@@ -10,12 +11,14 @@ from collections import Counter
 from typing import Any, BinaryIO
 
 from transforms.readers.compression import Inflated
-from transforms.storage.retry import MachineError
 
 SEGMENT = 32 << 20
 """Bytes of a temporary file; one is deleted once nothing in it will be read."""
 
 _BUFFER = 256 << 10
+
+_MOST, _SHARE_OF_FREE_SPACE = 32 << 30, 4
+"""A spool holds so many bytes at most, and a fourth of what is free: other processes write to the disk, too."""
 
 
 class Spool:
@@ -25,10 +28,18 @@ class Spool:
 
     Args:
         segment: bytes of a temporary file.
+        most: bytes that it holds; None for what the disk allows.
+
+    Attributes:
+        is_full: whether something could not be kept. Nothing is from then on, and what was kept can be read as before.
     """
 
-    def __init__(self, segment: int = SEGMENT) -> None:
+    def __init__(self, segment: int = SEGMENT, most: int | None = None) -> None:
+        if most is None:
+            most = min(_MOST, shutil.disk_usage(tempfile.gettempdir()).free // _SHARE_OF_FREE_SPACE)
+        self.is_full = False
         self._segment = segment
+        self._most_files = max(2, most // segment)
         self._files: dict[int, BinaryIO] = {}
         self._end = 0
         self._needed_from: float = 0
@@ -36,24 +47,21 @@ class Spool:
         self._lock = threading.RLock()  # A collection of garbage may end a range while this thread holds the lock.
 
     def append(self, data: memoryview) -> None:
-        """Add to the content.
-
-        Raises:
-            MachineError: if the disk takes no more.
-        """
+        """Add to the content, while there is room for it."""
         with self._lock:
-            while data:
+            while data and not self.is_full:
                 number, place = divmod(self._end, self._segment)
                 try:
                     if number not in self._files:
+                        self.is_full = len(self._files) >= self._most_files
+                        if self.is_full:
+                            return
                         self._files[number] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
                     self._files[number].seek(place)
                     written = self._files[number].write(data[: self._segment - place])
-                except OSError as error:
-                    raise MachineError(
-                        f"A compressed shard cannot be inflated to {tempfile.gettempdir()}: {error}. Point TMPDIR at a "
-                        "folder with more room; what was committed stays."
-                    ) from error
+                except OSError:
+                    self.is_full = True
+                    return
                 self._end += written
                 data = data[written:]
 

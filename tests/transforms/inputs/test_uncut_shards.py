@@ -33,7 +33,6 @@ from transforms.readers.units import Note, WorkUnit
 from transforms.runs.commit_units import CommitUnits, _CommitUnit
 from transforms.runs.manifest import UnitReport
 from transforms.storage.resuming import ResumingStream
-from transforms.storage.retry import MachineError
 
 OPTIONS = ReadOptions()
 COUNT = 40
@@ -230,27 +229,20 @@ def test_units_that_are_committed_are_not_worked_again(colors, tmp_path):
     np.testing.assert_array_equal(vectors_in(tmp_path / "out"), COLORS)
 
 
-def test_a_disk_that_is_full_loses_nothing_that_is_committed(colors, tmp_path, monkeypatch):
-    shard, size = colors
-    taken = 0
-    real = spool.Spool.append
-
-    def append(self, data):
-        nonlocal taken
-        taken += len(data)
-        if taken > size * 0.6:
-            raise MachineError("full")
-        real(self, data)
+@pytest.mark.parametrize("most", [0, 1, 20_000, 40_000])
+def test_a_full_disk_costs_time_and_no_record(colors, most, inflated, opened, tmp_path, monkeypatch):
+    class Bounded(spool.Spool):
+        def __init__(self):
+            super().__init__(512, most)
 
     monkeypatch.setattr(compression, "_CHUNK", 256)
-    monkeypatch.setattr(spool.Spool, "append", append)
-    with pytest.raises(MachineError, match="full"):
-        work(tmp_path / "out", shard, 3)
-    committed = len(vectors_in(tmp_path / "out"))
-    assert 6 <= committed < COUNT
-    monkeypatch.setattr(spool.Spool, "append", real)
-    work(tmp_path / "out", shard, 3)
+    monkeypatch.setattr(uncut_shards, "Spool", Bounded)
+    shard, size = colors
+    reports = work(tmp_path / "out", shard, 1)
+    assert [report.images for report in reports] == [1] * COUNT
     np.testing.assert_array_equal(vectors_in(tmp_path / "out"), COLORS)
+    assert sum(inflated) <= 5 * size
+    assert len(opened) < COUNT / 2
 
 
 def test_no_file_stays_open(colors, tmp_path, monkeypatch):

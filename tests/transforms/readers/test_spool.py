@@ -1,12 +1,15 @@
 import errno
 import gc
+import io
 import random
+import shutil
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 
+from transforms.readers.spool import SEGMENT as SEGMENT_OF_A_RUN
 from transforms.readers.spool import Spool
-from transforms.storage.retry import MachineError
 
 SEGMENT = 100
 
@@ -70,14 +73,39 @@ def test_files_go_as_soon_as_no_range_needs_them():
     assert not spool._files
 
 
-def test_a_full_disk_is_the_machines_fault(monkeypatch):
-    class Full:
-        def seek(self, place):
-            return place
-
+def full_disk(monkeypatch, spool):
+    class Full(io.BytesIO):
         def write(self, data):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
-    with pytest.raises(MachineError, match=rf"{tempfile.gettempdir()}.*No space left.*TMPDIR"):
-        Spool().append(memoryview(b"x"))
+
+
+def no_file(monkeypatch, spool):
+    def refuse(**_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+
+
+def no_room(monkeypatch, spool):
+    monkeypatch.setattr(spool, "_most_files", 2)
+
+
+@pytest.mark.parametrize("fill", [full_disk, no_file, no_room])
+def test_a_full_spool_keeps_what_it_has(monkeypatch, fill):
+    spool = Spool(SEGMENT)
+    data = written(spool, 2 * SEGMENT)
+    stream = spool.range(0).open()
+    fill(monkeypatch, spool)
+    for data_that_does_not_fit in (b"x", b"y"):
+        spool.append(memoryview(data_that_does_not_fit))
+    assert spool.is_full
+    assert stream.read() == data
+    spool.finish()
+
+
+@pytest.mark.parametrize(("free", "most"), [(1 << 30, 256 << 20), (1 << 50, 32 << 30), (0, 2 * SEGMENT_OF_A_RUN)])
+def test_a_spool_leaves_most_of_the_disk_to_others(monkeypatch, free, most):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert Spool()._most_files * SEGMENT_OF_A_RUN == most
