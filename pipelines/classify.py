@@ -1,4 +1,4 @@
-"""`imagebeam classify`: image shards, or embeddings -> labels."""
+"""`imagebeam classify`: predict labels for image shards or for embeddings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _ROWS_SHOWN = 20
 
 @dataclass(frozen=True)
 class LabelOptions(Options):
-    """What labels, and what is said of each image."""
+    """Which classifier predicts, and which predictions are written."""
 
     classifier: str = flag("output of train or finetune, local or gs://", metavar="DIR")
     top_k: int = flag(
@@ -275,7 +275,7 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
 
 @dataclass(frozen=True)
 class _Described:
-    """A `run_folder.Described`: what is read, by which classifier, and what is said of it."""
+    """A `run_folder.Described`: the input, the classifier and the output options."""
 
     source: dict[str, Any]
     classifier: TrainedClassifier
@@ -299,7 +299,7 @@ def _layout(options: ClassifyOptions, classifier: TrainedClassifier, part: PartO
 
 
 def _measure(result: Result, output: str, classifier: TrainedClassifier) -> None:
-    """Write OUT/metrics.json and print the figures, where labels of the input's own say what is right."""
+    """Write OUT/metrics.json and print the accuracy, if the input has labels."""
     from transforms import storage
     from transforms.classify.measure import count_outcomes, measure
     from transforms.runs.manifest import MANIFEST_FILE

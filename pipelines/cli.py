@@ -1,4 +1,4 @@
-"""The `imagebeam` command: finds the job, runs it, and is the one place where errors are printed.
+"""The `imagebeam` command: run a job and print its errors.
 
 Exit codes: 0 all is well; 1 the job failed; 2 the command or its input is wrong; 3 the job finished, but something it
 was told to check does not hold (too many failures, too low an accuracy); 130 interrupted by Control-C;

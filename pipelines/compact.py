@@ -1,4 +1,4 @@
-"""`imagebeam compact`: a finished run's rows in few large files."""
+"""`imagebeam compact`: copy a finished run's rows into few large files."""
 
 from __future__ import annotations
 

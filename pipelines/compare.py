@@ -1,4 +1,4 @@
-"""`imagebeam compare`: outputs of extract over the same images -> which embedding is the better one, and how surely."""
+"""`imagebeam compare`: compare embeddings of the same images, with confidence intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`imagebeam demo`: the whole way on real data, with nothing but a package registry in reach."""
+"""`imagebeam demo`: run the whole pipeline on real data, with only a package registry for network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`imagebeam export`: a classifier or an embedder -> a file of another runtime, compared with the Keras model."""
+"""`imagebeam export`: export a classifier or embedder to another runtime and compare it with the Keras model."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def _photographs(size: tuple[int, int]) -> list[np.ndarray]:
 
 
 def _publish(written: Path, output: str, labels: bytes | None) -> None:
-    """Put what was written in its place, with the names of the classes beside it; a folder's main file comes last."""
+    """Move the exported files to their place, with the class names beside them; the main file last."""
     from transforms import storage
 
     if written.is_dir():

@@ -1,4 +1,4 @@
-"""`imagebeam extract`: image shards -> embeddings in Parquet."""
+"""`imagebeam extract`: embed image shards and write Parquet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`imagebeam finetune`: image shards -> a backbone and a dense classifier trained together."""
+"""`imagebeam finetune`: train a backbone and a dense classifier together on image shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`imagebeam extract` as a Dataflow Flex Template: its parameters, and how they become flags.
+"""The Dataflow Flex Template of `imagebeam extract`: its parameters and their translation to flags.
 
 python -m pipelines.flex_template > deploy/dataflow/metadata.json
 """

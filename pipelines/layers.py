@@ -1,4 +1,4 @@
-"""`imagebeam layers`: what a model's layers are called, what comes out of them, and how long the vectors would be."""
+"""`imagebeam layers`: list a model's layers, their output shapes and the vector lengths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`imagebeam plan`: what extract would do with the same flags, and how long it would take; writes nothing."""
+"""`imagebeam plan`: count the input, try the model and estimate the time of a run. Writes nothing."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _PART_BYTES = 6_000
 
 @dataclass(frozen=True)
 class LookOptions(Options):
-    """How closely to look, and how to say what was seen."""
+    """The depth and the output format of a plan."""
 
     sample: int = flag("number of records that are read and decoded", 200, type=int, metavar="N")
     format: str = flag("format of what is printed", "text", choices=("text", "json"), metavar="text|json")

@@ -1,4 +1,4 @@
-"""`imagebeam report`: a run's folder -> one HTML page that says what was run, what came of it and how it looks."""
+"""`imagebeam report`: write one HTML page about a run: its settings, counts, failures and plots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`imagebeam train`: embeddings -> a dense classifier."""
+"""`imagebeam train`: train a dense classifier on embeddings."""
 
 from __future__ import annotations
 

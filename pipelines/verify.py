@@ -1,4 +1,4 @@
-"""`imagebeam verify`: every byte of a finished run against its manifest."""
+"""`imagebeam verify`: check every file of a finished run against its manifest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class VerifyOptions(Options):
-    """What to do about what is damaged."""
+    """The treatment of damaged files."""
 
     discard: bool = flag(
         "remove damaged files; the run's own command then makes them again", False, action="store_true"

@@ -1,1 +1,1 @@
-"""What the jobs in `pipelines` are made of: readers, the image policy, the embedder and the writers."""
+"""The building blocks of the jobs in `pipelines`: readers, image decoding, models and writers."""

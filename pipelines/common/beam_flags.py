@@ -1,4 +1,4 @@
-"""The flags and runners that Apache Beam knows, without the seconds that importing it takes.
+"""Apache Beam's flags and runners, known without importing Beam, which takes seconds.
 
 They are those of the Beam of each lock; `tests/pipelines/test_early_errors.py` compares them with the installed one.
 """

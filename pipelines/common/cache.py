@@ -1,4 +1,4 @@
-"""Where the jobs keep what may be deleted at any time."""
+"""The cache folder. Its files may be deleted at any time."""
 
 from __future__ import annotations
 

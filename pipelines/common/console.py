@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: a progress bar on a terminal, plain lines elsewhere."""
+"""Progress reporting: a bar on terminals, plain lines in logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a bar on a terminal, a line now and then elsewhere."""
+"""Progress reporting for training: a bar on terminals, occasional lines in logs."""
 
 from __future__ import annotations
 

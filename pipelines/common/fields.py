@@ -1,4 +1,4 @@
-"""Flags declared once: as the fields of a frozen record, which is what the job then works with."""
+"""Declare flags as the fields of frozen dataclasses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How every job reads its command line: flags, then a YAML file under them, then Beam's own flags."""
+"""Parse a job's command line: flags, defaults from a YAML file, and Beam's own flags."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class JobParser(_Parser):
         return " ".join(words) + "\n"
 
     def format_help(self) -> str:
-        """The usual help: what is used most first, what every job has last."""
+        """Format the help: the most used flags first, common flags last."""
         formatter = self._get_formatter()
         formatter.add_text(self.description)
         for group in sorted(self._action_groups, key=self._place):
@@ -236,7 +236,7 @@ def _load_config(path: str) -> dict[Any, Any]:
 
 
 def _config_values(action: argparse.Action, flag: str, value: Any, path: str) -> list[str]:
-    """One key of a config file -> arguments, checked here so that an error names the file."""
+    """Convert one key of a config file to arguments, and name the file in errors."""
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise ImagebeamError(f"{path}: {flag[2:]} is true or false. Received: {value!r}.")
@@ -258,7 +258,7 @@ def _config_values(action: argparse.Action, flag: str, value: Any, path: str) ->
 
 
 def _plain_loader() -> Any:
-    """YAML's safe loader without aliases: a few hundred bytes of them stand for gigabytes."""
+    """YAML's safe loader without aliases, which can expand a few hundred bytes to gigabytes."""
     import yaml
 
     class PlainLoader(yaml.SafeLoader):

@@ -1,4 +1,4 @@
-"""What a job says on stderr: lines for people, or JSON lines for machines; never a reason for a job to fail."""
+"""Log to stderr as text or JSON lines. A failing log never fails the job."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SETTINGS = _Settings()
 
 
 class Terminated(KeyboardInterrupt):
-    """Somebody sent SIGTERM; whatever stops for Control-C stops for it too."""
+    """SIGTERM was received. It stops a job as Control-C does."""
 
 
 class SteadyStream(io.TextIOBase):
@@ -173,7 +173,7 @@ def emit(message: str, *, severity: str = "INFO", **fields: Any) -> None:
 
 
 def harmless(text: str) -> str:
-    """Text without what a terminal obeys; further lines are indented, so that no name passes for a line of its own."""
+    """Escape control characters and indent further lines, so that no name looks like a log line."""
     return "\n    ".join(printable(line, _LINE_CHARACTERS) for line in text.split("\n"))
 
 

@@ -1,4 +1,4 @@
-"""What a job on Dataflow needs besides the job's own flags: checked and filled in before anything is loaded."""
+"""Check and complete the options of a Dataflow job before any work starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check that the servers a runner submits to answer, before anything is prepared for them."""
+"""Check that a runner's servers answer before preparing a job for them."""
 
 from __future__ import annotations
 

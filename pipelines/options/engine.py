@@ -1,4 +1,4 @@
-"""The flags of what runs the model."""
+"""The flags that choose the inference engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENGINE_HELP = (
 
 @dataclass(frozen=True)
 class EngineOptions(Options):
-    """What runs the model, and what an int8 model must be."""
+    """The inference engine, and the options of int8 models."""
 
     engine: Engine = flag(
         ENGINE_HELP,
@@ -44,7 +44,7 @@ class EngineOptions(Options):
             raise ImagebeamError(f"--int8_min_cosine is a cosine, from 0 to 1. Received: {self.int8_min_cosine}.")
 
     def check(self, model: ModelOptions) -> None:
-        """Refuse what does not go together.
+        """Refuse contradictory options.
 
         Raises:
             ImagebeamError: naming both flags.

@@ -1,4 +1,4 @@
-"""The flags that jobs share, in three groups: what is read, what embeds it, and what is written."""
+"""The flags that jobs share: input, model and output."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ class ModelOptions(Options):
 
 @dataclass(frozen=True)
 class OutputOptions(Options):
-    """Where rows go, how they are stored, and what a rerun does."""
+    """The output folder, the storage of rows, and the behaviour of reruns."""
 
     output: str = flag("folder of the run, local or gs://", metavar="DIR")
     embedding_type: EmbeddingType = flag(

@@ -1,4 +1,4 @@
-"""The flags of fine-tuning: which layers learn, and how."""
+"""The flags of fine-tuning: frozen layers, learning rate, augmentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--keep_columns`: which columns of the input are kept, under which names and as which types."""
+"""`--keep_columns`: the input columns to keep, with their names and types."""
 
 from __future__ import annotations
 

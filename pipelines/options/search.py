@@ -1,4 +1,4 @@
-"""The flags of a search for the best head: a grid."""
+"""The flags of the grid search for a classifier head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flags of jobs that train: how rows are labelled and split, the head, and how it is fitted."""
+"""The flags of training jobs: labels, split, head and fit."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class EmbeddingOptions(Options):
 
 @dataclass(frozen=True)
 class RowOptions(Options):
-    """Which rows train, and what they are called."""
+    """The rows to train on, and their labels."""
 
     label_column: str = flag("column with the labels", "label", metavar="NAME")
     multi_label: bool = flag(
@@ -272,7 +272,7 @@ class SolverOptions(Options):
 
 @dataclass(frozen=True)
 class ClassifierOptions(Options):
-    """Where the classifier goes, and what it must reach."""
+    """The output of the classifier, and the accuracy it must reach."""
 
     output: str = flag("folder for the classifier, local or gs://", metavar="DIR")
     overwrite: bool = flag("replace the classifier that is there", False, action="store_true")

@@ -1,4 +1,4 @@
-"""The flags of who does the work: machines of Dataflow, or processes of this one."""
+"""The flags of workers: Dataflow machines or local processes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def complete(
     precision: PrecisionChoice = PrecisionChoice.FLOAT32,
     batch_size: int,
 ) -> tuple[str, ...]:
-    """Beam's arguments with what the workers need besides.
+    """Complete Beam's arguments with the options of the workers.
 
     Args:
         beam_args: as given on the command line.

@@ -1,4 +1,4 @@
-"""`EmbedImages`: what `imagebeam extract` does, as one transform for anybody's pipeline."""
+"""`EmbedImages`: `imagebeam extract` as one transform for other pipelines."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
 
 
 def _read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords -> options by field, text parsed as on the command line.
+    """Convert keywords to options by field, parsing text as the command line does.
 
     Raises:
         ImagebeamError: for a keyword that is no flag, or a value that the flag does not take.

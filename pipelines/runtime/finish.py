@@ -1,4 +1,4 @@
-"""How a run ends: reconcile its reports, settle its parts, write the manifest, and say what came of it."""
+"""Finish a run: reconcile its reports, clean up its parts, write the manifest and print the summary."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         totals: sums over all units, those of earlier runs too.

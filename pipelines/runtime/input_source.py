@@ -1,4 +1,4 @@
-"""The input of a job, looked at before anything runs."""
+"""Check the input of a job before it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open a Beam pipeline, run it with its progress shown, and put its errors into one line."""
+"""Build and run a Beam pipeline, show its progress and shorten its errors to one line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _WORKER_LOST = "Channel closed prematurely"
 
 
 def open_pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
-    """An empty pipeline with its runner: whatever is wrong with Beam's flags is told before anything is written.
+    """Create an empty pipeline, so that mistakes in Beam's flags are reported before anything is written.
 
     Raises:
         ImagebeamError: for flags that Beam refuses.

@@ -1,4 +1,4 @@
-"""The model that a run asked for, on the engine that suits this machine."""
+"""Load the requested model and choose its engine by trial."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NATIVE = (224, 224)
 
 @dataclass(frozen=True)
 class ModelLoader:
-    """Loads what the flags ask for, and settles what runs it.
+    """Load the requested model and choose its engine.
 
     Attributes:
         model: the flags of the model.

@@ -1,4 +1,4 @@
-"""The staged model of a run: the one in its folder, or a new one."""
+"""Stage the model of a run, or reuse the one staged in its folder."""
 
 from __future__ import annotations
 

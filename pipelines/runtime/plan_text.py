@@ -1,4 +1,4 @@
-"""What `imagebeam plan` found, as text and as JSON."""
+"""Format the result of `imagebeam plan` as text and JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of `imagebeam report`: one HTML file without scripts, and nothing loaded from elsewhere."""
+"""Render the page of `imagebeam report`: one HTML file without scripts or external resources."""
 
 from __future__ import annotations
 

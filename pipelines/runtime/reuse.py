@@ -1,4 +1,4 @@
-"""Runs whose rows are taken over: find them fit, and index their digests."""
+"""Check the runs named by `--reuse` and index their image digests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The output folder of a run: whether it may be used, what makes two runs the same, and whose it is meanwhile."""
+"""The output folder of a run: its identity, its lease, and the checks before it is used."""
 
 from __future__ import annotations
 

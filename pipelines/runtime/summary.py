@@ -1,4 +1,4 @@
-"""The summary of a run, on the console and in the log."""
+"""Print the summary of a run."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What `train` and `finetune` do: heads and backbones trained, compared and saved."""
+"""The steps of `train` and `finetune`: train, compare and save heads and backbones."""

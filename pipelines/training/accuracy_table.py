@@ -1,4 +1,4 @@
-"""Accuracies on the same rows, side by side, with what they differ by: for people and for JSON."""
+"""Format accuracies on the same rows and their differences, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def accuracy_cell(found: dict[str, Any]) -> str:
 
 
 def difference_cell(found: dict[str, Any]) -> str:
-    """The difference, likewise."""
+    """Format the difference and its interval as text."""
     low, high = found["difference_interval_95"]
     return f"{found['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
 

@@ -1,4 +1,4 @@
-"""The steps of fine-tuning as the flags say: images held ready, their first vectors, the backbone trained."""
+"""Run fine-tuning: cache the images, embed them once, train the backbone."""
 
 from __future__ import annotations
 

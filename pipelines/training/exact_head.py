@@ -1,4 +1,4 @@
-"""Whether the exact solver trains the head, and the head that it solves."""
+"""Decide whether the exact solver trains the head, and build the head that it solves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first phase of fine-tuning: what the model's vectors give as they are, and the head that tuning begins with."""
+"""The first phase of fine-tuning: evaluate the frozen vectors and train the initial head."""
 
 from __future__ import annotations
 

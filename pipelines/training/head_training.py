@@ -1,4 +1,4 @@
-"""A head built and trained as the flags say, and a grid of them compared."""
+"""Build and train a head from flags, or compare a grid of heads."""
 
 from __future__ import annotations
 

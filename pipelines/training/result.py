@@ -1,4 +1,4 @@
-"""What a job that trains tells of its rows, and what comes out of it: models, versions, a summary."""
+"""The result of a training job: row counts, models, versions and a summary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to.
+    """The result of a training job.
 
     Attributes:
         metrics: the content of metrics.json.
@@ -105,7 +105,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def conclude(metrics: dict[str, Any], output: str, least_accuracy: float | None) -> TrainResult:
-    """Print the summary, and check what was to be checked."""
+    """Print the summary, and check the required accuracy."""
     accuracy, split = metrics["accuracy"], metrics["evaluated_on"]
     training, count = metrics["training"], metrics["rows"][split]
     low, high = metrics["accuracy_interval_95"]

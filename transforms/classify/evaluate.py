@@ -1,4 +1,4 @@
-"""A trained classifier held against the rows it has not seen."""
+"""Evaluate a trained classifier on held-out rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How right a run of classify is on the images whose label is known."""
+"""Measure the accuracy of a classify run on images with known labels."""
 
 from __future__ import annotations
 

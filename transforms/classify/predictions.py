@@ -1,4 +1,4 @@
-"""Probabilities as rows: what a part of classify holds, and parts of embeddings labelled without their images."""
+"""Format predictions as Parquet parts, and label parts of embeddings without their images."""
 
 from __future__ import annotations
 

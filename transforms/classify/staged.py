@@ -1,4 +1,4 @@
-"""A trained classifier as other jobs take it: opened, checked against vectors, staged for workers."""
+"""Open a trained classifier, check that it fits the vectors, and stage it for workers."""
 
 from __future__ import annotations
 

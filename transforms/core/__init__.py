@@ -1,1 +1,1 @@
-"""Types, errors and options that every other package uses; no I/O, no Keras, no Beam."""
+"""Types, errors and options used by every other package. No I/O, no Keras, no Beam."""

@@ -1,4 +1,4 @@
-"""Work ahead of the model: an ordered, bounded parallel map, and batches of exactly equal shapes."""
+"""An ordered, bounded parallel map, and batches of equal shapes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def decode_pool() -> ThreadPoolExecutor:
 
 
 class _Room:
-    """Room for so many items, and for so many bytes of them; what is larger than all of it is let in alone.
+    """A bound on a number of items and on their bytes. An item larger than the bound is let in alone.
 
     One thread takes and another one gives back.
     """
@@ -59,7 +59,7 @@ class _Room:
             self._changed.notify()
 
     def lift(self) -> None:
-        """Let whoever waits go on."""
+        """Release all waiting threads."""
         with self._changed:
             self._lifted = True
             self._changed.notify()

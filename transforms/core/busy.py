@@ -1,4 +1,4 @@
-"""How long each stage of the work on a unit is busy, so that a run can say which one the others waited for."""
+"""Measure how busy each stage of a work unit is, to name the bottleneck of a run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def shares(units: Iterable[Mapping[str, float] | None]) -> dict[str, float] | No
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """One line: the share of each stage, and what the others waited for."""
+    """Describe the share of each stage and the bottleneck, in one line."""
     line = ", ".join(f"{stage} {found[stage]:.0%}" for stage in Busy)
     slowest = max(Busy, key=lambda stage: found[stage])
     return f"busy: {line}; the others waited for {'the ' if slowest == Busy.MODEL else ''}{slowest}"

@@ -1,4 +1,4 @@
-"""What runs a model; importable by the command line, so nothing heavy stands here."""
+"""Names of inference engines. The command line imports this module, so it imports nothing heavy."""
 
 import enum
 import os

@@ -1,4 +1,4 @@
-"""The errors that users see; importable by the command line, so nothing heavy stands here."""
+"""The errors that users see. The command line imports this module, so it imports nothing heavy."""
 
 import errno
 
@@ -60,8 +60,8 @@ def refused(message: str, cause: OSError) -> ImagebeamError | JobError:
 
 
 class StopError(Exception):
-    """The job cannot go on: what is in work should not be committed, and no record is at fault."""
+    """The job cannot go on. Nothing in progress should be committed, and no record is at fault."""
 
 
 class ColumnTypeError(StopError, ImagebeamError):
-    """A kept column holds what the type that its first records told does not; the message names the remedy."""
+    """A kept column has a value that does not fit the type of its first records. The message names the remedy."""

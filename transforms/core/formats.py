@@ -1,4 +1,4 @@
-"""How shards and parts store what is in them; importable by the command line, so nothing heavy stands here."""
+"""Formats of shards and parts. The command line imports this module, so it imports nothing heavy."""
 
 import enum
 
@@ -24,7 +24,7 @@ class LabelFrom(enum.StrEnum):
 
     @property
     def is_folder(self) -> bool:
-        """Whether a folder's name is the label, whatever the columns say."""
+        """Whether the folder's name is the label, even if a column has one."""
         return self in (LabelFrom.FIRST_FOLDER, LabelFrom.LAST_FOLDER)
 
 

@@ -1,4 +1,4 @@
-"""Which labels some rows have: how many rows have one, and which classes there are."""
+"""Count labelled rows and classes."""
 
 from __future__ import annotations
 

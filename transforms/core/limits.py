@@ -1,4 +1,4 @@
-"""The largest record and the largest image that are taken, unless a flag says otherwise."""
+"""Default limits on the size of records and images."""
 
 MAX_RECORD_BYTES = 512 << 20
 """A larger record is a failure, and is not read."""

@@ -1,4 +1,4 @@
-"""How far this process has come: counters that the local launcher shows while Beam's `run()` blocks."""
+"""Progress counters of this process, which the local launcher shows while Beam's `run()` blocks."""
 
 from __future__ import annotations
 

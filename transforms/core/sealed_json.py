@@ -1,4 +1,4 @@
-"""JSON files that hold the digest of their own bytes, so that any damage is found."""
+"""JSON files that contain a digest of their own content, to detect damage."""
 
 from __future__ import annotations
 

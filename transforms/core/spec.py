@@ -1,4 +1,4 @@
-"""What an embedding is a function of: the spec, and its fingerprint."""
+"""The spec: everything that determines an embedding, and its fingerprint."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class EmbedderSpec:
         return cls(**values)
 
     def to_json(self) -> str:
-        """Canonical JSON: what is hashed, and what a part's footer holds."""
+        """Canonical JSON, for the fingerprint and the footers of parts."""
         return canonical_json(self.to_dict())
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Text of an input made safe to store and to print."""
+"""Make text from inputs safe to store and print."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def size_text(image_size: tuple[int, int] | None) -> str:
 
 
 def counted(count: int, one: str, more: str | None = None) -> str:
-    """A number with what it counts: "1 unit", "2,000 units"; `more` where that is not `one` with an s."""
+    """Format a count: "1 unit", "2,000 units". `more` is an irregular plural."""
     return f"{count:,} {one if count == 1 else more or f'{one}s'}"
 
 

@@ -1,4 +1,4 @@
-"""The frozen records that flow between stages.
+"""The frozen dataclasses passed between stages.
 
 Names follow the vocabulary of ``docs/design.md``: shard, record, work unit, image, batch, embedding, part, failure.
 Nothing here does I/O, and nothing here knows of Keras or Beam.
@@ -89,7 +89,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One embedded record, its bytes and pixels let go: what a part's row holds.
+    """One embedded record, without its bytes and pixels: a row of a part.
 
     Attributes:
         width: as stored in the file, in pixels.

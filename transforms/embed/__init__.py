@@ -1,1 +1,1 @@
-"""Work units to committed embeddings, and a model handler for Beam's RunInference."""
+"""Embed work units, and a model handler for Beam's RunInference."""

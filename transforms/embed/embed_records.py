@@ -1,4 +1,4 @@
-"""`EmbedRecords`: encoded images in, vectors out, for pipelines that write them somewhere of their own."""
+"""`EmbedRecords`: embed encoded images in pipelines that write the vectors themselves."""
 
 from __future__ import annotations
 

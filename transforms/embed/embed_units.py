@@ -1,4 +1,4 @@
-"""Records to embeddings: the durable unit-to-part transform."""
+"""Read, decode and embed the records of work units, and commit each unit as a part."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ class RecordsAhead:
         return index, outcome
 
     def _timed(self, items: Iterable[T]) -> Generator[T, None, None]:
-        """The same items; what the reader takes for each is counted."""
+        """Yield the items, and count the seconds that reading takes."""
         try:
             started = time.perf_counter()
             for item in items:
@@ -349,7 +349,7 @@ def _unread_record(ref: RecordRef) -> Record:
 
 
 def _take_over(record: Record, known: KnownRow) -> Row:
-    """The row of a record whose image is known; all but what the image itself says is the record's."""
+    """The row of a record whose vectors are known. Everything but vectors, size and digest is the record's."""
     return Row(
         record.key,
         record.uri,
@@ -441,7 +441,7 @@ def _embed_failure(item: Decoded, error_type: str, message: str) -> Failure:
 
 @dataclass
 class EmbedUnits(beam.PTransform):  # type: ignore[misc]
-    """Work units -> parts under `output`; element in: `WorkUnit`, element out: `UnitReport`.
+    """Embed work units and commit them as parts. Elements in: `WorkUnit`; elements out: `UnitReport`.
 
     A unit is read, decoded, embedded and written inside one DoFn: only units and reports cross stage boundaries,
     never bytes or pixels. A unit whose part is there already, of the same version, is skipped.

@@ -1,4 +1,4 @@
-"""An input, counted: cut into work units as a run would cut it, each let go as soon as it is counted."""
+"""Count an input by cutting it into work units as a run would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedder inside Beam's MLTransform."""
+"""Use the embedder in Beam's MLTransform."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _size(value: Any) -> int:
 
 
 def to_pixels(image: bytes | PIL.Image.Image | np.ndarray, options: ImageOptions) -> np.ndarray:
-    """An image -> uint8 RGB [height, width, 3], resized as the options say.
+    """Convert an image to uint8 RGB [height, width, 3] of the requested size.
 
     Raises:
         ImageError: for bytes that cannot be decoded.

@@ -1,4 +1,4 @@
-"""The embedder inside Beam's own RunInference."""
+"""Use the embedder in Beam's RunInference."""
 
 from __future__ import annotations
 

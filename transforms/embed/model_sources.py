@@ -1,4 +1,4 @@
-"""Where workers get the model from: a staged folder, or a request that each worker resolves itself."""
+"""Sources of the model for workers: a staged folder, or a request that each worker resolves."""
 
 from __future__ import annotations
 

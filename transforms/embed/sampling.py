@@ -1,4 +1,4 @@
-"""A sample of an input's records: picked while its work units pass, then read, decoded and described."""
+"""Sample the records of an input: pick them from its work units, then read, decode and describe them."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class Sample:
 
 
 def look_at(records: Iterable[Record | Failure], options: ImageOptions, *, images: int, pixels: int) -> Sample:
-    """Decode records and say what they are.
+    """Decode records and describe them.
 
     Args:
         records: what the reader gave.

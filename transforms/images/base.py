@@ -1,4 +1,4 @@
-"""What every decoder takes and gives."""
+"""The interface of decoders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Limits:
     on_size: Callable[[int], None] | None = None
 
     def require_killable(self) -> None:
-        """For a decoder that may take long beyond what the size in pixels tells.
+        """Require a process that can be killed, for decoders whose time the image size does not bound.
 
         Raises:
             NeedsIsolation: if nothing would end it.

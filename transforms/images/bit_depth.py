@@ -1,4 +1,4 @@
-"""Samples of any depth to 8 bits."""
+"""Convert samples of any bit depth to 8 bits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def scale_to_8_bits(values: np.ndarray, top: int) -> np.ndarray:
-    """Samples from 0 to `top` -> uint8, 0 to 255, to the nearest; larger samples are clipped, never wrapped.
+    """Scale samples from 0..`top` to uint8 0..255, rounding to the nearest. Larger samples are clipped.
 
     Args:
         values: unsigned integers of any shape.

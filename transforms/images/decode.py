@@ -1,4 +1,4 @@
-"""Encoded bytes -> uint8 RGB pixels: the image policy.
+"""Decode bytes to uint8 RGB pixels by the image policy.
 
 The rules, each of which has a test: the orientation in EXIF or XMP is applied once. CMYK and YCCK become RGB by
 Pillow's plain arithmetic, and inks are inverted only where Adobe's marker says so. Samples of more than 8 bits are
@@ -100,7 +100,7 @@ def prepare_pillow() -> None:
 
 
 def decode_image(data: bytes, options: ImageOptions) -> Image:
-    """Encoded bytes -> an image as the options say; safe to call from many threads.
+    """Decode bytes to an image by the options. Thread-safe.
 
     Images are turned to RGB first and resized then, from all their pixels unless `scale_jpegs` is set. ``stretch``
     gives the pixels of ``keras.utils.load_img(path, target_size=..., interpolation=...)``. ``stretch_aliased`` does

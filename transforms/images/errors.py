@@ -1,4 +1,4 @@
-"""Why bytes are no image: any exception out of Pillow -> `ImageError` with a stable type and a reason."""
+"""Translate exceptions of image libraries to `ImageError` with a stable type and a reason."""
 
 from __future__ import annotations
 

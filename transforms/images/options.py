@@ -1,4 +1,4 @@
-"""How bytes become pixels: what a run chooses."""
+"""The options of the image policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The orientation in EXIF or XMP, read leniently: what can't be read has none."""
+"""Read the orientation from EXIF or XMP. Unreadable metadata gives no orientation."""
 
 from __future__ import annotations
 

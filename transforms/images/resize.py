@@ -1,4 +1,4 @@
-"""Resizing as Keras and Pillow do it, by the options' mode and filter."""
+"""Resize like Keras and Pillow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resizing without antialiasing, as TensorFlow does it where nobody asks for more."""
+"""Resize without antialiasing, like TensorFlow's default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tell a file's format by its first bytes; names say nothing."""
+"""Detect an image's format by its first bytes."""
 
 from __future__ import annotations
 

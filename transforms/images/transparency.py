@@ -1,4 +1,4 @@
-"""Transparency: what is transparent is laid over white, and what a frame does not cover is white."""
+"""Composite transparent pixels, and what a frame does not cover, over white."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def image_from_samples(samples: np.ndarray) -> PIL.Image.Image:
 
 
 def flatten(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Turn an image of any 8-bit mode into RGB, and lay what is transparent over white."""
+    """Convert an image of any 8-bit mode to RGB, composited over white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if not image.has_transparency_data:
@@ -30,7 +30,7 @@ def flatten(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def drop_unused_alpha(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Take an alpha channel that is 0 everywhere for a byte that is not used: RGBA -> RGB.
+    """Drop an alpha channel that is 0 everywhere: it is an unused byte.
 
     For formats that have 32-bit pixels without saying whether the fourth byte means anything. Nobody draws a picture
     that is wholly transparent, and many programs leave the byte empty.

@@ -1,1 +1,1 @@
-"""Input patterns to shards and work units: listing, inspection and planning."""
+"""List, inspect and plan an input."""

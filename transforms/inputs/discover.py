@@ -1,4 +1,4 @@
-"""Patterns -> input files, each with its format."""
+"""List the input files of patterns, with their formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loose image files as work units: where a unit ends, and which label and columns a file has."""
+"""Group image files into work units, with their labels and columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The input looked at before a run: what it holds, whether the columns asked for are there, and of which types."""
+"""Inspect an input before a run: its formats, columns and types."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _refuse_other_kinds(inputs: Iterable[Shard]) -> None:
 
 
 def _refuse_choice(shard: Shard, options: ReadOptions) -> None:
-    """Refuse a tar whose samples have several images where nobody said which one is meant.
+    """Refuse a tar whose samples have several images unless --image_column names one.
 
     Raises:
         ImagebeamError: naming them.
@@ -204,7 +204,7 @@ class _Seen:
         self.values.append((value, uri))
 
     def kind(self) -> pa.DataType:
-        """The type that holds all that was seen.
+        """The type that fits all values seen.
 
         Raises:
             ImagebeamError: naming two types that nothing holds, or that no value was seen, and the flag to pass.
@@ -243,7 +243,7 @@ def _are_alike(one: pa.DataType, other: pa.DataType) -> bool:
 
 
 def _open_columns(options: ReadOptions) -> dict[str, str]:
-    """The kept columns whose type nobody declared: name in the output -> name in the input."""
+    """The kept columns without a declared type: output name -> input name."""
     sources = options.kept_from
     return {name: sources[name] for name, kind in options.keep_columns if pa.types.is_null(kind)}
 
@@ -270,7 +270,7 @@ def _tell_types(options: ReadOptions, listed: Sequence[Shard]) -> ReadOptions:
 
 
 def _see(shard: Shard, columns: Iterable[_Seen], options: ReadOptions, records: int) -> None:
-    """Take a shard's schema, or some of its records, into account; whoever reads a damaged one will say so."""
+    """Record the types of a shard's columns. A damaged shard is reported when it is read."""
     uri = shard.file.uri
     schema: Mapping[str, pa.DataType] = {}
     rows = 0

@@ -1,4 +1,4 @@
-"""The rows of a manifest: CSV, JSON lines or Parquet of uri, label, key, ..."""
+"""Read the rows of a manifest: CSV, JSON lines or Parquet with uri, label, key, ..."""
 
 from __future__ import annotations
 

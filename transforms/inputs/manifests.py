@@ -1,4 +1,4 @@
-"""Manifests, which list image files: cut into work units, each row a record."""
+"""Cut manifests, which list image files, into work units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Input files -> work units."""
+"""Cut input files into work units."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _group(shards: Sequence[Shard]) -> Iterator[Shard | ShardGroup]:
 def cut_shard(
     item: PlanItem, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None = None
 ) -> Iterator[WorkUnit | Note]:
-    """A shard, several small ones, a manifest or a part of a listing -> its work units; a unit passes as it is.
+    """Cut a shard, a group of small shards, a manifest or a part of a listing into work units. A unit passes unchanged.
 
     What cannot be found in a shard is a slice of one record, with `unread` set. The counts of the units add up to the
     records of the shard. What was passed over is told by notes.
@@ -305,7 +305,7 @@ def walk_shard(
 
 
 def _rest(shard: Shard, source: ResumingStream | None, cut: Cut) -> ShardSlice:
-    """The slice that stands for what could not be found in a shard."""
+    """The slice that represents the unreadable rest of a shard."""
     reason, retryable = judge(source, cut.failed or EOFError())
     read = cut.offset
     if source is not None and cut.offset and source.tell() < cut.offset:  # Compressed: count what is stored.

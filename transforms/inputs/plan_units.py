@@ -1,4 +1,4 @@
-"""Planning as a part of the pipeline: units reach the workers without passing through the job's graph."""
+"""Plan work units inside the pipeline, so that they do not pass through the job's graph."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ for _kind in (WorkUnit, ShardUnit, UnitChain, UncutShard, ListUnit, Note):
 
 @dataclass
 class PlanUnits(beam.PTransform):  # type: ignore[misc]
-    """Patterns -> work units; element in: a tuple of patterns, element out: `WorkUnit`, `UnitChain` or `Note`.
+    """Plan work units. Elements in: tuples of patterns; elements out: `WorkUnit`, `UnitChain` or `Note`.
 
     One worker begins to list. What it finds is spread over all, which cut the shards and list the parts of what is left
     of a long listing. With `leave_compressed` an `UncutShard` comes out, too.
@@ -113,6 +113,6 @@ def _cut(
 
 
 def count_planned(found: WorkUnit | UnitChain) -> None:
-    """Count the records of what was planned."""
+    """Count planned records."""
     PROGRESS.planned_more(found.count)
     Metrics.counter("imagebeam", "records_planned").inc(found.count)

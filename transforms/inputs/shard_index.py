@@ -1,4 +1,4 @@
-"""Where large shards were cut, remembered beside the output.
+"""Store the cuts of large shards beside the output.
 
 To find the records of a TFRecord or a tar is to walk it from its start, which on gs:// means to fetch it whole. A run
 that goes on after a crash, or that comes every night, need not do that again for shards that are what they were.
@@ -33,7 +33,7 @@ _FIELDS = ("start", "count", "offset", "errors", "entry")
 
 
 def forget_cuts(folder: str) -> None:
-    """Delete what was remembered in the folder, and nothing else."""
+    """Delete the stored cuts of the folder, and nothing else."""
     for info in list(storage.list_below(folder, _FILES)):
         storage.delete(info.uri)
     storage.remove_empty_folder(folder)
@@ -67,7 +67,7 @@ class CutMemory:
         return shard.format in WALKED and shard.file.size >= LEAST_BYTES
 
     def recall(self, shard: Shard) -> list[ShardSlice | Note] | None:
-        """What cutting the shard gave before; None where it was not cut, or is not what it was.
+        """The stored cuts of a shard. None if there are none, or the shard has changed.
 
         Raises:
             OSError: if the storage cannot be read.

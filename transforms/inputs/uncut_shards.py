@@ -1,4 +1,4 @@
-"""Compressed shards that are cut while they are read, so that they are inflated once."""
+"""Cut compressed shards while reading them, so that each is decompressed once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transforms.storage.resuming import ResumingStream
 
 @dataclass(frozen=True, slots=True)
 class UncutShard(PlanItem):
-    """A compressed shard whose units nobody knows before it is inflated.
+    """A compressed shard that is not cut yet. Its units are known once it is decompressed.
 
     Attributes:
         shard: the shard.
@@ -78,7 +78,7 @@ def _in_chains(parts: Iterable[ShardSlice | Note]) -> Iterator[WorkUnit | Note]:
 
 
 def left_uncut(item: PlanItem, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None) -> UncutShard | None:
-    """A shard that is better cut by whoever reads it; None for all that is better cut now.
+    """Return an `UncutShard` if the item should be cut while it is read. None if it should be cut now.
 
     Raises:
         OSError: if `memory` cannot be used.

@@ -1,4 +1,4 @@
-"""Which keys came before, in little memory: a manifest's rows may be many millions."""
+"""Detect duplicate keys among millions of rows in little memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The architectures of `keras.applications`: their sizes, and how to build each with its own preprocessing."""
+"""The architectures of `keras.applications`: input sizes, constructors and preprocessing."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class Architecture:
             return _rescale(model) if rescaled and weights is None else model
 
     def preprocess(self, pixels: Any) -> Any:
-        """Float RGB pixels in 0..255 -> what this model was trained on, by the model's own `preprocess_input`."""
+        """Preprocess float RGB pixels in 0..255 with the model's own `preprocess_input`."""
         import keras
 
         module = sys.modules[getattr(keras.applications, self.name).__module__]

@@ -1,4 +1,4 @@
-"""What can be said against a model before Keras is loaded: files that are missing, layers it does not have."""
+"""Check a requested model before loading Keras: missing files, unknown layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user asks for: an `EmbedderConfig`, which becomes an `EmbedderSpec` once its weights are known."""
+"""`EmbedderConfig`: the requested model. It becomes an `EmbedderSpec` once its weights are known."""
 
 from __future__ import annotations
 

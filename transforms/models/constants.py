@@ -1,4 +1,4 @@
-"""A model without weights that a copy of it would not compute with."""
+"""Turn weights that a cloned model would lose into constants."""
 
 from __future__ import annotations
 

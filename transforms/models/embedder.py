@@ -1,4 +1,4 @@
-"""One `Embedder` for every path: a spec becomes one Keras model, uint8 RGB image in, float32 vector out."""
+"""`Embedder`: the Keras model of a spec, from uint8 RGB images to float32 vectors."""
 
 from __future__ import annotations
 

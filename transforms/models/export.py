@@ -1,4 +1,4 @@
-"""A Keras model in the formats of other runtimes, written by Keras' own `export`, and run from what was written."""
+"""Export a Keras model to other runtimes with `model.export`, and run the exported file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _ONNX_CONVERTERS = {"tensorflow": "tf2onnx", "jax": "jax2onnx", "torch": "onnxsc
 
 
 def check_packages(format: ExportFormat) -> None:  # noqa: A002 - Keras' own name
-    """Refuse a format that what is installed can neither write nor run; Keras is not imported for it.
+    """Refuse a format whose packages are not installed. Does not import Keras.
 
     Raises:
         ImagebeamError: naming the packages and how they are installed.
@@ -101,7 +101,7 @@ def export(model: keras.Model, format: ExportFormat, path: Path, example: np.nda
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What converters print and warn of concerns whoever writes converters."""
+    """Silence the output and warnings of converters."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

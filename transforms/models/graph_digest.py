@@ -1,4 +1,4 @@
-"""A digest of what a Keras model computes, apart from its weights, its precision and its input size."""
+"""A digest of a Keras model's graph, without weights, precision and input size."""
 
 from __future__ import annotations
 

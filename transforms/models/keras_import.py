@@ -1,4 +1,4 @@
-"""Keras' first import: quiet, and with global settings that no configuration file of the user's changes."""
+"""Import Keras quietly, and ignore the user's Keras configuration file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def import_without_unused() -> None:
 
 @contextlib.contextmanager
 def _held_back(names: tuple[str, ...]) -> Iterator[None]:
-    """Inside, an import of these packages fails, where nobody had imported them before."""
+    """Context in which importing these packages fails, unless they are imported already."""
     held = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(held))  # type: ignore[arg-type]  # None is how Python marks what cannot be had.
     try:
@@ -67,7 +67,7 @@ def _held_back(names: tuple[str, ...]) -> Iterator[None]:
 
 
 def _choose_backend() -> None:
-    """Where nobody chose one and TensorFlow, Keras' default, is not installed: JAX, or else PyTorch."""
+    """Choose JAX, or else PyTorch, if no backend is configured and TensorFlow is not installed."""
     if "KERAS_BACKEND" in os.environ:
         return
     installed = (name for name in ("tensorflow", "jax", "torch") if importlib.util.find_spec(name) is not None)

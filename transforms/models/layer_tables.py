@@ -1,4 +1,4 @@
-"""The layers of the built-in models, known without Keras, from a table that ships with the package.
+"""The layers of the built-in models, from a table in the package, without importing Keras.
 
 python -m transforms.models.layer_tables    # writes the table anew, after a change of Keras' version
 """

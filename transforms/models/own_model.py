@@ -1,4 +1,4 @@
-"""A backbone of one's own: a `.keras` file, described without Keras and built in Keras' safe mode."""
+"""Use a `.keras` file as the backbone: described without Keras, built in Keras' safe mode."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def find_model(name: str) -> Architecture | OwnModel:
 
 
 def preprocess(spec: EmbedderSpec, pixels: Any) -> Any:
-    """Float RGB pixels in 0..255 -> what the model of a spec was trained on."""
+    """Preprocess float RGB pixels in 0..255 as the spec says."""
     if spec.preprocessing is None:
         return get_architecture(spec.model).preprocess(pixels)
     return _preprocess(pixels, spec.preprocessing)

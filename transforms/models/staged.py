@@ -1,4 +1,4 @@
-"""The staged model: what workers load, verified, instead of downloading anything."""
+"""The staged model: the verified files that workers load."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def _resolve(config: EmbedderConfig) -> LoadedModel:
 
 
 def _check_loadable(path: Path) -> None:
-    """Layers of others may save what they cannot load; better found here than by every worker."""
+    """Check that the saved model loads, before every worker fails to."""
     import keras
 
     try:

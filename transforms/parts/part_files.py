@@ -1,4 +1,4 @@
-"""Rows to a part, published in one step; and parts back."""
+"""Write rows as a part, published atomically, and read parts."""
 
 from __future__ import annotations
 
@@ -500,7 +500,7 @@ def list_parts(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def list_foreign(folder: str) -> Iterator[str]:
-    """Parquet files in an `embeddings` folder that no run wrote: whoever reads the folder would read them too."""
+    """List Parquet files in an `embeddings` folder that no run wrote: readers of the folder would include them."""
     for info in storage.list_folder(folder):
         name = storage.basename(info.uri)
         if name.endswith(".parquet") and not _PART_NAME.fullmatch(name):

@@ -1,4 +1,4 @@
-"""Notes on a part's rows that are no columns: which version of its file a row was made from, and what decoding ignored.
+"""Per-row notes in a part's footer: the version of the row's file, and what decoding ignored.
 
 They stand in the part's footer, eight characters a row, and let the next run take a row over without opening its file.
 """

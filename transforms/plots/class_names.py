@@ -1,4 +1,4 @@
-"""Names of classes as a picture can show them."""
+"""Prepare class names for plots."""
 
 from __future__ import annotations
 

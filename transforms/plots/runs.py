@@ -1,4 +1,4 @@
-"""Pictures of a run, as PNG: the sizes of its images, and its embeddings. No text in them is the user's."""
+"""Plots of a run, as PNG: image sizes and embeddings. They contain no text from the input."""
 
 from __future__ import annotations
 

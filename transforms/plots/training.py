@@ -1,4 +1,4 @@
-"""Training curves and confusion matrices as PNG; drawn without pyplot, whose state is global."""
+"""Plot training curves and confusion matrices as PNG, without pyplot's global state."""
 
 from __future__ import annotations
 

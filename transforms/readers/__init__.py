@@ -1,1 +1,1 @@
-"""Shards and image files to records: one reader for each format, and what they share."""
+"""Read records from shards and image files: one reader per format."""

@@ -1,4 +1,4 @@
-"""Which files the data may name: manifests and shards come from strangers, and the job may read what they may not."""
+"""Restrict which files the data may name, since manifests and shards may come from strangers."""
 
 from __future__ import annotations
 

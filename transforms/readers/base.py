@@ -1,4 +1,4 @@
-"""What a shard format offers: cut into record ranges, read a range, tell its columns."""
+"""The interface of shard readers: cut a shard, read a slice, list its columns."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class ShardReader(Protocol):
         """The slice's records in order; raises anything if the rest of it cannot be read."""
 
     def columns(self, stream: BinaryIO) -> dict[str, pa.DataType]:
-        """The columns, of the first few records where the format has no schema; none of an empty shard."""
+        """The columns, from the first few records if the format has no schema. Empty for an empty shard."""
 
     def sample(self, stream: BinaryIO, options: ReadOptions, limits: SampleLimits) -> Iterator[Mapping[str, Any]]:
         """Columns of some records, the kept ones at least, by name; no records where the format has a schema.
@@ -129,7 +129,7 @@ class ShardReader(Protocol):
 
 
 def cut_at(places: Iterable[Place], rows_per_unit: int, entry: int | None = None) -> Iterator[Cut]:
-    """Group the places of consecutive records; where finding them fails, the last range stands for the rest.
+    """Group the places of consecutive records into ranges. If finding them fails, the last range represents the rest.
 
     Args:
         places: of all records.
@@ -182,7 +182,7 @@ def make_record(
     options: ReadOptions,
     folder: str | None = None,
 ) -> Record | Failure:
-    """A record of what a shard holds; a failure where the label or a kept value does not fit.
+    """Build a record, or a failure if the label or a kept value does not fit.
 
     Args:
         key: of the record.
@@ -208,7 +208,7 @@ def shard_folder(shard: Shard, options: ReadOptions) -> str | None:
 
 
 def caught(make: Callable[..., T], key: str, uri: str, *args: Any) -> T | Failure:
-    """What ``make(key, uri, *args)`` gives; a failure of this one record, whatever its content makes a library raise.
+    """Call ``make(key, uri, *args)``. Any exception of a library becomes a failure of this record.
 
     Raises:
         MachineError: as `make` does.

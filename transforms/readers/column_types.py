@@ -1,4 +1,4 @@
-"""Types of kept columns: of a value, of the values of two types, and values brought to one without harm."""
+"""Infer, merge and convert the types of kept columns without loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels and kept columns: whatever an input stores, checked before a run and brought to the types of the output."""
+"""Labels and kept columns: check them before a run, and convert them to the output's types."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ _WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
 
 
 def as_label(value: Any) -> str | None:
-    """A label as the output's string, the same whatever type a shard stores it as.
+    """Convert a label to a string, equal for every type a shard may store it as.
 
     3, 3.0, Decimal("3.00") and "3.0" are "3"; text is brought to Unicode's composed form (NFC), without surrounding
     blanks. None, NaN, empty and blank text are no label.
@@ -266,7 +266,7 @@ def _holds_images(kind: pa.DataType) -> bool:
 
 
 def check_other_columns(options: ReadOptions, schema: Schema) -> None:
-    """Refuse a label column or kept columns that are not there; a label column that nobody named may be missing.
+    """Refuse missing label and kept columns. The default label column may be missing.
 
     Raises:
         ImagebeamError: without naming the input, which the caller knows.

@@ -1,4 +1,4 @@
-"""gzip, zlib, bzip2 and xz streams as files that are read forward, told by their first bytes and not by their names."""
+"""Decompress gzip, zlib, bzip2 and xz streams, detected by their first bytes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def inflate(stream: BinaryIO, keep: Callable[[memoryview], None] | None = None) 
 
 
 def content(stream: BinaryIO, is_compressed: Callable[[bytes], bool]) -> BinaryIO:
-    """A stream at its start, or what it holds where it is compressed.
+    """Return the stream, or its decompressed content if it is compressed.
 
     Args:
         stream: at its start.

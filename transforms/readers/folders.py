@@ -1,4 +1,4 @@
-"""What the names of folders tell of a record: its class, and Hive's columns (``split=train/label=cat``)."""
+"""Labels and Hive columns (``split=train/label=cat``) from folder names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files of their own, named by a listing, a manifest or a row: reference -> record."""
+"""Read image files named by a listing, a manifest or a row."""
 
 from __future__ import annotations
 

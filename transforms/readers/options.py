@@ -1,4 +1,4 @@
-"""How records are read: which columns, where labels come from, what a row may name."""
+"""The options of readers: columns, labels and allowed paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a Parquet row group without the memory that a hostile file asks for.
+"""Read the rows of a Parquet row group in bounded memory, even of a hostile file.
 
 A dictionary holds a value once that every row refers to, runs stand for any number of values, and a page inflates a
 thousand times: 20 KB of Parquet may be gigabytes in memory.

@@ -1,4 +1,4 @@
-"""A work unit -> its records, whatever the format; whatever happens, as many as were planned."""
+"""Read the records of a work unit. It always yields as many as were planned."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class _Reading:
 
 
 class _Parked:
-    """Open shards that wait for whoever reads the slice that follows; thread-safe."""
+    """Open shards kept for the reader of the next slice. Thread-safe."""
 
     def __init__(self) -> None:
         self._readings: OrderedDict[tuple[Shard, int, ReadOptions], _Reading] = OrderedDict()

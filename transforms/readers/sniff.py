@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, where its name tells nothing."""
+"""Detect a file's format by its first bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a compressed shard holds, on this machine's disk for as long as its units are read."""
+"""Keep the decompressed content of a shard in temporary files while its units are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST, _SHARE_OF_FREE_SPACE = 32 << 30, 4
 
 
 class Spool:
-    """A growing content, of which what is no longer needed is deleted; thread-safe.
+    """Bytes appended to temporary files, which are deleted once no range needs them. Thread-safe.
 
     Its files have no names, so none stays behind, however the process ends.
 
@@ -105,7 +105,7 @@ class Spool:
 
 
 class SpooledRange:
-    """A place in a spool, which keeps what follows it for as long as anything refers to it."""
+    """An offset in a spool. The bytes from it on are kept while the object exists."""
 
     def __init__(self, spool: Spool, offset: int) -> None:
         self._spool = spool
@@ -116,7 +116,7 @@ class SpooledRange:
         return Inflated(_View(self), _BUFFER)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Up to so many bytes; none at the end of what is there."""
+        """Read up to `size` bytes. Empty at the current end."""
         return self._spool._read(offset, size)
 
 

@@ -1,4 +1,4 @@
-"""Shards, slices of them, and work units: what planning passes on and readers read.
+"""Shards, slices and work units.
 
 Nothing here does I/O, and nothing here knows of Keras or Beam.
 """

@@ -172,7 +172,7 @@ def check_image(names: Iterable[str], image_column: str) -> bool:
 
 
 def several_images(stream: BinaryIO) -> tuple[str, list[str]] | None:
-    """The name of a sample that has several images and their extensions; None where none of the first few has."""
+    """Find a sample with several images among the first few: its name and the extensions. None if there is none."""
     with _open(stream, 0) as tar:
         for members in itertools.islice(_samples(tar, ReadOptions(), LeftOut()), PEEKED_RECORDS):
             images = [extension for extension, member in _by_extension(members).items() if member.is_image]

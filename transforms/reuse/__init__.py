@@ -1,1 +1,1 @@
-"""Vectors that need not be computed again: which committed parts may hold them, and the rows found there."""
+"""Reuse vectors from committed parts."""

@@ -1,4 +1,4 @@
-"""Which part of other runs holds an image, by its digest: sorted files that workers search without loading them.
+"""An index from image digests to parts of other runs: sorted files, searched without loading them.
 
 Twelve bytes a row: the first eight of the digest, and the number of the part. They are sorted in buckets on the
 launcher's disk, so that the memory this takes does not grow with the runs; whoever finds a part compares whole digests.

@@ -1,4 +1,4 @@
-"""Where the rows of a work unit may stand already: in parts of its run, and of the runs that --reuse names."""
+"""Find existing rows for a work unit, in its own run and in the runs that --reuse names."""
 
 from __future__ import annotations
 

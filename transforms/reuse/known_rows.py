@@ -1,4 +1,4 @@
-"""Vectors that need not be computed again: found in committed parts by an image's digest, or its file's version.
+"""Look up vectors in committed parts by an image's digest or its file's version.
 
 Only the vector is taken over, with what the image itself says (its size and digest): key, uri, label and kept columns
 are the new record's. Nothing is taken from a part of another spec or layout, nor from one whose images were read under
@@ -84,7 +84,7 @@ class NothingKnown:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What beside the spec decides which images become rows; stands in the footers of parts.
+    """The options beside the spec that decide which images become rows. Stored in the footers of parts.
 
     Attributes:
         max_image_pixels: images of more pixels are failures.
@@ -275,7 +275,7 @@ class PartCache:
 
 
 class RecentRows:
-    """The rows that a process has made last, up to `_RECENT_BYTES`, for equal images in other units; thread-safe."""
+    """The most recent rows of this process, up to `_RECENT_BYTES`, for equal images in other units. Thread-safe."""
 
     def __init__(self) -> None:
         self._rows: OrderedDict[str, KnownRow] = OrderedDict()

@@ -1,4 +1,4 @@
-"""Which committed parts may hold the records of a work unit, by what the parts cover: no rows are read for it.
+"""Find the committed parts that may overlap a work unit, without reading rows.
 
 When an input grows, its units are cut anew where it grew. The rows of such a unit stand in parts that cover about the
 same files, or the same range of a shard; these are found among half a million others by their bounds.

@@ -1,1 +1,1 @@
-"""A run as a whole: committing its units, reports, the manifest, the lease, clearing up, verifying."""
+"""Runs: commit units, reports, the manifest, the lease, clean-up, verification."""

@@ -1,4 +1,4 @@
-"""Work units -> parts, whatever their rows are: what is committed is skipped, what failed can be worked again."""
+"""Commit work units as Parquet parts, skipping those already committed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class UnitModel(Protocol):
 
 
 class UnitModelSource(Protocol):
-    """Whatever can give the model to a worker; it knows what the model will say of itself."""
+    """A source of the model for workers that knows its spec and dimensions."""
 
     @property
     def spec(self) -> EmbedderSpec:
@@ -163,7 +163,7 @@ class PartLayout(Protocol):
 
 @dataclass
 class CommitUnits(beam.PTransform):  # type: ignore[misc]
-    """Work units -> parts under `output`.
+    """Work units and commit them as parts under `output`.
 
     Elements in: `WorkUnit`, `UnitChain`, `UncutShard`; element out: `UnitReport`. A `Note` passes.
 

@@ -1,4 +1,4 @@
-"""The manifest: what a run did, reconciled input by input, written last of all."""
+"""The manifest: a record of the run, reconciled with its input and written last."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def sum_up_labels(reports: Iterable[UnitReport]) -> LabelCount:
 
 
 def reconcile(reports: list[UnitReport], output: str, folder: str = part_files.EMBEDDINGS) -> list[str]:
-    """Hold the reports against themselves and against what is stored; one line for each thing that does not add up."""
+    """Check the reports for consistency with each other and with storage. Returns one message per problem."""
     problems = []
     ids = Counter(report.commit.unit_id for report in reports)
     problems += [f"unit {unit_id} was reported {count} times" for unit_id, count in ids.items() if count > 1]
@@ -255,7 +255,7 @@ def sum_up_notes(notes: Iterable[Note]) -> list[dict[str, Any]]:
 
 
 def set_aside(output: str) -> None:
-    """Take the manifest away before parts may change; what it says of them is still there for the next one."""
+    """Move the manifest aside before parts change. The next manifest still reads it."""
     uri = storage.join(output, MANIFEST_FILE)
     try:
         content = storage.read_bytes(uri)
@@ -296,7 +296,7 @@ def write_manifest(
     times: Times,
     previous: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write OUT/manifest.json, and return what it holds.
+    """Write OUT/manifest.json, and return its content.
 
     Args:
         output: the run's folder.

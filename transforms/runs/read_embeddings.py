@@ -1,4 +1,4 @@
-"""`ReadEmbeddings`: the rows of a finished run, in a pipeline."""
+"""`ReadEmbeddings`: read the rows of a finished run in a pipeline."""
 
 from __future__ import annotations
 

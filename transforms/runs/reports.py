@@ -1,4 +1,4 @@
-"""Unit reports on their way from workers to whoever reconciles the run: files of JSON lines."""
+"""Pass unit reports from workers to the launcher, as files of JSON lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of a run that no unit of the input stands for any more: remove what newer parts replace, keep the rest."""
+"""Clean up parts that match no unit of the input: remove those that newer parts replace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every byte of a finished run against its manifest."""
+"""Check every file of a finished run against its manifest."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Damage:
 
 @dataclass
 class Verdict:
-    """What was looked at, and what is wrong."""
+    """The checked files and the problems found."""
 
     parts: int = 0
     rows: int = 0
@@ -96,7 +96,7 @@ def verify(output: str) -> Verdict:
 
 
 def discard(damages: list[Damage]) -> int:
-    """Remove what the run's own command makes again; how many files."""
+    """Remove the damaged files that a rerun makes again. Returns their number."""
     uris = sorted({uri for damage in damages for uri in damage.discard})
     for uri in uris:
         if storage.exists(uri):
@@ -105,7 +105,7 @@ def discard(damages: list[Damage]) -> int:
 
 
 def check_bytes(data: bytes, entry: Mapping[str, Any]) -> None:
-    """Compare a Parquet file's bytes with what the manifest says of them.
+    """Compare a Parquet file's size and digest with the manifest.
 
     Raises:
         ValueError: saying what differs.

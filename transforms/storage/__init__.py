@@ -1,4 +1,4 @@
-"""Files wherever they are: list, open, publish atomically. The only module that knows of schemes.
+"""List, open and atomically publish files on any storage. The only package that handles URI schemes.
 
 A uri is an absolute local path, or a URL such as ``gs://bucket/name``. Local files and gs:// have stores of their own
 (`transforms.storage.local`, `transforms.storage.gcs`); every other scheme goes through Beam's FileSystems
@@ -228,7 +228,7 @@ def local_file(uri: str) -> Iterator[Path]:
 
 
 def publish(uri: str, data: bytes, *, overwrite: bool = True) -> None:
-    """Make `data` the file at `uri` in one step: readers see all of it or none, whatever happens in between.
+    """Write the file at `uri` atomically: readers see all of `data` or nothing.
 
     Raises:
         FileExistsError: if there is such a file and `overwrite` is false.

@@ -1,4 +1,4 @@
-"""What a store of files is; `transforms.storage` picks one by scheme."""
+"""The interface of a file store. `transforms.storage` picks one by scheme."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def read_bytes(uri: str, version: str | None) -> bytes:
 
 
 def publish(uri: str, source: bytes | Path, overwrite: bool) -> None:
-    """Write through Beam, so that nobody sees half of it.
+    """Write through Beam, so that no reader sees a partial file.
 
     Object stores show a file once it is closed. Where there are folders (hdfs://) it is written under another name and
     renamed; what it replaces is deleted right before that, since nothing there renames over a file.

@@ -1,4 +1,4 @@
-"""What a store says of a file: its uri, size and version; and ranges of uris."""
+"""A file's uri, size and version, and ranges of uris."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def read_bytes(uri: str, version: str | None) -> bytes:
 
 
 def publish(uri: str, source: bytes | Path, overwrite: bool) -> None:
-    """Upload on the condition that nobody else changed the object meanwhile; the server checks the CRC32C.
+    """Upload if no other process has changed the object. The server checks the CRC32C.
 
     An upload whose answer got lost finds its own bytes there when it is repeated, and is done.
     """

@@ -138,7 +138,7 @@ def make_dirs(uri: str) -> None:
 
 
 def remove_leftovers(uri: str) -> None:
-    """Remove the half-written files of the folder that nobody has touched for an hour: their writers were killed."""
+    """Remove temporary files older than an hour, left by writers that were killed."""
     with contextlib.suppress(FileNotFoundError), os.scandir(uri) as entries:
         for entry in entries:
             if entry.name.startswith(TEMPORARY_PREFIX):

@@ -1,4 +1,4 @@
-"""A stored file as a stream that survives the machine's faults, and tells them from damage of its content."""
+"""A stream over a stored file that resumes after storage faults and distinguishes them from damaged content."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ResumingStream(io.BufferedIOBase):
         return True
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read up to `size` bytes; all that follow where it is negative."""
+        """Read up to `size` bytes, or all if it is negative."""
         data = cast(bytes, self._call(lambda stream: stream.read(-1 if size is None else size)))
         self._position += len(data)
         return data

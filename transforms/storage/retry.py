@@ -1,4 +1,4 @@
-"""Tell a machine's faults from a record's, and try the former again.
+"""Distinguish machine faults from bad records, and retry the former.
 
 A failure is final only if it lies in the record's own bytes or in its proven absence. Permission, credentials, network,
 time-outs, disks, memory and lost mounts are the machine's: they are tried again, and what still fails is marked so that
@@ -58,7 +58,7 @@ def is_machine_fault(error: BaseException) -> bool:
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Whether another run may succeed where this one failed: a file that was replaced is planned anew then."""
+    """Whether a later run may succeed: a replaced file is planned again by then."""
     return isinstance(error, ReplacedError) or is_machine_fault(error)
 
 
@@ -86,7 +86,7 @@ def _has_entries(folder: str) -> bool:
 
 
 class Patience:
-    """How long this process waits for what the machine refuses; thread-safe."""
+    """The budget of this process for waiting on machine faults. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

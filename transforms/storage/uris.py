@@ -1,4 +1,4 @@
-"""Uris as users write them: absolute paths and URLs, slips refused with what was probably meant."""
+"""Parse paths and URLs from users, and suggest corrections for likely mistakes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def is_local(uri: str) -> bool:
 
 
 def absolute(uri: str, exists: Callable[[str], bool] = os.path.lexists) -> str:
-    """Make what a user wrote absolute: a local path, or a URL with its scheme in lower case.
+    """Make a path or URL absolute, with its scheme in lower case.
 
     `~` is expanded, and a ``file:`` URL becomes the path it means.
 

@@ -1,4 +1,4 @@
-"""What fine-tuning does to a backbone: which layers learn, what images go through on the way, what learns with it."""
+"""Prepare a backbone for fine-tuning: frozen layers, augmentation, the head."""
 
 from __future__ import annotations
 

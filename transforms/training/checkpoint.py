@@ -1,4 +1,4 @@
-"""What an unfinished training run leaves in its output, so that the same command goes on where it was killed."""
+"""Checkpoints of training, so that the same command resumes after a kill."""
 
 from __future__ import annotations
 

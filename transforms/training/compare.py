@@ -1,4 +1,4 @@
-"""Embeddings held against each other on the same images: what a linear probe and nearest neighbours make of each."""
+"""Compare embeddings on the same images by a linear probe and nearest neighbours."""
 
 from __future__ import annotations
 

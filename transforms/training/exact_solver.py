@@ -1,4 +1,4 @@
-"""Softmax regression solved to its optimum; penalty and transform of the vectors chosen by cross-validation."""
+"""Solve softmax regression exactly, and choose its penalty and vector transform by cross-validation."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def _search_path(folds: Sequence[_Fold], transform: VectorTransform, pool: Execu
 
 
 def _smoothed(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities none of which is 0: one row of a class that a fold has not seen must not outweigh all others."""
+    """Clip probabilities above 0, so that a class missing from a fold does not dominate the loss."""
     clipped = np.maximum(probabilities, 1e-7)
     return np.asarray(clipped / clipped.sum(axis=1, keepdims=True))
 

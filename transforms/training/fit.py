@@ -1,4 +1,4 @@
-"""Keras' `fit` with early stopping, the best weights kept, and a state that survives a kill."""
+"""Run Keras' `fit` with early stopping, best weights and resumable state."""
 
 from __future__ import annotations
 

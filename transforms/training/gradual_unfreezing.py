@@ -1,4 +1,4 @@
-"""AdamW whose weights do not all begin to learn at once: layer-wise unfreezing without compiling anew."""
+"""AdamW with layer-wise unfreezing, without recompiling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dense classifier: a head on vectors, what it learns by, and the files it is saved as."""
+"""The dense classifier: build, compile and save a head on vectors."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def build_head(
 
 
 def transform_vectors(vectors: np.ndarray, transform: VectorTransform) -> np.ndarray:
-    """What `build_head`'s model does to vectors first: [n, dimension] -> the same, or [n, 2 dimension] for BOTH."""
+    """Transform vectors as `build_head`'s model does: [n, dimension] -> the same, or [n, 2 dimension] for BOTH."""
     if transform == VectorTransform.NONE:
         return vectors
     roots = np.sign(vectors) * np.sqrt(np.abs(vectors))

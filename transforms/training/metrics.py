@@ -1,4 +1,4 @@
-"""How good a classifier is on rows it has not seen, in JSON terms."""
+"""Metrics of a classifier on held-out rows, as JSON."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> list[dict[s
 
 
 def confused_pairs(pairs: Iterable[tuple[int, int]], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The pairs of true and predicted class that stand for most mistakes, the most frequent first.
+    """The pairs of true and predicted class with the most mistakes, the most frequent first.
 
     Args:
         pairs: class numbers of each row.

@@ -1,4 +1,4 @@
-"""The output of a training job: which files it holds, when it may be written, in which order it is."""
+"""The output folder of a training job: its files, checks and write order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transforms.training.head import LABELS_FILE
 
 
 class ResultFile(enum.StrEnum):
-    """Names of what a finished job leaves."""
+    """Names of the files that a finished job writes."""
 
     CLASSIFIER = "classifier.keras"
     IMAGE_CLASSIFIER = "image_classifier.keras"

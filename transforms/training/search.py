@@ -1,4 +1,4 @@
-"""A small grid of heads, each cross-validated on the training rows, through scikit-learn."""
+"""Cross-validate a small grid of heads with scikit-learn."""
 
 from __future__ import annotations
 

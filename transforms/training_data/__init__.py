@@ -1,1 +1,1 @@
-"""What training reads: labelled rows, their split, their vectors or pixels, and batches of them."""
+"""Data for training: labelled rows, splits, vectors or pixels, and batches."""

@@ -1,4 +1,4 @@
-"""Embeddings read back for training: parts of one fingerprint, their row groups, their vectors as matrices."""
+"""Read embeddings for training."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def ahead(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[
 
 
 def _part_uris(folder: str, *, allow_unfinished: bool) -> list[str]:
-    """A run's parts, held against its manifest."""
+    """List a run's parts, and check them against its manifest."""
     uris = {uri.rsplit("/", 1)[-1]: uri for _, uri in list_parts(storage.join(folder, EMBEDDINGS))}
     if not uris:
         raise ImagebeamError(

@@ -1,4 +1,4 @@
-"""Labelled images held ready for training: read and decoded once, as extract does, into one file of pixels."""
+"""Decode labelled images once, as extract does, into one file of pixels for training."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def _size(record: Record | Failure) -> int:
 
 
 def _refuse_fault(failure: Failure) -> None:
-    """Stop where the machine could not read: a model trained on what was left would be another one.
+    """Stop if the machine could not read an image, rather than train without it.
 
     Raises:
         ImagebeamError: if that is so.

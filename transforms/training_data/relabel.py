@@ -1,4 +1,4 @@
-"""Labels from a file in place of those that embeddings hold: correcting a label needs no new embedding."""
+"""Replace the labels of embeddings with those of a file."""
 
 from __future__ import annotations
 

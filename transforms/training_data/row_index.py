@@ -1,4 +1,4 @@
-"""What training must know of every row before it reads a vector: its split and its label, some bytes a row."""
+"""The label and split of every row, in a few bytes per row."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def _codes_of(values: pa.ChunkedArray, column: str) -> np.ndarray:
 
 
 class _LabelEncoder:
-    """Labels as they come -> numbers of classes, in order of the sorted names."""
+    """Encode labels as class numbers, in order of the sorted names."""
 
     def __init__(self, schema: pa.Schema, rules: LabelRules) -> None:
         kind = _check_column(schema, rules.column, "--label_column")

@@ -1,4 +1,4 @@
-"""Vectors that do not fit in memory: read from Parquet in every epoch, or from a local copy that is quicker to read."""
+"""Read vectors that do not fit in memory, from Parquet or a faster local copy."""
 
 from __future__ import annotations
 

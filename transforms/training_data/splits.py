@@ -1,4 +1,4 @@
-"""Which rows train, validate and test: decided by each image's digest, evened out where a class comes out uneven."""
+"""Split rows into train, validation and test by image digest, stratified by class."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def describe_small(counts: np.ndarray, classes: Sequence[str], split: Split) -> 
 
 
 def straddling(numbers: np.ndarray, codes: np.ndarray) -> int:
-    """How many images stand in more than one split, which only a split of the user's own can bring about."""
+    """The number of images in more than one split. Only a user-defined split can cause that."""
     kept = codes != DROPPED
     pairs = np.unique(np.stack([numbers[kept], codes[kept].astype(np.uint64)], axis=1), axis=0)
     _, splits = np.unique(pairs[:, 0], return_counts=True)

@@ -1,4 +1,4 @@
-"""Where training's vectors come from: a matrix where they fit, a store read through a shuffle pool where not."""
+"""Sources of training vectors: a matrix in memory, or a shuffled stream from disk."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _aligned(shape: tuple[int, int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StreamSource:
-    """Vectors read anew in each epoch, the next ones while the last are in use.
+    """Vectors read from disk in each epoch, prefetched.
 
     Pieces of the store are read in random order, and their rows shuffled in pools.
 

@@ -1,1 +1,1 @@
-"""One decoder for each image format, and what some of them share."""
+"""One decoder per image format."""

@@ -1,4 +1,4 @@
-"""What a frame compressed as JPEG, JPEG-LS or JPEG 2000 says of itself, before anything decodes it."""
+"""Read the headers of JPEG, JPEG-LS and JPEG 2000 frames without decoding them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stored samples of grey DICOM images -> what a screen shows: DICOM PS3.3, C.11.1 (modality) and C.11.2 (window)."""
+"""Convert stored grey DICOM samples to display values: DICOM PS3.3, C.11.1 (modality) and C.11.2 (window)."""
 
 from __future__ import annotations
 

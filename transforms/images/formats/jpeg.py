@@ -1,4 +1,4 @@
-"""JPEG by libjpeg-turbo, which is asked whether it had to guess.
+"""JPEG by libjpeg-turbo, with a check for data that it had to guess.
 
 libjpeg makes up what a file lacks and only warns of it. Pillow hides its warnings; simplejpeg raises the first of them.
 Then the file is looked at again: padding, or a missing end marker, costs no pixels, missing or damaged data does.

@@ -1,4 +1,4 @@
-"""Linear light of any range -> 8 bits, for OpenEXR and Radiance HDR."""
+"""Convert linear light of any range to 8 bits, for OpenEXR and Radiance HDR."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def show(linear: np.ndarray) -> np.ndarray:
-    """Tone mapping: 1.0 is white, what is brighter is white too, and sRGB's curve makes screen values of light.
+    """Tone mapping: clip at 1.0, which is white, and apply the sRGB curve.
 
     That is exposure 0 of OpenEXR's viewers. Exposure is not adapted to the picture: it is the photographer's, and a
     picture that fits into 0 to 1 becomes what it was before somebody made its sRGB linear. NaN is black.

@@ -24,7 +24,7 @@ _PREMULTIPLIED = 4
 
 
 def load(plugin: type[ImageFile], data: bytes, limits: Limits | None = None) -> ImageFile:
-    """Decode by one plugin of Pillow, after its header has been held against the limits."""
+    """Decode with one Pillow plugin, after checking the header against the limits."""
     source = plugin(io.BytesIO(data))
     if limits is not None:
         limits.check(*source.size)

@@ -1,4 +1,4 @@
-"""PNG by libpng, which is given the chunks that pixels need and no others.
+"""PNG by libpng, given only the chunks that pixels need.
 
 So no text, profile or time, however large or broken, costs an image or memory.
 """
@@ -44,7 +44,7 @@ class _Chunks:
 
 
 def decode(data: bytes, limits: Limits) -> Decoded:
-    """The picture of a PNG; of an animated one, what a program shows that knows no animations."""
+    """Decode a PNG. Of an animated one, decode the default image."""
     if data[12:16] == b"CgBI":
         raise ImageError("unsupported_layout", "The PNG is in Apple's own variant (CgBI), not in the standard's.")
     if data[12:16] != b"IHDR" or len(data) < 33:

@@ -1,4 +1,4 @@
-"""TIFF by tifffile, which gives samples as they are stored; what they mean is made of them here.
+"""TIFF: tifffile reads the stored samples, this module interprets them.
 
 Pillow reads TIFF too, but calls sound kinds damaged (grey of 14 bits, two channels, Lab), reads planes of 16 bits as if
 they were bytes, and lets libtiff write to the error stream.

@@ -1,4 +1,4 @@
-"""Samples of a TIFF page, as stored -> RGB."""
+"""Convert the stored samples of a TIFF page to RGB."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Decoders in processes of their own, which may crash or be ended."""
+"""Decoders in separate processes, which may crash or be killed."""

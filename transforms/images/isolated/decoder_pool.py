@@ -1,4 +1,4 @@
-"""Decoder processes as seen from the job: started when they are needed, lent to a thread, ended when they fail."""
+"""The pool of decoder processes: start, lend to threads, end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that decodes what may crash: ``python -m transforms.images.isolated.decoder_process SOCKET FILE FAMILY``.
+"""The decoder process: ``python -m transforms.images.isolated.decoder_process SOCKET FILE FAMILY``.
 
 It imports the decoders once and forks a child that works until a file makes it crash; then it says so and forks the
 next one, which takes no time. It ends when the link does, and its child with it.

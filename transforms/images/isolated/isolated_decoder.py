@@ -1,4 +1,4 @@
-"""Decode in a process of its own: whatever hostile bytes do to a decoder there costs one image, not the job.
+"""Decode in a separate process, so that a crash costs one image and not the job.
 
 A decoder in C that crashes ends its process, and one that never returns keeps its thread: neither can be caught where
 it happens. So formats of such decoders are worked in `decoder_process`, which is started when the first such image

@@ -1,4 +1,4 @@
-"""What a job and its decoder processes say to each other: JSON through a socket, and bytes in a file that they share.
+"""Messages between a job and its decoder processes: JSON on a socket, bytes in a shared file.
 
 Nothing is pickled, since the other side may be damaged. Megabytes through a socket would have both sides wait for each
 other every 200 KB.

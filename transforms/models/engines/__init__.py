@@ -1,1 +1,1 @@
-"""What runs a model: Keras on each of its backends, OpenVINO, int8, and the trial that chooses."""
+"""Inference engines: Keras on each of its backends, OpenVINO, int8, and the trial that chooses one."""

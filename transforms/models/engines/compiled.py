@@ -1,4 +1,4 @@
-"""A Keras model's compiled call on each of Keras' backends: batches of images in, NumPy vectors out."""
+"""Compile a Keras model's call on each of Keras' backends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An int8 model of an embedder: its ranges calibrated on images by NNCF, its cost measured on others."""
+"""Quantise an embedder to int8 with NNCF, and measure the cost on held-out images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Keras embedder on OpenVINO: converted once, staged as two files, loaded by workers without Keras."""
+"""Convert an embedder to OpenVINO, stage it as two files, and load it without Keras."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's outputs for any number of rows, in batches of few sizes where a size costs a compilation."""
+"""Predict any number of rows in batches of few sizes, since each size may cost a compilation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which engine and precision a machine is fastest with: a trial, since no flag of a processor tells."""
+"""Choose the fastest engine and precision by timing them on this machine."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a trial came to.
+    """The result of a trial.
 
     Attributes:
         loaded: the model, to be staged.
@@ -121,7 +121,7 @@ def choose(
     precision: Precision | None,
     images: Sequence[np.ndarray],
 ) -> Verdict:
-    """Try what is installed, and take the fastest whose vectors are right.
+    """Time the installed engines, and choose the fastest whose vectors are right.
 
     Args:
         at_precision: gives the embedder on Keras.
@@ -292,7 +292,7 @@ def calibrate(
     digests: Sequence[str],
     least_median: float,
 ) -> Verdict:
-    """Make an int8 model of an embedder, and measure what it costs and gains.
+    """Quantise an embedder to int8, and measure its accuracy and speed.
 
     Args:
         float32: the embedder on Keras.

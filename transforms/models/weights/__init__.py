@@ -1,1 +1,1 @@
-"""Weights from Keras, a seed or a file: read without executing anything, and matched with the model."""
+"""Load weights from Keras, a seed or a file, without executing code from the file."""

@@ -1,4 +1,4 @@
-"""Weights into a backbone: from Keras, from a seed, or from a file; checked by name and shape, never executed."""
+"""Load weights into a backbone, and check their names and shapes."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _load_imagenet(architecture: Architecture, build: Callable[..., keras.Model]
 
 
 def _check_buildable(build: Callable[..., keras.Model]) -> None:
-    """Raise what the architecture itself refuses, so that the download isn't blamed for it."""
+    """Raise the architecture's own errors before the download, which would be blamed for them."""
     import keras
 
     with keras.StatelessScope(initialize_variables=False):

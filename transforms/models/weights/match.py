@@ -1,4 +1,4 @@
-"""Find each weight of a model among a file's arrays, and say which layer does not fit."""
+"""Match a model's weights with the arrays of a file, and name layers that do not fit."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _is_numeric(dtype: np.dtype) -> bool:
 
 @dataclass(frozen=True)
 class _View:
-    """A way to read the file for these slots: what stands for each, and what would be left over."""
+    """One assignment of arrays to weights, and the arrays left over."""
 
     found: list[StoredArray | None]
     left_over: dict[str, StoredArray]
