@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from transforms.core.errors import StopError
+from transforms import storage
 from transforms.inputs.plan import SMALL_SHARD, chain_units, walk_shard
 from transforms.inputs.shard_index import WALKED, CutMemory
 from transforms.readers.compression import HEAD_BYTES, inflate
@@ -16,7 +16,6 @@ from transforms.readers.options import ReadOptions
 from transforms.readers.read import reader
 from transforms.readers.spool import Spool
 from transforms.readers.units import Note, PlanItem, Shard, ShardSlice, ShardUnit, UnitChain, WorkUnit
-from transforms.storage.resuming import ResumingStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +81,13 @@ def left_uncut(item: PlanItem, rows_per_unit: int, options: ReadOptions, memory:
 
     Raises:
         OSError: if `memory` cannot be used.
-        MachineError: if too many reads in a row failed.
     """
     if not isinstance(item, Shard) or item.format not in WALKED or item.file.size <= SMALL_SHARD:
         return None
     try:
-        with ResumingStream(item.file.uri, item.file.version) as source:
+        with storage.open_read(item.file.uri, item.file.version) as source:
             is_compressed = reader(item.format).is_compressed(source.read(HEAD_BYTES))
-    except StopError:
-        raise
-    except Exception:  # Cutting it will say why.
+    except Exception:  # Cutting it tries again, and reports it.
         return None
     if not is_compressed or (memory is not None and memory.is_worthwhile(item) and memory.recall(item) is not None):
         return None
