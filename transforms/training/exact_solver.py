@@ -35,6 +35,10 @@ _WORSE_BEFORE_GIVING_UP = 2
 
 _SEARCH_ITERATIONS, _FINAL_ITERATIONS = 200, 2000
 
+_FINAL_TOLERANCE = 1e-6
+"""Largest entry of the gradient at which the final fit ends. scikit-learn's 1e-4 ends it before its optimum where the
+penalty is weak."""
+
 _WORTH_THREADS = 20_000_000
 """Values of a matrix from which its products run in several threads; for smaller ones the threads mostly wait for each
 other: 300 x 512 takes ten times longer with two than with one when another process has one of the two cores."""
@@ -119,7 +123,7 @@ def solve(
     best = candidates[0]
     values = transform_vectors(vectors, best.transform)
     mean, variance = moments(StandardScaler().fit(values))
-    model = _model(balanced, _FINAL_ITERATIONS, best.inverse_penalty)
+    model = _model(balanced, _FINAL_ITERATIONS, best.inverse_penalty, _FINAL_TOLERANCE)
     with threadpool_limits(_threads(values, 1)):
         _fit(model, ((values - mean) / np.sqrt(variance)).astype(np.float64), targets)
     kernel, bias = _weights(model, classes)
@@ -228,9 +232,13 @@ def _smoothed(probabilities: np.ndarray) -> np.ndarray:
     return np.asarray(clipped / clipped.sum(axis=1, keepdims=True))
 
 
-def _model(balanced: bool, iterations: int, inverse_penalty: float = 1.0) -> LogisticRegression:
+def _model(
+    balanced: bool, iterations: int, inverse_penalty: float = 1.0, tolerance: float = 1e-4
+) -> LogisticRegression:
     weights = "balanced" if balanced else None
-    return LogisticRegression(C=inverse_penalty, class_weight=weights, max_iter=iterations, warm_start=True)
+    return LogisticRegression(
+        C=inverse_penalty, tol=tolerance, class_weight=weights, max_iter=iterations, warm_start=True
+    )
 
 
 def _fit(model: LogisticRegression, vectors: np.ndarray, targets: np.ndarray) -> None:

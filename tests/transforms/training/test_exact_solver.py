@@ -27,14 +27,14 @@ def test_model_agrees_with_scikit_learn(tmp_path, classes, balanced, transform):
     values = {"none": vectors, "root": roots, "both": np.hstack([vectors, roots])}[transform]
     scaler = StandardScaler().fit(values)
     weights = "balanced" if balanced else None
-    reference = LogisticRegression(C=solution.best.inverse_penalty, max_iter=5000, class_weight=weights)
+    reference = LogisticRegression(C=solution.best.inverse_penalty, max_iter=5000, tol=1e-6, class_weight=weights)
     reference.fit(scaler.transform(values), targets)
     head = build_head(6, classes, mean=solution.mean, variance=solution.variance, transform=transform)
     head.get_layer(LOGITS).set_weights([solution.kernel, solution.bias])
     head.save(tmp_path / "head.keras")
     loaded = keras.saving.load_model(tmp_path / "head.keras")
     expected = reference.predict_proba(scaler.transform(values))
-    assert loaded.predict(vectors, verbose=0) == pytest.approx(expected, abs=2e-3)
+    assert loaded.predict(vectors, verbose=0) == pytest.approx(expected, abs=5e-4)
 
 
 def test_constant_and_zero_features_are_harmless():
