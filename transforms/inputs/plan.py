@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 from transforms import storage
 from transforms.core.errors import StopError
@@ -46,6 +46,8 @@ SHARDS_TOGETHER = 256
 """Small shards that one worker cuts, and that may share units, at most."""
 
 _DEFAULTS = ReadOptions()
+
+Item = TypeVar("Item", bound=PlanItem)
 
 
 def plan(
@@ -190,11 +192,11 @@ def cut_shard(
     elif isinstance(item, Shard) and item.format == InputFormat.MANIFEST:
         yield from cut_manifest(item, rows_per_unit, options)
     elif isinstance(item, Shard):
-        for part in _recall_or_walk(item, rows_per_unit, options, memory):
-            yield ShardUnit((part,)) if isinstance(part, ShardSlice) else part
+        parts = recall_cuts(item, memory)
+        yield from units_of(walk_and_keep(item, rows_per_unit, options, memory) if parts is None else parts)
 
 
-def chain_units(units: Iterable[WorkUnit | Note]) -> Iterator[WorkUnit | Note | UnitChain]:
+def chain_units(units: Iterable[Item]) -> Iterator[Item | ShardUnit | UnitChain]:
     """Units that can only be reached through others of their shard, in chains that are read in one go.
 
     To reach a unit within a row group or a compressed shard, all records before it are read. A chain ends when it holds
@@ -213,7 +215,7 @@ def chain_units(units: Iterable[WorkUnit | Note]) -> Iterator[WorkUnit | Note | 
         yield _chain(waiting)
 
 
-def _is_next(chain: Sequence[ShardUnit], unit: WorkUnit | Note) -> bool:
+def _is_next(chain: Sequence[ShardUnit], unit: PlanItem) -> bool:
     """Whether a unit follows the last of a chain, which is to grow on."""
     if not isinstance(unit, ShardUnit) or len(unit.slices) > 1:
         return False
@@ -256,13 +258,35 @@ def _share_units(group: ShardGroup, rows_per_unit: int, options: ReadOptions) ->
         yield ShardUnit(tuple(slices))
 
 
-def _recall_or_walk(
-    shard: Shard, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None
-) -> Iterable[ShardSlice | Note]:
-    if memory is None or not memory.is_worthwhile(shard):
-        return walk_shard(shard, rows_per_unit, options)
-    known = memory.recall(shard)
-    return memory.keep(shard, walk_shard(shard, rows_per_unit, options)) if known is None else known
+def units_of(parts: Iterable[ShardSlice | Note]) -> Iterator[ShardUnit | Note]:
+    """A unit for each slice of a shard."""
+    return (part if isinstance(part, Note) else ShardUnit((part,)) for part in parts)
+
+
+def recall_cuts(shard: Shard, memory: CutMemory | None) -> list[ShardSlice | Note] | None:
+    """The cuts of a shard that are in the memory. None if it has to be walked.
+
+    Raises:
+        OSError: if `memory` cannot be used.
+    """
+    return memory.recall(shard) if memory is not None and memory.is_worthwhile(shard) else None
+
+
+def walk_and_keep(
+    shard: Shard,
+    rows_per_unit: int,
+    options: ReadOptions,
+    memory: CutMemory | None,
+    content: Callable[[BinaryIO], BinaryIO] = lambda stream: stream,
+) -> Iterator[ShardSlice | Note]:
+    """`walk_shard`; the cuts are kept in the memory if that is worthwhile.
+
+    Raises:
+        OSError: if `memory` cannot be used.
+        MachineError: as `cut_shard` does.
+    """
+    parts = walk_shard(shard, rows_per_unit, options, content)
+    return memory.keep(shard, parts) if memory is not None and memory.is_worthwhile(shard) else parts
 
 
 def walk_shard(

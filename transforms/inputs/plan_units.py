@@ -16,7 +16,7 @@ from transforms.core.progress import PROGRESS
 from transforms.inputs.discover import LeftOutFiles
 from transforms.inputs.plan import chain_units, cut_shard, listing_notes, plan_in_parts
 from transforms.inputs.shard_index import CutMemory
-from transforms.inputs.uncut_shards import UncutShard, left_uncut
+from transforms.inputs.uncut_shards import UncutShard, cut_unless_compressed
 from transforms.readers.options import ReadOptions
 from transforms.readers.units import ListUnit, Note, PlanItem, ShardGroup, ShardUnit, UnitChain, WorkUnit
 
@@ -101,13 +101,11 @@ def _cut(
     share: bool,
     leave_compressed: bool = False,
 ) -> Iterator[WorkUnit | UnitChain | UncutShard | Note]:
-    if leave_compressed and (uncut := left_uncut(item, rows_per_unit, options, memory)) is not None:
-        yield uncut
-        return
+    cut = cut_unless_compressed if leave_compressed else cut_shard
     items = item.shards if isinstance(item, ShardGroup) and not share else (item,)
-    units = itertools.chain.from_iterable(cut_shard(one, rows_per_unit, options, memory) for one in items)
+    units = itertools.chain.from_iterable(cut(one, rows_per_unit, options, memory) for one in items)
     for found in chain_units(units):
-        if not isinstance(found, Note):
+        if not isinstance(found, Note | UncutShard):
             count_planned(found)
         yield found
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from transforms import storage
-from transforms.inputs.plan import SMALL_SHARD, chain_units, walk_shard
+from transforms.inputs.plan import SMALL_SHARD, chain_units, cut_shard, recall_cuts, units_of, walk_and_keep
 from transforms.inputs.shard_index import WALKED, CutMemory
 from transforms.readers.compression import HEAD_BYTES, inflate
 from transforms.readers.options import ReadOptions
@@ -46,13 +46,13 @@ class UncutShard(PlanItem):
         """
         spool = Spool()
         try:
-            found = walk_shard(
+            parts = walk_and_keep(
                 self.shard,
                 self.rows_per_unit,
                 self.options,
+                self.memory,
                 lambda source: cast(BinaryIO, inflate(source, spool.append)),
             )
-            parts = iter(found if self.memory is None else self.memory.keep(self.shard, found))
             for part in parts:
                 if spool.is_full:
                     yield from _in_chains(itertools.chain([part], parts))
@@ -68,27 +68,35 @@ class UncutShard(PlanItem):
 
 def _in_chains(parts: Iterable[ShardSlice | Note]) -> Iterator[WorkUnit | Note]:
     """Units that are read from the shard itself, which is inflated again for them."""
-    units = (part if isinstance(part, Note) else ShardUnit((part,)) for part in parts)
-    for found in chain_units(units):
+    for found in chain_units(units_of(parts)):
         if isinstance(found, UnitChain):
             yield from found.units
         else:
             yield found
 
 
-def left_uncut(item: PlanItem, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None) -> UncutShard | None:
-    """Return an `UncutShard` if the item should be cut while it is read. None if it should be cut now.
+def cut_unless_compressed(
+    item: PlanItem, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None = None
+) -> Iterator[WorkUnit | Note | UncutShard]:
+    """`plan.cut_shard`, but of a large compressed shard whose cuts are not remembered an `UncutShard`.
 
     Raises:
         OSError: if `memory` cannot be used.
+        MachineError: if too many reads in a row failed.
     """
     if not isinstance(item, Shard) or item.format not in WALKED or item.file.size <= SMALL_SHARD:
-        return None
+        yield from cut_shard(item, rows_per_unit, options, memory)
+    elif (parts := recall_cuts(item, memory)) is not None:
+        yield from units_of(parts)
+    elif _is_compressed(item):
+        yield UncutShard(item, rows_per_unit, options, memory)
+    else:
+        yield from units_of(walk_and_keep(item, rows_per_unit, options, memory))
+
+
+def _is_compressed(shard: Shard) -> bool:
     try:
-        with storage.open_read(item.file.uri, item.file.version) as source:
-            is_compressed = reader(item.format).is_compressed(source.read(HEAD_BYTES))
+        with storage.open_read(shard.file.uri, shard.file.version) as source:
+            return reader(shard.format).is_compressed(source.read(HEAD_BYTES))
     except Exception:  # Cutting it tries again, and reports it.
-        return None
-    if not is_compressed or (memory is not None and memory.is_worthwhile(item) and memory.recall(item) is not None):
-        return None
-    return UncutShard(item, rows_per_unit, options, memory if memory and memory.is_worthwhile(item) else None)
+        return False

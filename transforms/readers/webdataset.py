@@ -35,7 +35,8 @@ from transforms.readers.base import (
     too_large,
 )
 from transforms.readers.columns import PEEKED_RECORDS, infer
-from transforms.readers.compression import Inflated, buffered, content, is_archive_compressed
+from transforms.readers.compression import Inflated, buffered, content
+from transforms.readers.compression import is_archive_compressed as is_compressed
 from transforms.readers.folders import class_folder
 from transforms.readers.options import ReadOptions
 from transforms.readers.units import ShardSlice
@@ -98,11 +99,6 @@ def cut(stream: BinaryIO, rows_per_unit: int, options: ReadOptions, left_out: Le
     source = content(stream, is_compressed)
     entry = 0 if isinstance(source, Inflated) else None
     return cut_at(_places(source, options, left_out), rows_per_unit, entry)
-
-
-def is_compressed(head: bytes) -> bool:
-    """By the first `HEAD_BYTES`; see `base.ShardReader`."""
-    return is_archive_compressed(head)
 
 
 def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[Record | Failure]:
