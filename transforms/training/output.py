@@ -55,7 +55,7 @@ class ClassifierFolder:
             )
 
     def claim(self, run: Mapping[str, Any]) -> bool:
-        """Begin or resume a run; raises and returns as `Checkpoint.claim`. Removes what killed runs left half written."""
+        """Begin or resume a run, as `Checkpoint.claim`, and remove what killed runs left half written."""
         storage.remove_leftovers(self.uri)
         return self.checkpoint.claim(run, overwrite=self._overwrite)
 
