@@ -6,7 +6,7 @@
 keras_predict     `model.predict` over `keras.utils.image_dataset_from_directory`, which resizes without antialiasing
 run_inference     Beam's `RunInference` with a handler of fifteen lines, images decoded by Pillow in a `Map` before it
 plain_loop        Pillow and `model.predict_on_batch` in a loop
-PyTorch           the same weights, channels last, a DataLoader (where `torch` is installed)
+PyTorch           the same weights, channels last, a DataLoader, as it is and compiled (where `torch` is installed)
 Ray Data, Daft    `map_batches` or a class with the Keras model, Parquet written (where `ray`, `daft` are installed)
 imagebeam         `imagebeam extract`, on Keras and as `--engine auto` chooses
 
