@@ -106,7 +106,7 @@ def make_model(sources: Sources, args: argparse.Namespace) -> Any:
     from transforms.training.head import build_head, compile_head
 
     hidden = units(args.hidden_units)
-    head = build_head(args.dimension, CLASSES, hidden_units=hidden, mean=sources.mean, variance=sources.variance)
+    head = build_head(args.dimension, CLASSES, hidden_units=hidden, mean=sources.mean, deviation=sources.deviation)
     return compile_head(head, steps=1)
 
 

@@ -110,7 +110,7 @@ def solve_head(
         len(lesson.counts),
         normalization=Normalization.FITTED,
         mean=solution.mean,
-        variance=solution.variance,
+        deviation=solution.deviation,
         transform=solution.best.transform,
         seed=options.seed,
     )

@@ -117,9 +117,9 @@ def _lesson(vectors: np.ndarray, index: RowIndex) -> Lesson:
         if len(rows := index.rows(split))
     }
     train = sources[Split.TRAIN]
-    mean, variance = moments(StandardScaler().fit(train.vectors))
+    mean, deviation = moments(StandardScaler().fit(train.vectors))
     return Lesson(
-        Sources(train, sources.get(Split.VALIDATION), mean, variance),
+        Sources(train, sources.get(Split.VALIDATION), mean, deviation),
         index.targets,
         index.counts[Split.TRAIN.code],
         index.multi_label,

@@ -76,7 +76,7 @@ def train_head(
         dropout=head.dropout,
         normalization=head.normalization,
         mean=sources.mean,
-        variance=sources.variance,
+        deviation=sources.deviation,
         multi_label=multi_label,
         seed=options.seed,
     )

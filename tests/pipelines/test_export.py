@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     vectors = keras.layers.GlobalAveragePooling2D()(backbone()(keras.ops.cast(pixels, "float32")))
     embedder = keras.Model(pixels, vectors, name="embedder")
     values = transform_vectors(embedder.predict_on_batch(photographs()), VectorTransform.BOTH)
-    head = build_head(8, 3, mean=values.mean(0), variance=values.var(0), transform=VectorTransform.BOTH)
+    head = build_head(8, 3, mean=values.mean(0), deviation=values.std(0), transform=VectorTransform.BOTH)
     head.set_weights([array * 3 for array in head.get_weights()])
     save(head, LABELS, folder / "classifier.keras")
     save(join(embedder, "embedding", head), LABELS, folder / "image_classifier.keras")

@@ -125,7 +125,7 @@ def _choosing_rows(targets: np.ndarray, seed: int) -> np.ndarray | None:
 
 def _predict(solution: Solution, vectors: np.ndarray) -> np.ndarray:
     values = transform_vectors(vectors, solution.best.transform)
-    logits = (values - solution.mean) / np.sqrt(solution.variance) @ solution.kernel + solution.bias
+    logits = (values - solution.mean) / solution.deviation @ solution.kernel + solution.bias
     return np.asarray(logits.argmax(axis=1))
 
 

@@ -70,7 +70,7 @@ class Solution:
         best: the candidate it was solved with.
         candidates: all that were tried, best first.
         mean: of the transformed vectors, float32 [dimension], or twice as many.
-        variance: likewise.
+        deviation: standard deviation, likewise.
         kernel: weights on the standardised vectors, float32 [length of `mean`, classes].
         bias: float32 [classes].
     """
@@ -79,7 +79,7 @@ class Solution:
     best: Candidate
     candidates: tuple[Candidate, ...]
     mean: np.ndarray
-    variance: np.ndarray
+    deviation: np.ndarray
     kernel: np.ndarray
     bias: np.ndarray
 
@@ -122,12 +122,12 @@ def solve(
     candidates = tuple(sorted(found, key=lambda candidate: candidate.log_loss))
     best = candidates[0]
     values = transform_vectors(vectors, best.transform)
-    mean, variance = moments(StandardScaler().fit(values))
+    mean, deviation = moments(StandardScaler().fit(values))
     model = _model(balanced, _FINAL_ITERATIONS, best.inverse_penalty, _FINAL_TOLERANCE)
     with threadpool_limits(_threads(values, 1)):
-        _fit(model, ((values - mean) / np.sqrt(variance)).astype(np.float64), targets)
+        _fit(model, ((values - mean) / deviation).astype(np.float64), targets)
     kernel, bias = _weights(model, classes)
-    return Solution(len(vectors), best, candidates, mean, variance, kernel, bias)
+    return Solution(len(vectors), best, candidates, mean, deviation, kernel, bias)
 
 
 def _threads(vectors: np.ndarray, at_once: int) -> int | None:
@@ -199,8 +199,8 @@ def _prepare(
     """A fold for each (rows to train on, rows left out) of a matrix [n, dimension]."""
     folds = []
     for train, rest in parts:
-        mean, variance = moments(StandardScaler().fit(values[train]))
-        inside, outside = (((values[rows] - mean) / np.sqrt(variance)).astype(np.float32) for rows in (train, rest))
+        mean, deviation = moments(StandardScaler().fit(values[train]))
+        inside, outside = (((values[rows] - mean) / deviation).astype(np.float32) for rows in (train, rest))
         model = _model(balanced, _SEARCH_ITERATIONS)
         folds.append(_Fold(model, inside, targets[train], outside, targets[rest], classes))
     return folds

@@ -74,7 +74,7 @@ def build_head(
     dropout: float = 0.0,
     normalization: Normalization = Normalization.FITTED,
     mean: np.ndarray | None = None,
-    variance: np.ndarray | None = None,
+    deviation: np.ndarray | None = None,
     transform: VectorTransform = VectorTransform.NONE,
     multi_label: bool = False,
     seed: int = 0,
@@ -86,10 +86,10 @@ def build_head(
         classes: number of outputs.
         hidden_units: widths of the hidden layers; none for softmax regression.
         dropout: share of each hidden layer's outputs that is left out while training.
-        normalization: FITTED subtracts `mean` and divides by the root of `variance`; BATCH normalises the vectors and
+        normalization: FITTED subtracts `mean` and divides by `deviation`; BATCH normalises the vectors and
             each hidden layer by batch statistics.
         mean: of what `transform` gives, for FITTED: float [dimension], or twice as many.
-        variance: likewise, none of it zero.
+        deviation: standard deviation, likewise; none of it zero.
         transform: of the vectors, before anything else.
         multi_label: sigmoids, each output for itself, instead of a softmax.
         seed: of the first weights and of dropout.
@@ -109,9 +109,9 @@ def build_head(
         values = keras.ops.concatenate([vectors, values], axis=1)
     if normalization == Normalization.FITTED:
         assert mean is not None
-        assert variance is not None
+        assert deviation is not None
         # Constants of the graph and no weights, so that they survive `clone_model`, `set_weights` and every export.
-        values = (values - mean) / np.sqrt(variance)
+        values = (values - mean) / deviation
         values = keras.layers.Activation("linear", name="normalization")(values)
     elif normalization == Normalization.BATCH:
         values = keras.layers.BatchNormalization(name="normalization")(values)

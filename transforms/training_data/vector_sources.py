@@ -133,13 +133,13 @@ class Sources:
         train: the training rows.
         validation: the validation rows; None where there are none.
         mean: of the training vectors, float32 [dimension].
-        variance: likewise; as `moments` gives them.
+        deviation: likewise; as `moments` gives them.
     """
 
     train: Source
     validation: Source | None
     mean: np.ndarray
-    variance: np.ndarray
+    deviation: np.ndarray
 
 
 def open_sources(embeddings: EmbeddingSet, index: RowIndex, max_memory_mb: int, *, local_copy: bool = True) -> Sources:
@@ -204,8 +204,11 @@ def _read_once(
 
 
 def moments(scaler: StandardScaler) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance, float32 [dimension]; the variance is 1 where a value never changes, so that one can divide."""
-    return scaler.mean_.astype(np.float32), np.square(scaler.scale_).astype(np.float32)
+    """Mean and standard deviation, float32 [dimension]. One can divide: it is 1 where a value never changes.
+
+    It is no less than the smallest normal float32, since TensorFlow takes smaller numbers for zero.
+    """
+    return scaler.mean_.astype(np.float32), np.maximum(scaler.scale_, np.finfo(np.float32).tiny).astype(np.float32)
 
 
 class EpochOrder:

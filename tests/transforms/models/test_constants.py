@@ -34,8 +34,8 @@ def embedder():
 def test_copied_classifier_predicts_the_same(embedder, transform):
     vectors = embedder.predict_on_batch(PIXELS)
     values = transform_vectors(vectors, transform)
-    mean, variance = values.mean(axis=0), values.var(axis=0)
-    head = build_head(8, 3, mean=mean, variance=variance, transform=transform)
+    mean, deviation = values.mean(axis=0), values.std(axis=0)
+    head = build_head(8, 3, mean=mean, deviation=deviation, transform=transform)
     expected = head.predict_on_batch(vectors)
     np.testing.assert_allclose(copy(head).predict_on_batch(vectors), expected, atol=1e-6)
     whole = join(embedder, "embedding", head)

@@ -29,7 +29,7 @@ def test_model_agrees_with_scikit_learn(tmp_path, classes, balanced, transform):
     weights = "balanced" if balanced else None
     reference = LogisticRegression(C=solution.best.inverse_penalty, max_iter=5000, tol=1e-6, class_weight=weights)
     reference.fit(scaler.transform(values), targets)
-    head = build_head(6, classes, mean=solution.mean, variance=solution.variance, transform=transform)
+    head = build_head(6, classes, mean=solution.mean, deviation=solution.deviation, transform=transform)
     head.get_layer(LOGITS).set_weights([solution.kernel, solution.bias])
     head.save(tmp_path / "head.keras")
     loaded = keras.saving.load_model(tmp_path / "head.keras")
@@ -42,7 +42,23 @@ def test_constant_and_zero_features_are_harmless():
     vectors[:, 0], vectors[:, 1] = 0.0, 7.5
     solution = solve(vectors, targets, np.arange(200), 3)
     assert np.isfinite(solution.kernel).all()
-    assert (solution.variance > 0).all()
+    assert (solution.deviation > 0).all()
+
+
+@pytest.mark.parametrize("factor", [1e-36, 1e-24, 1.0, 1e18, 1e30])
+def test_the_size_of_values_does_not_matter(factor):
+    """A column of another size than the others, as the saved model divides it."""
+    vectors, targets = rows()
+    expected = solve(vectors, targets, np.arange(200), 3, transforms=(VectorTransform.NONE,))
+    vectors[:, 2] *= np.float32(factor)
+    solution = solve(vectors, targets, np.arange(200), 3, transforms=(VectorTransform.NONE,))
+    assert solution.best.log_loss == pytest.approx(expected.best.log_loss, rel=1e-3)
+    heads = []
+    for found in (expected, solution):
+        heads.append(build_head(6, 3, mean=found.mean, deviation=found.deviation))
+        heads[-1].get_layer(LOGITS).set_weights([found.kernel, found.bias])
+    plain = rows()[0]
+    assert heads[1].predict(vectors, verbose=0) == pytest.approx(heads[0].predict(plain, verbose=0), abs=1e-3)
 
 
 def test_equal_images_are_left_out_together():
@@ -59,7 +75,7 @@ def test_equal_images_are_left_out_together():
 def test_class_without_rows_is_never_predicted():
     vectors, targets = rows(classes=2)
     solution = solve(vectors, targets * 2, np.arange(200), 3)
-    logits = (transform_vectors(vectors, solution.best.transform) - solution.mean) / np.sqrt(solution.variance)
+    logits = (transform_vectors(vectors, solution.best.transform) - solution.mean) / solution.deviation
     assert set((logits @ solution.kernel + solution.bias).argmax(axis=1)) == {0, 2}
 
 

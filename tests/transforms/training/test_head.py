@@ -34,8 +34,8 @@ def test_softmax_regression_equals_its_formula():
 
 def test_normalization_equals_standard_scaler():
     scaler = StandardScaler().fit(VECTORS)
-    mean, variance = moments(scaler)
-    head = build_head(6, 3, mean=mean, variance=variance)
+    mean, deviation = moments(scaler)
+    head = build_head(6, 3, mean=mean, deviation=deviation)
     normalized = keras.Model(head.input, head.get_layer("normalization").output).predict_on_batch(VECTORS)
     assert normalized == pytest.approx(scaler.transform(VECTORS), abs=1e-5)
 
@@ -43,8 +43,8 @@ def test_normalization_equals_standard_scaler():
 def test_constant_feature_is_harmless():
     still = VECTORS.copy()
     still[:, 2] = 0.5
-    mean, variance = moments(StandardScaler().fit(still))
-    head = build_head(6, 3, mean=mean, variance=variance)
+    mean, deviation = moments(StandardScaler().fit(still))
+    head = build_head(6, 3, mean=mean, deviation=deviation)
     normalized = keras.Model(head.input, head.get_layer("normalization").output)
     assert np.abs(normalized.predict_on_batch(VECTORS)).max() < 20
 
@@ -156,8 +156,8 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("transforms",
 
 
 def test_a_saved_classifier_opens_in_plain_keras_and_knows_its_labels(tmp_path):
-    mean, variance = moments(StandardScaler().fit(np.random.default_rng(1).normal(size=(9, 6))))
-    head = build_head(6, 3, mean=mean, variance=variance, hidden_units=(4,), dropout=0.3)
+    mean, deviation = moments(StandardScaler().fit(np.random.default_rng(1).normal(size=(9, 6))))
+    head = build_head(6, 3, mean=mean, deviation=deviation, hidden_units=(4,), dropout=0.3)
     joined = join(image_embedder(["embedding"]), "embedding", head)
     images = np.random.default_rng(0).integers(256, size=(4, 8, 8, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)

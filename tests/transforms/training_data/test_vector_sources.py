@@ -65,12 +65,12 @@ def test_validation_rows_larger_than_memory_are_streamed(tmp_path):
     assert np.array_equal(found, vectors[rows])
 
 
-def test_mean_and_variance_are_those_of_the_training_rows(opened, sources):
+def test_mean_and_deviation_are_those_of_the_training_rows(opened, sources):
     vectors, _, index = opened
     train = vectors[index.rows(Split.TRAIN)].astype(np.float64)
     assert sources.mean == pytest.approx(train.mean(axis=0), rel=1e-4, abs=1e-6)
-    assert sources.variance[5] == 1
-    assert np.delete(sources.variance, 5) == pytest.approx(np.delete(train.var(axis=0), 5), rel=1e-4)
+    assert sources.deviation[5] == 1
+    assert np.delete(sources.deviation, 5) == pytest.approx(np.delete(train.std(axis=0), 5), rel=1e-4)
 
 
 def test_every_epoch_has_each_row_once_in_an_order_of_its_own(opened, sources):
