@@ -137,7 +137,7 @@ def run(options: FinetuneOptions) -> TrainResult:
             ResultFile.CONFUSION: evaluation.confusion,
         }
         output.publish(files, summary)
-    _print_compared(summary)
+    _print_compared(summary, learned=learns)
     return conclude(summary, output.uri, options.classifier.assert_accuracy_at_least)
 
 
@@ -181,7 +181,7 @@ def _compare(first: FirstPhase, predictions: Path, *, learns: bool) -> list[dict
     return [{"method": name, **describe(answers, ours)} for name, answers in methods.items()]
 
 
-def _print_compared(summary: dict[str, Any]) -> None:
+def _print_compared(summary: dict[str, Any], *, learned: bool) -> None:
     from pipelines.training.accuracy_table import accuracy_cell, difference_cell, print_accuracies
 
     found = summary["compared"]
@@ -196,11 +196,12 @@ def _print_compared(summary: dict[str, Any]) -> None:
         ],
         f"On the same {summary['rows'][split]:,} {split} images; intervals of 95 %",
     )
-    best = max(found, key=lambda one: float(one["accuracy"]))
-    if best["accuracy"] > found[0]["accuracy"]:
+    better = [one for one in found if one["difference_interval_95"][0] > 0]
+    if better and learned:
+        best = max(better, key=lambda one: float(one["accuracy"]))
         say(
-            f"WARNING: the {best['method']} is right more often than the model that was tuned. More images, another "
-            "--learning_rate or more frozen layers may help; else take imagebeam train"
+            f"WARNING: {best['method']}: right more often than the tuned model, beyond chance. More images, "
+            "another --learning_rate or more frozen layers may help; else take imagebeam train"
         )
 
 

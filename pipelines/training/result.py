@@ -112,8 +112,11 @@ def conclude(metrics: dict[str, Any], output: str, least_accuracy: float | None)
     epochs = ""
     if "epochs" in training:
         epochs = f", {training['epochs']} epochs, the weights of epoch {training['best_epoch']}"
+    measure = "Accuracy"
+    if "label_accuracy" in metrics:
+        measure = f"Label accuracy {metrics['label_accuracy']:.4f}; rows with all labels right:"
     say(
-        f"Accuracy {accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) on {count:,} {split} rows, baseline "
+        f"{measure} {accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) on {count:,} {split} rows, baseline "
         f"{metrics['baseline']['accuracy']:.4f}; macro F1 {metrics['macro_f1']:.4f}, log loss "
         f"{metrics['log_loss']:.4f}; {training['seconds']:,.1f} s{epochs}"
     )

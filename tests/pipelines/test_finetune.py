@@ -65,6 +65,18 @@ def test_result_is_compared_with_probe_and_neighbours(folder, capsys):
     assert linear["difference"] == pytest.approx(linear["accuracy"] - tuned["accuracy"])
 
 
+@pytest.mark.parametrize(("low", "learned", "warned"), [(0.01, True, True), (-0.01, True, False), (0.01, False, False)])
+def test_only_a_model_that_is_certainly_worse_than_its_probe_is_warned_of(low, learned, warned, capsys):
+    def method(name, accuracy, interval):
+        found = {"accuracy": accuracy, "interval_95": (0.1, 0.9)}
+        return {"method": name, **found, "difference": accuracy - 0.5, "difference_interval_95": interval}
+
+    compared = [method("fine-tuned", 0.5, (0, 0)), method("linear probe", 0.6, (low, 0.3))]
+    summary = {"compared": compared, "evaluated_on": "test", "rows": {"test": 40}}
+    finetune_job._print_compared(summary, learned=learned)
+    assert ("WARNING: linear probe" in capsys.readouterr().err) == warned
+
+
 def weights_of(model):
     return {layer.name: [array.tobytes() for array in layer.get_weights()] for layer in model.layers if layer.weights}
 

@@ -332,7 +332,7 @@ def test_missing_embedder_is_noticed_before_training(blob_set, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_several_labels_per_row(tmp_path):
+def test_several_labels_per_row(tmp_path, capsys):
     random = np.random.default_rng(0)
     truth = random.random((500, 3)) < 0.4
     vectors = (truth @ random.normal(size=(3, 8)) * 4 + random.normal(size=(500, 8))).astype(np.float32)
@@ -343,6 +343,8 @@ def test_several_labels_per_row(tmp_path):
     fit = dataclasses.replace(QUICK, epochs=15, balance_classes=True)
     metrics = run(options(folder, tmp_path / "out", rows=rows, fit=fit)).metrics
     assert metrics["label_accuracy"] > 0.9
+    measures = f"Label accuracy {metrics['label_accuracy']:.4f}; rows with all labels right: {metrics['accuracy']:.4f} "
+    assert measures in capsys.readouterr().err
     table = pq.read_table(tmp_path / "out" / "predictions.parquet")
     keys = [int(key.removeprefix("key-")) for key in table["key"].to_pylist()]
     assert table["label"].to_pylist() == [tags[key] for key in keys]
