@@ -7,12 +7,11 @@ import io
 import lzma
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, Protocol, cast
 
 _GZIP = b"\x1f\x8b"
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
-_BZIP2_START = b"BZh"
 _XZ = b"\xfd7zXZ\0"
 _CHUNK = 1 << 20
 
@@ -63,7 +62,7 @@ def content(stream: BinaryIO, is_compressed: Callable[[bytes], bool]) -> BinaryI
     """
     if isinstance(stream, Inflated):
         return cast(BinaryIO, stream)
-    head = stream.read(HEAD_BYTES)
+    head = buffered(stream, HEAD_BYTES).read(HEAD_BYTES)  # One read of the stream may give less.
     stream.seek(0)
     return cast(BinaryIO, inflate(stream)) if is_compressed(head) else stream
 
@@ -153,9 +152,9 @@ class _Inflater(io.RawIOBase):
             if not chunk:
                 return False
             rest = chunk if is_first else chunk.lstrip(b"\0")
-        if not is_first and not rest.startswith((_GZIP[:1], _BZIP2_START[:1], _XZ[:1])):
+        if not is_first and rest[:1] not in (_GZIP[:1], *_FORMATS):
             raise zlib.error("something else follows the compressed stream")
-        self._decompressor = _decompressor(rest)
+        self._decompressor = _FORMATS.get(rest[:1], _Zlib)()
         self._rest = rest
         return True
 
@@ -197,7 +196,6 @@ class _Zlib:
         return self._object.decompress(data or self._object.unconsumed_tail, max_length)
 
 
-def _decompressor(head: bytes) -> _Decompressor:
-    if head.startswith(_BZIP2_START):
-        return bz2.BZ2Decompressor()
-    return lzma.LZMADecompressor() if head.startswith(_XZ) else _Zlib()
+
+_FORMATS: Mapping[bytes, Callable[[], _Decompressor]] = {b"B": bz2.BZ2Decompressor, _XZ[:1]: lzma.LZMADecompressor}
+"""By the first byte, which tells them from gzip and zlib: a read may end behind it."""
