@@ -151,7 +151,7 @@ def _open_run(patterns: Sequence[str], options: InputOptions, output: OutputOpti
 def _in_known_order(patterns: set[str], output: str) -> tuple[str, ...]:
     """A collection has no order, but a run's input has: that of an earlier attempt, else the alphabet's."""
     try:
-        before = json.loads(storage.read_bytes(storage.join(output, run_folder.RUN_FILE)))["input"]
+        before = json.loads(storage.read_bytes(storage.join(output, manifest.RUN_FILE)))["input"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         before = []
     return tuple(before) if set(before) == patterns else tuple(sorted(patterns))

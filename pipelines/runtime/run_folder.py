@@ -22,7 +22,6 @@ from transforms.runs import lease, manifest
 if TYPE_CHECKING:
     pass
 
-RUN_FILE = "run.json"
 _CUTS = "plan"
 _GENERATION = "generation"
 _PART_FOLDERS = (part_files.EMBEDDINGS, part_files.PREDICTIONS, part_files.FAILURES)
@@ -96,8 +95,8 @@ def claim_output(options: OutputOptions, source: Described, parts: str = part_fi
         parts: see `RunFolder`.
 
     Raises:
-        ImagebeamError: naming what differs from the run the folder holds, or a file in it that no run wrote, or who
-            else is working on it, or why the folder cannot be written.
+        ImagebeamError: naming what differs from the run the folder holds, or a file in it that no run wrote, or that
+            it holds a classifier, or who else is working on it, or why the folder cannot be written.
         JobError: if the folder cannot be written, and not for what the user gave.
     """
     with contextlib.ExitStack() as stack:
@@ -144,7 +143,7 @@ def _usable(options: OutputOptions) -> Iterator[None]:
 
 def _write_run(folder: RunFolder) -> None:
     content = {**folder.run, **({_GENERATION: folder.generation} if folder.generation else {})}
-    uri = storage.join(folder.output, RUN_FILE)
+    uri = storage.join(folder.output, manifest.RUN_FILE)
     with contextlib.suppress(ImagebeamError):  # One that cannot be understood is written anew.
         if _read_json(uri) == content:
             return
@@ -158,7 +157,14 @@ def check_output(options: OutputOptions, source: Described, parts: str = part_fi
         ImagebeamError: as `claim_output`.
         OSError: if the folder cannot be read.
     """
+    from transforms.training.output import holds_classifier
+
     output = storage.absolute(options.output)
+    if holds_classifier(output):
+        raise ImagebeamError(
+            f"{output} holds a classifier of train or finetune, whose files a run would mix with its own. Choose "
+            "another --output."
+        )
     run = {
         **source.describe(),
         "rows_per_unit": options.rows_per_unit,
@@ -176,7 +182,9 @@ def check_output(options: OutputOptions, source: Described, parts: str = part_fi
     has_parts = next(part_files.list_parts(folder), None) is not None
     before = _read_run(output)
     if before is None and has_parts:
-        raise ImagebeamError(f"{folder} holds parts, but no {RUN_FILE} says of which run. Choose another --output.")
+        raise ImagebeamError(
+            f"{folder} holds parts, but no {manifest.RUN_FILE} says of which run. Choose another --output."
+        )
     generation = (before or {}).pop(_GENERATION, "")
     different = [
         line
@@ -212,7 +220,7 @@ def _read_run(output: str) -> dict[str, Any] | None:
         ImagebeamError: if run.json cannot be understood, and there is no manifest.
     """
     try:
-        run = _read_json(storage.join(output, RUN_FILE))
+        run = _read_json(storage.join(output, manifest.RUN_FILE))
     except ImagebeamError:
         if (run := _run_of_manifest(output)) is None:
             raise
@@ -230,7 +238,7 @@ def _run_of_manifest(output: str) -> dict[str, Any] | None:
 
 def read_run(folder: RunFolder) -> RunFolder:
     """The folder with what its run.json says of the run; of a job that describes itself only where it runs."""
-    run = _read_json(storage.join(folder.output, RUN_FILE)) or dict(folder.run)
+    run = _read_json(storage.join(folder.output, manifest.RUN_FILE)) or dict(folder.run)
     generation = run.pop(_GENERATION, folder.generation)
     return dataclasses.replace(folder, run=run, generation=generation)
 
@@ -256,7 +264,7 @@ def open_output_apart(options: OutputOptions, patterns: Iterable[str]) -> None:
         storage.join(output, name)
         for name in (
             *(f"{folder}/part-0123456789abcdef.parquet" for folder in _PART_FOLDERS),
-            *(RUN_FILE, manifest.MANIFEST_FILE, "report.html", f"{_CUTS}/0123456789abcdef.json"),
+            *(manifest.RUN_FILE, manifest.MANIFEST_FILE, "report.html", f"{_CUTS}/0123456789abcdef.json"),
         )
     ]
     for pattern in patterns:

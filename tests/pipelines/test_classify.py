@@ -340,6 +340,31 @@ class TestErrors:
         assert extract(folder / "images", labelled) == 2
         assert "holds another run" in error_of(capfd)
 
+    @pytest.mark.parametrize("job", ["images", "vectors", "extract"])
+    @pytest.mark.parametrize("holds", ["classifier.keras", "checkpoint-run.json"])
+    def test_no_run_writes_into_a_classifiers_folder(self, folder, tmp_path, capfd, holds, job):
+        """One that is finished, or one whose training goes on where it stopped."""
+        for path in (folder / "trained").iterdir() if holds == "classifier.keras" else ():
+            shutil.copy(path, tmp_path)
+        (tmp_path / holds).touch()
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        if job == "extract":
+            assert extract(folder / "images", tmp_path, "--overwrite") == 2
+        else:
+            source = ["--input", folder / "images"] if job == "images" else ["--embeddings", folder / "run"]
+            assert classify(*source, "--overwrite", folder=folder, output=tmp_path) == 2
+        assert f"{tmp_path} holds a classifier of train or finetune" in error_of(capfd)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    @pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+    @pytest.mark.parametrize("run", ["run", "labelled"])
+    def test_no_classifier_is_written_into_a_runs_folder(self, folder, labelled, capfd, run, flags):
+        before = sorted((folder / run).iterdir())
+        arguments = ["--embeddings", str(folder / "run"), "--output", str(folder / run), *flags]
+        assert run_job("train", arguments) == 2
+        assert f"{folder / run} holds a run of extract or classify (run.json)" in error_of(capfd)
+        assert sorted((folder / run).iterdir()) == before
+
     def test_refuses_images_without_the_image_classifier(self, folder, tmp_path, capfd):
         shutil.copytree(folder / "trained", tmp_path / "trained")
         (tmp_path / "trained" / "image_classifier.keras").unlink()

@@ -30,10 +30,12 @@ from transforms.readers.units import Note
 from transforms.reuse.neighbours import bounds
 
 MANIFEST_FILE = "manifest.json"
+RUN_FILE = "run.json"
+"""Says what makes two runs the same; it is there from the start of a run on."""
 PREVIOUS_FILE = "manifest.previous.json"
 """The manifest before, while a run is under way."""
 
-_DESCRIPTIONS = ("run.json", "model/spec.json")
+_DESCRIPTIONS = (RUN_FILE, "model/spec.json")
 
 _HASHED_AT_ONCE = 4
 

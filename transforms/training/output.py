@@ -10,6 +10,7 @@ from typing import Any
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError
+from transforms.runs.manifest import MANIFEST_FILE, RUN_FILE
 from transforms.training.checkpoint import Checkpoint
 from transforms.training.head import LABELS_FILE
 
@@ -28,6 +29,16 @@ class ResultFile(enum.StrEnum):
     """Published last: without it the other files are not those of a finished run."""
 
 
+def holds_classifier(uri: str) -> bool:
+    """Whether a training job finished, or is unfinished, in a folder (`METRICS` is no sign: classify has one too).
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    names = (ResultFile.CLASSIFIER, ResultFile.IMAGE_CLASSIFIER)
+    return any(storage.exists(storage.join(uri, name)) for name in names) or Checkpoint(uri).exists()
+
+
 class ClassifierFolder:
     """A job's output folder.
 
@@ -40,13 +51,20 @@ class ClassifierFolder:
         checkpoint: the state of an unfinished run.
 
     Raises:
-        ImagebeamError: if the folder holds results, and neither belongs to an unfinished run nor may be replaced.
+        ImagebeamError: if the folder holds results, and neither belongs to an unfinished run nor may be replaced; or
+            if it is that of a run of extract or classify, which none may replace.
     """
 
     def __init__(self, uri: str, *, overwrite: bool) -> None:
         self.uri = storage.absolute(uri)
         self.checkpoint = Checkpoint(self.uri)
         self._overwrite = overwrite
+        for name in (RUN_FILE, MANIFEST_FILE):
+            if storage.exists(storage.join(self.uri, name)):
+                raise ImagebeamError(
+                    f"{self.uri} holds a run of extract or classify ({name}), whose files a classifier would mix with "
+                    "its own. Choose another --output."
+                )
         there = [name for name in ResultFile if storage.exists(storage.join(self.uri, name))]
         if there and not overwrite and not self.checkpoint.exists():
             raise ImagebeamError(
