@@ -166,7 +166,7 @@ def _load(options: PlanOptions, folder: RunFolder | None, images: list[np.ndarra
     if folder is not None and held is not None and drawn:
         model_staging.check_spec(folder, held, config.spec(held.weights_sha256, held.graph_sha256))
     if staged is not None and held is not None and held.calibration is not None:
-        return staged.load()
+        return loader.settle(staged).load()
     if weights == "imagenet" and drawn:
         config = dataclasses.replace(config, weights="none")
     verdict = loader.try_out(config, images or None)

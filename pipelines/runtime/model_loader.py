@@ -56,14 +56,19 @@ class ModelLoader:
 
         Args:
             held: the spec of the run's embeddings or of its staged model.
+
+        Raises:
+            ImagebeamError: if there is no int8 model where one is to be taken from.
         """
         config = self.model.config()
         if held is None:
             return config
         if self.model.precision == PrecisionChoice.AUTO and held.precision != Precision.INT8:
             config = dataclasses.replace(config, precision=held.precision)
-        if config.precision == Precision.INT8 and not self.engine.int8_model:
-            config = dataclasses.replace(config, calibration=held.calibration)
+        if config.precision == Precision.INT8:
+            lender = self.engine.int8_model
+            calibration = _read_lent(lender).spec.calibration if lender else held.calibration
+            config = dataclasses.replace(config, calibration=calibration)
         return config
 
     def load(self, config: EmbedderConfig, *, settled: bool = False) -> LoadedModel:
@@ -113,11 +118,15 @@ class ModelLoader:
         """A model that was staged before, with the engine that is asked for now; what a trial chose stays.
 
         Raises:
-            ImagebeamError: if the engine that was asked for does not run it.
+            ImagebeamError: if the engine that was asked for does not run it, or an int8 model costs more than is
+                allowed now.
             OSError: if it cannot be stored.
         """
         asked = self.engine.engine
-        if asked in (Engine.AUTO, staged.engine.name) or staged.spec.precision == Precision.INT8:
+        if staged.spec.precision == Precision.INT8:
+            self._check_recorded(staged)
+            return staged
+        if asked in (Engine.AUTO, staged.engine.name):
             return staged
         if asked == Engine.KERAS:
             return stage_engine(staged, StagedEngine(asked, asked, "asked for"))
@@ -153,7 +162,7 @@ class ModelLoader:
     ) -> Verdict:
         float32, spec = at_precision(Precision.FLOAT32), at_precision(Precision.INT8).spec
         if self.engine.int8_model:
-            return _take_int8(self.engine.int8_model, float32, spec)
+            return self._take_int8(self.engine.int8_model, float32, spec, images)
         if images is not None:
             digests = [str(number) for number in range(len(images))]
         elif self.source is None:
@@ -166,6 +175,40 @@ class ModelLoader:
             images, digests = drawn.images, drawn.digests
         say(f"Calibrating an int8 model on {len(images) // 2:,} images of the input, measuring it on as many")
         return trial.calibrate(float32, spec, images, digests, self.engine.int8_min_cosine)
+
+    def _take_int8(
+        self, folder: str, float32: Embedder, spec: EmbedderSpec, images: list[np.ndarray] | None
+    ) -> Verdict:
+        """The int8 model of an earlier run, whose float32 model must be this one, measured on this input.
+
+        Raises:
+            ImagebeamError: naming what differs; or if there is none, or it costs too much on this input.
+        """
+        trial.require_openvino("--precision int8")
+        staged = _read_lent(folder)
+        spec = dataclasses.replace(spec, calibration=staged.spec.calibration)
+        if differences := staged.spec.differences(spec):
+            raise ImagebeamError(
+                f"The int8 model in {folder} is of another model ({'; '.join(differences)}). Give the same flags, or "
+                "calibrate one on this input."
+            )
+        model, converted = staged.load_converted()
+        engine = dataclasses.replace(staged.engine, reason=f"the int8 model of {staged.folder}")
+        loaded = LoadedModel(Embedder(spec, float32.model), engine, converted)
+        if images is None and self.source is None:
+            return Verdict(loaded, model, ("What int8 costs is not measured: the input is not known yet",))
+        if images is None:
+            images = self._draw(lambda _: float32, int8.IMAGES)
+        return trial.measure_int8(loaded, model, images, self.engine.int8_min_cosine)
+
+    def _check_recorded(self, staged: StagedModel) -> None:
+        """Refuse an int8 model whose cost, as measured before the run's first start, is above what is allowed now."""
+        cost = staged.engine.trial.get("int8", {})
+        if (median := cost.get("median_cosine")) is not None:
+            told = (
+                f"cosine {median:.5f} in the median, measured on {cost['images']} images before the run's first start"
+            )
+            int8.check_median(median, told, self.engine.int8_min_cosine)
 
     def _draw(
         self, at_precision: Callable[[Precision], Embedder], count: int, least_bytes: int = 0
@@ -246,24 +289,15 @@ def _noise(size: tuple[int, int] | None) -> list[np.ndarray]:
     return [random.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(trial.BATCH)]
 
 
-def _take_int8(folder: str, float32: Embedder, spec: EmbedderSpec) -> Verdict:
-    """The int8 model of an earlier run, whose float32 model must be this one.
+def _read_lent(folder: str) -> StagedModel:
+    """The int8 model of an earlier run, not loaded.
 
     Raises:
-        ImagebeamError: naming what differs, or where there is none.
+        ImagebeamError: if there is none.
     """
-    trial.require_openvino("--precision int8")
     staged = read_staged(storage.join(storage.absolute(folder), "model"))
     if staged is None or staged.spec.calibration is None:
         raise ImagebeamError(
             f"There is no int8 model in {folder}/model. --int8_model is the --output of a run with --precision int8."
         )
-    spec = dataclasses.replace(spec, calibration=staged.spec.calibration)
-    if differences := staged.spec.differences(spec):
-        raise ImagebeamError(
-            f"The int8 model in {folder} is of another model ({'; '.join(differences)}). Give the same flags, or "
-            "calibrate one on this input."
-        )
-    model, converted = staged.load_converted()
-    engine = dataclasses.replace(staged.engine, reason=f"the int8 model of {staged.folder}")
-    return Verdict(LoadedModel(Embedder(spec, float32.model), engine, converted), model, ())
+    return staged

@@ -121,6 +121,68 @@ def test_int8_run_resumes_and_its_model_serves_other_runs(photos, tmp_path, caps
 
 
 @needs_openvino
+def test_lent_int8_model_is_measured_on_the_input(photos, tmp_path, capsys):
+    assert run(photos, tmp_path / "out", "--precision", "int8", "--int8_min_cosine", "0.9") == 0
+    lender = manifest(tmp_path / "out")["engine"]["trial"]["int8"]
+    few = small_images(tmp_path / "few", 9)
+    lent = ("--precision", "int8", "--int8_model", str(tmp_path / "out"))
+    assert run(few, tmp_path / "float32") == 0
+    capsys.readouterr()
+    assert run(few, tmp_path / "lent", *lent, "--int8_min_cosine", "0.5") == 0
+    exact, approximate = embeddings(tmp_path / "float32"), embeddings(tmp_path / "lent")
+    cosines = [
+        float(one @ exact[key] / np.linalg.norm(one) / np.linalg.norm(exact[key])) for key, one in approximate.items()
+    ]
+    recorded = manifest(tmp_path / "lent")["engine"]["trial"]["int8"]
+    assert recorded["images"] == 9
+    assert recorded["median_cosine"] == pytest.approx(np.median(cosines), abs=1e-6)
+    assert recorded["lowest_cosine"] == pytest.approx(min(cosines), abs=1e-6)
+    assert recorded["median_cosine"] != lender["median_cosine"]
+    assert f"on 9 images of the input: cosine {np.median(cosines):.5f} in the median" in capsys.readouterr().err
+
+    assert run(few, tmp_path / "refused", *lent, "--int8_min_cosine", "0.9999999") == 2
+    assert "int8 costs too much: int8 against float32, on 9 images of the input" in capsys.readouterr().err
+    assert not (tmp_path / "refused" / "embeddings").exists()
+
+    assert run(photos, tmp_path / "again", *lent, "--int8_min_cosine", "0.9") == 0
+    again = manifest(tmp_path / "again")["engine"]["trial"]["int8"]
+    assert again["images"] == lender["images"]  # The same images measure.
+    assert again["median_cosine"] == pytest.approx(lender["median_cosine"], abs=1e-5)
+
+
+@needs_openvino
+def test_lent_int8_model_without_images_to_measure_it_says_so(photos, tmp_path, capsys):
+    assert run(photos, tmp_path / "out", "--precision", "int8", "--int8_min_cosine", "0.9") == 0
+    one = small_images(tmp_path / "one", 1)
+    assert run(one, tmp_path / "lent", "--precision", "int8", "--int8_model", str(tmp_path / "out")) == 0
+    assert "What int8 costs is not measured: 1 image of the input can be decoded" in capsys.readouterr().err
+
+
+@needs_openvino
+def test_rerun_of_int8_is_held_to_what_was_measured_before_it(photos, tmp_path, capsys):
+    def again(output, *flags):
+        code = run(photos, output, "--precision", "int8", *flags)
+        return code, capsys.readouterr().err
+
+    int8 = ("--int8_min_cosine", "0.9")
+    assert again(tmp_path / "out", *int8)[0] == 0
+    median = manifest(tmp_path / "out")["engine"]["trial"]["int8"]["median_cosine"]
+    before = embeddings(tmp_path / "out")
+    next((tmp_path / "out" / "embeddings").iterdir()).unlink()
+    code, told = again(tmp_path / "out", "--int8_min_cosine", "0.9999999")
+    assert code == 2
+    assert f"int8 costs too much: cosine {median:.5f} in the median" in told
+    assert "--int8_min_cosine is 0.9999999" in told
+    assert again(tmp_path / "out", *int8)[0] == 0
+    assert embeddings(tmp_path / "out").keys() == before.keys()
+
+    lent = ("--int8_model", str(tmp_path / "out"))
+    assert again(tmp_path / "lent", *int8, *lent)[0] == 0
+    assert again(tmp_path / "lent", *int8, *lent)[0] == 0
+    assert again(tmp_path / "lent", *lent, "--int8_min_cosine", "0.9999999")[0] == 2
+
+
+@needs_openvino
 def test_a_classifier_of_int8_vectors_has_no_image_classifier(photos, tmp_path, capsys):
     assert run(photos, tmp_path / "out", "--precision", "int8", "--int8_min_cosine", "0.9") == 0
     assert run_job("train", ["--embeddings", str(tmp_path / "out"), "--output", str(tmp_path / "head")]) == 0

@@ -196,6 +196,5 @@ class _Zlib:
         return self._object.decompress(data or self._object.unconsumed_tail, max_length)
 
 
-
 _FORMATS: Mapping[bytes, Callable[[], _Decompressor]] = {b"B": bz2.BZ2Decompressor, _XZ[:1]: lzma.LZMADecompressor}
 """By the first byte, which tells them from gzip and zlib: a read may end behind it."""

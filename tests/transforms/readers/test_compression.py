@@ -6,6 +6,7 @@ import io
 import lzma
 import random
 import zlib
+from collections.abc import Callable
 
 import pytest
 
@@ -14,8 +15,8 @@ from transforms.readers.compression import content, inflate, is_archive_compress
 
 READ = 256
 
-COMPRESS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
-DECOMPRESS = {"gz": gzip.decompress, "bz2": bz2.decompress, "xz": lzma.decompress}
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.decompress, "bz2": bz2.decompress, "xz": lzma.decompress}
 
 
 class Trickle(io.BytesIO):

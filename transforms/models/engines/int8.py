@@ -44,6 +44,31 @@ class Cost:
     lowest_cosine: float
     neighbours_kept: float
 
+    def describe(self) -> str:
+        """In words: "100 images of the input: cosine 0.99981 in the median, ..."."""
+        return (
+            f"{self.images} images of the input: cosine {self.median_cosine:.5f} in the median, "
+            f"{self.lowest_cosine:.5f} at the lowest; {self.neighbours_kept:.1%} of the ten nearest neighbours stay"
+        )
+
+
+def check_median(median_cosine: float, told: str, least: float) -> None:
+    """Refuse an int8 model that costs too much.
+
+    Args:
+        median_cosine: what was measured.
+        told: the same in words, and on which images.
+        least: that it must reach.
+
+    Raises:
+        ImagebeamError: if it is lower, or no number.
+    """
+    if not median_cosine >= least:
+        raise ImagebeamError(
+            f"int8 costs too much: {told}. --int8_min_cosine is {least}. Choose another --precision, or a lower "
+            "--int8_min_cosine."
+        )
+
 
 def measure(exact: Vectors, approximate: Vectors) -> Cost:
     """Compare vectors of the same images; of several columns, the worse figure counts.

@@ -17,6 +17,7 @@ from transforms.core.digests import joint_sha256
 from transforms.core.engines import Engine
 from transforms.core.errors import ImagebeamError, last_line
 from transforms.core.spec import Calibration, EmbedderSpec, Precision
+from transforms.core.text import counted
 from transforms.models.embedder import Embedder
 from transforms.models.engines import int8, openvino_model
 from transforms.models.engines.compiled import has_gpu
@@ -328,15 +329,8 @@ def calibrate(
         return int8.measure(wanted, _vectors(compiled(model), measuring))
 
     model, cost, preset = int8.quantize(exact.converted, calibrating, cost_of, least_median)
-    told = (
-        f"int8 against float32, on {cost.images} images of the input: cosine {cost.median_cosine:.5f} in the median, "
-        f"{cost.lowest_cosine:.5f} at the lowest; {cost.neighbours_kept:.1%} of the ten nearest neighbours stay"
-    )
-    if not cost.median_cosine >= least_median:
-        raise ImagebeamError(
-            f"int8 costs too much: {told}. --int8_min_cosine is {least_median}. Choose another --precision, or a lower "
-            "--int8_min_cosine."
-        )
+    told = f"int8 against float32, on {cost.describe()}"
+    int8.check_median(cost.median_cosine, told, least_median)
     calibration = Calibration(joint_sha256(list(digests[::2])), openvino_model.digest(model))
     reference = Embedder(dataclasses.replace(spec, calibration=calibration), float32.model)
     ours = Candidate(Engine.OPENVINO, Precision.INT8, compiled(model), reference, model, cosine=cost.lowest_cosine)
@@ -349,3 +343,32 @@ def calibrate(
     engine = _engine(ours, Engine.OPENVINO, tried, lines[0], int8=about)
     assert ours.model is not None
     return Verdict(LoadedModel(reference, engine, model), ours.model, tuple(lines))
+
+
+def measure_int8(loaded: LoadedModel, model: TriedModel, images: Sequence[np.ndarray], least_median: float) -> Verdict:
+    """Measure the accuracy of an int8 model that was calibrated on other images; its speed stays as it was recorded.
+
+    Args:
+        loaded: the model, its embedder that of float32 on Keras.
+        model: the same, ready to embed.
+        images: uint8 RGB [height, width, 3] of the input. They are drawn as for `calibrate`, and where there are as
+            many as that takes, the half of them that measures there does so here.
+        least_median: see `calibrate`.
+
+    Raises:
+        ImagebeamError: if it does not reach `least_median`.
+    """
+    if len(images) < 2:
+        return Verdict(
+            loaded,
+            model,
+            (f"What int8 costs is not measured: {counted(len(images), 'image')} of the input can be decoded",),
+        )
+    measuring = images[1::2] if len(images) >= int8.FEWEST_IMAGES else images
+    cost = int8.measure(_vectors(loaded.embedder, measuring), _vectors(model, measuring))
+    told = f"int8 against float32, on {cost.describe()}"
+    int8.check_median(cost.median_cosine, told, least_median)
+    trial = loaded.engine.trial
+    about = {**trial.get("int8", {}), **dataclasses.asdict(cost)}
+    engine = dataclasses.replace(loaded.engine, trial={**trial, "int8": about})
+    return Verdict(dataclasses.replace(loaded, engine=engine), model, (told,))
