@@ -40,6 +40,9 @@ def describe_rows(index: RowIndex) -> dict[str, Any]:
     sizes = {str(split): len(index.rows(split)) for split in Split}
     straddle = straddling(index.images, index.codes)
     say(f"{len(index.classes)} classes; " + ", ".join(f"{count:,} {split}" for split, count in sizes.items()) + " rows")
+    if index.repeated:
+        rows = counted(index.repeated, "row is", "rows are")
+        say(f"WARNING: {rows} left out whose uri and key another run has too: an image counts once, in the first run")
     for gap in describe_gaps(index.counts, index.classes):
         say(f"WARNING: {gap}")
     measured = Split.TEST if sizes[Split.TEST] else Split.VALIDATION
@@ -51,6 +54,7 @@ def describe_rows(index: RowIndex) -> dict[str, Any]:
     return {
         **sizes,
         "without_label": index.dropped,
+        "in_several_runs": index.repeated,
         "images_in_several_splits": straddle,
         "largest_difference_of_a_class_share": largest_shift(index.counts),
         "by_class": {name: dict(zip(Split, counts, strict=True)) for name, counts in by_class.items()},

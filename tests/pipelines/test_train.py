@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -426,6 +427,22 @@ def test_existing_output_is_not_overwritten(blob_set, tmp_path):
     assert (tmp_path / "classifier.keras").read_text() == "someone's own"
     run(options(blob_set[2], tmp_path, overwrite=True))
     assert len(weights(tmp_path)) == 2
+
+
+def test_a_copied_run_changes_no_figure(blob_set, tmp_path, capfd):
+    """Rows that count twice would give the same accuracy with a narrower interval."""
+    _, _, folder = blob_set
+    shutil.copytree(folder, tmp_path / "copy")
+    figures = {}
+    for name, runs in (("one", [folder]), ("two", [folder, str(tmp_path / "copy")])):
+        arguments = ["--embeddings", *runs, "--output", str(tmp_path / name), "--skip_image_classifier"]
+        assert run_job("train", arguments) == 0
+        assert ("WARNING: 600 rows are left out" in capfd.readouterr().err) == (name == "two")
+        figures[name] = json.loads((tmp_path / name / "metrics.json").read_text())
+    assert figures["two"]["rows"].pop("in_several_runs") == 600
+    assert figures["one"]["rows"].pop("in_several_runs") == 0
+    for key in ("rows", "accuracy", "accuracy_interval_95", "per_class"):
+        assert figures["two"][key] == figures["one"][key]
 
 
 BAD_SETS: dict[str, tuple[np.ndarray, list[str | None], str]] = {

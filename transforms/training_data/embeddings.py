@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,12 +45,14 @@ class RowGroup:
         number: of the row group in the part.
         start: number of its first row among all rows of the set.
         rows: how many.
+        run: number of the output, among those of the set, that the part is of.
     """
 
     uri: str
     number: int
     start: int
     rows: int
+    run: int = 0
 
 
 class RowSet(Protocol):
@@ -162,21 +165,26 @@ def open_embeddings(
         allow_unfinished: take the parts of a run that has not written its manifest.
 
     Raises:
-        ImagebeamError: for an output without parts or rows, one that is unfinished or was changed since, a part of
-            another spec (naming what differs) or of another schema, an unknown column.
+        ImagebeamError: for one output given twice, an output without parts or rows, one that is unfinished or was
+            changed since, a part of another spec (naming what differs) or of another schema, an unknown column.
     """
-    folders = tuple(storage.absolute(folder) for folder in folders)
-    uris = [uri for folder in folders for uri in _part_uris(folder, allow_unfinished=allow_unfinished)]
+    folders = absolute_once(folders)
+    parts = [
+        (uri, run)
+        for run, folder in enumerate(folders)
+        for uri in _part_uris(folder, allow_unfinished=allow_unfinished)
+    ]
+    uris = [uri for uri, _ in parts]
     groups: list[RowGroup] = []
     first: pa.Schema | None = None
     start = 0
-    for uri, (schema, group_rows) in zip(uris, ahead(_read_footer, uris, _FOOTER_WORKERS), strict=True):
+    for (uri, run), (schema, group_rows) in zip(parts, ahead(_read_footer, uris, _FOOTER_WORKERS), strict=True):
         if first is None:
             first, first_uri = schema, uri
         _check_same(first_uri, first, uri, schema)
         for number, rows in enumerate(group_rows):
             if rows:
-                groups.append(RowGroup(uri, number, start, rows))
+                groups.append(RowGroup(uri, number, start, rows, run))
                 start += rows
     if first is None or not groups:
         raise ImagebeamError(f"There are no embeddings: every part in {', '.join(folders)} has 0 rows.")
@@ -185,6 +193,25 @@ def open_embeddings(
     dimension = kind.list_size if pa.types.is_fixed_size_list(kind) else _first_length(groups[0], column)
     spec = EmbedderSpec.from_json(first.metadata[SPEC_KEY])
     return EmbeddingSet(folders, tuple(groups), spec, column, dimension, first)
+
+
+def absolute_once(folders: Sequence[str]) -> tuple[str, ...]:
+    """Outputs as absolute uris; one that is given twice, also by a link, would count each of its images twice.
+
+    Raises:
+        ImagebeamError: naming it.
+    """
+    known: dict[str, str] = {}
+    for folder in folders:
+        uri = storage.absolute(folder)
+        real = os.path.realpath(uri) if storage.is_local(uri) else uri.rstrip("/")
+        if real in known:
+            raise ImagebeamError(
+                f"An output is given twice, and each of its images would count twice. Received: {known[real]!r} and "
+                f"{folder!r}. Leave one of them out."
+            )
+        known[real] = folder
+    return tuple(storage.absolute(folder) for folder in folders)
 
 
 def open_columns(folder: str) -> list[EmbeddingSet]:

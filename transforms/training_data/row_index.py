@@ -12,8 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.text import counted
 from transforms.training_data.embeddings import RowGroup, RowSet
 from transforms.training_data.splits import DROPPED, Split, assign, grouped_numbers, image_numbers, stratify
+
+_RECORD = ("uri", "key")
+"""Columns that name the record a row was made from."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,14 @@ class RowIndex:
         labels: int32 [rows], number of each row's class; with multi-label a SciPy CSR matrix [rows, classes] of ones.
         classes: names of the classes, in order of their numbers.
         images: uint64 [rows], equal for rows that stay together: equal images, and groups where they were asked for.
+        repeated: how many rows are left out because their record, by uri and key, stands in another run too.
     """
 
     codes: np.ndarray
     labels: Any
     classes: tuple[str, ...]
     images: np.ndarray
+    repeated: int = 0
 
     @property
     def multi_label(self) -> bool:
@@ -76,7 +82,7 @@ class RowIndex:
     @property
     def dropped(self) -> int:
         """Rows left out because they have no label."""
-        return int((self.codes == DROPPED).sum())
+        return int((self.codes == DROPPED).sum()) - self.repeated
 
     def rows(self, split: Split) -> np.ndarray:
         """Numbers of a split's rows, int64, rising."""
@@ -118,28 +124,44 @@ class RowIndex:
 def index_rows(embeddings: RowSet, labels: LabelRules, splits: SplitRules) -> RowIndex:
     """Read labels and digests of all rows, and decide their splits.
 
+    A record that stands in several runs, as where one is a copy of another or its input grew, counts once: in the first
+    run that has a label for it. Rows are compared by 8 bytes of a digest of uri and key, the memory that the digest of
+    the image costs too; only a set of several runs pays it. Such runs are not refused, since the rows that they do not
+    share have no other way into one training.
+
     Raises:
         ImagebeamError: for a column that is missing or of the wrong type, rows without labels, fewer than two
             classes, an unknown split, or a split that leaves nothing to train on or nothing to hold out.
     """
     encoder = _LabelEncoder(embeddings.schema, labels)
+    several_runs = len({group.run for group in embeddings.groups}) > 1
     columns = ["sha256", labels.column, *filter(None, (splits.column, splits.group_column))]
+    columns += _RECORD if several_runs else ()
     for column, flag in ((splits.column, "--split_column"), (splits.group_column, "--group_column")):
         if column:
             _check_column(embeddings.schema, column, flag)
     codes, numbers, groups = [], [], []
-    for _, table in embeddings.read(embeddings.groups, columns):
+    records: list[np.ndarray] = []
+    for _, table in embeddings.read(embeddings.groups, list(dict.fromkeys(columns))):
         numbers.append(image_numbers(table.column("sha256").to_pylist(), splits.seed))
         if splits.column:
             codes.append(_codes_of(table.column(splits.column), splits.column))
         if splits.group_column:
-            groups += table.column(splits.group_column).cast(pa.string()).to_pylist()
+            groups += _texts(table.column(splits.group_column)).to_pylist()
+        if several_runs:
+            named = zip(*(table.column(name).to_pylist() for name in _RECORD), strict=True)
+            records.append(image_numbers(map(repr, named), splits.seed))
         encoder.add(table.column(labels.column).combine_chunks())
     images = np.concatenate(numbers)
     if splits.group_column:
         images = grouped_numbers(images, _without_null(groups, splits.group_column), splits.seed)
     all_codes = np.concatenate(codes) if splits.column else assign(images, splits.validation, splits.test)
     unlabeled = encoder.unlabeled()
+    repeated = np.zeros(len(unlabeled), bool)
+    if several_runs:
+        runs = np.concatenate([np.full(group.rows, group.run, np.int32) for group in embeddings.groups])
+        repeated = _repeated(np.concatenate(records), runs, unlabeled)
+        unlabeled &= ~repeated
     if unlabeled.any() and not labels.drop_unlabeled:
         raise ImagebeamError(
             f"{int(unlabeled.sum()):,} of {len(unlabeled):,} rows have no label in column {labels.column!r}. Leave "
@@ -147,14 +169,55 @@ def index_rows(embeddings: RowSet, labels: LabelRules, splits: SplitRules) -> Ro
         )
     classes, encoded = encoder.finish()
     if not splits.column and not labels.multi_label:
-        labeled = ~unlabeled
+        labeled = ~(unlabeled | repeated)
         all_codes[labeled] = stratify(
             images[labeled], all_codes[labeled], encoded[labeled], splits.validation, splits.test
         )
-    all_codes[unlabeled] = DROPPED
-    index = RowIndex(all_codes, encoded, classes, images)
-    _refuse_useless(index, labels.column)
+    all_codes[unlabeled | repeated] = DROPPED
+    if repeated.any():
+        classes, encoded = _without_unused(classes, encoded, np.flatnonzero(all_codes != DROPPED))
+    index = RowIndex(all_codes, encoded, classes, images, int(repeated.sum()))
+    _refuse_useless(index, labels.column, splits)
     return index
+
+
+def _repeated(records: np.ndarray, runs: np.ndarray, unlabeled: np.ndarray) -> np.ndarray:
+    """Which rows are of a record that counts in another run, bool [rows].
+
+    Args:
+        records: uint64 [rows], equal for rows of one record. One run may hold such rows too, and keeps all of them.
+        runs: int [rows], number of each row's run.
+        unlabeled: bool [rows].
+    """
+    order = np.argsort(unlabeled, kind="stable")  # labelled ones first
+    _, first, record = np.unique(records[order], return_index=True, return_inverse=True)
+    found = np.empty(len(records), bool)
+    found[order] = runs[order] != runs[order[first]][record]
+    return found
+
+
+def _without_unused(classes: tuple[str, ...], labels: Any, kept: np.ndarray) -> tuple[tuple[str, ...], Any]:
+    """Classes and labels as `RowIndex` holds them, less the classes that none of the rows `kept` has."""
+    if isinstance(labels, np.ndarray):
+        used = np.isin(np.arange(len(classes)), labels[kept])
+        labels = np.maximum(np.cumsum(used, dtype=np.int32) - 1, 0)[labels]
+    else:
+        used = np.asarray(labels[kept].sum(axis=0)).ravel() > 0
+        labels = labels[:, np.flatnonzero(used)]
+    return tuple(name for name, is_used in zip(classes, used, strict=True) if is_used), labels
+
+
+def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Values as text; null where there is none: where a fraction is NaN, or a text blank."""
+    texts = column.cast(pa.string())
+    if pa.types.is_floating(column.type):
+        return pc.if_else(pc.is_nan(column.cast(pa.float64())), None, texts)
+    return _without_blank(texts)
+
+
+def _without_blank(texts: Any) -> Any:
+    """An array of text, null where it is blank."""
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(texts), ""), pa.scalar(None, pa.string()), texts)
 
 
 def _without_null(groups: list[str | None], column: str) -> list[str]:
@@ -172,7 +235,7 @@ def _without_null(groups: list[str | None], column: str) -> list[str]:
     return [group for group in groups if group is not None]
 
 
-def _refuse_useless(index: RowIndex, column: str) -> None:
+def _refuse_useless(index: RowIndex, column: str, splits: SplitRules) -> None:
     if not (index.codes != DROPPED).any():
         raise ImagebeamError(f"No row has a label in column {column!r}. Name another --label_column.")
     if len(index.classes) < (1 if index.multi_label else 2):
@@ -182,6 +245,15 @@ def _refuse_useless(index: RowIndex, column: str) -> None:
         )
     train, validation, test = (len(index.rows(split)) for split in Split)
     if not train or not validation + test:
+        missing = "hold one out" if train else "train on one"
+        groups = len(np.unique(index.images[index.codes != DROPPED]))
+        if splits.group_column and not splits.column and 0 < splits.validation + splits.test < 1:
+            raise ImagebeamError(
+                f"Column {splits.group_column!r} has {counted(groups, 'group')}, too few to {missing}: a group, and "
+                "groups that share an image, stay in one split. Received: --group_column "
+                f"{splits.group_column!r}. Name a column of more groups, say with --split_column what each row is for, "
+                "or draw again with another --split_seed."
+            )
         raise ImagebeamError(
             f"The split leaves nothing to {'hold out' if train else 'train on'}. Received: {train:,} train, "
             f"{validation:,} validation and {test:,} test rows. Bring more images, or other shares."
@@ -232,16 +304,19 @@ class _LabelEncoder:
         self._unlabeled: list[np.ndarray] = []
 
     def add(self, values: pa.Array) -> None:
-        """Take the labels of more rows."""
+        """Take the labels of more rows; blank text is no label."""
+        if pa.types.is_string(values.type) and not self._rules.multi_label:
+            values = _without_blank(values)
         self._unlabeled.append(values.is_null().to_numpy(zero_copy_only=False))
         if self._rules.multi_label:
             values = values if self._is_list else self._split(values)
             lengths = pc.fill_null(pc.list_value_length(values), 0)
             self._lengths.append(lengths.to_numpy().astype(np.int64))
             values = pc.list_flatten(values)
+            values = _without_blank(values) if pa.types.is_string(values.type) else values
             if values.null_count:
                 raise ImagebeamError(
-                    f"Column {self._rules.column!r} has a list with a null in it; leave such labels out."
+                    f"Column {self._rules.column!r} has a list with a null or blank text in it; leave such labels out."
                 )
         encoded = values.dictionary_encode()
         known = [self._numbers.setdefault(name, len(self._numbers)) for name in encoded.dictionary.to_pylist()]

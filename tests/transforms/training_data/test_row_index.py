@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -134,3 +136,116 @@ def test_digest_differs_between_sets(tmp_path):
     relabeled = index(tmp_path / "d", [*labels[:-1], "class-9"]).sha256
     assert same[0] == same[1]
     assert len({same[0], other, relabeled}) == 3
+
+
+class TestSeveralRuns:
+    """Runs by `write_output` have the same uris and keys, from the first row on."""
+
+    def runs(self, tmp_path, *labels, rules=None):
+        names = []
+        for number, values in enumerate(labels):
+            vectors = np.zeros((len(values), 2), np.float32)
+            names.append(write_output(tmp_path / f"{number}", vectors, values))
+        return index_rows(open_embeddings(names), rules or LabelRules(), SplitRules())
+
+    def test_a_record_of_two_runs_counts_once(self, tmp_path):
+        few = ["ab"[number % 2] for number in range(120)]
+        many = ["ab"[number % 2] for number in range(200)]
+        found = self.runs(tmp_path, few, many)
+        alone = index(tmp_path / "alone", many)
+        assert (found.codes != DROPPED).sum() == 200
+        assert found.repeated == 120
+        assert found.dropped == 0
+        assert np.flatnonzero(found.codes == DROPPED).tolist() == list(range(120, 240))
+        assert found.counts.tolist() == alone.counts.tolist()
+
+    def test_the_first_label_counts(self, tmp_path):
+        first = [None if number < 60 else "ab"[number % 2] for number in range(120)]
+        found = self.runs(tmp_path, first, ["xy"[number % 2] for number in range(120)])
+        assert found.classes == ("a", "b", "x", "y")
+        assert found.counts.sum(axis=0).tolist() == [30, 30, 30, 30]
+        assert np.flatnonzero(found.codes == DROPPED).tolist() == [*range(60), *range(180, 240)]
+        assert found.repeated == 120
+
+    def test_labels_that_do_not_count_are_no_classes(self, tmp_path):
+        found = self.runs(tmp_path, ["b", "c"] * 50, ["a", "d"] * 50)
+        assert found.classes == ("b", "c")
+        assert [found.classes[number] for number in found.labels[:100]] == ["b", "c"] * 50
+
+    def test_nor_are_those_of_lists(self, tmp_path):
+        names = []
+        for number, values in enumerate([[["b"], ["c", "e"]] * 50, [["a"], ["d"]] * 60]):
+            keep = {"tags": (TAGS, values)}
+            names.append(
+                write_output(tmp_path / f"{number}", np.zeros((len(values), 2), np.float32), [None] * 120, keep=keep)
+            )
+        found = index_rows(open_embeddings(names), LabelRules("tags", multi_label=True), SplitRules())
+        assert found.classes == ("a", "b", "c", "d", "e")
+        assert found.counts.sum(axis=0).tolist() == [10, 50, 50, 10, 50]
+
+    def test_repeated_records_of_one_run_all_count(self, tmp_path):
+        """Archives may hold two samples of one name; of one run nothing is taken away."""
+        assert self.runs(tmp_path, ["a", "b"] * 50).repeated == 0
+
+    def test_a_run_given_twice_is_refused(self, tmp_path, monkeypatch):
+        name = write_output(tmp_path / "run", np.zeros((100, 2), np.float32), ["a", "b"] * 50)
+        (tmp_path / "link").symlink_to(name)
+        monkeypatch.chdir(tmp_path)
+        for other in (name, f"{name}/", "run", "./x/../run", f"file://{name}", "link"):
+            with pytest.raises(ImagebeamError, match="An output is given twice") as error:
+                open_embeddings([name, other])
+            assert repr(other) in str(error.value)
+
+
+def grouped(tmp_path, kind, groups, **rules):
+    keep = {"group": (kind, groups)}
+    return index(
+        tmp_path, ["ab"[row % 2] for row in range(len(groups))], None, SplitRules(group_column="group"), keep=keep
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [
+        (pa.float64(), float("nan")),
+        (pa.float32(), float("nan")),
+        (pa.string(), ""),
+        (pa.string(), " "),
+        (pa.int64(), None),
+    ],
+)
+def test_rows_of_no_group_are_refused(tmp_path, kind, missing):
+    def value(row):
+        return str(row) if kind == pa.string() else row
+
+    with pytest.raises(ImagebeamError, match=r"20 of 100 rows .* no value in --group_column\. Received: 'group'"):
+        grouped(tmp_path, kind, [missing if row % 5 == 0 else value(row) for row in range(100)])
+
+
+def test_fractions_are_groups(tmp_path):
+    found = grouped(tmp_path, pa.float64(), [row // 4 + 0.5 for row in range(100)])
+    assert (found.images.reshape(25, 4) == found.images[::4, None]).all()
+    assert len(np.unique(found.images)) == 25
+
+
+def test_too_few_groups_are_counted(tmp_path):
+    keep = {"group": (pa.string(), ["left", "right"] * 50)}
+    write_output(tmp_path, np.zeros((100, 2), np.float32), ["a", "b"] * 50, keep=keep)
+    embeddings = open_embeddings([str(tmp_path)])
+    useless = []
+    for seed in range(20):
+        try:
+            index_rows(embeddings, LabelRules(), SplitRules(group_column="group", seed=seed))
+        except ImagebeamError as error:
+            useless.append(str(error))
+    assert useless
+    for message in useless:
+        assert re.match(r"Column 'group' has 2 groups, too few to (hold|train on) one", message)
+        assert "--split_column" in message
+
+
+def test_blank_text_is_no_label(tmp_path):
+    names = [" " if row % 5 == 0 else ("" if row % 5 == 1 else "ab"[row % 2]) for row in range(100)]
+    found = index(tmp_path, ["x"] * 100, LabelRules("kind", drop_unlabeled=True), keep={"kind": (pa.string(), names)})
+    assert found.classes == ("a", "b")
+    assert found.dropped == 40
