@@ -93,6 +93,15 @@ def test_large_input_gets_one_trial_whose_result_is_kept(photos, tmp_path, monke
 
 
 @needs_openvino
+def test_trial_is_had_where_a_manifest_lists_large_images(photos, tmp_path, monkeypatch):
+    files = sorted(path for path in Path(photos).rglob("*") if path.is_file())
+    (tmp_path / "list.csv").write_text("\n".join(["uri", *map(str, files)]))
+    monkeypatch.setattr(model_loader, "SMALL_INPUT", sum(path.stat().st_size for path in files) // 2)
+    assert run(tmp_path / "list.csv", tmp_path / "out", "--allow_uri_prefix", f"{photos}/") == 0
+    assert {one["engine"] for one in engine_of(tmp_path / "out")["trial"]["candidates"]} == {"keras", "openvino"}
+
+
+@needs_openvino
 def test_int8_run_resumes_and_its_model_serves_other_runs(photos, tmp_path, capsys):
     int8 = ("--precision", "int8", "--int8_min_cosine", "0.9")
     assert run(photos, tmp_path / "out", *int8) == 0

@@ -89,12 +89,10 @@ class Drawn:
     Attributes:
         images: uint8 RGB [height, width, 3].
         digests: SHA-256 of the bytes of each, 64 hex digits.
-        input_bytes: in the files that were looked at; of the whole input, or `DRAWN_BYTES` and more.
     """
 
     images: list[np.ndarray] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
-    input_bytes: int = 0
 
 
 def draw_images(
@@ -116,37 +114,61 @@ def draw_images(
         read: which columns hold what.
         options: how they are decoded.
         size: images at most.
-        least_bytes: of a smaller input none are drawn.
+        least_bytes: of a smaller input none are drawn. Where the images lie elsewhere, as those of manifests do, it is
+            estimated by those that are drawn.
 
     Raises:
         ImagebeamError: as `list_inputs`.
     """
+    items = list(itertools.islice(_drawn_from(patterns, input_format, read), _DRAWN_ITEMS))
+    is_small = sum(map(_bytes_of, items)) < least_bytes
+    if is_small and not any(map(_may_name_files, items)):
+        return Drawn()
     drawn = Drawn()
-    items = []
-    for item in itertools.islice(plan(patterns, input_format, _DRAWN_UNIT, options=read), _DRAWN_ITEMS):
-        items.append(item)
-        drawn.input_bytes += _bytes_of(item)
-    if drawn.input_bytes < least_bytes:
-        return drawn
     reservoir = Reservoir(size)
     spread = random.Random(0).sample(items, min(len(items), _DRAWN_FROM))
+    records = 0
     for item in spread:
         units = (unit for unit in cut_shard(item, _DRAWN_UNIT, read) if isinstance(unit, WorkUnit))
         for unit in itertools.islice(units, 1):
             reservoir.add(unit)
-    records = (record for record in reservoir.records(read) if isinstance(record, Record))
+            records += unit.count
+        if is_small:
+            records += sum(unit.count for unit in units)
 
-    def decode(record: Record) -> tuple[str, Image | None]:
+    def decode(record: Record | Failure) -> tuple[int, str, Image | None]:
+        if isinstance(record, Failure):
+            return 0, "", None
+        digest = hashlib.sha256(record.data).hexdigest()
         try:
-            return hashlib.sha256(record.data).hexdigest(), decode_image(record.data, options)
+            return len(record.data), digest, decode_image(record.data, options)
         except ImageError:
-            return "", None
+            return len(record.data), digest, None
 
-    for digest, image in map_ahead(decode, records, decode_pool(), 2 * available_cores()):
+    sizes: list[int] = []
+    for stored, digest, image in map_ahead(decode, reservoir.records(read), decode_pool(), 2 * available_cores()):
+        sizes.append(stored)
         if image is not None:
             drawn.images.append(image.pixels)
             drawn.digests.append(digest)
-    return drawn
+    in_all = sum(sizes) * records * len(items) // max(1, len(sizes) * len(spread))
+    return Drawn() if is_small and in_all < least_bytes else drawn
+
+
+def _drawn_from(
+    patterns: Sequence[str], input_format: InputFormat | None, read: ReadOptions
+) -> Iterator[Shard | ShardGroup | WorkUnit]:
+    """What `plan` gives, where manifests are units of the files that they list."""
+    for item in plan(patterns, input_format, _DRAWN_UNIT, options=read):
+        if isinstance(item, Shard | ShardGroup) and item.format == InputFormat.MANIFEST:
+            yield from (unit for unit in cut_shard(item, _DRAWN_UNIT, read) if isinstance(unit, WorkUnit))
+        else:
+            yield item
+
+
+def _may_name_files(item: Shard | ShardGroup | WorkUnit) -> bool:
+    """Whether images may lie in files of a size that is not known: those of a manifest, or of a Parquet column."""
+    return item.format in (InputFormat.MANIFEST, InputFormat.PARQUET)
 
 
 def _bytes_of(item: Shard | ShardGroup | WorkUnit) -> int:

@@ -1,14 +1,19 @@
 """A sample is uniform, always the same, and says what its records are."""
 
+import gzip
+import json
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.image_samples import encode, picture
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Record, Stage
-from transforms.embed.sampling import READ_THROUGH, Reservoir, look_at
+from transforms.embed.sampling import READ_THROUGH, Reservoir, draw_images, look_at
 from transforms.images.decode import ImageOptions
+from transforms.inputs.plan import cut_shard
 from transforms.readers.options import ReadOptions
 from transforms.readers.units import ListUnit, RecordRef, Shard, ShardSlice, ShardUnit
 from transforms.storage.files import FileInfo
@@ -125,3 +130,72 @@ def test_sample_keeps_one_image_more_than_the_pixel_limit(pixels, kept):
 def test_sample_without_a_readable_image():
     sample = look_at([Record("a", "a", b"no image")], OPTIONS, images=1, pixels=64)
     assert (sample.records, sample.sizes, sample.images, sample.failure_rate) == (1, [], [], 1.0)
+
+
+def is_drawn(tmp_path, pattern, least_bytes, input_format=None):
+    drawn = draw_images([str(tmp_path / pattern)], input_format, ReadOptions(), OPTIONS, 8, least_bytes=least_bytes)
+    assert len(drawn.images) in (0, 8)
+    return bool(drawn.images)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet", "csv.gz"])
+@pytest.mark.parametrize("keyed", [False, True])
+def test_images_of_manifests_are_weighed(tmp_path, ending, keyed):
+    names, size = write_images(tmp_path, 120)
+    for which, part in (("a", names[:50]), ("b", names[50:])):
+        write_list(tmp_path / f"{which}.{ending}", {"uri": part, **({"key": part} if keyed else {})})
+    assert is_drawn(tmp_path, f"*.{ending}", size * 9 // 10, InputFormat.MANIFEST)
+    assert not is_drawn(tmp_path, f"*.{ending}", size * 11 // 10, InputFormat.MANIFEST)
+
+
+def test_images_that_a_parquet_column_names_are_weighed(tmp_path):
+    names, size = write_images(tmp_path, 120)
+    for index in range(0, 120, 3):  # More shards than are drawn from.
+        rows = [{"bytes": None, "path": name} for name in names[index : index + 3]]
+        pq.write_table(pa.table({"image": rows}), tmp_path / f"{index}.parquet")
+    assert is_drawn(tmp_path, "*.parquet", size * 9 // 10)
+    assert not is_drawn(tmp_path, "*.parquet", size * 11 // 10)
+
+
+def test_listed_files_that_are_not_there_weigh_nothing(tmp_path):
+    names, size = write_images(tmp_path, 8)
+    write_list(tmp_path / "list.csv", {"uri": [*names, *(f"gone{index}.png" for index in range(8))]})
+    listed = [str(tmp_path / "list.csv")]
+    for least, count in ((size * 99 // 100, 8), (size * 101 // 100, 0)):
+        assert len(draw_images(listed, None, ReadOptions(), OPTIONS, 16, least_bytes=least).images) == count
+
+
+def test_a_long_manifest_is_not_read_to_its_end(tmp_path, monkeypatch):
+    names, _ = write_images(tmp_path, 1)
+    write_list(tmp_path / "list.csv", {"uri": names * 100_000})
+    cut = Counter[str]()
+
+    def counted(*arguments):
+        for unit in cut_shard(*arguments):
+            cut[type(unit).__name__] += 1
+            yield unit
+
+    monkeypatch.setattr("transforms.embed.sampling.cut_shard", counted)
+    assert is_drawn(tmp_path, "list.csv", 1000 * 64 * 512)
+    assert cut["ListUnit"] <= 64 + 16  # those of the manifest, and those that are drawn from
+
+
+def write_images(folder, count):
+    """Files of about 1,100 bytes: their names, and their bytes together."""
+    names = [f"{index}.png" for index in range(count)]
+    for index, name in enumerate(names):
+        (folder / name).write_bytes(encode(picture(8, 8), "PNG") + bytes(1000 + index % 7))
+    return names, sum((folder / name).stat().st_size for name in names)
+
+
+def write_list(path, columns):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table(columns), path)
+        return
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if ".csv" in path.name:
+        lines = [",".join(columns), *(",".join(row.values()) for row in rows)]
+    else:
+        lines = [json.dumps(row) for row in rows]
+    data = "\n".join(lines).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
