@@ -17,6 +17,7 @@ from pipelines.common.flags import JobParser, parse
 from pipelines.training.accuracy_table import accuracy_cell, difference_cell, print_accuracies
 from pipelines.training.accuracy_table import describe as describe_answers
 from transforms.core.errors import ImagebeamError
+from transforms.core.text import counted, first_few
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,9 +80,9 @@ def run(options: CompareOptions) -> list[Compared]:
         ImagebeamError: if an output cannot be used, there are fewer than two embeddings, or they have too few labelled
             images in common.
     """
-    from transforms.training_data.embeddings import open_columns
+    from transforms.training_data.embeddings import absolute_once, open_columns
 
-    sets = [embeddings for folder in options.outputs for embeddings in open_columns(folder)]
+    sets = [embeddings for folder in absolute_once(options.outputs) for embeddings in open_columns(folder)]
     if len(sets) < 2:
         raise ImagebeamError(
             f"There is one embedding, and nothing to compare it with. Received: {', '.join(options.outputs)}. Name "
@@ -93,11 +94,12 @@ def run(options: CompareOptions) -> list[Compared]:
     from transforms.training.compare import common_rows, nearest_neighbours, probe
     from transforms.training.exact_solver import cut_folds
 
-    for embeddings in sets:
-        _check_label_column(embeddings, options.label_column)
-    labels = np.array(_read_column(sets[0], options.label_column), object)
-    rows = common_rows([_read_column(embeddings, "sha256") for embeddings in sets], options.max_rows, options.seed)
-    names = labels[rows[0]]
+    runs = list({embeddings.folders[0]: embeddings for embeddings in sets}.values())  # of their columns any will do
+    _check_label_column(runs, options.label_column)
+    digests = [_read_column(embeddings, "sha256") for embeddings in runs]
+    found_rows = common_rows(digests, options.max_rows, options.seed)
+    names = _labels(runs, found_rows, options.label_column)
+    by_run = {embeddings.folders[0]: rows for embeddings, rows in zip(runs, found_rows, strict=True)}
     known = np.flatnonzero([name is not None for name in names])
     _, numbers, counts = np.unique(names[known].astype(str), return_inverse=True, return_counts=True)
     kept = known[counts[numbers] >= 2]  # Of a class with one row, nothing can be left out and learned.
@@ -108,12 +110,15 @@ def run(options: CompareOptions) -> list[Compared]:
             f"too; at least {options.folds} of two classes are needed. Received: {', '.join(options.outputs)}. Extract "
             "the same images for each."
         )
+    shared, all_images = set(digests[0]).intersection(*digests[1:]), set().union(*digests)
+    if left_out := len(all_images) - len(shared):
+        say(f"{counted(left_out, 'image is', 'images are')} not in every output, and left out")
     say(f"Comparing {len(sets)} embeddings on {len(kept):,} images of {len(classes):,} classes, {options.folds} folds")
     folds = cut_folds(targets, np.arange(len(targets)), options.folds, options.seed)
     found = []
-    for embeddings, own_rows in zip(sets, rows, strict=True):
+    for embeddings in sets:
         name = f"{embeddings.folders[0]} {embeddings.column}"
-        vectors = _read_vectors(embeddings, own_rows[kept])
+        vectors = _read_vectors(embeddings, by_run[embeddings.folders[0]][kept])
         linear = probe(vectors, targets, folds, options.seed)
         near = nearest_neighbours(vectors, targets, folds, options.neighbours)
         found.append(Compared(name, embeddings.dimension, embeddings.spec.fingerprint, linear, near))
@@ -121,10 +126,39 @@ def run(options: CompareOptions) -> list[Compared]:
     return sorted(found, key=lambda compared: -compared.linear_probe.accuracy)
 
 
-def _check_label_column(embeddings: EmbeddingSet, column: str) -> None:
-    if column not in embeddings.schema.names:
-        known = ", ".join(embeddings.schema.names)
+def _check_label_column(runs: Sequence[EmbeddingSet], column: str) -> None:
+    if not any(column in embeddings.schema.names for embeddings in runs):
+        known = ", ".join(runs[0].schema.names)
         raise ImagebeamError(f"There is no such column. Received: --label_column {column!r}. Known are {known}.")
+
+
+def _labels(runs: Sequence[EmbeddingSet], rows: Sequence[np.ndarray], column: str) -> np.ndarray:
+    """Labels of the same rows of all runs, str or None [n]; a warning says where they differ between runs."""
+    import numpy as np
+
+    from transforms.readers.columns import as_label
+    from transforms.training.compare import agreed_labels
+
+    labels = []
+    for embeddings, own_rows in zip(runs, rows, strict=True):
+        if column not in embeddings.schema.names:
+            continue
+        values = _read_column(embeddings, column)
+        try:
+            labels.append([as_label(values[row]) for row in own_rows])
+        except ValueError as error:
+            raise ImagebeamError(
+                f"An image has one label here ({error}). Received: --label_column {column!r}."
+            ) from error
+    found, differing = agreed_labels(labels)
+    if differing:
+        key = _read_column(runs[0], "key")[rows[0][differing[0]]]
+        given = first_few([repr(label) for label in dict.fromkeys(own[differing[0]] for own in labels) if label])
+        say(
+            f"WARNING: {counted(len(differing), 'image has', 'images have')} other labels in one output than in "
+            f"another, such as {key!r} ({given}); the first output that has a label is followed"
+        )
+    return np.array(found, object)
 
 
 def _read_column(embeddings: EmbeddingSet, column: str) -> list[Any]:

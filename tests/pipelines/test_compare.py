@@ -1,8 +1,10 @@
 """`imagebeam compare` over sets whose better embedding is known, held against plain scikit-learn."""
 
 import json
+import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -88,6 +90,53 @@ def test_linear_probe_is_as_good_as_logistic_regression(sets, capsys):
     )
     expected = cross_val_score(baseline, vectors, labels, cv=StratifiedKFold(5, shuffle=True, random_state=0)).mean()
     assert best["linear_probe"]["accuracy"] == pytest.approx(expected, abs=0.03)
+
+
+def write_images(folder, first, last, label):
+    """A run over the images of these numbers; vectors of 4 classes, labels by number."""
+    vectors, names = blobs(ROWS, classes=4)
+    given = [label(number, names[number]) for number in range(first, last)]
+    return write_output(folder, vectors[first:last], given, images=[f"image {n}" for n in range(first, last)]), names
+
+
+def test_labels_that_differ_between_outputs_are_told(tmp_path, capfd):
+    one, names = write_images(tmp_path / "one", 0, 250, lambda number, name: name)
+    two, _ = write_images(tmp_path / "two", 50, 300, lambda number, name: "other" if number % 4 == 0 else name)
+    assert run_job("compare", [one, two]) == 0
+    told = capfd.readouterr().err
+    said = (
+        r"WARNING: 50 images have other labels in one output than in another, such as 'key-(\d+)' \('(\S+)', 'other'\)"
+    )
+    found = re.search(said, told)
+    assert found, told
+    assert int(found[1]) % 4 == 0
+    assert found[2] == names[int(found[1])]
+    assert "100 images are not in every output, and left out" in told
+    assert "on 200 images of 4 classes" in told
+
+
+def test_any_output_may_have_the_label(tmp_path, capfd):
+    one, _ = write_images(tmp_path / "one", 0, 300, lambda number, name: name if number < 100 else None)
+    two, _ = write_images(tmp_path / "two", 0, 300, lambda number, name: name if number >= 50 else None)
+    assert run_job("compare", [one, two]) == 0
+    told = capfd.readouterr().err
+    assert "on 300 images of 4 classes" in told
+    assert "WARNING" not in told
+    assert "not in every output" not in told
+
+
+def test_one_output_may_have_the_label_column(tmp_path, capfd):
+    vectors, labels = blobs(ROWS, classes=3)
+    one = write_output(tmp_path / "one", vectors, [None] * ROWS)
+    numbers = [int(label[-1]) for label in labels]
+    two = write_output(tmp_path / "two", vectors, [None] * ROWS, keep={"kind": (pa.int64(), numbers)})
+    assert run_job("compare", [one, two, "--label_column", "kind"]) == 0
+    assert "on 300 images of 3 classes" in capfd.readouterr().err
+
+
+def test_an_output_given_twice_is_refused(sets, capsys):
+    folder, *_ = sets
+    assert "An output is given twice" in compare(capsys, folder / "good", f"{folder}/none/../good", code=2)
 
 
 def test_only_images_that_all_have_once_are_compared():

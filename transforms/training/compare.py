@@ -147,6 +147,24 @@ def nearest_neighbours(vectors: np.ndarray, targets: np.ndarray, folds: Folds, n
     return _left_out(targets, folds, predict)
 
 
+def agreed_labels(labels: Sequence[Sequence[str | None]]) -> tuple[list[str | None], list[int]]:
+    """The label of each image, and the numbers of those whose labels differ between sets.
+
+    Args:
+        labels: of the same images, for each set; None where it has none.
+
+    Returns:
+        For each image the label of the first set that has one; positions, rising.
+    """
+    found, differing = [], []
+    for position, given in enumerate(zip(*labels, strict=True)):
+        known = [label for label in given if label is not None]
+        found.append(known[0] if known else None)
+        if len(set(known)) > 1:
+            differing.append(position)
+    return found, differing
+
+
 def common_rows(digests: Sequence[Sequence[str]], max_rows: int, seed: int) -> list[np.ndarray]:
     """For each set the row numbers of the images that all sets have, in one order; an image counts once.
 
