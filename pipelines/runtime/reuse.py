@@ -15,6 +15,7 @@ from transforms.core.spec import EmbedderSpec
 from transforms.core.text import counted
 from transforms.images.decode import ImageOptions
 from transforms.parts import part_files
+from transforms.parts.part_files import DamagedPartError
 from transforms.reuse.digest_index import ReusedRun, write_index
 from transforms.reuse.known_rows import Conditions
 
@@ -37,13 +38,20 @@ def open_reused(
             differs; or a folder that holds no embeddings, or cannot be read.
     """
     conditions = Conditions.of(images)
-    runs = tuple(_open(name, folder, options, spec, conditions) for name in dict.fromkeys(options.reuse))
+    try:
+        runs = tuple(_open(name, folder, options, spec, conditions) for name in dict.fromkeys(options.reuse))
+        rows = write_index(folder.output, runs) if runs else 0
+    except DamagedPartError as error:
+        run = storage.parent(storage.parent(error.uri))
+        raise ImagebeamError(
+            f"A run to reuse holds a damaged part: {error.uri} ({error.reason}). Received: --reuse "
+            f"{' '.join(options.reuse)}. `imagebeam verify {run}` names all that is damaged there, and with --discard "
+            "removes it; what is left is reused then. Or leave the run out."
+        ) from error
+    except OSError as error:
+        message = f"The rows to reuse cannot be read: {error}. Received: --reuse {' '.join(options.reuse)}."
+        raise refused(message, error) from error
     if runs:
-        try:
-            rows = write_index(folder.output, runs)
-        except OSError as error:
-            message = f"The rows to reuse cannot be read: {error}. Received: --reuse {' '.join(options.reuse)}."
-            raise refused(message, error) from error
         say(f"Images of {counted(rows, 'row')} in {counted(len(runs), 'run')} are not embedded again")
     return runs
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipelines.cli import run_job
 from pipelines.runtime import model_staging
 from tests.support import plain_runs
 from tests.support.fakes import ChannelMeans
@@ -69,6 +70,16 @@ def write_files(folder, pictures):
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
     return folder
+
+
+def flip(part, column):
+    """Change one bit of a column's data in a part."""
+    group = pq.ParquetFile(part).metadata.row_group(0)
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    chunk = next(chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+    data = bytearray(part.read_bytes())
+    data[chunk.data_page_offset + chunk.total_compressed_size - 3] ^= 1
+    part.write_bytes(data)
 
 
 def assert_rows(output, folder, pictures):
@@ -218,12 +229,9 @@ class TestShards:
         output = tmp_path / "out"
         self.run(counting, write_shard(tmp_path / "in", kind, range(40)), output)
         part = max(output.glob("embeddings/*.parquet"), key=lambda path: pq.read_metadata(path).num_rows)
-        group = pq.ParquetFile(part).metadata.row_group(0)
-        vectors, data = group.column(group.num_columns - 1), bytearray(part.read_bytes())
-        data[vectors.data_page_offset + vectors.total_compressed_size - 3] ^= 1
-        part.write_bytes(data)
+        flip(part, "embedding")
         code, count = self.run(counting, write_shard(tmp_path / "in", kind, [99, *range(40)]), output)
-        assert (code, count) == (0, 1 + group.num_rows)
+        assert (code, count) == (0, 1 + pq.read_metadata(part).num_rows)
 
 
 class TestManifests:
@@ -297,6 +305,37 @@ class TestOtherRuns:
         counting.run([folder], tmp_path / "loose", "--truncated_images", "accept")
         assert counting.run([folder], tmp_path / "out", "--reuse", tmp_path / "loose") == (2, 0)
         assert "truncated_images" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("damage", ["cut", "sha256"])
+    def test_damaged_part_that_is_found_before_the_start_is_refused(self, counting, tmp_path, finished, damage, capsys):
+        folder, before = finished
+        part = sorted(before.glob("embeddings/*.parquet"))[1]
+        if damage == "cut":
+            part.write_bytes(part.read_bytes()[:-100])
+        else:
+            flip(part, "sha256")
+        assert counting.run([folder], tmp_path / "out", "--reuse", before) == (2, 0)
+        told = " ".join(capsys.readouterr().err.split())
+        assert str(part) in told
+        assert f"--reuse {before}" in told
+        assert f"imagebeam verify {before}" in told
+        assert "delete it" not in told
+        assert run_job("verify", [str(before), "--discard"]) == 3
+        rows = sum(pq.read_metadata(path).num_rows for path in before.glob("embeddings/*.parquet"))
+        assert 0 < rows < 30
+        assert counting.run([folder], tmp_path / "out", "--reuse", before) == (0, 30 - rows)
+
+    @pytest.mark.parametrize("column", ["embedding", "width"])
+    def test_damaged_part_that_is_found_on_the_way_is_told_once(self, counting, tmp_path, finished, column, capsys):
+        folder, before = finished
+        part = max(before.glob("embeddings/*.parquet"), key=lambda path: pq.read_metadata(path).num_rows)
+        flip(part, column)
+        expected = (0, pq.read_metadata(part).num_rows)
+        output = tmp_path / "out"
+        assert counting.run([folder], output, "--rows_per_unit", 2, "--reuse", before) == expected
+        (warning,) = [line for line in capsys.readouterr().err.splitlines() if "embedded again: " in line]
+        assert str(part) in warning
+        assert_rows(output, folder, {f"{number}.png": number for number in range(30)})
 
     @pytest.mark.parametrize("flags", [("--reuse", "nowhere"), ("--overwrite", "--reuse", "before")])
     def test_missing_run_and_overwrite_are_refused(self, counting, tmp_path, finished, flags, monkeypatch):

@@ -306,6 +306,23 @@ def _count_labels(table: pa.Table) -> dict[str, Any]:
     return dataclasses.asdict(LabelCount.of(labels))
 
 
+class DamagedPartError(OSError):
+    """A file among a run's parts that is none, or is damaged; the storage is not at fault.
+
+    Attributes:
+        uri: of the file.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, uri: str, reason: str) -> None:
+        super().__init__(f"{uri} is not a part of an Imagebeam run ({reason}); delete it and run again")
+        self.uri = uri
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.uri, self.reason)
+
+
 def read_commit(uri: str) -> Commit | None:
     """What the part at `uri`, of rows or of failures, says of itself in its footer; None where there is no part.
 
@@ -322,7 +339,8 @@ def read_part_footer(uri: str) -> tuple[Commit, pa.Schema] | None:
     The footer alone is read, by one or two ranged reads; `transforms.runs.verify` looks at the rest.
 
     Raises:
-        OSError: for a file that is no part of this project, or whose footer is damaged.
+        DamagedPartError: for a file that is no part of this project, or whose footer is damaged.
+        OSError: if it cannot be read.
     """
     try:
         footer, stored = read_footer(uri)
@@ -336,7 +354,7 @@ def read_part_footer(uri: str) -> tuple[Commit, pa.Schema] | None:
         return None
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise OSError(f"{uri} is not a part of an Imagebeam run ({reason}); delete it and run again") from error
+        raise DamagedPartError(uri, reason) from error
     return commit, schema
 
 

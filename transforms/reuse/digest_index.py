@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.batching import map_ahead
 from transforms.parts import part_files
+from transforms.storage.resuming import open_resuming
 
 INDEX_FOLDER = "reuse"
 """Below a run's folder, while it is under way."""
@@ -47,6 +49,7 @@ def write_index(output: str, runs: Sequence[ReusedRun]) -> int:
     """Write the index of the runs' rows below a run's folder; returns how many rows it holds.
 
     Raises:
+        DamagedPartError: for a part that is none, or is damaged.
         OSError: if a part cannot be read, or the index not be written.
     """
     names: list[tuple[int, str]] = []
@@ -101,10 +104,14 @@ def _read_parts(runs: Sequence[ReusedRun]) -> Iterator[tuple[int, str, np.ndarra
 
 
 def _digests(uri: str) -> np.ndarray:
-    try:
-        column = part_files.read_table(uri, ["sha256"])["sha256"].to_pylist()
-    except pa.ArrowException as error:
-        raise OSError(f"{uri} cannot be read: {' '.join(str(error).split())}") from error
+    with open_resuming(uri) as source:
+        try:
+            part = pq.ParquetFile(source, page_checksum_verification=True).read(["sha256"])
+        except (OSError, pa.ArrowException) as error:
+            if source.fault is not None:
+                raise
+            raise part_files.DamagedPartError(uri, " ".join(str(error).split())) from error
+    column = part["sha256"].to_pylist()
     return np.frombuffer(bytes.fromhex("".join(sha256[:16] for sha256 in column)), ">u8").astype(np.uint64)
 
 

@@ -8,6 +8,7 @@ looser rules. What is read of a part is checked against its page checksums; of a
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -35,6 +36,8 @@ _RECENT_BYTES = 64 << 20
 
 _ROW_BYTES = 400
 """Of a row, beside its vectors."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,18 +181,23 @@ class PartRows:
         self._by_digest = {sha256: row for row, sha256 in enumerate(self.digests)}
         self._by_uri = {uri: row for row, uri in enumerate(self._uris)}
         self._vectors: dict[str, np.ndarray] | None = None
+        self._is_damaged = False
         self.is_gone = False
         self._lock = threading.Lock()
 
     @classmethod
     def read(cls, uri: str, terms: Terms) -> PartRows | None:
-        """A part that rows may be taken from; None where there is none, or it is not as `terms` say, or is damaged."""
+        """A part that rows may be taken from; None where there is none, or it is not as `terms` say.
+
+        Raises:
+            OSError: if it is damaged, or cannot be read; or ArrowException, KeyError, TypeError or ValueError.
+        """
         try:
             with storage.open_read(uri) as source:
                 file = _open(source)
                 fits = terms.accept(file.schema_arrow, file.metadata.metadata or {})
                 return cls(uri, file, terms.dimensions) if fits else None
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        except FileNotFoundError:
             return None
 
     @property
@@ -222,22 +230,33 @@ class PartRows:
     def _read_vectors(self) -> dict[str, np.ndarray] | None:
         """Column name -> [rows, dimension]; None where they cannot be read, or the part is another one by now."""
         with self._lock:
-            if self._vectors is None and not self.is_gone:
+            if self._vectors is None and not self.is_gone and not self._is_damaged:
                 try:
                     self._vectors = self._load()
-                except (OSError, pa.ArrowException, KeyError, ValueError):
+                    self.is_gone = self._vectors is None
+                except FileNotFoundError:
                     self.is_gone = True
+                except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+                    self._is_damaged = True
+                    _warn(self.uri, error)
             return self._vectors
 
-    def _load(self) -> dict[str, np.ndarray]:
+    def _load(self) -> dict[str, np.ndarray] | None:
+        """The vectors; None where the part was written again."""
         with storage.open_read(self.uri) as source:
             table = _open(source).read(["sha256", *self._dimensions])
         if table["sha256"].to_pylist() != self.digests:
-            raise ValueError("the part was written again")
+            return None
         return {
             name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(self.count, size)
             for name, size in self._dimensions.items()
         }
+
+
+def _warn(uri: str, error: Exception) -> None:
+    """Say that nothing is taken from a part: its images go through the model again, which takes time."""
+    reason = " ".join(str(error).split())
+    _log.warning("%s cannot be read, and its images are embedded again: %s. See imagebeam verify", uri, reason)
 
 
 def _open(source: BinaryIO) -> pq.ParquetFile:
@@ -249,17 +268,28 @@ class PartCache:
 
     def __init__(self) -> None:
         self._parts: OrderedDict[str, PartRows] = OrderedDict()
+        self._damaged: set[str] = set()
         self._bytes = 0
         self._lock = threading.Lock()
 
     def read(self, uri: str, terms: Terms) -> PartRows | None:
-        """`PartRows.read`, unless the part is here."""
+        """`PartRows.read`, unless the part is here; None for one that is damaged, which is told once."""
         with self._lock:
+            if uri in self._damaged:
+                return None
             part = self._parts.get(uri)
             if part is not None and not part.is_gone:
                 self._parts.move_to_end(uri)
                 return part
-        part = PartRows.read(uri, terms)
+        try:
+            part = PartRows.read(uri, terms)
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            with self._lock:
+                is_news = uri not in self._damaged
+                self._damaged.add(uri)
+            if is_news:
+                _warn(uri, error)
+            return None
         if part is not None:
             self._keep(uri, part)
         return part
