@@ -308,27 +308,36 @@ def _measure(result: Result, output: str, classifier: TrainedClassifier) -> None
     if classifier.multi_label or not result.totals.embedded:
         return
     parts = json.loads(storage.read_bytes(storage.join(output, MANIFEST_FILE)))["parts"]
-    metrics = measure(count_outcomes(storage.join(output, part["path"]) for part in parts), classifier.labels)
+    outcomes = count_outcomes(storage.join(output, part["path"]) for part in parts)
+    metrics = measure(outcomes, classifier.labels)
     uri = storage.join(output, ResultFile.METRICS)
     if metrics is None:
+        if rows := outcomes.pairs.total():
+            names = sorted({label for label, _ in outcomes.pairs})
+            say(f"WARNING: the classifier knows none of the labels of {counted(rows, 'image')}: {first_few(names)}")
         storage.delete(uri)  # of an earlier run, whose input had labels
         return
     storage.publish(uri, json.dumps(metrics, ensure_ascii=False, indent=2).encode())
     _print_metrics(metrics)
 
 
+def _accuracy(figures: dict[str, Any]) -> str:
+    low, high = figures["accuracy_interval_95"]
+    return f"Accuracy {figures['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})"
+
+
 def _print_metrics(metrics: dict[str, Any]) -> None:
-    rows, abstained = metrics["rows"], metrics["abstained"]
-    of = f"{rows - abstained:,} of {rows:,}" if abstained else f"{rows:,}"
-    if metrics["accuracy"] is None:
+    rows, abstained, answered = metrics["rows"], metrics["abstained"], metrics["answered"]
+    if answered is None:
         say(f"No label of the {rows:,} labelled images reached the threshold")
         return
-    low, high = metrics["accuracy_interval_95"]
     say(
-        f"Accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) on {of} labelled images; macro F1 "
-        f"{metrics['macro_f1']:.4f}",
+        f"{_accuracy(metrics)} on {rows:,} labelled images; macro F1 {metrics['macro_f1']:.4f}",
         {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"]},
     )
+    if abstained:
+        share = answered["rows"] / rows
+        say(f"{_accuracy(answered)} on the {answered['rows']:,} of them that reached the threshold ({share:.1%})")
     if unknown := metrics["unknown_labels"]:
         count, names = sum(unknown.values()), first_few(list(unknown))
         say(f"WARNING: the classifier does not know labels of {counted(count, 'image')}: {names}")

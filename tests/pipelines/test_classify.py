@@ -258,7 +258,7 @@ class TestFigures:
                 assert scores[ours] == pytest.approx(report[name][theirs])
         assert f"Accuracy {metrics['accuracy']:.4f}" in capfd.readouterr().err
 
-    def test_leave_out_abstentions(self, folder, labelled, tmp_path):
+    def test_tell_abstentions_from_mistakes(self, folder, labelled, tmp_path, capfd):
         shutil.copytree(folder / "images" / "a", tmp_path / "images" / "a")
         shutil.copytree(folder / "images" / "a", tmp_path / "images" / "unheard of")
         rows = rows_of(labelled)
@@ -272,7 +272,18 @@ class TestFigures:
         assert metrics["abstained"] == len(found) - len(answered)
         assert metrics["unknown_labels"] == {"unheard of": len(found) // 2}
         right = sum(row["label"] == row["predicted"] for row in answered)
-        assert metrics["accuracy"] == (right / len(answered) if answered else None)
+        assert (metrics["rows"], metrics["answered"]["rows"]) == (len(found), len(answered))
+        truth, predicted = zip(*((row["label"], row["predicted"] or "") for row in found), strict=True)
+        assert metrics["accuracy"] == accuracy_score(truth, predicted) == right / len(found)
+        assert metrics["answered"]["accuracy"] == right / len(answered)
+        labels = sorted(set(truth))
+        expected = f1_score(truth, predicted, labels=labels, average="macro", zero_division=0)
+        assert metrics["macro_f1"] == pytest.approx(expected)
+        low, high = metrics["answered"]["accuracy_interval_95"]
+        assert low <= metrics["answered"]["accuracy"] <= high
+        told = capfd.readouterr().err
+        assert f"on {len(found)} labelled images; macro F1 {expected:.4f}" in told
+        assert f"on the {len(answered)} of them that reached the threshold" in told
 
     def test_are_absent_without_a_known_label(self, folder, tmp_path, capfd):
         (tmp_path / "in" / "images").mkdir(parents=True)
@@ -280,7 +291,9 @@ class TestFigures:
             shutil.copy(path, tmp_path / "in" / "images" / f"{number}.jpg")
         assert classify("--input", tmp_path / "in", folder=folder, output=tmp_path / "out") == 0
         assert {row["label"] for row in rows_of(tmp_path / "out").values()} == {"images"}
-        assert "Accuracy" not in capfd.readouterr().err
+        told = capfd.readouterr().err
+        assert "Accuracy" not in told
+        assert "WARNING: the classifier knows none of the labels of 12 images: images\n" in told
         assert not (tmp_path / "out" / "metrics.json").exists()
 
 

@@ -61,10 +61,10 @@ def measure(outcomes: Outcomes, classes: Sequence[str]) -> dict[str, Any] | None
         classes: that the classifier knows. A row of any other is wrong whatever is predicted.
 
     Returns:
-        rows (labelled ones), unlabeled, abstained, unknown_labels (label -> rows, of those that the classifier does not
-        know), accuracy of the rows not abstained on with its 95 % interval (null where all are), macro_f1 (over the
-        labels that occur), the pairs confused most often, and precision, recall, F1 and support per class; a row
-        abstained on is missed, not mistaken.
+        Of all labelled rows, one abstained on being missed, not mistaken: rows, accuracy with its 95 % interval,
+        macro_f1 (over the labels that occur), the pairs confused most often, and precision, recall, F1 and support per
+        class. Of the rows not abstained on, `answered`: rows and accuracy with its interval; null where there are none.
+        Besides unlabeled, abstained, and unknown_labels (label -> rows, of those that the classifier does not know).
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -72,28 +72,33 @@ def measure(outcomes: Outcomes, classes: Sequence[str]) -> dict[str, Any] | None
     if not any(label in known for label, _ in outcomes.pairs):
         return None
     support: Counter[str] = Counter()
-    for (label, _), rows in outcomes.pairs.items():
-        support[label] += rows
+    for (label, _), count in outcomes.pairs.items():
+        support[label] += count
+    rows = support.total()
     names = sorted(known | support.keys())
     truths = [label for label, _ in outcomes.pairs]
     guesses = [guess or _NOTHING for _, guess in outcomes.pairs]
     weights = list(outcomes.pairs.values())
     scores = precision_recall_fscore_support(truths, guesses, labels=names, sample_weight=weights, zero_division=0.0)
     per_class = per_class_scores(names, scores)
-    answered = sum(rows for (_, guess), rows in outcomes.pairs.items() if guess is not None)
-    right = sum(rows for (label, guess), rows in outcomes.pairs.items() if guess == label)
+    answered = sum(count for (_, guess), count in outcomes.pairs.items() if guess is not None)
+    right = sum(count for (label, guess), count in outcomes.pairs.items() if guess == label)
     return {
-        "rows": support.total(),
+        "rows": rows,
         "unlabeled": outcomes.unlabeled,
-        "abstained": support.total() - answered,
+        "abstained": rows - answered,
         "unknown_labels": {name: support[name] for name in names if name not in known},
-        "accuracy": right / answered if answered else None,
-        "accuracy_interval_95": wilson_interval(right, answered) if answered else None,
+        **_accuracy(right, rows),
+        "answered": {"rows": answered, **_accuracy(right, answered)} if answered else None,
         "macro_f1": float(np.mean([per_class[name]["f1"] for name in support])),
         "confused_pairs": [
-            {"label": label, "predicted": guess, "rows": rows}
-            for (label, guess), rows in sorted(outcomes.pairs.items(), key=lambda entry: (-entry[1], str(entry[0])))
+            {"label": label, "predicted": guess, "rows": count}
+            for (label, guess), count in sorted(outcomes.pairs.items(), key=lambda entry: (-entry[1], str(entry[0])))
             if guess not in (label, None)
         ][:SHOWN],
         "per_class": per_class,
     }
+
+
+def _accuracy(right: int, rows: int) -> dict[str, Any]:
+    return {"accuracy": right / rows, "accuracy_interval_95": wilson_interval(right, rows)}
