@@ -39,6 +39,11 @@ EXAMPLES = (
     "imagebeam classify --embeddings out/photos --classifier out/classifier --output out/labels --threshold 0.8",
 )
 
+_LABEL_COLUMN = {
+    "label_column": "TFRecord feature, column of Parquet, a manifest or --embeddings with the label, if there is one "
+    "(default: label)"
+}
+
 _MULTI_LABEL_THRESHOLD = 0.5
 
 _ROWS_SHOWN = 20
@@ -111,6 +116,7 @@ class VectorOptions(Options):
     allow_unfinished: bool = flag(
         "read the committed parts of an extract run that has not finished", False, action="store_true"
     )
+    label_column: str = flag("column of the embeddings with the labels", "label", metavar="NAME")
 
     def __post_init__(self) -> None:
         if not all(self.embeddings):
@@ -159,8 +165,8 @@ class ClassifyOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `imagebeam classify`."""
-    InputOptions.add_arguments(parser, "input", defaults={"input": None}, most_used=["input"])
-    VectorOptions.add_arguments(parser, "embeddings", most_used=["embeddings"])
+    InputOptions.add_arguments(parser, "input", defaults={"input": None}, most_used=["input"], texts=_LABEL_COLUMN)
+    VectorOptions.add_arguments(parser, "embeddings", leave_out=["label_column"], most_used=["embeddings"])
     LabelOptions.add_arguments(parser, "labels", most_used=["classifier", "top_k", "threshold"])
     OutputOptions.add_arguments(parser, "output", leave_out=["reuse"], most_used=["output", "overwrite"])
     parser.set_defaults(reuse=None)  # Of predictions nothing is taken over.
@@ -243,7 +249,9 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
     from transforms.classify.staged import stage_classifier
     from transforms.models.staged import read_staged
     from transforms.parts.part_files import PREDICTIONS, PartOptions
+    from transforms.readers.column_types import is_list_type
     from transforms.training_data.embeddings import MODEL_FOLDER, open_embeddings
+    from transforms.training_data.row_index import check_label_column
 
     for name in options.vectors.embeddings:
         if extracted := read_staged(storage.join(storage.absolute(name), MODEL_FOLDER)):
@@ -253,13 +261,21 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
         options.vectors.embeddings, classifier.column, allow_unfinished=options.vectors.allow_unfinished
     )
     classifier.check(embeddings.spec, ", ".join(embeddings.folders))
-    described = _Described({"embeddings": list(embeddings.folders)}, classifier, options.label)
+    column = options.vectors.label_column
+    if is_list_type(check_label_column(embeddings.schema, column)) and not classifier.multi_label:
+        raise ImagebeamError(
+            f"The classifier gives an image one label, and the column holds lists. Received: --label_column {column!r}."
+        )
+    source: dict[str, Any] = {"embeddings": list(embeddings.folders)}
+    if options.vectors.given("label_column"):
+        source["label_column"] = column
+    described = _Described(source, classifier, options.label)
     run_folder.refuse_output(options.output, described, PREDICTIONS)
     with run_folder.claim_output(options.output, described, PREDICTIONS) as folder:
         staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=False)
         part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, kept_columns(embeddings))
         label_units = ClassifyEmbeddings(
-            staged, folder.output, embeddings, _layout(options, classifier, part), folder.generation
+            staged, folder.output, embeddings, _layout(options, classifier, part), folder.generation, column
         )
         with launch.running(folder, staged, pipeline, options.output) as run:
             _ = (
@@ -358,7 +374,7 @@ def _input_options(args: argparse.Namespace) -> InputOptions | None:
         return InputOptions.from_args(args)
     for field in dataclasses.fields(InputOptions):
         value = getattr(args, field.name)
-        if field.name != "input" and value not in (None, field.default):
+        if field.name not in ("input", "label_column") and value not in (None, field.default):
             raise ImagebeamError(f"--{field.name} goes with --input, and not with --embeddings. Received: {value}.")
     return None
 

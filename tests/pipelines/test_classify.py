@@ -285,6 +285,29 @@ class TestFigures:
         assert f"on {len(found)} labelled images; macro F1 {expected:.4f}" in told
         assert f"on the {len(answered)} of them that reached the threshold" in told
 
+    def test_are_of_the_column_that_the_classifier_learned(self, folder, tmp_path, capfd):
+        """Trained on a kept column of whole numbers, and measured on it."""
+        paths = sorted((folder / "images").glob("*/*.jpg"))
+        lines = ["uri,kind", *(f"{path},{number % 2 + 7}" for number, path in enumerate(paths))]
+        (tmp_path / "images.csv").write_text("\n".join(lines))
+        kept = ("--keep_columns", "kind:int64", "--allow_uri_prefix", str(folder))
+        assert extract(tmp_path / "images.csv", tmp_path / "run", *kept) == 0
+        flags = ["--label_column", "kind", "--test_split", "0.3"]
+        arguments = ["--embeddings", str(tmp_path / "run"), "--output", str(tmp_path / "trained"), *flags]
+        assert run_job("train", arguments) == 0
+        vectors = ["--embeddings", tmp_path / "run"]
+        assert classify(*vectors, "--label_column", "kind", folder=tmp_path, output=tmp_path / "out") == 0
+        rows = rows_of(tmp_path / "out")
+        assert {row["uri"]: (row["label"], row["kind"]) for row in rows.values()} == {
+            str(path): (str(number % 2 + 7), number % 2 + 7) for number, path in enumerate(paths)
+        }
+        metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+        truth, predicted = zip(*((row["label"], row["predicted"]) for row in rows.values()), strict=True)
+        assert metrics["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
+        capfd.readouterr()
+        assert classify(*vectors, folder=tmp_path, output=tmp_path / "out") == 2
+        assert "holds another run (label_column: kind != none)" in error_of(capfd)
+
     def test_are_absent_without_a_known_label(self, folder, tmp_path, capfd):
         (tmp_path / "in" / "images").mkdir(parents=True)
         for number, path in enumerate((folder / "images" / "a").iterdir()):
@@ -394,10 +417,13 @@ class TestErrors:
             (["--input", "a", "--top_k", "0"], "--top_k is at least 1"),
             (["--input", "a", "--threshold", "1.5"], "--threshold is a probability"),
             (["--input", "a", "--keep_columns", "probability"], "name the output uses itself"),
+            (["--embeddings", "RUN", "--label_column", "x"], "no such column. Received: --label_column 'x'"),
+            (["--embeddings", "RUN", "--label_column", "embedding"], "Labels are text"),
             (["--embeddings", "a", "--keep_columns", "x"], "--keep_columns goes with --input"),
         ],
     )
     def test_refuses_bad_flags(self, folder, tmp_path, flags, message, capfd):
+        flags = [folder / "run" if flag == "RUN" else flag for flag in flags]
         assert classify(*flags, folder=folder, output=tmp_path / "out") == 2
         assert message in error_of(capfd)
 

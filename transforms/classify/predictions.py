@@ -22,6 +22,7 @@ from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Row
 from transforms.inputs.plan_units import PlanUnits
 from transforms.parts.part_files import EMBEDDINGS, PREDICTIONS, PartOptions, rows_to_table
+from transforms.readers.columns import as_label
 from transforms.readers.options import ReadOptions
 from transforms.readers.units import ShardSlice, ShardUnit, WorkUnit
 from transforms.reuse.known_rows import KnownRows
@@ -104,6 +105,7 @@ class ClassifyEmbeddings(beam.PTransform):  # type: ignore[misc]
         embeddings: what is read; its row groups are found anew by the workers.
         layout: how predictions are stored.
         generation: of the run; see `CommitUnits`.
+        label_column: of the embeddings, whose values are the rows' labels; a list of several is none.
     """
 
     classifier: StagedClassifier
@@ -111,10 +113,11 @@ class ClassifyEmbeddings(beam.PTransform):  # type: ignore[misc]
     embeddings: EmbeddingSet
     layout: PredictionLayout
     generation: str = ""
+    label_column: str = "label"
 
     def expand(self, folders: beam.PCollection) -> beam.PCollection:
         """Find the row groups, and label each."""
-        work = _LabelVectors(dataclasses.replace(self.embeddings, groups=()), self.layout.part)
+        work = _LabelVectors(dataclasses.replace(self.embeddings, groups=()), self.layout.part, self.label_column)
         return (
             folders
             | "Name parts" >> beam.Map(lambda folders: tuple(storage.join(folder, EMBEDDINGS) for folder in folders))
@@ -129,6 +132,7 @@ class _LabelVectors:
 
     embeddings: EmbeddingSet
     part: PartOptions
+    label_column: str
 
     conditions = None
 
@@ -147,6 +151,8 @@ class _LabelVectors:
             vectors = self.embeddings.vectors(group, table)
             for vector, row in zip(vectors, table.drop_columns([column]).to_pylist(), strict=True):
                 stored = {name: row[name] for name in _STORED}
+                label = row[self.label_column]
+                stored["label"] = None if isinstance(label, list) else as_label(label)
                 yield Row(**stored, vectors={EMBEDDING: vector}, extras={name: row[name] for name in kept})
 
     def begin(self, items: Iterable[Row], model: Classifier, after: BegunUnit | None) -> NotBegun:

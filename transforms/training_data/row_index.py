@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from transforms.core.errors import ImagebeamError
 from transforms.core.text import counted
+from transforms.readers.column_types import is_list_type
 from transforms.training_data.embeddings import RowGroup, RowSet
 from transforms.training_data.splits import DROPPED, Split, assign, grouped_numbers, image_numbers, stratify
 
@@ -277,18 +278,27 @@ def _codes_of(values: pa.ChunkedArray, column: str) -> np.ndarray:
     return np.asarray(found.to_numpy(), np.int8)
 
 
+def check_label_column(schema: pa.Schema, column: str) -> pa.DataType:
+    """The type of a column that labels are read from: text, whole numbers or booleans, or lists of them.
+
+    Raises:
+        ImagebeamError: if there is none, or of another type.
+    """
+    kind = _check_column(schema, column, "--label_column")
+    value = kind.value_type if is_list_type(kind) else kind
+    if not (pa.types.is_string(value) or pa.types.is_integer(value) or pa.types.is_boolean(value)):
+        raise ImagebeamError(f"Labels are text, whole numbers or booleans. Received: column {column!r} of type {kind}.")
+    return kind
+
+
 class _LabelEncoder:
     """Encode labels as class numbers, in order of the sorted names."""
 
     def __init__(self, schema: pa.Schema, rules: LabelRules) -> None:
-        kind = _check_column(schema, rules.column, "--label_column")
+        kind = check_label_column(schema, rules.column)
         self._rules = rules
-        self._is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        self._is_list = is_list_type(kind)
         value = kind.value_type if self._is_list else kind
-        if not (pa.types.is_string(value) or pa.types.is_integer(value) or pa.types.is_boolean(value)):
-            raise ImagebeamError(
-                f"Labels are text, whole numbers or booleans. Received: column {rules.column!r} of type {kind}."
-            )
         if self._is_list and not rules.multi_label:
             raise ImagebeamError(
                 f"Column {rules.column!r} holds lists of labels ({kind}). Train on it with --multi_label."
