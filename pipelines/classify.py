@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.common.console import say
 from pipelines.common.fields import Options, flag, one_of, refuse_both
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.engine import ENGINE_HELP
@@ -20,7 +18,7 @@ from transforms.core.engines import Engine
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import TruncatedImages
 from transforms.core.limits import MAX_IMAGE_PIXELS
-from transforms.core.text import counted, first_few, spelled
+from transforms.core.text import spelled
 
 if TYPE_CHECKING:
     from pipelines.runtime.finish import Result
@@ -45,8 +43,6 @@ _LABEL_COLUMN = {
 }
 
 _MULTI_LABEL_THRESHOLD = 0.5
-
-_ROWS_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -198,15 +194,17 @@ def run(options: ClassifyOptions) -> Result:
 
 def _label_images(options: ClassifyOptions, images: InputOptions, classifier: TrainedClassifier) -> Result:
     from pipelines.runtime import input_source, run_folder
+    from transforms.inputs.inspection import LABEL_LISTS
     from transforms.parts.part_files import PREDICTIONS
 
     run_folder.open_output_apart(options.output, images.input)
-    source = input_source.open_input(images, label_lists=None)
+    source = input_source.open_input(images, LABEL_LISTS if classifier.multi_label else None)
     described = _Described(source.describe(), classifier, options.label)
     run_folder.refuse_output(options.output, described, PREDICTIONS)
 
     # Beam takes seconds to import, which an error above does not wait for.
     from pipelines.runtime import launch, model_loader
+    from pipelines.runtime.measure_labels import measure_labels
     from transforms.classify.staged import stage_classifier
     from transforms.embed.embed_units import EmbedOptions, EmbedUnits
     from transforms.parts.part_files import PartOptions
@@ -235,7 +233,7 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
             generation=folder.generation,
         )
         result = launch.work_images(source, label_units, "Label units", folder, staged, pipeline, options.output)
-        _measure(result, folder.output, classifier)
+        measure_labels(result, folder.output, classifier, images.label_column)
     return result
 
 
@@ -244,6 +242,7 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
 
     from pipelines.runtime import launch, run_folder
     from pipelines.runtime.finish import Finish, finish
+    from pipelines.runtime.measure_labels import measure_labels
     from transforms import storage
     from transforms.classify.predictions import ClassifyEmbeddings, kept_columns
     from transforms.classify.staged import stage_classifier
@@ -285,7 +284,7 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
                 | "Finish" >> Finish(run)
             )
         result = finish(run)
-        _measure(result, folder.output, classifier)
+        measure_labels(result, folder.output, classifier, column, overlapping=len(embeddings.folders) > 1)
     return result
 
 
@@ -312,60 +311,6 @@ def _layout(options: ClassifyOptions, classifier: TrainedClassifier, part: PartO
 
     threshold = options.label.threshold_of(classifier)
     return PredictionLayout(classifier.labels, classifier.multi_label, options.label.top_k, threshold, part)
-
-
-def _measure(result: Result, output: str, classifier: TrainedClassifier) -> None:
-    """Write OUT/metrics.json and print the accuracy, if the input has labels."""
-    from transforms import storage
-    from transforms.classify.measure import count_outcomes, measure
-    from transforms.runs.manifest import MANIFEST_FILE
-    from transforms.training.output import ResultFile
-
-    if classifier.multi_label or not result.totals.embedded:
-        return
-    parts = json.loads(storage.read_bytes(storage.join(output, MANIFEST_FILE)))["parts"]
-    outcomes = count_outcomes(storage.join(output, part["path"]) for part in parts)
-    metrics = measure(outcomes, classifier.labels)
-    uri = storage.join(output, ResultFile.METRICS)
-    if metrics is None:
-        if rows := outcomes.pairs.total():
-            names = sorted({label for label, _ in outcomes.pairs})
-            say(f"WARNING: the classifier knows none of the labels of {counted(rows, 'image')}: {first_few(names)}")
-        storage.delete(uri)  # of an earlier run, whose input had labels
-        return
-    storage.publish(uri, json.dumps(metrics, ensure_ascii=False, indent=2).encode())
-    _print_metrics(metrics)
-
-
-def _accuracy(figures: dict[str, Any]) -> str:
-    low, high = figures["accuracy_interval_95"]
-    return f"Accuracy {figures['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})"
-
-
-def _print_metrics(metrics: dict[str, Any]) -> None:
-    rows, abstained, answered = metrics["rows"], metrics["abstained"], metrics["answered"]
-    if answered is None:
-        say(f"No label of the {rows:,} labelled images reached the threshold")
-        return
-    say(
-        f"{_accuracy(metrics)} on {rows:,} labelled images; macro F1 {metrics['macro_f1']:.4f}",
-        {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"]},
-    )
-    if abstained:
-        share = answered["rows"] / rows
-        say(f"{_accuracy(answered)} on the {answered['rows']:,} of them that reached the threshold ({share:.1%})")
-    if unknown := metrics["unknown_labels"]:
-        count, names = sum(unknown.values()), first_few(list(unknown))
-        say(f"WARNING: the classifier does not know labels of {counted(count, 'image')}: {names}")
-    scores = [(name, score) for name, score in metrics["per_class"].items() if score["support"]]
-    scores.sort(key=lambda entry: entry[1]["f1"])
-    for name, score in scores[:_ROWS_SHOWN]:
-        say(
-            f"  {name}: precision {score['precision']:.3f}, recall {score['recall']:.3f}, F1 {score['f1']:.3f}, "
-            f"{score['support']:,} images"
-        )
-    if len(scores) > _ROWS_SHOWN:
-        say(f"  and {len(scores) - _ROWS_SHOWN:,} classes with a higher F1, in metrics.json")
 
 
 def _input_options(args: argparse.Namespace) -> InputOptions | None:

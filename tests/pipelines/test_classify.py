@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import accuracy_score, classification_report, f1_score
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from pipelines.cli import run_job
 from pipelines.runtime import model_loader
@@ -42,6 +43,26 @@ def another(folder):
     arguments = ["--embeddings", str(folder / "run"), "--output", str(folder / "another"), *flags]
     assert run_job("train", arguments) == 0
     return folder / "another"
+
+
+@pytest.fixture(scope="module")
+def tagged(folder):
+    """Images with lists of labels, one of them without, what extract and train make of them; one label comes later."""
+    made = folder / "tagged"
+    made.mkdir()
+    rows: list[dict[str, object]] = []
+    for number, path in enumerate(sorted((folder / "images").glob("*/*.jpg"))):
+        tags = ["odd" if number % 2 else "even", *(["third"] if number % 3 == 0 else [])]
+        rows.append({"uri": str(path), "label": tags if number else None})
+    lists = made / "images.jsonl"
+    allowed = ("--allow_uri_prefix", str(folder))
+    for name, known in (("first", rows), ("run", [*rows[:-1], {**rows[-1], "label": ["even", "unheard of"]}])):
+        lists.write_text("\n".join(map(json.dumps, known)))
+        assert extract(lists, made / name, *allowed) == 0
+    flags = ["--multi_label", "--label_column", "labels", "--drop_unlabeled", "--epochs", "3", "--test_split", "0.3"]
+    arguments = ["--embeddings", str(made / "first"), "--output", str(made / "trained"), *flags]
+    assert run_job("train", arguments) == 0
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +328,51 @@ class TestFigures:
         capfd.readouterr()
         assert classify(*vectors, folder=tmp_path, output=tmp_path / "out") == 2
         assert "holds another run (label_column: kind != none)" in error_of(capfd)
+
+    def test_count_a_record_of_two_runs_once(self, folder, tmp_path, capfd):
+        """A copy of a run would narrow the interval."""
+        shutil.copytree(folder / "run", tmp_path / "copy")
+        figures = []
+        for name, runs in (("one", [folder / "run"]), ("two", [folder / "run", tmp_path / "copy"])):
+            assert classify("--embeddings", *runs, folder=folder, output=tmp_path / name) == 0
+            figures.append(json.loads((tmp_path / name / "metrics.json").read_text()))
+        assert figures[0] == figures[1]
+        assert figures[0]["rows"] == IMAGES
+        assert f"WARNING: {IMAGES} rows not measured whose record another run has too" in capfd.readouterr().err
+
+    @pytest.mark.parametrize("source", ["images", "vectors"])
+    def test_of_several_labels_equal_scikit_learn(self, tagged, tmp_path, source, capfd):
+        flags = ["--input", tagged / "images.jsonl"] if source == "images" else ["--embeddings", tagged / "run"]
+        if source == "images":
+            flags += ["--allow_uri_prefix", tagged.parent]
+        assert classify(*flags, "--threshold", 0.3, folder=tagged, output=tmp_path) == 0
+        metrics = json.loads((tmp_path / "metrics.json").read_text())
+        rows = [row for row in rows_of(tmp_path).values() if row["labels"] is not None]
+        names = ["even", "odd", "third", "unheard of"]
+        binary = MultiLabelBinarizer(classes=names)
+        truth = binary.fit_transform([row["labels"] for row in rows])
+        predicted = binary.transform([row["predicted"] for row in rows])
+        assert truth.any(axis=0).all()
+        assert metrics["unknown_labels"] == {"unheard of": 1}
+        assert (metrics["rows"], metrics["unlabeled"]) == (IMAGES - 1, 1)
+        assert metrics["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
+        assert metrics["label_accuracy"] == pytest.approx((truth == predicted).mean())
+        for average in ("macro", "micro"):
+            expected = f1_score(truth, predicted, average=average, zero_division=0)
+            assert metrics[f"{average}_f1"] == pytest.approx(expected)
+        report = classification_report(truth, predicted, target_names=names, output_dict=True, zero_division=0)
+        for name, scores in metrics["per_class"].items():
+            for ours, theirs in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+                assert scores[ours] == pytest.approx(report[name][theirs])
+            assert scores["support"] == report[name]["support"]
+        told = capfd.readouterr().err
+        assert f"Label accuracy {metrics['label_accuracy']:.4f}; rows with all labels right" in told
+        assert "does not know 1 label: unheard of" in told
+
+    def test_of_several_labels_need_lists(self, folder, tagged, tmp_path, capfd):
+        assert classify("--input", folder / "images", folder=tagged, output=tmp_path) == 0
+        assert "Not measured: the classifier gives an image several labels" in capfd.readouterr().err
+        assert not (tmp_path / "metrics.json").exists()
 
     def test_are_absent_without_a_known_label(self, folder, tmp_path, capfd):
         (tmp_path / "in" / "images").mkdir(parents=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
+from transforms.readers.column_types import is_list_type
 from transforms.training.metrics import SHOWN, per_class_scores, wilson_interval
+from transforms.training_data.splits import image_numbers
 
-_COUNTED = ("label", "predicted")
+_RECORD = ("uri", "key", "sha256")
 
 _NOTHING = ""
 """Stands for a prediction that was not made; no label is empty."""
@@ -31,19 +34,72 @@ class Outcomes:
     pairs: Counter[tuple[str, str | None]]
     unlabeled: int
 
+    @property
+    def rows(self) -> int:
+        """Labelled ones."""
+        return self.pairs.total()
 
-def count_outcomes(parts: Iterable[str]) -> Outcomes:
-    """Read two columns of each part of predictions; memory goes by the pairs, not by the rows.
+    @property
+    def support(self) -> Counter[str]:
+        """Label -> rows that have it."""
+        found: Counter[str] = Counter()
+        for (label, _), rows in self.pairs.items():
+            found[label] += rows
+        return found
+
+
+def list_column(part: str, columns: Iterable[str]) -> str | None:
+    """The first of some columns that holds lists in a part of predictions; None where none does."""
+    with storage.open_read(part) as source:
+        schema = pq.ParquetFile(source).schema_arrow
+    return next((name for name in columns if name in schema.names and is_list_type(schema.field(name).type)), None)
+
+
+def first_rows(parts: Sequence[str], label: str) -> list[np.ndarray]:
+    """For each part which rows to measure, bool [rows], where inputs overlap: one of each record, labelled if any is.
+
+    A record is known by uri, key and image. 8 bytes of each row are held.
 
     Args:
         parts: uris.
+        label: column of the labels.
     """
-    pairs: Counter[tuple[str, str | None]] = Counter()
-    unlabeled = 0
+    records, unlabeled = [], []
+    for table in _tables(parts, [*_RECORD, label]):
+        named = zip(*(table.column(name).to_pylist() for name in _RECORD), strict=True)
+        records.append(image_numbers(map(repr, named), 0))
+        unlabeled.append(table.column(label).is_null().to_numpy())
+    order = np.argsort(np.concatenate(unlabeled), kind="stable")
+    _, first = np.unique(np.concatenate(records)[order], return_index=True)
+    chosen = np.zeros(len(order), bool)
+    chosen[order[first]] = True
+    return np.split(chosen, np.cumsum([len(numbers) for numbers in records])[:-1])
+
+
+def read_outcomes(parts: Sequence[str], label: str, chosen: Sequence[np.ndarray] | None = None) -> Iterator[pa.Table]:
+    """Labels and predictions of each part, as columns `label` and predicted.
+
+    Args:
+        parts: uris.
+        label: column of the labels.
+        chosen: for each part the rows to read, bool [rows]; None for all.
+    """
+    for number, table in enumerate(_tables(parts, [label, "predicted"])):
+        yield table if chosen is None else table.filter(pa.array(chosen[number]))
+
+
+def _tables(parts: Iterable[str], columns: Sequence[str]) -> Iterator[pa.Table]:
     for uri in parts:
         with storage.open_read(uri) as source:
-            table = pq.ParquetFile(source).read(columns=list(_COUNTED))
-        for row in table.group_by(list(_COUNTED)).aggregate([([], "count_all")]).to_pylist():
+            yield pq.ParquetFile(source).read(columns=list(columns)).select(list(columns))
+
+
+def count_outcomes(tables: Iterable[pa.Table]) -> Outcomes:
+    """Count over tables of columns label and predicted; memory goes by the pairs, not by the rows."""
+    pairs: Counter[tuple[str, str | None]] = Counter()
+    unlabeled = 0
+    for table in tables:
+        for row in table.group_by(["label", "predicted"]).aggregate([([], "count_all")]).to_pylist():
             if row["label"] is None:
                 unlabeled += row["count_all"]
             else:
@@ -68,13 +124,9 @@ def measure(outcomes: Outcomes, classes: Sequence[str]) -> dict[str, Any] | None
     """
     from sklearn.metrics import precision_recall_fscore_support
 
-    known = set(classes)
-    if not any(label in known for label, _ in outcomes.pairs):
+    known, support, rows = set(classes), outcomes.support, outcomes.rows
+    if not known & support.keys():
         return None
-    support: Counter[str] = Counter()
-    for (label, _), count in outcomes.pairs.items():
-        support[label] += count
-    rows = support.total()
     names = sorted(known | support.keys())
     truths = [label for label, _ in outcomes.pairs]
     guesses = [guess or _NOTHING for _, guess in outcomes.pairs]
