@@ -110,7 +110,7 @@ class StagedModel:
     def load(self) -> Embedder | OpenVinoEmbedder:
         """Load the embedder, on the engine that it was staged for, its bytes checked first.
 
-        A model staged for OpenVINO is run by Keras where a GPU is, or where OpenVINO is not installed, at the same
+        A model staged for OpenVINO is run by Keras where a GPU is, or where OpenVINO cannot be imported, at the same
         precision; an int8 model has nothing that could take OpenVINO's place.
 
         Raises:
@@ -120,13 +120,12 @@ class StagedModel:
         if self.engine.name != Engine.OPENVINO:
             return self.load_keras()
         is_int8 = self.spec.precision == Precision.INT8
-        if not openvino_model.is_installed():
+        if (why := openvino_model.why_missing()) is not None:
             if is_int8:
                 raise ImagebeamError(
-                    "An int8 model runs on OpenVINO, which is missing here. Install the extra: pip install "
-                    "'imagebeam[openvino]'."
+                    f"An int8 model runs on OpenVINO, which is missing here: {why}. {openvino_model.REMEDY}."
                 )
-            _log.warning("OpenVINO is missing here: Keras runs the model. Install imagebeam[openvino]")
+            _log.warning("OpenVINO is missing here, so Keras runs the model: %s. %s", why, openvino_model.REMEDY)
             return self.load_keras()
         if self.engine.asked == Engine.AUTO and not is_int8 and has_nvidia_gpu():
             _log.warning("This machine has a GPU: Keras runs the model, which was staged for OpenVINO")

@@ -17,7 +17,7 @@ import numpy as np
 
 from transforms.core.batching import MODEL_CALLS, available_cores
 from transforms.core.digests import file_sha256, joint_sha256
-from transforms.core.errors import ImagebeamError
+from transforms.core.errors import ImagebeamError, last_line
 from transforms.core.spec import EmbedderSpec, Precision
 
 if TYPE_CHECKING:
@@ -33,13 +33,23 @@ _HINTS = {Precision.BFLOAT16: "bf16"}
 
 REMEDY = "Install the extra: pip install 'imagebeam[openvino]'"
 
-
 _FLAGS = frozenset({"avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"})
 
 
 def is_installed() -> bool:
     """Whether the packages of the extra `openvino` are there."""
     return all(importlib.util.find_spec(name) is not None for name in ("openvino", "nncf"))
+
+
+def why_missing() -> str | None:
+    """Why OpenVINO cannot be used here, in words; None where it can. It is imported to find out."""
+    if not is_installed():
+        return "it is not installed"
+    try:
+        import_openvino()
+    except Exception as error:  # ImportError, or what its libraries raise
+        return f"it cannot be imported: {last_line(error)}"
+    return None
 
 
 def import_openvino() -> Any:

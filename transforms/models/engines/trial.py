@@ -155,10 +155,8 @@ def require_openvino(received: str) -> None:
     Raises:
         ImagebeamError: naming the extra.
     """
-    if not openvino_model.is_installed():
-        raise ImagebeamError(
-            f"OpenVINO is not installed. Received: {received}. Install the extra: pip install 'imagebeam[openvino]'."
-        )
+    if (why := openvino_model.why_missing()) is not None:
+        raise ImagebeamError(f"OpenVINO is missing: {why}. Received: {received}. {openvino_model.REMEDY}.")
 
 
 def _candidates(
@@ -184,10 +182,10 @@ def _candidates(
 def _converted(convert: Callable[[], openvino.Model], reference: Embedder) -> Candidate:
     precision = reference.spec.precision
     candidate = Candidate(Engine.OPENVINO, precision, None, reference)
-    if not openvino_model.runs(precision):
-        candidate.refused = f"this processor has no {precision} that OpenVINO uses"
-        return candidate
     try:
+        if not openvino_model.runs(precision):
+            candidate.refused = f"this processor has no {precision} that OpenVINO uses"
+            return candidate
         candidate.converted = convert()
         candidate.model = OpenVinoEmbedder(reference.spec, reference.dimensions, candidate.converted)
     except Exception as error:  # TensorFlow and OpenVINO raise what they like.

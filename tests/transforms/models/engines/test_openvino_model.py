@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -136,6 +137,62 @@ def test_without_openvino_keras_runs_all_but_int8(vgg16, tmp_path, monkeypatch, 
     spec = dataclasses.replace(staged.spec, precision=Precision.INT8)
     with pytest.raises(ImagebeamError, match=r"imagebeam\[openvino\]"):
         dataclasses.replace(staged, spec=spec).load()
+
+
+@pytest.fixture
+def broken_openvino(tmp_path):
+    """The environment of a process in which OpenVINO is found and cannot be imported."""
+    package = tmp_path / "broken" / "openvino"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('libtbb.so.12: cannot open shared object file')")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(package.parent), *sys.path])}
+
+
+def test_keras_runs_the_model_where_openvino_cannot_be_imported(vgg16, tmp_path, broken_openvino):
+    engine = StagedEngine(Engine.OPENVINO, Engine.OPENVINO, "asked for")
+    staged = stage(LoadedModel(vgg16, engine, convert(vgg16)), str(tmp_path), {"source": "", "file_sha256": None})
+    images = draw(2)
+    np.save(tmp_path / "images.npy", images)
+    code = (
+        "import sys, dataclasses, logging, numpy as np\n"
+        "logging.basicConfig()\n"
+        "from transforms.models.staged import read_staged\n"
+        "from transforms.core.errors import ImagebeamError\n"
+        "staged = read_staged(sys.argv[1])\n"
+        "np.savez(sys.argv[1] + '/vectors.npz', **staged.load().embed(np.load(sys.argv[1] + '/images.npy')))\n"
+        "try:\n"
+        "    dataclasses.replace(staged, spec=dataclasses.replace(staged.spec, precision='int8')).load()\n"
+        "except ImagebeamError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", code, staged.folder]
+    run = subprocess.run(command, check=True, env=broken_openvino, capture_output=True, text=True)
+    assert "Keras runs the model: it cannot be imported: libtbb.so.12" in run.stderr
+    assert "An int8 model runs on OpenVINO, which is missing here: it cannot be imported: libtbb.so.12" in run.stdout
+    with np.load(tmp_path / "vectors.npz") as vectors:
+        for column, expected in vgg16.embed(images).items():
+            np.testing.assert_allclose(vectors[column], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_trial_goes_on_where_openvino_cannot_be_imported(broken_openvino):
+    code = (
+        "import numpy as np\n"
+        "from transforms.models.config import EmbedderConfig\n"
+        "from transforms.models.embedder import resolve\n"
+        "from transforms.core.errors import ImagebeamError\n"
+        "from transforms.models.engines.trial import choose\n"
+        "embedder = resolve(EmbedderConfig('VGG16', 'random:0', layers=('block1_pool',), image_size=(32, 32)))\n"
+        "images = [np.zeros((32, 32, 3), np.uint8)]\n"
+        "print(choose(lambda _: embedder, 'auto', 'bfloat16', images).loaded.engine.name)\n"
+        "try:\n"
+        "    choose(lambda _: embedder, 'openvino', 'float32', images)\n"
+        "except ImagebeamError as error:\n"
+        "    print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, env=broken_openvino, capture_output=True, text=True)
+    chosen, refused = run.stdout.splitlines()
+    assert chosen == "keras"
+    assert refused.startswith("OpenVINO is missing: it cannot be imported: libtbb.so.12")
 
 
 def test_another_processor_is_reported(vgg16, tmp_path, caplog):

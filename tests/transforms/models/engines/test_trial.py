@@ -69,6 +69,7 @@ def machine(monkeypatch):
 
         monkeypatch.setattr(trial, "has_gpu", lambda: gpu)
         monkeypatch.setattr(openvino_model, "is_installed", lambda: installed)
+        monkeypatch.setattr(openvino_model, "why_missing", lambda: None if installed else "it is not installed")
         monkeypatch.setattr(openvino_model, "cpu_capabilities", lambda: frozenset({"FP32", "BF16"}))
         monkeypatch.setattr(openvino_model, "runs", lambda precision: bfloat16 or precision != Precision.BFLOAT16)
         monkeypatch.setattr(openvino_model, "convert", lambda embedder: "converted")
