@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from transforms.core.errors import ImagebeamError
 from transforms.core.text import counted
-from transforms.readers.column_types import is_list_type
+from transforms.readers.column_types import is_bytes, is_list_type
 from transforms.training_data.embeddings import RowGroup, RowSet
 from transforms.training_data.splits import DROPPED, Split, assign, grouped_numbers, image_numbers, stratify
 
@@ -140,7 +140,11 @@ def index_rows(embeddings: RowSet, labels: LabelRules, splits: SplitRules) -> Ro
     columns += _RECORD if several_runs else ()
     for column, flag in ((splits.column, "--split_column"), (splits.group_column, "--group_column")):
         if column:
-            _check_column(embeddings.schema, column, flag)
+            kind = _check_column(embeddings.schema, column, flag)
+            if pa.types.is_nested(kind) or is_bytes(kind):
+                raise ImagebeamError(
+                    f"{flag} names a column of texts, numbers or times. Received: column {column!r} of type {kind}."
+                )
     codes, numbers, groups = [], [], []
     records: list[np.ndarray] = []
     for _, table in embeddings.read(embeddings.groups, list(dict.fromkeys(columns))):

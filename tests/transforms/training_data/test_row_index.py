@@ -228,6 +228,19 @@ def test_fractions_are_groups(tmp_path):
     assert len(np.unique(found.images)) == 25
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"), [(TAGS, ["x"]), (pa.struct({"a": pa.int64()}), {"a": 1}), (pa.binary(), b"\xff")]
+)
+@pytest.mark.parametrize(
+    ("flag", "rules"),
+    [("--group_column", SplitRules(group_column="made of")), ("--split_column", SplitRules(column="made of"))],
+)
+def test_groups_and_splits_are_single_values(tmp_path, kind, value, flag, rules):
+    keep = {"made of": (kind, [value] * 40)}
+    with pytest.raises(ImagebeamError, match=f"{flag} names a column of .* 'made of' of type {kind}".split("<", 1)[0]):
+        index(tmp_path, ["a", "b"] * 20, None, rules, keep=keep)
+
+
 def test_too_few_groups_are_counted(tmp_path):
     keep = {"group": (pa.string(), ["left", "right"] * 50)}
     write_output(tmp_path, np.zeros((100, 2), np.float32), ["a", "b"] * 50, keep=keep)
