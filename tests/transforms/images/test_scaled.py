@@ -68,6 +68,27 @@ def test_small_jpegs_and_other_formats_are_unchanged():
         np.testing.assert_array_equal(decode_image(data, SCALED).pixels, decode_image(data, EXACT).pixels)
 
 
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 6, 7, 8, 127, 128])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_thin_jpegs_are_unchanged(side, damaged):
+    for width, height in ((side, 900), (900, side)):
+        data = jpeg(photograph(width, height))
+        data = data[:-2] if damaged else data  # It lacks its end marker, which costs no pixels.
+        scaled, exact = (
+            decode_image(data, ImageOptions(image_size=(64, 64), scale_jpegs=scale)).pixels for scale in (True, False)
+        )
+        np.testing.assert_array_equal(scaled, exact)
+
+
+@pytest.mark.parametrize("side", range(1, 7))
+def test_thin_jpegs_are_unchanged_at_an_image_size_of_a_few_pixels(side):
+    data = jpeg(photograph(side, 300))
+    scaled, exact = (
+        decode_image(data, ImageOptions(image_size=(3, 3), scale_jpegs=scale)).pixels for scale in (True, False)
+    )
+    np.testing.assert_array_equal(scaled, exact)
+
+
 def test_damage_and_size_are_still_refused():
     data = jpeg(photograph(1280, 960))
     with pytest.raises(ImageError) as error:

@@ -133,7 +133,10 @@ def _decode_whole(data: bytes, header: _Header, limits: Limits) -> np.ndarray | 
         ImageError: for data that is damaged, or stops early where that isn't accepted.
     """
     space = _SPACES[header.components]
-    scaled = {} if limits.least_side is None else {"min_height": limits.least_side, "min_width": limits.least_side}
+    least = limits.least_side
+    # Of a side of a few pixels simplejpeg takes a fraction, since rounded up it is as long.
+    is_large = least is not None and min(header.width, header.height) > least
+    scaled = {"min_height": least, "min_width": least} if is_large else {}
     try:
         pixels: np.ndarray = simplejpeg.decode_jpeg(data, space, **scaled)
         warning = None
