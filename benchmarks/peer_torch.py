@@ -208,13 +208,18 @@ def main() -> None:
     module = torch_module(args.name, load(args.model))
     if args.compile:
         module = torch.compile(module)
-    images = _Files(paths_in(args.folder))
+    loader = torch.utils.data.DataLoader(
+        _Files(paths_in(args.folder)),
+        batch_size=BATCH,
+        num_workers=torch.get_num_threads(),
+        prefetch_factor=2,
+        persistent_workers=True,
+    )
     for output in sys.stdin:
-        loader = torch.utils.data.DataLoader(
-            images, batch_size=BATCH, num_workers=torch.get_num_threads(), prefetch_factor=2
-        )
         with torch.inference_mode():
-            np.save(output.rstrip("\n"), np.concatenate([module(batch).numpy() for batch in loader]))
+            # The compiled module reads some bytes beyond a batch, which crashes at the end of a DataLoader's shared memory.
+            vectors = [module(batch.clone()).numpy() for batch in loader]
+        np.save(output.rstrip("\n"), np.concatenate(vectors))
         print("done", flush=True)
 
 
