@@ -217,7 +217,7 @@ def main() -> None:
     )
     for output in sys.stdin:
         with torch.inference_mode():
-            # The compiled module reads some bytes beyond a batch, which crashes at the end of a DataLoader's shared memory.
+            # A compiled module reads some bytes beyond its input: a crash at the end of a DataLoader's shared memory.
             vectors = [module(batch.clone()).numpy() for batch in loader]
         np.save(output.rstrip("\n"), np.concatenate(vectors))
         print("done", flush=True)
