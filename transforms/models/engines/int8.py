@@ -152,9 +152,12 @@ def quantize(
 
 def _quantize(model: openvino.Model, images: Sequence[np.ndarray], preset: str) -> openvino.Model:
     import_openvino()
+    usual = logging.getLoggerClass()
     import nncf
 
-    nncf.set_log_level(logging.ERROR)
+    logging.setLoggerClass(usual)  # NNCF puts its own in place.
+    # The logger's level alone: `nncf.set_log_level` sets that of its handlers too, which may be the program's.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
         return nncf.quantize(
             model.clone(),

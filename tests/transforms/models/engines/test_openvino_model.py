@@ -208,7 +208,7 @@ def test_a_gpu_is_preferred_to_what_a_trial_chose_elsewhere(vgg16, tmp_path, mon
         assert isinstance(stage(loaded, str(tmp_path / asked), {"source": "", "file_sha256": None}).load(), kind)
 
 
-def test_int8_stays_close_and_has_its_own_fingerprint():
+def test_int8_stays_close_and_has_its_own_fingerprint(caplog):
     config = EmbedderConfig("VGG16", "random:0", layers=("block2_pool",), image_size=SIZE)
     float32 = resolve(config)
     spec = dataclasses.replace(float32.spec, precision=Precision.INT8)
@@ -221,6 +221,9 @@ def test_int8_stays_close_and_has_its_own_fingerprint():
     calibrated = verdict.loaded.embedder.spec
     assert calibrated.calibration is not None
     assert type(calibrated).from_json(calibrated.to_json()) == calibrated
+    logging.getLogger("transforms").warning("still heard")
+    assert "still heard" in caplog.text
+    assert logging.getLoggerClass() is logging.Logger
     assert calibrated.fingerprint not in (float32.spec.fingerprint, spec.fingerprint)
     about = verdict.loaded.engine.trial["int8"]
     assert about["calibrated_on"] == about["images"] == 30
