@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.formats import KEEP_TYPES
+from transforms.core.formats import KEEP_TYPES, OUTPUT_COLUMNS, is_output_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 PRINTED_AS = {"float": "float32", "double": "float64"}
 """What pyarrow prints for some of them, which is taken too."""
-
-OUTPUT_COLUMNS = ("key", "uri", "label", "width", "height", "sha256", "embedding")
-"""Columns a part always has: an input column cannot be kept under such a name."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +48,7 @@ class KeptColumn:
                 f"--keep_columns is a list of NAME, NAME=NEW, NAME:TYPE or NAME=NEW:TYPE, with a TYPE of "
                 f"{', '.join(KEEP_TYPES)}, or 'list<TYPE>'. Received: {str(self)!r}."
             )
-        name = self.name.casefold()
-        if name in OUTPUT_COLUMNS or name.startswith(("embedding_", "embedding.")):
+        if is_output_column(self.name):
             raise ImagebeamError(
                 f"--keep_columns cannot take a name the output uses itself ({', '.join(OUTPUT_COLUMNS)}, "
                 f"embedding_*), in whatever case. Received: {self.name!r}. Rename it: {self.source}=NEW."

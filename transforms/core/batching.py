@@ -11,6 +11,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from transforms.core.errors import ImagebeamError
+
 BYTES_AHEAD = 256 << 20
 """Bytes of records that wait for the model at most: a few records may be as large as many."""
 
@@ -19,6 +21,16 @@ MODEL_CALLS = 2
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def check_batch_size(name: str, size: object) -> None:
+    """Refuse what cannot be a number of images.
+
+    Raises:
+        ImagebeamError: naming the option and the value.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ImagebeamError(f"{name} is a whole number, at least 1. Received: {size!r}.")
 
 
 def available_cores() -> int:

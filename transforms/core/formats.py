@@ -32,6 +32,16 @@ KEEP_TYPES = ("string", "bool", "int32", "int64", "uint64", "float32", "float64"
 """What a kept column may be declared as, under the names pyarrow gives them."""
 
 
+OUTPUT_COLUMNS = ("key", "uri", "label", "width", "height", "sha256", "embedding")
+"""Columns that every row of embeddings has."""
+
+
+def is_output_column(name: str) -> bool:
+    """Whether the output uses the name itself, in whatever case: no further column of the input can have it."""
+    folded = name.casefold()
+    return folded in OUTPUT_COLUMNS or folded.startswith(("embedding_", "embedding."))
+
+
 class TruncatedImages(enum.StrEnum):
     """What becomes of a JPEG whose data stops early."""
 

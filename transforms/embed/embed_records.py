@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.utils.shared import Shared
+from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.windowed_value import WindowedValue
 
+from transforms.core.errors import ImagebeamError
+from transforms.core.formats import OUTPUT_COLUMNS, is_output_column
 from transforms.core.limits import MAX_IMAGE_PIXELS
 from transforms.core.types import Failure, Record, Row
-from transforms.embed.embed_units import EmbedOptions, ImageModel, ModelSource, embed_records
+from transforms.embed.embed_units import EmbedOptions, ImageModel, ModelSource, RecordsAhead
 from transforms.embed.model_sources import image_options, model_source, spec_of
 from transforms.images.decode import ImageOptions, prepare_pillow
 from transforms.models.config import EmbedderConfig
@@ -40,11 +45,12 @@ class EmbedRecords(beam.PTransform):  # type: ignore[misc]
 
         rows, failures = records | imagebeam.EmbedRecords(imagebeam.EmbedderConfig("VGG16", "imagenet"))
 
-    Element in: (key, bytes), or a dict with `key`, `data` (the encoded bytes), and perhaps `uri`, `label` and further
-    columns, which come out again. Every element ends as one row or one failure: rows are dicts with `key`, `uri`,
-    `label`, `width`, `height`, `sha256`, the further columns, and `embedding` (one column for each layer where there
-    are several); failures are dicts with `key`, `uri`, `stage`, `error_type`, `message`, `sha256`. Windows and
-    timestamps are kept.
+    Element in: (key, bytes), or a dict with `key`, `data` (the encoded bytes), and perhaps `uri`, `label` and
+    further columns, which come out again; a further column with a name of the output, such as `width`, fails the
+    pipeline. Every element ends as one row or one failure: rows are dicts with `key`, `uri`, `label`, `width`,
+    `height`, `sha256`, the further columns, and `embedding` (one column for each layer where there are several);
+    failures are dicts with `key`, `uri`, `stage`, `error_type`, `message`, `sha256`. Windows and timestamps are
+    kept.
 
     Args:
         model: a folder that `stage_model` filled, or what it returned: workers must see the folder. Or an
@@ -54,7 +60,7 @@ class EmbedRecords(beam.PTransform):  # type: ignore[misc]
         images: how bytes become pixels, where the model does not say; for a model of one's own.
 
     Raises:
-        ImagebeamError: if the folder holds no model.
+        ImagebeamError: if the folder holds no model, or for a batch_size below 1.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class EmbedRecords(beam.PTransform):  # type: ignore[misc]
         size = self._options.batch_size
         outputs = (
             records
+            | "Timestamps" >> beam.Map(_with_timestamp)  # A batch has the time at which its window ends.
             | "Batch" >> beam.BatchElements(min_batch_size=size, max_batch_size=4 * size)
             | "Embed" >> beam.ParDo(_Embed(self._model, self._options)).with_outputs(_FAILURES, main="rows")
         )
@@ -95,12 +102,23 @@ class _Embed(beam.DoFn):  # type: ignore[misc]
         prepare_pillow()
         self._model: ImageModel = self._shared.acquire(self._source.load)
 
-    def process(self, elements: Sequence[Any]) -> Iterator[dict[str, Any] | beam.pvalue.TaggedOutput]:
-        records = [as_record(element) for element in elements]
-        result = embed_records(records, self._model, self._options, count_batch)
-        yield from map(row_dict, result.rows)
-        for failure in result.failures:
-            yield beam.pvalue.TaggedOutput(_FAILURES, failure_dict(failure))
+    def process(
+        self, elements: Sequence[tuple[Any, Timestamp]], window: Any = beam.DoFn.WindowParam
+    ) -> Iterator[WindowedValue | beam.pvalue.TaggedOutput]:
+        records = [as_record(element) for element, _ in elements]
+        with contextlib.closing(RecordsAhead(records, self._model, self._options, count_batch)) as begun:
+            begun.finish()
+            outcomes = begun.outcomes
+        for (_, timestamp), outcome in zip(elements, outcomes, strict=True):
+            if isinstance(outcome, Failure):
+                failure = WindowedValue(failure_dict(outcome), timestamp, (window,))
+                yield beam.pvalue.TaggedOutput(_FAILURES, failure)
+            else:
+                yield WindowedValue(row_dict(outcome), timestamp, (window,))
+
+
+def _with_timestamp(element: Any, timestamp: Any = beam.DoFn.TimestampParam) -> tuple[Any, Timestamp]:
+    return element, timestamp
 
 
 def as_record(element: tuple[str, bytes] | Mapping[str, Any] | Record) -> Record:
@@ -108,19 +126,31 @@ def as_record(element: tuple[str, bytes] | Mapping[str, Any] | Record) -> Record
 
     Raises:
         TypeError: for anything else.
+        ImagebeamError: for a further column with a name that the output uses itself.
     """
     if isinstance(element, Record):
+        _check_names(element.extras)
         return element
     if isinstance(element, tuple) and len(element) == 2:
         element = {"key": element[0], "data": element[1]}
     if isinstance(element, dict) and isinstance(element.get("key"), str) and isinstance(element.get("data"), bytes):
         extras = {name: value for name, value in element.items() if name not in ("key", "data", "uri", "label")}
+        _check_names(extras)
         return Record(
             element["key"], element.get("uri") or element["key"], element["data"], element.get("label"), extras
         )
     raise TypeError(
         f"EmbedRecords takes (key, bytes), or a dict with key (str) and data (bytes). Received: {element!r:.200}."
     )
+
+
+def _check_names(extras: Mapping[str, Any]) -> None:
+    for name in extras:
+        if isinstance(name, str) and is_output_column(name):
+            raise ImagebeamError(
+                f"A further column cannot take a name the output uses itself ({', '.join(OUTPUT_COLUMNS)}, "
+                f"embedding_*), in whatever case. Received: {name!r}. Rename it before EmbedRecords."
+            )
 
 
 def row_dict(row: Row) -> dict[str, Any]:

@@ -16,7 +16,15 @@ from typing import Any, Protocol, TypeVar
 import apache_beam as beam
 import numpy as np
 
-from transforms.core.batching import MODEL_CALLS, MapAhead, available_cores, batch_by_shape, decode_pool, map_ahead
+from transforms.core.batching import (
+    MODEL_CALLS,
+    MapAhead,
+    available_cores,
+    batch_by_shape,
+    check_batch_size,
+    decode_pool,
+    map_ahead,
+)
 from transforms.core.busy import Busy, Stopwatch
 from transforms.core.limits import MAX_RECORD_BYTES
 from transforms.core.text import storable
@@ -117,12 +125,18 @@ class EmbedOptions:
         pixel_budget: pixels in one call of the model at most, where images keep their own sizes; it bounds the model's
             memory. At a fixed size `batch_size` alone does.
         max_record_bytes: an image file of more bytes is a failure, before it is read.
+
+    Raises:
+        ImagebeamError: for a batch_size below 1.
     """
 
     images: ImageOptions
     batch_size: int = 32
     pixel_budget: int = 32 * 224 * 224
     max_record_bytes: int = MAX_RECORD_BYTES
+
+    def __post_init__(self) -> None:
+        check_batch_size("batch_size", self.batch_size)
 
     @property
     def batch_pixels(self) -> int:
@@ -227,6 +241,11 @@ class RecordsAhead:
         ignored = self._icc_profiles_ignored + sum(row.icc_profile_ignored for row in rows.values())
         seconds_by_stage = self._watch.seconds
         return UnitResult(_in_order(rows), _in_order(failures), ignored, self._reused, self._equal, seconds_by_stage)
+
+    @property
+    def outcomes(self) -> list[Row | Failure]:
+        """One for each record, in their order; to be asked for after `finish` and before `settle`."""
+        return _in_order({**self._rows, **self._failures})
 
     def settle(self) -> None:
         """Say that the rows are where `KnownRows` finds them, or will not be."""

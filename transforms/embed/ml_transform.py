@@ -42,7 +42,8 @@ class KerasImageEmbeddings(EmbeddingsManager):  # type: ignore[misc]
         **config: the fields of `EmbedderConfig`, where no folder is given: model, weights, image_size, ...
 
     Raises:
-        ImagebeamError: for a bad field, a model of several layers, or a folder without a model.
+        ImagebeamError: for a bad field, a model of several layers, a folder without a model, or batch sizes that
+            cannot be.
     """
 
     def __init__(

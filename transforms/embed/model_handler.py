@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
-from transforms.core.batching import batch_by_shape
+from transforms.core.batching import batch_by_shape, check_batch_size
+from transforms.core.errors import ImagebeamError
 from transforms.embed.embed_units import ImageModel, ModelSource
 from transforms.embed.model_sources import model_source
 from transforms.runs.commit_units import METRICS_NAMESPACE
@@ -41,7 +42,7 @@ class EmbeddingModelHandler(ModelHandler[np.ndarray, PredictionResult, ImageMode
         **settings: as for any `ModelHandler`: max_batch_duration_secs, env_vars, ...
 
     Raises:
-        ImagebeamError: if the folder holds no model.
+        ImagebeamError: if the folder holds no model, or for a batch size below 1 or a least one above the largest.
     """
 
     def __init__(
@@ -55,9 +56,21 @@ class EmbeddingModelHandler(ModelHandler[np.ndarray, PredictionResult, ImageMode
         model_copies: int | None = None,
         **settings: Any,
     ) -> None:
+        least = 1 if min_batch_size is None else min_batch_size
+        for name, size in (
+            ("batch_size", batch_size),
+            ("min_batch_size", least),
+            ("max_batch_size", 1 if max_batch_size is None else max_batch_size),
+        ):
+            check_batch_size(name, size)
+        if max_batch_size is not None and least > max_batch_size:
+            raise ImagebeamError(
+                f"min_batch_size is at most max_batch_size. Received: min_batch_size={least}, max_batch_size="
+                f"{max_batch_size}."
+            )
         super().__init__(
-            min_batch_size=min_batch_size or 1,
-            max_batch_size=max_batch_size or max(batch_size, min_batch_size or 1),
+            min_batch_size=least,
+            max_batch_size=max(batch_size, least) if max_batch_size is None else max_batch_size,
             large_model=large_model,
             model_copies=model_copies,
             **settings,

@@ -2,10 +2,13 @@ import apache_beam as beam
 import numpy as np
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.window import FixedWindows, GlobalWindows, IntervalWindow, SlidingWindows, TimestampedValue
 
 from tests.support.extracting import extract
 from tests.support.fakes import FakeModel
 from tests.transforms.embed.test_embed_units import png
+from transforms.core.errors import ImagebeamError
+from transforms.core.types import Record
 from transforms.embed.embed_records import EmbedRecords, as_record
 from transforms.images.decode import ImageOptions
 from transforms.models.config import EmbedderConfig
@@ -31,6 +34,63 @@ def test_every_element_is_a_row_or_a_failure():
             rows | beam.Filter(lambda row: row["key"] == "rich") | beam.Map(lambda row: (row["camera"], row["uri"]))
         )
         assert_that(extras, equal_to([("x", "u")]), "extras")
+
+
+@pytest.mark.parametrize(
+    ("windows", "starts"),
+    [
+        (GlobalWindows(), lambda second: [None]),
+        (FixedWindows(10), lambda second: [second // 10 * 10]),
+        (SlidingWindows(10, 5), lambda second: [second // 5 * 5 - 5, second // 5 * 5]),
+    ],
+)
+def test_windows_and_timestamps_are_kept(windows, starts):
+    """Also of equal images and keys, with failures among them."""
+    seconds = range(0, 40, 3)
+    elements = [("key", b"no image" if second % 4 == 3 else png((second % 2, 0, 0))) for second in seconds]
+    bad, sound = (
+        [(second, start) for second in seconds if (second % 4 == 3) == is_bad for start in starts(second)]
+        for is_bad in (True, False)
+    )
+
+    def when(_, timestamp=beam.DoFn.TimestampParam, window=beam.DoFn.WindowParam):
+        return timestamp.micros // 10**6, int(window.start) if isinstance(window, IntervalWindow) else None
+
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        transform = EmbedRecords(FakeModel(), batch_size=4, images=ImageOptions(image_size=(8, 8)))
+        rows, failures = (
+            pipeline
+            | beam.Create(list(zip(seconds, elements, strict=True)))
+            | beam.MapTuple(lambda second, element: TimestampedValue(element, second))
+            | beam.WindowInto(windows)
+            | transform
+        )
+        assert_that(
+            rows | "When rows" >> beam.Map(when) | "All rows" >> beam.WindowInto(GlobalWindows()),
+            equal_to(sound),
+            "rows",
+        )
+        assert_that(
+            failures | "When failures" >> beam.Map(when) | "All failures" >> beam.WindowInto(GlobalWindows()),
+            equal_to(bad),
+            "failures",
+        )
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "8", None, True])
+def test_impossible_batch_sizes_are_refused(size):
+    with pytest.raises(ImagebeamError, match=r"batch_size is .*at least 1.*Received"):
+        EmbedRecords(FakeModel(), batch_size=size, images=ImageOptions(image_size=(8, 8)))
+
+
+@pytest.mark.parametrize(
+    "name", ["width", "height", "sha256", "embedding", "embedding_block1_pool", "Label", "URI", "SHA256"]
+)
+def test_further_columns_take_no_name_of_the_output(name):
+    with pytest.raises(ImagebeamError, match=f"{name!r}"):
+        as_record({"key": "d", "data": b"", name: "mine"})
+    with pytest.raises(ImagebeamError, match=f"{name!r}"):
+        as_record(Record("d", "u", b"", None, {name: "mine"}))
 
 
 def test_own_model_embeds_records(tmp_path):

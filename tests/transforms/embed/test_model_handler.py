@@ -141,3 +141,20 @@ def test_bad_embeddings_managers_are_refused(tmp_path):
         KerasImageEmbeddings(columns=["image"], staged=str(tmp_path))
     with pytest.raises(TypeError, match="str"):
         to_pixels("a.jpg", ImageOptions())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["batch_size", "min_batch_size", "max_batch_size"])
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_impossible_batch_sizes_are_refused(name, size):
+    with pytest.raises(ImagebeamError, match=f"{name} is .*at least 1"):
+        EmbeddingModelHandler(FakeModel(), **{name: size})
+    if name != "batch_size":
+        with pytest.raises(ImagebeamError, match=f"{name} is .*at least 1"):
+            KerasImageEmbeddings(["image"], weights="random:0", **{name: size})
+
+
+def test_a_least_batch_above_the_largest_is_refused():
+    with pytest.raises(ImagebeamError, match=r"min_batch_size.*9.*max_batch_size.*8"):
+        EmbeddingModelHandler(FakeModel(), min_batch_size=9, max_batch_size=8)
+    with pytest.raises(ImagebeamError, match=r"min_batch_size.*64.*max_batch_size.*32"):
+        KerasImageEmbeddings(["image"], weights="random:0", min_batch_size=64)
