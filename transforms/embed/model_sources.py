@@ -10,7 +10,7 @@ from transforms.core.limits import MAX_IMAGE_PIXELS
 from transforms.core.spec import EmbedderSpec
 from transforms.images.decode import ImageOptions
 from transforms.models.config import EmbedderConfig
-from transforms.models.embedder import Embedder, resolve
+from transforms.models.embedder import Embedder, refuse_int8, resolve
 from transforms.models.own_model import find_model
 from transforms.models.staged import StagedModel, read_staged
 
@@ -25,6 +25,7 @@ class ConfiguredModel:
     config: EmbedderConfig
 
     def __post_init__(self) -> None:
+        refuse_int8(self.config)
         if self.config.weights == "none":
             raise ImagebeamError(
                 "Every worker would draw other weights. Received: weights='none'. Use weights='random:0', or "
@@ -43,7 +44,7 @@ def model_source(model: EmbedderConfig | StagedModel | ModelSource | str) -> Mod
         model: a request, which each worker resolves itself; what `stage_model` gave; or the folder it was given.
 
     Raises:
-        ImagebeamError: if the folder holds no model.
+        ImagebeamError: if the folder holds no model, or for a request of weights "none" or of precision int8.
     """
     if isinstance(model, EmbedderConfig):
         return ConfiguredModel(model)

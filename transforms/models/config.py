@@ -45,7 +45,7 @@ class EmbedderConfig:
         resize_mode: what resizing does to another aspect ratio: "stretch", "stretch_aliased" (without
             antialiasing, as TensorFlow resizes), "center_crop" or "pad".
         precision: what the backbone computes in: "float32", "bfloat16", "float16" or "int8"; vectors are always
-            float32.
+            float32. An int8 model is calibrated on images by `imagebeam extract`: no request alone can build it.
         preprocessing: what a `.keras` file is given: "none" for RGB values in 0..255, which is the default, "unit",
             "tf", "torch" or "caffe" (see `Preprocessing`). A model of `keras.applications` has its own.
         jpeg_decode: "exact", or "scaled": JPEGs more than twice as large as the image size are decoded at a fraction

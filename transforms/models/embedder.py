@@ -88,12 +88,27 @@ def columns(layers: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def refuse_int8(config: EmbedderConfig) -> None:
+    """Refuse a request that Keras would answer with float32 vectors: an int8 model is more than its request says.
+
+    Raises:
+        ImagebeamError: for precision int8, with or without a calibration.
+    """
+    if config.precision == Precision.INT8:
+        raise ImagebeamError(
+            "Keras has no int8 models, and an int8 model is calibrated on images. Received: precision=int8. Make one "
+            "with `imagebeam extract --precision int8 --output OUT` and give the folder OUT/model, or choose another "
+            "precision."
+        )
+
+
 def resolve(config: EmbedderConfig) -> Embedder:
     """Load the weights and build the embedder; its spec carries the digests of weights and graph.
 
     Raises:
-        ImagebeamError: for an unknown layer, or weights that cannot be had or do not fit.
+        ImagebeamError: for an unknown layer, weights that cannot be had or do not fit, or precision int8.
     """
+    refuse_int8(config)
     backbone = load_backbone(config)
     spec = identify(config, backbone)
     return Embedder(spec, assemble(spec, backbone))
@@ -112,8 +127,10 @@ def build_embedder(config: EmbedderConfig, *, input_tensor: Any = None) -> keras
         Preprocessing and pooling are inside it.
 
     Raises:
-        ImagebeamError: for a layer that the model does not have, or weights that cannot be had or do not fit.
+        ImagebeamError: for a layer that the model does not have, weights that cannot be had or do not fit, or
+            precision int8, which Keras does not have.
     """
+    refuse_int8(config)
     backbone = load_backbone(config)
     return assemble(identify(config, backbone), backbone, input_tensor)
 

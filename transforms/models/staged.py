@@ -214,7 +214,8 @@ def stage_model(
             folder.
 
     Raises:
-        ImagebeamError: if the folder holds a model of another spec, or the model cannot be built.
+        ImagebeamError: if the folder holds a model of another spec, or the model cannot be built, such as an int8 one
+            that is not there yet.
         OSError: if it cannot be stored.
     """
     folder = storage.absolute(folder)

@@ -9,9 +9,12 @@ import pytest
 
 from transforms.core.digests import file_sha256
 from transforms.core.errors import ImagebeamError
-from transforms.core.spec import Pooling
+from transforms.core.spec import Calibration, Pooling, Precision
+from transforms.embed.embed_records import EmbedRecords
+from transforms.embed.ml_transform import KerasImageEmbeddings
+from transforms.embed.model_handler import EmbeddingModelHandler
 from transforms.models.config import EmbedderConfig
-from transforms.models.embedder import resolve
+from transforms.models.embedder import Embedder, build_embedder, resolve
 from transforms.models.staged import (
     MODEL_LINK,
     SPEC_FILE,
@@ -20,6 +23,7 @@ from transforms.models.staged import (
     delete_superseded,
     read_staged,
     stage,
+    stage_model,
 )
 
 CONFIG = EmbedderConfig(
@@ -142,3 +146,31 @@ def test_digest_is_that_of_the_bytes(tmp_path):
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
     assert file_sha256(tmp_path / "a") == known
     check_sha256(tmp_path / "a", known, "a")
+
+
+@pytest.mark.parametrize("calibration", [None, Calibration("0" * 64, "1" * 64)])
+@pytest.mark.parametrize(
+    "use",
+    [
+        resolve,
+        build_embedder,
+        EmbedRecords,
+        EmbeddingModelHandler,
+        lambda config: KerasImageEmbeddings(["image"], **vars(config)),
+        lambda config: stage_model(config, "model"),
+    ],
+)
+def test_a_config_alone_makes_no_int8_model(use, calibration, tmp_path, monkeypatch):
+    """Or float32 vectors would have a spec that says int8."""
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(CONFIG, layers=("block1_pool",), precision="int8", calibration=calibration)
+    with pytest.raises(ImagebeamError, match=r"Received: precision=int8.*imagebeam extract --precision int8"):
+        use(config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_the_int8_model_is_taken(tmp_path, embedder):
+    config = dataclasses.replace(CONFIG, precision=Precision.INT8, calibration=Calibration("0" * 64, "1" * 64))
+    embedder = Embedder(config.spec(embedder.spec.weights_sha256, embedder.spec.graph_sha256), embedder.model)
+    staged = stage(LoadedModel(embedder), str(tmp_path), WEIGHTS)
+    assert stage_model(config, str(tmp_path)) == staged
