@@ -72,7 +72,10 @@ def _held_spec(folder: RunFolder) -> EmbedderSpec | None:
     """
     parts = part_files.list_parts(storage.join(folder.output, folder.parts))
     for _, uri in itertools.islice(parts, _PARTS_LOOKED_AT):
-        commit = part_files.read_commit(uri)
+        try:
+            commit = part_files.read_commit(uri)
+        except part_files.MisnamedPartError:
+            continue
         if commit is not None and commit.generation == folder.generation:
             return part_files.read_spec(uri)
     return None

@@ -179,4 +179,4 @@ def _committed_failures(parts: Mapping[str, str], unit: WorkUnit | Note) -> int 
             f"{part} is not a part of a run ({error}). Delete it, or choose another --output."
         ) from error
     failed: int = about["failed"]
-    return failed if about["version"] == unit.version else None
+    return failed if (about["id"], about["version"]) == (unit.id, unit.version) else None

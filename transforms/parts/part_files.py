@@ -314,13 +314,40 @@ class DamagedPartError(OSError):
         reason: what is wrong with it.
     """
 
-    def __init__(self, uri: str, reason: str) -> None:
-        super().__init__(f"{uri} is not a part of an Imagebeam run ({reason}); delete it and run again")
+    def __init__(self, uri: str, reason: str, remedy: str = "delete it and run again") -> None:
+        super().__init__(f"{uri} is not a part of an Imagebeam run ({reason}); {remedy}")
         self.uri = uri
         self.reason = reason
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (self.uri, self.reason)
+
+
+class MisnamedPartError(DamagedPartError):
+    """A part under the name of another: a copy, or one that was renamed.
+
+    Attributes:
+        own_uri: where the part belongs.
+    """
+
+    def __init__(self, uri: str, own_uri: str) -> None:
+        own_name = storage.basename(own_uri)
+        super().__init__(uri, f"it holds the rows of {own_name}", f"rename it to {own_name}, or delete it")
+        self.own_uri = own_uri
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.uri, self.own_uri)
+
+    def is_copy(self) -> bool:
+        """Whether the part is under its own name too.
+
+        Raises:
+            OSError: if that cannot be read.
+        """
+        try:
+            return read_commit(self.own_uri) is not None
+        except DamagedPartError:
+            return False
 
 
 def read_commit(uri: str) -> Commit | None:
@@ -339,6 +366,7 @@ def read_part_footer(uri: str) -> tuple[Commit, pa.Schema] | None:
     The footer alone is read, by one or two ranged reads; `transforms.runs.verify` looks at the rest.
 
     Raises:
+        MisnamedPartError: for the part of another unit than its name says.
         DamagedPartError: for a file that is no part of this project, or whose footer is damaged.
         OSError: if it cannot be read.
     """
@@ -355,6 +383,8 @@ def read_part_footer(uri: str) -> tuple[Commit, pa.Schema] | None:
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DamagedPartError(uri, reason) from error
+    if storage.basename(uri) != part_name(commit.unit_id):
+        raise MisnamedPartError(uri, storage.join(storage.parent(uri), part_name(commit.unit_id)))
     return commit, schema
 
 
@@ -365,7 +395,10 @@ def with_failures(output: str, done: Commit) -> Commit:
     """
     if not done.failed:
         return done
-    failures = read_commit(failures_uri(output, done.unit_id))
+    try:
+        failures = read_commit(failures_uri(output, done.unit_id))
+    except MisnamedPartError:
+        return done
     found = None if failures is None else (failures.version, failures.failures, failures.generation)
     if failures is None or found != (done.version, done.failures, done.generation):
         return done

@@ -299,8 +299,13 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
         """Begin to work a unit, unless its part is there."""
         job = self._job
         uri = part_files.part_uri(job.output, job.layout.folder, unit.id)
-        done, schema = part_files.read_part_footer(uri) or (None, None)
-        replaces = done is not None
+        try:
+            done, schema = part_files.read_part_footer(uri) or (None, None)
+            replaces = done is not None
+        except part_files.MisnamedPartError as error:
+            if not error.is_copy():  # Its rows may be the only ones of their inputs.
+                raise
+            done, schema, replaces = None, None, False
         if done is not None and (done.version, done.generation) != (unit.version, job.generation):
             done = None
         if done is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transforms import storage
 from transforms.parts import part_files
-from transforms.parts.part_files import Commit
+from transforms.parts.part_files import Commit, MisnamedPartError
 from transforms.reuse.digest_index import delete_index
 from transforms.runs.manifest import Settled, UnitReport
 
@@ -29,7 +29,8 @@ def settle(
 
     A part of an earlier generation, or of a shard that was cut anew, is superseded: it is removed. So are the rows
     whose key or uri newer parts hold. What is left is of inputs that are not found any more, and stays unless it is
-    to be pruned. Failures of units that have none are removed too, and what was kept of parts that were written over.
+    to be pruned. A copy of a part under another name is removed. Failures of units that have none are removed too,
+    and what was kept of parts that were written over.
 
     Args:
         reports: of all units, which are committed.
@@ -40,17 +41,20 @@ def settle(
         prune: remove parts whose inputs are not found any more.
 
     Raises:
+        MisnamedPartError: if a part was renamed, and is not under its own name too.
         OSError: if a part cannot be read, or removed.
     """
-    strays = _strays({report.commit.unit_id for report in reports}, output, folder)
+    strays, copies = _strays({report.commit.unit_id for report in reports}, output, folder)
     shards = _shards_read(reports)
     replaced: list[Commit] = []
     others: list[Commit] = []
     for stray in strays:
         is_old = stray.generation != generation or stray.inputs.get("uri") in shards
         (replaced if is_old else others).append(stray)
-    superseded, pruned = len(replaced), 0
+    superseded, pruned = len(replaced) + len(copies), 0
     kept: list[Commit] = []
+    for uri in copies:
+        storage.delete(uri)
     for stray in replaced:
         _remove(output, folder, stray.unit_id)
     missing = _missing_keys(others, reports, output, folder, previous or {})
@@ -73,10 +77,22 @@ def settle(
     return Settled(superseded, pruned, tuple(kept), tuple(examples))
 
 
-def _strays(current: Collection[str], output: str, folder: str) -> list[Commit]:
+def _strays(current: Collection[str], output: str, folder: str) -> tuple[list[Commit], list[str]]:
+    """(parts of other units than the current ones, copies of parts under other names)."""
     uris = [uri for unit_id, uri in part_files.list_parts(storage.join(output, folder)) if unit_id not in current]
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        return [commit for commit in pool.map(part_files.read_commit, uris) if commit is not None]
+        found = list(pool.map(_read_stray, uris))
+    return [one for one in found if isinstance(one, Commit)], [one for one in found if isinstance(one, str)]
+
+
+def _read_stray(uri: str) -> Commit | str | None:
+    """The part, or its uri where it is a copy of another one; None where it is gone."""
+    try:
+        return part_files.read_commit(uri)
+    except MisnamedPartError as error:
+        if error.is_copy():
+            return uri
+        raise
 
 
 def _shards_read(reports: Sequence[UnitReport]) -> set[str]:

@@ -98,10 +98,10 @@ def verify(output: str) -> Verdict:
 def discard(damages: list[Damage]) -> int:
     """Remove the damaged files that a rerun makes again. Returns their number."""
     uris = sorted({uri for damage in damages for uri in damage.discard})
-    for uri in uris:
-        if storage.exists(uri):
-            storage.delete(uri)
-    return len(uris)
+    present = [uri for uri in uris if storage.exists(uri)]
+    for uri in present:
+        storage.delete(uri)
+    return len(present)
 
 
 def check_bytes(data: bytes, entry: Mapping[str, Any]) -> None:
@@ -199,6 +199,18 @@ def _unlisted(output: str, manifest: Mapping[str, Any]) -> Iterator[Damage]:
     for folder in sorted(folders):
         for _, uri in part_files.list_parts(storage.join(output, folder)):
             if uri not in listed:
-                yield Damage(uri, "the manifest does not name it")
+                yield _unlisted_part(uri)
         for uri in part_files.list_foreign(storage.join(output, folder)):
             yield Damage(uri, "no run of Imagebeam wrote it")
+
+
+def _unlisted_part(uri: str) -> Damage:
+    """What is wrong with a part that the manifest does not name; a sound one may hold the only rows of its inputs."""
+    problem, discard_it = "the manifest does not name it", False
+    try:
+        part_files.read_commit(uri)
+    except part_files.MisnamedPartError as error:
+        problem, discard_it = error.reason, error.is_copy()
+    except part_files.DamagedPartError as error:
+        problem, discard_it = f"{problem}, and it is no part: {error.reason}", True
+    return Damage(uri, problem, (uri,) if discard_it else ())

@@ -78,6 +78,46 @@ def test_an_older_generation_is_replaced_as_a_whole(tmp_path):
     assert rows(tmp_path) == ["a"]
 
 
+def copy_part(output, unit_id, name="00000000000000ff"):
+    """Copy a part, as `cp` does, to the name of another unit."""
+    target = output / "embeddings" / part_files.part_name(name)
+    target.write_bytes((output / "embeddings" / part_files.part_name(unit_id)).read_bytes())
+    return target
+
+
+@pytest.mark.parametrize("present", [True, False])
+@pytest.mark.parametrize("prune", [False, True])
+def test_copy_of_a_part_is_removed_and_the_part_stays(tmp_path, present, prune):
+    """Whether the part is of this run's input, or of inputs that are not found any more."""
+    other = commit(tmp_path, ["a", "b"])
+    copies = [copy_part(tmp_path, other.unit_id, name) for name in ("0" * 16, "f" * 16)]
+    reports = [report(tmp_path, ["c"])] + [report(tmp_path, ["a", "b"])] * present
+    settled = settle(reports, str(tmp_path), prune=prune)
+    assert not any(copy.exists() for copy in copies)
+    assert rows(tmp_path) == (["c"] if prune and not present else ["a", "b", "c"])
+    assert (settled.superseded, settled.pruned) == (2, int(prune and not present))
+
+
+def test_renamed_part_is_refused_and_stays(tmp_path):
+    """Nothing else holds its rows."""
+    other = commit(tmp_path, ["a", "b"])
+    copy = copy_part(tmp_path, other.unit_id)
+    (tmp_path / "embeddings" / part_files.part_name(other.unit_id)).unlink()
+    with pytest.raises(part_files.DamagedPartError, match=part_files.part_name(other.unit_id)):
+        settle([report(tmp_path, ["c"])], str(tmp_path))
+    assert copy.exists()
+
+
+def test_parts_whose_names_were_swapped_are_refused_and_stay(tmp_path):
+    one, other = (tmp_path / "embeddings" / part_files.part_name(commit(tmp_path, [key]).unit_id) for key in "ab")
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+    with pytest.raises(part_files.DamagedPartError):
+        settle([report(tmp_path, ["c"])], str(tmp_path))
+    assert rows(tmp_path) == ["a", "b", "c"]
+
+
 NAMES = st.lists(st.sampled_from("abcdefghij"), unique=True, max_size=10)
 
 

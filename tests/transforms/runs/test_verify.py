@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.cli import run_job
-from tests.transforms.runs.test_settle import MODEL, commit, report
+from tests.transforms.runs.test_settle import MODEL, commit, copy_part, report
 from transforms.core.errors import ImagebeamError
 from transforms.core.sealed_json import seal, unseal
 from transforms.models.staged import StagedModel
@@ -97,6 +97,37 @@ def test_part_missing_from_the_manifest_is_found(finished):
     assert [(damage.uri, damage.discard) for damage in damages] == [
         (part_files.embeddings_uri(str(finished), old.unit_id), ())
     ]
+
+
+def test_copy_of_a_part_is_discarded_alone(finished, capsys):
+    part = sorted(finished.glob("embeddings/*"))[-1]
+    copy = copy_part(finished, part.stem.removeprefix("part-"))
+    assert [damage.discard for damage in verify(str(finished)).damages] == [(str(copy),)]
+    assert run_job("verify", [str(finished), "--discard"]) == 3
+    assert "Removed: 1 file." in capsys.readouterr().err
+    assert not copy.exists()
+    assert run_job("verify", [str(finished)]) == 0
+
+
+def test_renamed_part_is_told_and_stays(finished):
+    part = sorted(finished.glob("embeddings/*"))[-1]
+    renamed = part.rename(part.with_name(part_files.part_name("f" * 16)))
+    damages = verify(str(finished)).damages
+    assert {damage.uri for damage in damages} == {str(part), str(renamed)}
+    discard(damages)
+    assert renamed.exists()
+
+
+def test_damaged_file_beside_the_parts_is_discarded(finished):
+    stray = finished / "embeddings" / part_files.part_name("f" * 16)
+    stray.write_bytes(b"PAR1")
+    damages = verify(str(finished)).damages
+    assert [(damage.uri, damage.discard) for damage in damages] == [(str(stray), (str(stray),))]
+
+
+def test_files_that_are_gone_are_not_counted_as_removed(finished):
+    next(finished.glob("embeddings/*")).unlink()
+    assert discard(verify(str(finished)).damages) == 0
 
 
 def test_foreign_files_are_ignored(finished):
