@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.core.digests import file_sha256
 from transforms.core.errors import ImagebeamError
-from transforms.core.sealed_json import seal, unseal
+from transforms.core.sealed_json import seal
 from transforms.parts.part_files import FINGERPRINT_KEY, SPEC_KEY
-from transforms.runs.manifest import MANIFEST_FILE
+from transforms.runs.manifest import read_manifest
 from transforms.runs.verify import check_bytes
 
 COMPACT_FILE = "_compact.json"
@@ -54,10 +54,10 @@ def compact(source: str, target: str, rows_per_file: int, rows_per_group: int) -
 
     Raises:
         ImagebeamError: if there is no finished run, or the target holds something else.
-        ValueError: if a part is not as the manifest says, or a file does not hold what was written.
+        ValueError: if the manifest is damaged, a part is not as it says, or a file does not hold what was written.
         OSError: if the storage refuses.
     """
-    manifest = _read_manifest(source)
+    manifest = read_manifest(source)
     _clear(target)
     parts = [part for part in manifest["parts"] if part["rows"]]
     groups, expected = (_row_groups(source, parts, rows_per_file, rows_per_group) for _ in range(2))
@@ -73,15 +73,6 @@ def compact(source: str, target: str, rows_per_file: int, rows_per_group: int) -
     about = {"source": source, **{name: manifest[name] for name in ("fingerprint", "spec")}, "files": files}
     storage.publish(storage.join(target, COMPACT_FILE), seal(about, indent=1))
     return Compacted(len(files), *(sum(file[name] for file in files) for name in ("rows", "bytes")))
-
-
-def _read_manifest(source: str) -> dict[str, Any]:
-    try:
-        return unseal(storage.read_bytes(storage.join(source, MANIFEST_FILE)))
-    except FileNotFoundError:
-        raise ImagebeamError(
-            f"There is no finished run in {source}: it has no {MANIFEST_FILE}. Let the run finish first."
-        ) from None
 
 
 def _clear(target: str) -> None:

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple, Protocol
 
 from transforms import storage
 from transforms.core import busy
+from transforms.core.errors import ImagebeamError
 from transforms.core.label_counts import LabelCount
-from transforms.core.sealed_json import seal
+from transforms.core.sealed_json import seal, unseal
 from transforms.core.spec import EmbedderSpec
 from transforms.core.text import counted, printable
 from transforms.images.decode import DECODERS
@@ -275,6 +276,58 @@ def read_previous(output: str) -> dict[str, Any]:
 def read_manifests(output: str) -> list[dict[str, Any]]:
     """The manifest that was set aside, and the run's own; empty where they are not there, or cannot be understood."""
     return [_read(output, PREVIOUS_FILE), _read(output, MANIFEST_FILE)]
+
+
+class DamagedManifestError(ValueError):
+    """A run's manifest that is not what the run wrote.
+
+    Attributes:
+        uri: of the manifest.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, uri: str, reason: str) -> None:
+        super().__init__(f"{uri}: {reason}; see imagebeam verify")
+        self.uri = uri
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.uri, self.reason)
+
+
+def read_manifest(output: str) -> dict[str, Any]:
+    """The manifest of a finished run.
+
+    Raises:
+        ImagebeamError: if there is none, or it is of something else than a run.
+        DamagedManifestError: if its bytes are not those that were written.
+        OSError: if it cannot be read.
+    """
+    uri = storage.join(output, MANIFEST_FILE)
+    try:
+        content = unseal(storage.read_bytes(uri))
+    except FileNotFoundError:
+        raise ImagebeamError(
+            f"There is no finished run in {output}: it has no {MANIFEST_FILE}. Let the run finish first."
+        ) from None
+    except ValueError as error:
+        if _holds_run(output):
+            raise DamagedManifestError(uri, str(error)) from error
+        content = {}
+    if not {"dimensions", "parts", "totals"} <= content.keys():
+        raise ImagebeamError(
+            f"There is no run of Imagebeam in {output}: its {MANIFEST_FILE} is of something else. Name the --output of "
+            "extract or classify."
+        )
+    return content
+
+
+def _holds_run(output: str) -> bool:
+    """Whether other files than the manifest say that a run was here."""
+    folders = (storage.join(output, name) for name in (part_files.EMBEDDINGS, part_files.PREDICTIONS))
+    return any(storage.exists(storage.join(output, name)) for name in _DESCRIPTIONS) or any(
+        True for folder in folders for _ in part_files.list_parts(folder)
+    )
 
 
 def _read(output: str, name: str) -> dict[str, Any]:

@@ -15,14 +15,12 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.digests import file_sha256
-from transforms.core.errors import ImagebeamError
-from transforms.core.sealed_json import unseal
 from transforms.inputs.shard_index import damaged_cuts
 from transforms.inputs.unique_keys import SeenKeys
 from transforms.models.staged import SPEC_FILE
 from transforms.parts import part_files
 from transforms.parts.stored_file import identify
-from transforms.runs.manifest import MANIFEST_FILE, stored_sha256
+from transforms.runs.manifest import DamagedManifestError, read_manifest, stored_sha256
 
 _READ_AT_ONCE = 4
 
@@ -59,21 +57,14 @@ def verify(output: str) -> Verdict:
     """Check a finished run: bytes, rows, keys and values of its parts and failures, and the files beside them.
 
     Raises:
-        ImagebeamError: if there is no finished run.
+        ImagebeamError: if there is no finished run, or the manifest is of something else.
         OSError: if the folder cannot be read.
     """
-    uri = storage.join(output, MANIFEST_FILE)
-    try:
-        content = storage.read_bytes(uri)
-    except FileNotFoundError:
-        raise ImagebeamError(
-            f"There is no finished run in {output}: it has no {MANIFEST_FILE}. Let the run finish first."
-        ) from None
     verdict = Verdict()
     try:
-        manifest = unseal(content)
-    except ValueError as error:
-        verdict.damages.append(Damage(uri, str(error), (uri,)))
+        manifest = read_manifest(output)
+    except DamagedManifestError as error:
+        verdict.damages.append(Damage(error.uri, error.reason, (error.uri,)))
         return verdict
     verdict.damages += _files_beside(output, manifest)
     verdict.damages += _unlisted(output, manifest)

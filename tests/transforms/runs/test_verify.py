@@ -130,6 +130,26 @@ def test_files_that_are_gone_are_not_counted_as_removed(finished):
     assert discard(verify(str(finished)).damages) == 0
 
 
+@pytest.mark.parametrize("content", ['{"name": "app", "icons": []}', "[]", "", "{}"])
+@pytest.mark.parametrize("neighbour", ["index.html", "model/weights.bin", "embeddings/words.parquet"])
+def test_manifest_of_something_else_stays(tmp_path, capsys, content, neighbour):
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(content)
+    (tmp_path / neighbour).parent.mkdir(exist_ok=True)
+    (tmp_path / neighbour).write_text("mine")
+    assert run_job("verify", [str(tmp_path), "--discard"]) == 2
+    assert "no run of Imagebeam" in capsys.readouterr().err
+    assert manifest.read_text() == content
+
+
+def test_sealed_file_that_is_no_manifest_stays(tmp_path):
+    manifest = tmp_path / "manifest.json"
+    manifest.write_bytes(seal({"of": {}, "cuts": []}))
+    (tmp_path / "run.json").write_text("{}")
+    assert run_job("verify", [str(tmp_path), "--discard"]) == 2
+    assert manifest.exists()
+
+
 def test_foreign_files_are_ignored(finished):
     (finished / "plan" / "mine.json").write_text("{")
     (finished / "notes.txt").write_text("mine")
