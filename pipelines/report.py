@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import say
 from pipelines.common.flags import JobParser, parse
 from pipelines.runtime.report_page import FAILURES_SHOWN, Classifier, Rows, render
-from transforms.core.errors import ImagebeamError
+from transforms.core.errors import ImagebeamError, JobError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 DESCRIPTION = """\
 Write DIR/report.html: totals, spec, failures with their reasons, sizes and labels of the images, and a picture of the
@@ -35,11 +38,16 @@ def write_report(folder: str, classifier: str | None = None) -> str:
 
     Raises:
         ImagebeamError: if there is no finished run in `folder`, or no classifier in `classifier`.
+        JobError: if a file of the run is damaged, naming it.
     """
     from transforms import storage
+    from transforms.runs.manifest import DamagedManifestError, read_manifest
 
     folder = storage.absolute(folder)
-    manifest = _read_json(storage.join(folder, "manifest.json"), "finished run", "Let imagebeam extract finish first")
+    try:
+        manifest = read_manifest(folder)
+    except (OSError, DamagedManifestError) as error:
+        raise _damaged(folder, "manifest.json", error) from error
     trained = None if classifier is None else _read_classifier(storage.absolute(classifier))
     page = render(folder, manifest, _gather(folder, manifest), _read_failures(folder, manifest), trained)
     uri = storage.join(folder, "report.html")
@@ -47,23 +55,36 @@ def write_report(folder: str, classifier: str | None = None) -> str:
     return uri
 
 
-def _read_json(uri: str, what: str, remedy: str) -> dict[str, Any]:
-    from transforms import storage
+def _damaged(folder: str, name: str, error: Exception) -> JobError:
+    reason = getattr(error, "reason", None) or " ".join(str(error).split())
+    return JobError(f"{folder}/{name} cannot be read: {reason}. `imagebeam verify {folder}` names all that is damaged.")
 
+
+def _read_part(
+    folder: str, path: str, about: Mapping[str, Any] | None, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Some columns of a part, or of failures, whose footer is the one that `about` identifies.
+
+    Raises:
+        JobError: if they are gone or damaged.
+    """
+    import pyarrow as pa
+
+    from transforms import storage
+    from transforms.parts import part_files
+    from transforms.parts.stored_file import read_footer
+
+    uri = storage.join(folder, path)
     try:
-        content: dict[str, Any] = json.loads(storage.read_bytes(uri))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ImagebeamError(f"There is no {what}: {uri} is missing. {remedy}.") from None
-    except (OSError, ValueError) as error:
-        raise ImagebeamError(f"{uri} cannot be read: {error}.") from error
-    return content
+        if about is not None and read_footer(uri)[1].footer_sha256 != about["footer_sha256"]:
+            raise ValueError("it is not the file that the manifest names")
+        return part_files.read_table(uri, columns)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _damaged(folder, path, error) from error
 
 
 def _gather(folder: str, manifest: dict[str, Any]) -> Rows:
     import numpy as np
-
-    from transforms import storage
-    from transforms.parts import part_files
 
     rows = Rows(column=next(iter(manifest["dimensions"]), ""))
     every = max(1, -(-manifest["totals"]["embedded"] // SAMPLE_ROWS))
@@ -72,7 +93,7 @@ def _gather(folder: str, manifest: dict[str, Any]) -> Rows:
         picked = range(-seen % every, part["rows"], every)
         seen += part["rows"]
         wanted = ["width", "height", "label", *([rows.column] if picked else [])]
-        table = part_files.read_table(storage.join(folder, part["path"]), wanted)
+        table = _read_part(folder, part["path"], part, wanted)
         for name, counter in (("width", rows.widths), ("height", rows.heights), ("label", rows.labels)):
             if name in table.column_names:
                 counter.update(table[name].to_pylist())
@@ -90,7 +111,8 @@ def _read_failures(folder: str, manifest: dict[str, Any]) -> list[tuple[str, str
     found: list[tuple[str, str, str]] = []
     for part in manifest["parts"]:
         if part["failed"] and len(found) < FAILURES_SHOWN:
-            table = part_files.read_table(storage.join(folder, part_files.FAILURES, storage.basename(part["path"])))
+            path = f"{part_files.FAILURES}/{storage.basename(part['path'])}"
+            table = _read_part(folder, path, part["failures"])
             found += [(row["key"], row["error_type"], row["message"]) for row in table.to_pylist()]
     return found[:FAILURES_SHOWN]
 
@@ -99,7 +121,15 @@ def _read_classifier(folder: str) -> Classifier:
     from transforms import storage
     from transforms.training.output import ResultFile
 
-    metrics = _read_json(storage.join(folder, ResultFile.METRICS), "trained classifier", "Run imagebeam train first")
+    uri = storage.join(folder, ResultFile.METRICS)
+    try:
+        metrics = json.loads(storage.read_bytes(uri))
+    except FileNotFoundError:
+        raise ImagebeamError(f"There is no trained classifier: {uri} is missing. Run imagebeam train first.") from None
+    except (OSError, ValueError) as error:
+        raise ImagebeamError(f"{uri} cannot be read: {error}.") from error
+    if not isinstance(metrics, dict):
+        raise ImagebeamError(f"{uri} is not what train, finetune or classify wrote. Name the --output of one of them.")
     pictures = {}
     for name in (ResultFile.CURVES, ResultFile.CONFUSION):
         try:

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import shutil
 import tarfile
 import unicodedata
 from collections import Counter
@@ -11,6 +12,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import PIL.Image
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.cli import run_job
@@ -255,6 +257,59 @@ def test_classifier_mistakes_are_escaped_and_bounded(mixed, tmp_path):
     assert sum(row[0].startswith("#") for row in page.rows if row and row[1:] != ["label"]) >= 200
     assert len(page.text) < 1_000_000
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "flip", "gone", "other"])
+@pytest.mark.parametrize("folder", ["embeddings", "failures"])
+def test_damaged_file_is_named_with_the_remedy(mixed, tmp_path, capsys, folder, harm):
+    run = tmp_path / "run"
+    shutil.copytree(mixed, run)
+    path = max((run / folder).iterdir())
+    data = path.read_bytes()
+    group = pq.read_metadata(path).row_group(0)
+    columns = {column.path_in_schema: column for column in map(group.column, range(group.num_columns))}
+    read = columns["width" if folder == "embeddings" else "message"]
+    place = read.data_page_offset + 2 * read.total_compressed_size // 3
+    damaged = {"cut": data[:500], "empty": b"", "flip": data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]}
+    if harm == "gone":
+        path.unlink()
+    elif harm == "other":
+        path.write_bytes(min((run / folder).iterdir()).read_bytes())
+    else:
+        path.write_bytes(damaged[harm])
+    assert run_job("report", [str(run)]) == 1
+    said = capsys.readouterr().err
+    assert f"{folder}/{path.name}" in said
+    assert f"imagebeam verify {run}" in said
+
+
+@pytest.mark.parametrize("content", ['{"parts": 5}', "[]", "", "5"])
+@pytest.mark.parametrize(
+    "job", [["report"], ["verify"], ["compact", "--output", "{copy}"], ["train", "--output", "{copy}", "--embeddings"]]
+)
+def test_foreign_or_damaged_manifest_is_named(mixed, tmp_path, capsys, job, content):
+    """Every job that reads a run's manifest says so in one line, and none calls it an error of its own."""
+    run = tmp_path / "run"
+    shutil.copytree(mixed, run)
+    (run / "manifest.json").write_text(content)
+    name, *arguments = (one.format(copy=tmp_path / "copy") for one in job)
+    assert run_job(name, [*arguments, str(run)]) == {"report": 1, "compact": 1, "verify": 3, "train": 2}[name]
+    out, err = capsys.readouterr()
+    assert "internal error" not in err
+    assert f"{run}/manifest.json" in out + err
+    assert "imagebeam verify" in err
+    for path in run.rglob("*"):
+        if path.is_file() and path.name != "manifest.json":
+            path.unlink()
+    assert run_job(name, [*arguments, str(run)]) == 2
+    assert "internal error" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{"])
+def test_foreign_metrics_are_named(mixed, tmp_path, capsys, content):
+    (tmp_path / "metrics.json").write_text(content)
+    assert run_job("report", [str(mixed), "--classifier", str(tmp_path)]) == 2
+    assert f"{tmp_path}/metrics.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["{run}", "--classifier", "{empty}"], ["{empty}"]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.runs.manifest import MANIFEST_FILE
+from transforms.runs.manifest import read_manifest
 
 _ROWS_AT_ONCE = 1024
 
@@ -30,6 +29,7 @@ class ReadEmbeddings(beam.PTransform):  # type: ignore[misc]
 
     Raises:
         ImagebeamError: fails the pipeline where the run has not finished, or has no such column.
+        ValueError: fails it where the manifest is damaged.
     """
 
     def __init__(self, output: str, columns: Sequence[str] | None = None) -> None:
@@ -49,11 +49,7 @@ class ReadEmbeddings(beam.PTransform):  # type: ignore[misc]
 
 
 def _parts(output: str) -> list[str]:
-    try:
-        manifest = json.loads(storage.read_bytes(storage.join(output, MANIFEST_FILE)))
-    except FileNotFoundError:
-        raise ImagebeamError(f"{output} has no {MANIFEST_FILE}: its run has not finished. Finish it first.") from None
-    return [storage.join(output, part["path"]) for part in manifest["parts"] if part["rows"]]
+    return [storage.join(output, part["path"]) for part in read_manifest(output)["parts"] if part["rows"]]
 
 
 def _rows(uri: str, columns: tuple[str, ...] | None) -> Iterator[dict[str, Any]]:

@@ -247,13 +247,18 @@ def _part_uris(folder: str, *, allow_unfinished: bool) -> list[str]:
     if allow_unfinished:
         return list(uris.values())
     try:
-        manifest = json.loads(storage.read_bytes(storage.join(folder, MANIFEST_FILE)))
+        entries = json.loads(storage.read_bytes(storage.join(folder, MANIFEST_FILE)))["parts"]
+        listed = {entry["path"].rsplit("/", 1)[-1] for entry in entries}
     except FileNotFoundError:
         raise ImagebeamError(
             f"{folder} has no {MANIFEST_FILE}: its extract run has not finished. Finish it, or take the "
             f"{counted(len(uris), 'part')} that it has with --allow_unfinished."
         ) from None
-    listed = {part["path"].rsplit("/", 1)[-1] for part in manifest["parts"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ImagebeamError(
+            f"{storage.join(folder, MANIFEST_FILE)} is not what extract wrote ({error}). `imagebeam verify {folder}` "
+            "says how to mend it."
+        ) from error
     if listed != uris.keys():
         name = min(listed ^ uris.keys())
         what = "is in the manifest but gone" if name in listed else "is not in the manifest"
@@ -261,7 +266,7 @@ def _part_uris(folder: str, *, allow_unfinished: bool) -> list[str]:
             f"{folder} was changed since its manifest was written: {name} {what}. Run extract again, or take the "
             "parts that are there with --allow_unfinished."
         )
-    _check_bytes(uris, manifest["parts"])
+    _check_bytes(uris, entries)
     return list(uris.values())
 
 

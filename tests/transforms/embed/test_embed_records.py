@@ -132,5 +132,5 @@ def test_read_embeddings_gives_the_written_rows(source, output):
         keys = pipeline | ReadEmbeddings(str(output), columns=["key"])
         assert_that(keys, lambda rows: all(list(row) == ["key"] for row in rows) or pytest.fail("more columns"))
     (output / "manifest.json").unlink()
-    with pytest.raises(Exception, match="has not finished"), beam.Pipeline("FnApiRunner") as pipeline:
+    with pytest.raises(Exception, match="no finished run"), beam.Pipeline("FnApiRunner") as pipeline:
         _ = pipeline | ReadEmbeddings(str(output))
