@@ -137,7 +137,7 @@ lock: $(INSTALLED) ## resolve setup.py into the lock files; UPGRADE=1 takes newe
 bench: $(INSTALLED) ## every benchmark, for hours; each prints its figures and says what it compares
 	@failed=0; \
 	run() { echo "==> benchmarks.$$*"; $(BIN)/python -m benchmarks."$$@" $(ARGS) || failed=1; }; \
-	for script in decode_ceiling large_jpegs extract_speed peers memory train_rows classifiers reuse; do run $$script; done; \
+	for script in decode_ceiling large_jpegs extract_speed peers memory train_rows classifiers reuse winograd; do run $$script; done; \
 	run extract_speed --engine openvino --precision float32 bfloat16 int8 --batch_sizes 32; \
 	for part in files listing shards tars row_group manifest workers; do run scale $$part; done; \
 	run engines; \
@@ -156,6 +156,7 @@ bench-small: $(INSTALLED) ## the benchmarks that compare with other ways, on few
 	run train_rows --rows 100000; \
 	run classifiers --splits 2; \
 	run reuse --images 400 --new 4; \
+	run winograd --rounds 2; \
 	run engines --models MobileNetV2; \
 	exit $$failed
 
