@@ -255,7 +255,7 @@ def check_image_column(name: str, schema: Schema) -> None:
     if name in fitting:
         return
     found = f"a column of {schema[name]}" if name in schema else "no column of the input"
-    remedy = f"Pass --image_column {' or '.join(fitting)}." if fitting else "No column holds bytes."
+    remedy = f"Pass --image_column {' or '.join(fitting)}." if fitting else "No column holds plain bytes."
     raise ImagebeamError(f"{describe(schema)}. Received: --image_column {name!r}, {found}. {remedy}")
 
 

@@ -676,7 +676,8 @@ def test_a_wrong_image_column_is_answered_with_the_right_one(tmp_path):
     [
         ({"photo": [b"1"], "label": [1]}, r"photo \(binary\).*Pass --image_column photo\."),
         ({"image": [7], "photo": [{"bytes": b"1", "path": "x"}]}, r"a column of int64.*Pass --image_column photo\."),
-        ({"image": ["x.jpg"]}, r"a column of string.*No column holds bytes\."),
+        ({"image": ["x.jpg"]}, r"a column of string.*No column holds plain bytes"),
+        ({"image": pa.array([b"1"]).dictionary_encode()}, r"a column of dictionary.*No column holds plain bytes"),
     ],
 )
 def test_a_parquet_column_must_be_able_to_hold_images(tmp_path, columns, problem):
