@@ -9,10 +9,11 @@ import inspect
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindows
 
 from pipelines.common.fields import Options
 from pipelines.options.engine import EngineOptions
@@ -23,6 +24,7 @@ from pipelines.runtime.model_loader import ModelLoader
 from pipelines.runtime.reuse import open_reused
 from transforms import storage
 from transforms.core.errors import ImagebeamError
+from transforms.core.field_types import check_type
 from transforms.embed.embed_units import EmbedOptions, EmbedUnits
 from transforms.inputs.plan_units import PlanUnits
 from transforms.parts.part_files import PartOptions
@@ -44,9 +46,10 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
         patterns | imagebeam.EmbedImages("gs://bucket/out", model="VGG16", weights="imagenet", image_size=(224, 224))
 
     Element in: a file, folder or pattern with wildcards, as `str`. Element out: the URI of OUT/manifest.json, once,
-    when every unit is committed, the run is reconciled and the manifest is written. What the folder holds is what
-    `imagebeam extract` writes: `imagebeam train`, `classify` and `ReadEmbeddings` take it. Run the pipeline again
-    and it goes on where it was; a folder with embeddings of another spec, input or layout is refused.
+    when every unit is committed, the run is reconciled and the manifest is written; all windows of the patterns are
+    one run, and the URI is in the global one. What the folder holds is what `imagebeam extract` writes: `imagebeam
+    train`, `classify` and `ReadEmbeddings` take it. Run the pipeline again and it goes on where it was; a folder with
+    embeddings of another spec, input or layout is refused.
 
     The weights are resolved, and the model is staged into OUT/model, where the pipeline is built; workers load it from
     there. The keywords are the flags of `imagebeam extract` (`imagebeam extract --help`), with the same defaults:
@@ -99,6 +102,7 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
         reuse = open_reused(options, folder, staged.spec, images)
         return (
             patterns
+            | "Global window" >> beam.WindowInto(GlobalWindows())  # All patterns are one run.
             | "Patterns" >> beam.Map(pattern_of).with_output_types(str)
             | "All patterns" >> beam.combiners.ToList()
             | "Open run" >> beam.Map(_open_run, self.input_options, options)
@@ -165,7 +169,11 @@ def _fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     """(keyword, field) of every option, by the name of its flag."""
     for group in _GROUPS:
         for field in dataclasses.fields(group):
-            yield (field.metadata["name"] or field.name).removeprefix("--"), field
+            yield _keyword(field), field
+
+
+def _keyword(field: dataclasses.Field[Any]) -> str:
+    return (field.metadata["name"] or field.name).removeprefix("--")
 
 
 def _read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,7 +229,12 @@ def _column_list(value: Any) -> str | tuple[()]:
 
 
 def _options(group: type[O], values: Mapping[str, Any]) -> O:
-    return group(**{field.name: values[field.name] for field in dataclasses.fields(group) if field.name in values})
+    kinds = get_type_hints(group)
+    mine = {field.name: values[field.name] for field in dataclasses.fields(group) if field.name in values}
+    for field in dataclasses.fields(group):
+        if field.name in mine:
+            check_type(_keyword(field), mine[field.name], kinds[field.name])
+    return group(**mine)
 
 
 def _signature() -> inspect.Signature:

@@ -1,17 +1,25 @@
 """`imagebeam.EmbedImages` in a pipeline of the user's own does what `imagebeam extract` does."""
 
+from pathlib import Path
+
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
 import imagebeam
 from pipelines.cli import run_job
 from pipelines.runtime.embed_images import EmbedImages
 from tests.support.extracting import COUNT, WRITERS, embeddings, extract, failures, files_of, manifest, photographs
+from tests.support.fakes import FakeModel
 from transforms.core.formats import InputFormat
 from transforms.core.spec import Pooling
+from transforms.embed.embed_units import EmbedOptions
+from transforms.images.options import ImageOptions
+from transforms.parts.part_files import PartOptions
+from transforms.readers.options import ReadOptions
 
 SMALL = {
     "model": "VGG16",
@@ -101,11 +109,53 @@ def test_values_reach_the_options():
         ({"weights": "imagenett"}, "imagenett"),
         ({"input": "x"}, "elements of the input"),
         ({"overwrite": True}, "delete the folder"),
+        ({"layer": 5}, "layer is a list, each item a str.*5"),
+        ({"layer": [5]}, "layer is a list, each item a str.*5"),
+        ({"model": 5}, "model is a str.*5"),
+        ({"weights": Path("x.h5")}, "weights is a str.*x.h5"),
+        ({"image_size": 5}, "image_size is .*5"),
+        ({"batch_size": 2.5}, "batch_size is a whole number.*2.5"),
+        ({"batch_size": [1]}, "batch_size is a whole number"),
+        ({"max_failure_rate": [1]}, "max_failure_rate is a number"),
+        ({"reuse": 5}, "reuse is a list"),
+        ({"prune": "yes"}, "prune is True or False.*yes"),
+        ({"input_format": 5}, "input_format is one of tfrecord"),
+        ({"image_column": 5}, "image_column is a str"),
+        ({"engine": True}, "engine is one of auto"),
     ],
 )
 def test_bad_keyword_is_refused_when_constructed(flags, named):
     with pytest.raises(imagebeam.ImagebeamError, match=named):
         EmbedImages("/out", **flags)
+
+
+def test_windows_of_the_patterns_are_one_run(source, output):
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        manifests = (
+            pipeline
+            | beam.Create([(0, str(source / "a")), (25, str(source / "b"))])
+            | beam.MapTuple(lambda second, pattern: TimestampedValue(pattern, second))
+            | beam.WindowInto(FixedWindows(10))
+            | EmbedImages(str(output), **SMALL)
+        )
+        assert_that(manifests, equal_to([f"{output}/manifest.json"]))
+    assert len(embeddings(output)) == COUNT
+
+
+def test_windowed_units_are_committed(source, output):
+    read = ReadOptions()
+    image_options = ImageOptions(image_size=(8, 8))
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        reports = (
+            pipeline
+            | beam.Create([(0, (str(source / "a"),)), (25, (str(source / "b"),))])
+            | beam.MapTuple(lambda second, patterns: TimestampedValue(patterns, second))
+            | beam.WindowInto(FixedWindows(10))
+            | imagebeam.PlanUnits(None, 5, read)
+            | imagebeam.EmbedUnits(FakeModel(), str(output), read, EmbedOptions(image_options), PartOptions())
+            | beam.Map(lambda report: report.records)
+        )
+        assert_that(reports, lambda records: sum(records) == COUNT or pytest.fail(str(records)))
 
 
 def test_output_of_another_spec_is_refused_when_applied(source, output):

@@ -99,7 +99,7 @@ def prepare_pillow() -> None:
     _silence()
 
 
-def decode_image(data: bytes, options: ImageOptions) -> Image:
+def decode_image(data: bytes | bytearray | memoryview, options: ImageOptions) -> Image:
     """Decode bytes to an image by the options. Thread-safe.
 
     Images are turned to RGB first and resized then, from all their pixels unless `scale_jpegs` is set. ``stretch``
@@ -117,8 +117,15 @@ def decode_image(data: bytes, options: ImageOptions) -> Image:
 
     Raises:
         ImageError: for whatever gives no image.
+        TypeError: for data that are no bytes, or options that are no `ImageOptions`.
         DecoderProcessError: if the machine is at fault: a process that decodes cannot be started, or was killed.
     """
+    if isinstance(data, bytearray | memoryview):
+        data = bytes(data)
+    if not isinstance(data, bytes):
+        raise TypeError(f"An encoded image is bytes. Received: {type(data).__name__}.")
+    if not isinstance(options, ImageOptions):
+        raise TypeError(f"The options are an ImageOptions. Received: {type(options).__name__}.")
     if not data:
         raise ImageError("empty", "The file has no bytes.")
     kind = sniff(data)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.field_types import check_type
 from transforms.core.limits import MAX_IMAGE_PIXELS
 from transforms.core.spec import EmbedderSpec, Interpolation, JpegDecode, ResizeMode
 from transforms.images.base import Limits
@@ -37,6 +38,8 @@ class ImageOptions:
     scale_jpegs: bool = False
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(ImageOptions).items():
+            check_type(name, getattr(self, name), kind)
         if self.image_size is not None and min(self.image_size) < 1:
             raise ImagebeamError(f"image_size must be positive (height, width) or None. Received: {self.image_size}.")
         if self.max_image_pixels < 1:

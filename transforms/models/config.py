@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.field_types import check_type
 from transforms.core.spec import (
     Calibration,
     EmbedderSpec,
@@ -71,7 +72,11 @@ class EmbedderConfig:
     dicom_frame: int | str = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", _names(self.layers))
+        if isinstance(self.layers, Iterable):
+            object.__setattr__(self, "layers", _names(self.layers))
+        check_type("layers", self.layers, tuple[str, ...])
+        check_type("model", self.model, str)
+        check_type("weights", self.weights, str)
         for name, kind in (
             ("pooling", Pooling),
             ("interpolation", Interpolation),
@@ -151,7 +156,11 @@ class EmbedderConfig:
             return None
         if size == "default":
             return architecture.default_image_size
-        if isinstance(size, str) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        if (
+            not isinstance(size, tuple | list)
+            or len(size) != 2
+            or not all(isinstance(side, int) and side > 0 for side in size)
+        ):
             raise ImagebeamError(
                 f"image_size is (height, width) in pixels, 'native' or 'default'. Received: {self.image_size!r}."
             )
@@ -178,7 +187,7 @@ class EmbedderConfig:
         )
 
 
-def _names(layers: str | Sequence[str]) -> tuple[str, ...]:
+def _names(layers: str | Iterable[str]) -> tuple[str, ...]:
     return (layers,) if isinstance(layers, str) else tuple(layers)
 
 

@@ -168,7 +168,7 @@ class CommitUnits(beam.PTransform):  # type: ignore[misc]
     Elements in: `WorkUnit`, `UnitChain`, `UncutShard`; element out: `UnitReport`. A `Note` passes.
 
     A unit is read, worked and written inside one DoFn: only units and reports cross stage boundaries. A unit whose
-    part is there already, of the same version, is skipped.
+    part is there already, of the same version, is skipped. Reports are in the global window.
 
     Attributes:
         model: gives the model to a worker process, once.
@@ -196,6 +196,7 @@ class CommitUnits(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, units: beam.PCollection) -> beam.PCollection:
         """Spread the units over the workers, and work each."""
+        units = units | "Global window" >> beam.WindowInto(GlobalWindows())  # A bundle's last report has no window.
         return units | "Spread units" >> beam.Reshuffle() | "Commit unit" >> beam.ParDo(_CommitUnit(self))
 
 

@@ -754,3 +754,27 @@ def test_equal_pictures_of_pillows_corpus_decode_alike(corpus):
     # The target's colours were divided by their alpha and rounded to 8 bits; ours are laid on white from 16 bits.
     assert distance("tiff_16bit_RGBa.tiff", "tiff_16bit_RGBa_target.png") < 0.5
     assert distance("16bit.cropped.tif", "16bit.cropped.jp2") == 0
+
+
+@pytest.mark.parametrize("data", ["x", "", 5, 0, None])
+def test_what_are_no_bytes_is_no_image(data):
+    with pytest.raises(TypeError, match=f"An encoded image is bytes. Received: {type(data).__name__}"):
+        decode_image(data, ImageOptions())
+
+
+def test_bytes_come_in_three_types():
+    encoded = io.BytesIO()
+    PIL.Image.new("RGB", (9, 9), (7, 8, 9)).save(encoded, "PNG")
+    for kind in (bytes, bytearray, memoryview):
+        assert (decode_image(kind(encoded.getvalue()), ImageOptions((4, 4))).pixels == (7, 8, 9)).all()
+    with pytest.raises(TypeError, match=r"ImageOptions\. Received: NoneType"):
+        decode_image(encoded.getvalue(), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"image_size": 5}, {"image_size": (5,)}, {"image_size": ("a", "b")}, {"interpolation": "x"}, {"min_size": 3}],
+)
+def test_options_of_another_type_are_refused(settings):
+    with pytest.raises(ImagebeamError, match=f"{next(iter(settings))} is .*Received"):
+        ImageOptions(**settings)

@@ -238,3 +238,11 @@ def test_column_names_and_weight_bytes():
     assert names == ("embedding_x_y", "embedding_x_y_2", "embedding_X_y_3", "embedding__")
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     assert Embedder(EmbedderSpec("x", "0" * 64), model).weight_bytes == 4 * (4 * 3 + 3)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"layers": 5}, {"layers": [5]}, {"model": 5}, {"weights": None}, {"image_size": 5}]
+)
+def test_a_config_of_other_types_is_refused(settings):
+    with pytest.raises(ImagebeamError, match=f"{next(iter(settings))} is .*Received"):
+        EmbedderConfig(**settings)
