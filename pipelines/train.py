@@ -244,10 +244,17 @@ def _fit(lesson: Lesson, index: RowIndex, options: TrainOptions, checkpoint: Che
     """Train by epochs."""
     from pipelines.training.head_training import train_head, use_deterministic_ops
     from transforms.plots.training import training_curves
+    from transforms.training.fit import DivergedError
 
     use_deterministic_ops()
-    head_options, fit_options, table = _choose_head(lesson, index.images, options, checkpoint)
-    head, state = train_head(lesson, head_options, fit_options, checkpoint=checkpoint, watched=True)
+    try:
+        head_options, fit_options, table = _choose_head(lesson, index.images, options, checkpoint)
+        head, state = train_head(lesson, head_options, fit_options, checkpoint=checkpoint, watched=True)
+    except DivergedError as error:
+        if not options.search.search:
+            raise
+        checkpoint.remove()  # The next run will try other rates.
+        raise DivergedError(error.what, "--search_learning_rate") from None
     summary = {"solver": str(Solver.EPOCHS), **dataclasses.asdict(state)}
     used = dataclasses.asdict(options) | {
         "head": dataclasses.asdict(head_options),

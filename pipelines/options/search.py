@@ -46,12 +46,14 @@ class SearchOptions(Options):
     search_learning_rate: tuple[float, ...] = flag(
         "learning rates to try (default: 0.001,0.01)", (), type=numbers, metavar="RATE,..."
     )
-    search_folds: int = flag("folds of the training rows; each is left out once", 3, type=int, metavar="N")
+    search_folds: int | None = flag(
+        "folds of the training rows; each is left out once (default: 3)", None, type=int, metavar="N"
+    )
 
     def __post_init__(self) -> None:
-        if self.search_folds < 2:
+        if self.folds < 2:
             raise ImagebeamError(f"--search_folds is at least 2. Received: {self.search_folds}.")
-        given = [name for name, value in vars(self).items() if name != "search_folds" and value]
+        given = [name for name, value in vars(self).items() if name != "search" and value not in (None, ())]
         if given and not self.search:
             raise ImagebeamError(f"--{given[0]} describes the grid of --search: give that too.")
         if any(width < 1 for head in self.search_hidden_units for width in head):
@@ -75,12 +77,17 @@ class SearchOptions(Options):
         refuse_both(self.given("search"), decided, "The search decides that; --search_... says what it tries.")
 
     def values(self) -> tuple[tuple[tuple[int, ...], ...], tuple[float, ...], tuple[float, ...]]:
-        """Hidden layers, weight decays and learning rates to try."""
+        """Hidden layers, weight decays and learning rates to try, each once."""
         return (
-            self.search_hidden_units or ((), (128,), (512,)),
-            self.search_weight_decay or (0.0, 0.01),
-            self.search_learning_rate or (0.001, 0.01),
+            tuple(dict.fromkeys(self.search_hidden_units or ((), (128,), (512,)))),
+            tuple(dict.fromkeys(self.search_weight_decay or (0.0, 0.01))),
+            tuple(dict.fromkeys(self.search_learning_rate or (0.001, 0.01))),
         )
+
+    @property
+    def folds(self) -> int:
+        """Parts that the training rows are cut into."""
+        return 3 if self.search_folds is None else self.search_folds
 
 
 def asks_for_epochs(rows: RowOptions, head: HeadOptions, fit: FitOptions, search: SearchOptions) -> list[str]:

@@ -249,7 +249,7 @@ def search_head(
         train,
         _score,
         rank_by="likelihood",
-        folds=grid.search_folds,
+        folds=grid.folds,
         seed=options.seed,
     )
     for row in table:

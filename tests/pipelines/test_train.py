@@ -387,6 +387,36 @@ def test_all_epochs_run_without_validation_rows(blob_set, tmp_path):
     assert metrics["training"]["best_epoch"] == 4
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--search_hidden_units none/128/512",
+        "--search_weight_decay 0,0.01",
+        "--search_learning_rate 0.001,0.01",
+        "--search_folds 3",
+        "--search_folds 2",
+    ],
+)
+def test_flags_of_the_grid_need_the_search(given):
+    """Also where their value is the default."""
+    name = given.split()[0]
+    with pytest.raises(ImagebeamError, match=f"{name} describes the grid of --search"):
+        train.main(["--embeddings", "d", "--output", "o", *given.split()])
+    assert SearchOptions(search=True).folds == 3
+
+
+def test_equal_points_of_a_grid_are_trained_once():
+    search = SearchOptions(True, ((4,), (), (4,)), (0.0, 0.0, 0.1), (0.01, 0.01))
+    assert search.values() == (((4,), ()), (0.0, 0.1), (0.01,))
+
+
+def test_a_diverged_search_names_its_own_flag(blob_set, tmp_path):
+    search = SearchOptions(True, ((),), (0.0,), (1e38,), 2)
+    with pytest.raises(ImagebeamError, match=r"diverged .*Lower --search_learning_rate\.$"):
+        run(options(blob_set[2], tmp_path, search=search, fit=FitOptions(epochs=2)))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_search_trains_the_best_of_the_grid(tmp_path):
     vectors, _ = blobs(400, dimension=2, spread=1.0)

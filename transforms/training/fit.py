@@ -64,6 +64,19 @@ class FitState:
         return True
 
 
+class DivergedError(ImagebeamError):
+    """Training gave numbers that are not finite.
+
+    Args:
+        what: one sentence.
+        flag: what to lower.
+    """
+
+    def __init__(self, what: str, flag: str = "--learning_rate") -> None:
+        super().__init__(f"{what} Lower {flag}.")
+        self.what = what
+
+
 def fit(
     model: keras.Model,
     train: Any,
@@ -93,6 +106,9 @@ def fit(
         checkpoint: where to keep the state; None not to.
         checkpoint_seconds: how much work a kill may cost: the least time between two saves.
         watcher: told how it goes.
+
+    Raises:
+        DivergedError: if a loss or metric is not finite.
     """
     import keras
 
@@ -175,9 +191,7 @@ class _Run:
         if not all(math.isfinite(value) for value in logs.values()):
             if self._checkpoint is not None:
                 self._checkpoint.remove()  # there is no way on from here, and the next run will have other options
-            raise ImagebeamError(
-                f"Training diverged after {counted(state.epochs + 1, 'epoch')}: {spelled(logs)}. Lower --learning_rate."
-            )
+            raise DivergedError(f"Training diverged after {counted(state.epochs + 1, 'epoch')}: {spelled(logs)}.")
         if state.add(logs):
             self._best = self._model.get_weights()
         waited = state.epochs - max(state.best_epoch, self._patient_until)
