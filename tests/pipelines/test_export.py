@@ -189,6 +189,35 @@ def test_folder_without_a_model_is_refused(tmp_path, capfd):
     assert "There is no model in" in said(capfd)
 
 
+def test_file_in_place_of_a_folder_is_refused(tmp_path, capfd):
+    """By every job that is given the output of another one."""
+    file = tmp_path / "x.py"
+    file.write_text("x = 1")
+    (tmp_path / "in").mkdir()
+    PIL.Image.new("RGB", (40, 40)).save(tmp_path / "in" / "a.png")
+    into = ["--output", str(tmp_path / "out")]
+    images = ["--input", str(tmp_path / "in"), *into]
+    model = ["--model", "VGG16", "--weights", "random:0", "--image_size", "32x32"]
+    for job, arguments in [
+        ("export", [str(file), "--format", "tflite", "--output", str(tmp_path / "m.tflite")]),
+        ("report", [str(file)]),
+        ("verify", [str(file)]),
+        ("compact", [str(file), *into]),
+        ("train", ["--embeddings", str(file), *into]),
+        ("classify", ["--classifier", str(file), *images]),
+        ("classify", ["--classifier", str(file), "--embeddings", str(file), *into]),
+        ("extract", [*images, *model, "--reuse", str(file)]),
+        ("extract", [*images, *model, "--int8_model", str(file), "--precision", "int8"]),
+    ]:
+        assert run_job(job, arguments) == 2, (job, arguments)
+        text = said(capfd)
+        assert "Errno" not in text, text
+        assert "x.py" in text, text
+    assert run_job("extract", ["--input", str(tmp_path / "in"), *model, "--output", str(file)]) == 2
+    assert "Not a directory" in said(capfd)
+    assert file.read_text() == "x = 1"
+
+
 def test_head_refuses_images(folder, tmp_path, capfd):
     arguments = ["--format", "tflite", "--output", tmp_path / "m.tflite", "--images", tmp_path]
     run(folder / "classifier.keras", *arguments, code=2)

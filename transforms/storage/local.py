@@ -63,7 +63,11 @@ def open_read(uri: str, version: str | None) -> BinaryIO:
 
 
 def _open(uri: str, version: str | None, buffering: int) -> BinaryIO:
-    if not stat_module.S_ISREG(os.stat(uri).st_mode):  # Opening a pipe would wait for its writer.
+    try:
+        status = os.stat(uri)
+    except NotADirectoryError:  # Below a file there is none either.
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri) from None
+    if not stat_module.S_ISREG(status.st_mode):  # Opening a pipe would wait for its writer.
         raise OSError(errno.EINVAL, "Not a regular file", uri)
     stream = open(uri, "rb", buffering=buffering)  # noqa: SIM115 - the caller closes it.
     try:
@@ -86,7 +90,10 @@ def publish(uri: str, source: bytes | Path, overwrite: bool) -> None:
     folder = os.path.dirname(os.path.abspath(uri))
     temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
     try:
-        os.makedirs(folder, exist_ok=True)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except FileExistsError:  # Which would say that `uri` is taken.
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), uri) from None
         with open(temporary, "xb") as target:
             if isinstance(source, Path):
                 with source.open("rb") as original:
@@ -123,7 +130,7 @@ def point_to(uri: str, link: str) -> None:
 
 def delete(uri: str) -> None:
     """Remove the file; a missing one is fine."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         os.unlink(uri)
 
 
@@ -139,7 +146,7 @@ def make_dirs(uri: str) -> None:
 
 def remove_leftovers(uri: str) -> None:
     """Remove temporary files older than an hour, left by writers that were killed."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(uri) as entries:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(uri) as entries:
         for entry in entries:
             if entry.name.startswith(TEMPORARY_PREFIX):
                 with contextlib.suppress(FileNotFoundError):

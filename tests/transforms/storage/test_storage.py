@@ -189,15 +189,23 @@ def test_a_file_whose_version_cannot_be_told_is_closed_again(tmp_path):
     assert disk.calls == 1
 
 
-def test_missing_file(base):
-    uri = f"{base}/none"
+@pytest.mark.parametrize("name", ["none", "file/none", "file/none/none"])
+def test_missing_file(base, name):
+    """In a folder, and below a file."""
+    storage.publish(f"{base}/file", b"1")
+    uri = f"{base}/{name}"
     assert storage.stat(uri) is None
     assert not storage.exists(uri)
     with pytest.raises(FileNotFoundError, match="none"):
         storage.open_read(uri)
     with pytest.raises(FileNotFoundError, match="none"):
         storage.read_bytes(uri)
+    with pytest.raises(FileNotFoundError, match="none"), storage.local_file(uri):
+        pass
     storage.delete(uri)
+    storage.remove_leftovers(uri)
+    assert list(storage.list_folder(uri)) == []
+    assert storage.read_bytes(f"{base}/file") == b"1"
 
 
 def test_publish_overwrites_unless_told_not_to(base, tmp_path):
