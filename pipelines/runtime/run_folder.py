@@ -160,6 +160,7 @@ def check_output(options: OutputOptions, source: Described, parts: str = part_fi
     from transforms.training.output import holds_classifier
 
     output = storage.absolute(options.output)
+    storage.check_can_be_folder(output)
     if holds_classifier(output):
         raise ImagebeamError(
             f"{output} holds a classifier of train or finetune, whose files a run would mix with its own. Choose "

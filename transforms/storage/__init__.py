@@ -288,6 +288,17 @@ def make_dirs(uri: str) -> None:
     _store(uri).make_dirs(uri)
 
 
+def check_can_be_folder(uri: str) -> None:
+    """Refuse a local path at which, or above which, there is a file: nothing can be written below it.
+
+    Raises:
+        NotADirectoryError: naming the file.
+        OSError: if that cannot be told.
+    """
+    if is_local(uri):
+        local.check_can_be_folder(uri)
+
+
 def remove_leftovers(uri: str) -> None:
     """Remove what writers killed over an hour ago left half written right in the folder; hidden until then."""
     _store(uri).remove_leftovers(uri)

@@ -144,6 +144,14 @@ def make_dirs(uri: str) -> None:
     os.makedirs(uri, exist_ok=True)
 
 
+def check_can_be_folder(uri: str) -> None:
+    """Refuse a path at which, or above which, there is a file."""
+    path = Path(uri)
+    there = next(one for one in (path, *path.parents) if one.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+
+
 def remove_leftovers(uri: str) -> None:
     """Remove temporary files older than an hour, left by writers that were killed."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(uri) as entries:

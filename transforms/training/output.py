@@ -52,11 +52,17 @@ class ClassifierFolder:
 
     Raises:
         ImagebeamError: if the folder holds results, and neither belongs to an unfinished run nor may be replaced; or
-            if it is that of a run of extract or classify, which none may replace.
+            if it is that of a run of extract or classify, which none may replace; or if it is a file.
     """
 
     def __init__(self, uri: str, *, overwrite: bool) -> None:
         self.uri = storage.absolute(uri)
+        try:
+            storage.check_can_be_folder(self.uri)
+        except NotADirectoryError as error:
+            raise ImagebeamError(
+                f"{error.filename} is a file, and no folder. Received: --output {uri!r}. Choose another --output."
+            ) from error
         self.checkpoint = Checkpoint(self.uri)
         self._overwrite = overwrite
         for name in (RUN_FILE, MANIFEST_FILE):
