@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.readers.column_types import is_list_type
 from transforms.training.metrics import SHOWN, per_class_scores, wilson_interval
-from transforms.training_data.splits import image_numbers
+from transforms.training_data.splits import record_numbers
 
 _RECORD = ("uri", "key", "sha256")
 
@@ -66,8 +66,7 @@ def first_rows(parts: Sequence[str], label: str) -> list[np.ndarray]:
     """
     records, unlabeled = [], []
     for table in _tables(parts, [*_RECORD, label]):
-        named = zip(*(table.column(name).to_pylist() for name in _RECORD), strict=True)
-        records.append(image_numbers(map(repr, named), 0))
+        records.append(record_numbers(table, _RECORD, 0))
         unlabeled.append(table.column(label).is_null().to_numpy())
     order = np.argsort(np.concatenate(unlabeled), kind="stable")
     _, first = np.unique(np.concatenate(records)[order], return_index=True)

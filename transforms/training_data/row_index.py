@@ -15,7 +15,15 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.text import counted
 from transforms.readers.column_types import is_bytes, is_list_type
 from transforms.training_data.embeddings import RowGroup, RowSet
-from transforms.training_data.splits import DROPPED, Split, assign, grouped_numbers, image_numbers, stratify
+from transforms.training_data.splits import (
+    DROPPED,
+    Split,
+    assign,
+    grouped_numbers,
+    image_numbers,
+    record_numbers,
+    stratify,
+)
 
 _RECORD = ("uri", "key")
 """Columns that name the record a row was made from."""
@@ -154,8 +162,7 @@ def index_rows(embeddings: RowSet, labels: LabelRules, splits: SplitRules) -> Ro
         if splits.group_column:
             groups += _texts(table.column(splits.group_column)).to_pylist()
         if several_runs:
-            named = zip(*(table.column(name).to_pylist() for name in _RECORD), strict=True)
-            records.append(image_numbers(map(repr, named), splits.seed))
+            records.append(record_numbers(table, _RECORD, splits.seed))
         encoder.add(table.column(labels.column).combine_chunks())
     images = np.concatenate(numbers)
     if splits.group_column:

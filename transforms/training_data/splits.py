@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from transforms.core.text import first_few
 
@@ -46,6 +47,12 @@ def image_numbers(sha256s: Iterable[str], seed: int) -> np.ndarray:
     """
     digests = (hashlib.blake2b(f"{seed}:{digest}".encode(), digest_size=8).digest() for digest in sha256s)
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
+
+
+def record_numbers(table: pa.Table, columns: Sequence[str], seed: int) -> np.ndarray:
+    """A number for each row, uint64 [rows], equal where all of some columns are."""
+    values = zip(*(table.column(name).to_pylist() for name in columns), strict=True)
+    return image_numbers(map(repr, values), seed)
 
 
 def assign(numbers: np.ndarray, validation: float, test: float) -> np.ndarray:
