@@ -122,18 +122,23 @@ class Cluster:
         """What Flink says of the job submitted last.
 
         Args:
-            stage: part of the name of the stage whose input is counted for each host.
+            stage: part of the name of the one stage whose input is counted for each host.
+
+        Raises:
+            JobError: if no stage or more than one is named so.
         """
         newest = max(self._get("jobs/overview")["jobs"], key=lambda job: int(job["start-time"]))
         address = f"jobs/{newest['jid']}"
         history = self._get(f"{address}/exceptions")["exceptionHistory"]["entries"]
         hosts = {manager.address: manager.name for manager in self.task_managers}
+        vertices = {vertex["name"]: vertex["id"] for vertex in self._get(address)["vertices"]}
+        named = [name for name in vertices if stage in name]
+        if len(named) != 1:
+            raise JobError(f"{len(named)} stages of the job are named {stage!r}, not one: {', '.join(vertices)}.")
         units: dict[str, int] = {}
-        for vertex in self._get(address)["vertices"]:
-            if stage in vertex["name"]:
-                for row in self._get(f"{address}/vertices/{vertex['id']}/taskmanagers")["taskmanagers"]:
-                    host = hosts.get(row["host"].partition(":")[0], row["host"])
-                    units[host] = units.get(host, 0) + int(row["metrics"]["read-records"])
+        for row in self._get(f"{address}/vertices/{vertices[named[0]]}/taskmanagers")["taskmanagers"]:
+            host = hosts.get(row["host"].partition(":")[0], row["host"])
+            units[host] = units.get(host, 0) + int(row["metrics"]["read-records"])
         return Job(
             newest["state"], newest["duration"] / 1000, tuple(entry["exceptionName"] for entry in history), units
         )

@@ -36,7 +36,8 @@ SIZE = 64
 
 ROWS_PER_UNIT = 8
 JOB_SECONDS = 400.0
-STAGE = "Embed unit"
+STAGE = "{Embed units, Finish}"
+"""The stage that embeds the units, as Beam names it: it goes from where they were spread to their reports."""
 
 NOT_RUN = 77
 """Exit code where Java, a package or namespaces cannot be had; test harnesses take it for "skipped"."""
