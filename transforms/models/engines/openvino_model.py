@@ -31,6 +31,9 @@ FILES = GRAPH_FILE, NUMBERS_FILE = "embedder.xml", "embedder.bin"
 _HINTS = {Precision.BFLOAT16: "bf16"}
 """What OpenVINO is to compute in, by precision; in float32 otherwise, and in int8 where the graph says so."""
 
+_PIXELS = 8 * 224 * 224
+"""Pixels of one inference at most, or one image: more are no faster on a CPU, and take more memory."""
+
 REMEDY = "Install the extra: pip install 'imagebeam[openvino]'"
 
 _FLAGS = frozenset({"avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"})
@@ -200,9 +203,15 @@ class OpenVinoEmbedder:
                 f"A model on OpenVINO takes no arguments. Received: {', '.join(sorted(arguments))}. Stage the model "
                 "with --engine keras."
             )
+        images = np.ascontiguousarray(images)
+        at_once = max(1, _PIXELS // (images.shape[1] * images.shape[2]))
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self.dimensions}
         request = self._requests.get()
         try:
-            found = request.infer([np.ascontiguousarray(images)], share_inputs=True)
-            return {name: np.array(found[index]) for index, name in enumerate(self.dimensions)}
+            for start in range(0, len(images), at_once):
+                found = request.infer([images[start : start + at_once]], share_inputs=True)
+                for index, name in enumerate(self.dimensions):
+                    parts[name].append(np.array(found[index]))
         finally:
             self._requests.put(request)
+        return {name: np.concatenate(vectors) for name, vectors in parts.items()}

@@ -22,6 +22,7 @@ from transforms.models.embedder import Embedder
 from transforms.models.engines import int8, openvino_model
 from transforms.models.engines.compiled import has_gpu
 from transforms.models.engines.openvino_model import OpenVinoEmbedder
+from transforms.models.engines.winograd import with_winograd
 from transforms.models.staged import LoadedModel, StagedEngine
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Candidate:
         model: that embeds; None where it cannot.
         reference: on Keras, at that precision.
         converted: what OpenVINO runs.
+        winograd: whether that has Winograd's convolutions.
         eligible: whether it may be chosen, or is tried to compare others with.
         difference: of its vectors from Keras' float32 ones: the largest length, as a share of the vector's.
         cosine: with them, the least.
@@ -83,17 +85,25 @@ class Candidate:
     model: TriedModel | None
     reference: Embedder
     converted: openvino.Model | None = None
+    winograd: bool = False
     eligible: bool = True
     difference: float = 0.0
     cosine: float = 1.0
     rate: float = 0.0
     refused: str = ""
 
+    @property
+    def name(self) -> str:
+        """In words."""
+        how = " with Winograd's convolutions" if self.winograd else ""
+        return f"{self.engine}{how} at {self.precision}"
+
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
         return {
             "engine": str(self.engine),
             "precision": str(self.precision),
+            **({"winograd": True} if self.winograd else {}),
             "images_per_second": round(self.rate, 2),
             "largest_difference": float(f"{self.difference:.2g}"),
             "lowest_cosine": round(self.cosine, 7),
@@ -173,7 +183,9 @@ def _candidates(
             reference = at_precision(one)
             yield Candidate(Engine.KERAS, one, reference, reference)
         if engine == Engine.OPENVINO or (engine == Engine.AUTO and not on_gpu and openvino_model.is_installed()):
-            yield _converted(convert, at_precision(one))
+            converted = _converted(convert, at_precision(one))
+            yield converted
+            yield from _with_winograd(converted)
     if precision not in (None, Precision.FLOAT32) and not on_gpu:
         float32 = at_precision(Precision.FLOAT32)
         yield Candidate(Engine.KERAS, Precision.FLOAT32, float32, float32, eligible=False)
@@ -191,6 +203,22 @@ def _converted(convert: Callable[[], openvino.Model], reference: Embedder) -> Ca
     except Exception as error:  # TensorFlow and OpenVINO raise what they like.
         candidate.refused = last_line(error)
     return candidate
+
+
+def _with_winograd(plain: Candidate) -> Iterator[Candidate]:
+    """The same with Winograd's convolutions, where the model is fit for them; a lower precision is not."""
+    if plain.converted is None or plain.precision != Precision.FLOAT32:
+        return
+    candidate = dataclasses.replace(plain, model=None, winograd=True)
+    try:
+        candidate.converted = with_winograd(plain.converted)
+        if candidate.converted is None:
+            return
+        reference = plain.reference
+        candidate.model = OpenVinoEmbedder(reference.spec, reference.dimensions, candidate.converted)
+    except Exception as error:  # OpenVINO raises what it likes.
+        candidate.refused = last_line(error)
+    yield candidate
 
 
 def _vectors(model: TriedModel, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -268,14 +296,14 @@ def _engine(best: Candidate, asked: Engine, tried: Sequence[Candidate], reason: 
 
 def _lines(best: Candidate, tried: Sequence[Candidate], *, asked_precision: bool) -> Iterator[str]:
     others = [candidate for candidate in tried if candidate is not best and candidate.rate]
-    against = ", ".join(f"{other.rate:.3g} with {other.engine} at {other.precision}" for other in others)
+    against = ", ".join(f"{other.rate:.3g} with {other.name}" for other in others)
     yield (
-        f"Engine {best.engine} at {best.precision}: {best.rate:.3g} images a second on this machine"
+        f"Engine {best.name}: {best.rate:.3g} images a second on this machine"
         f"{f', against {against}' if against else ''}"
     )
     for candidate in tried:
         if candidate.refused and candidate.engine == Engine.OPENVINO:
-            yield f"  not {candidate.engine} at {candidate.precision}: {candidate.refused}"
+            yield f"  not {candidate.name}: {candidate.refused}"
     float32 = max((one.rate for one in tried if one.precision == Precision.FLOAT32), default=0.0)
     if asked_precision and best.precision != Precision.FLOAT32 and best.rate < float32:
         yield (

@@ -16,7 +16,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.spec import Precision
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import resolve
-from transforms.models.engines import int8
+from transforms.models.engines import int8, openvino_model
 from transforms.models.engines.openvino_model import OpenVinoEmbedder, convert, converter, is_installed
 from transforms.models.engines.trial import calibrate, choose
 from transforms.models.staged import LoadedModel, StagedEngine, read_staged, stage
@@ -49,6 +49,16 @@ def test_every_column_equals_keras(vgg16):
     for column, vectors in theirs.items():
         assert ours[column].dtype == np.float32
         np.testing.assert_allclose(ours[column], vectors, rtol=1e-4, atol=1e-5 * np.abs(vectors).max())
+
+
+def test_a_large_batch_is_embedded_in_parts(vgg16, monkeypatch):
+    """Whose vectors are those of the whole; the last part is smaller."""
+    images = draw(7)
+    embedder = OpenVinoEmbedder(vgg16.spec, vgg16.dimensions, convert(vgg16))
+    whole = embedder.embed(images)
+    monkeypatch.setattr(openvino_model, "_PIXELS", 3 * SIZE[0] * SIZE[1])
+    for column, vectors in embedder.embed(images).items():
+        np.testing.assert_array_equal(vectors, whole[column])
 
 
 def test_extra_outputs_of_activations_are_not_columns():

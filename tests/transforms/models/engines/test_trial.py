@@ -63,16 +63,19 @@ def machine(monkeypatch):
             return made.setdefault(precision, model("keras", precision))
 
         def openvino(spec, dimensions, converted):
-            if f"openvino_{spec.precision}" not in taking:
+            if f"{converted}_{spec.precision}" not in taking:
                 raise RuntimeError("first line\nno such operation: Spin\n")
-            return model("openvino", spec.precision)
+            return model(converted, spec.precision)
 
         monkeypatch.setattr(trial, "has_gpu", lambda: gpu)
         monkeypatch.setattr(openvino_model, "is_installed", lambda: installed)
         monkeypatch.setattr(openvino_model, "why_missing", lambda: None if installed else "it is not installed")
         monkeypatch.setattr(openvino_model, "cpu_capabilities", lambda: frozenset({"FP32", "BF16"}))
         monkeypatch.setattr(openvino_model, "runs", lambda precision: bfloat16 or precision != Precision.BFLOAT16)
-        monkeypatch.setattr(openvino_model, "convert", lambda embedder: "converted")
+        monkeypatch.setattr(openvino_model, "convert", lambda embedder: "openvino")
+        monkeypatch.setattr(
+            trial, "with_winograd", lambda converted: "winograd" if "winograd_float32" in taking else None
+        )
         monkeypatch.setattr(trial, "OpenVinoEmbedder", openvino)
         return at_precision
 
@@ -95,6 +98,25 @@ def test_faster_engine_wins_and_keras_wins_a_tie(machine, keras, openvino, wins)
     assert [(one["engine"], one["precision"]) for one in trial] == [("keras", "float32"), ("openvino", "float32")]
     assert all(one["images_per_second"] > 0 for one in trial)
     assert verdict.loaded.engine.reason == verdict.lines[0]
+
+
+def test_winograds_convolutions_are_one_more_candidate_at_float32(machine):
+    rates = {"keras_float32": 0.04, "openvino_float32": 0.03, "keras_bfloat16": 0.08, "openvino_bfloat16": 0.07}
+    for engine in (Engine.AUTO, Engine.OPENVINO):
+        for precision in (Precision.FLOAT32, None):
+            verdict = choose(machine(**rates, winograd_float32=(0.02, 1e-6)), engine, precision, IMAGES)
+            assert chosen(verdict) == (Engine.OPENVINO, "float32")
+            assert verdict.loaded.converted == "winograd"
+            assert "openvino with Winograd's convolutions at float32: 400 images a second" in verdict.lines[0]
+            tried = verdict.loaded.engine.trial["candidates"]
+            assert [one for one in tried if "winograd" in one] == [
+                one for one in tried if one["images_per_second"] > 390
+            ]
+    verdict = choose(machine(**rates, winograd_float32=(0.02, 1e-3)), Engine.AUTO, Precision.FLOAT32, IMAGES)
+    assert verdict.loaded.converted == "openvino"
+    assert "not openvino with Winograd's convolutions at float32: its vectors differ" in verdict.lines[1]
+    verdict = choose(machine(**rates, winograd_float32=0.06), Engine.AUTO, Precision.FLOAT32, IMAGES)
+    assert verdict.loaded.converted == "openvino"
 
 
 def test_a_fast_engine_with_other_vectors_is_not_chosen(machine):
