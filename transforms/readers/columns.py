@@ -262,7 +262,7 @@ def check_image_column(name: str, schema: Schema) -> None:
 def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):  # Hugging Face's struct<bytes, path>.
         return any(field.name == "bytes" and is_bytes(field.type) for field in kind)
-    return is_bytes(kind)
+    return is_bytes(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 def check_other_columns(options: ReadOptions, schema: Schema) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.readers.base import RecordError, too_large
+from transforms.readers.column_types import is_bytes
 from transforms.readers.columns import to_rows
 
 _BATCH_BYTES = 64 << 20
@@ -80,6 +81,7 @@ def _dictionary_bytes(chunk: pq.ColumnChunkMetaData) -> int:
 
 
 def _rows(batch: pa.RecordBatch, kept: Collection[str], limit: int) -> Iterator[Row]:
+    batch = _without_dictionaries_of_bytes(batch)
     if batch.nbytes <= min(limit, _BATCH_BYTES):
         yield from to_rows(batch, kept)
         return
@@ -89,3 +91,11 @@ def _rows(batch: pa.RecordBatch, kept: Collection[str], limit: int) -> Iterator[
             yield too_large(row.nbytes, limit)
         else:
             yield from to_rows(row, kept)
+
+
+def _without_dictionaries_of_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same with every value of such a column in its row: a row's size would be that of the dictionary else."""
+    for index, column in enumerate(batch.columns):
+        if pa.types.is_dictionary(column.type) and is_bytes(column.type.value_type):
+            batch = batch.set_column(index, batch.schema.names[index], column.dictionary_decode())
+    return batch

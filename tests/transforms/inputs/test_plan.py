@@ -677,13 +677,18 @@ def test_a_wrong_image_column_is_answered_with_the_right_one(tmp_path):
         ({"photo": [b"1"], "label": [1]}, r"photo \(binary\).*Pass --image_column photo\."),
         ({"image": [7], "photo": [{"bytes": b"1", "path": "x"}]}, r"a column of int64.*Pass --image_column photo\."),
         ({"image": ["x.jpg"]}, r"a column of string.*No column holds plain bytes"),
-        ({"image": pa.array([b"1"]).dictionary_encode()}, r"a column of dictionary.*No column holds plain bytes"),
+        ({"image": pa.array(["x.jpg"]).dictionary_encode()}, r"a column of dictionary.*No column holds plain bytes"),
     ],
 )
 def test_a_parquet_column_must_be_able_to_hold_images(tmp_path, columns, problem):
     path = write_parquet(tmp_path / "x.parquet", columns, 10)
     with pytest.raises(ImagebeamError, match=problem):
         inspect_input([path], None, OPTIONS)
+
+
+def test_a_column_of_bytes_in_a_dictionary_holds_images(tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", {"image": pa.array([b"1", b"1"]).dictionary_encode()}, 10)
+    assert inspect_input([path], None, OPTIONS).image_column == "image"
 
 
 def test_columns_that_are_not_there_are_refused(shards, tmp_path):

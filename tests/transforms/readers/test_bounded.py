@@ -138,6 +138,14 @@ def test_list_of_millions_is_one_failure(tmp_path):
     assert outcomes(path, "parquet", ReadOptions(max_record_bytes=1 << 20)) == [None, "too_large", None]
 
 
+def test_a_rows_size_is_its_own_where_arrow_keeps_a_dictionary(tmp_path):
+    """Sixteen rows that are read at once share one of 5 MB, where a row may have 2."""
+    images = pa.array([bytes([number]) * (300 << 10) for number in range(16)] + [b"x" * (3 << 20)])
+    path = write_parquet(tmp_path / "x", {"image": images.dictionary_encode()}, 17)
+    assert pa.types.is_dictionary(pq.read_schema(path).field("image").type)
+    assert outcomes(path, "parquet", ReadOptions(max_record_bytes=1 << 20)) == [None] * 16 + ["too_large"]
+
+
 def test_a_manifest_of_parquet_is_bounded_too(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"image")
     path = write_repeated(tmp_path / "x.parquet", {"uri": repeated("x" * (80 << 20), 2_000, pa.string())})
