@@ -8,7 +8,7 @@ import json
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pipelines.options.extraction import OutputOptions
 from transforms import storage
@@ -18,9 +18,6 @@ from transforms.inputs.shard_index import forget_cuts
 from transforms.parts import part_files
 from transforms.readers.column_types import holds, parse_type
 from transforms.runs import lease, manifest
-
-if TYPE_CHECKING:
-    pass
 
 _CUTS = "plan"
 _GENERATION = "generation"
