@@ -7,7 +7,7 @@ import dataclasses
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -293,10 +293,13 @@ def _print_grid(table: Sequence[dict[str, Any]]) -> None:
             ",".join(map(str, row["hidden_units"])) or "none",
             f"{row['weight_decay']:g}",
             f"{row['learning_rate']:g}",
-            f"{row['log_loss']:.3f} ± {row['log_loss_std']:.3f}",
-            f"{row['accuracy']:.3f} ± {row['accuracy_std']:.3f}",
+            *(_cross_validated(row, name) for name in ("log_loss", "accuracy")),
         )
     print_table(printed)
+
+
+def _cross_validated(row: Mapping[str, Any], name: str) -> str:
+    return "diverged" if row[name] is None else f"{row[name]:.3f} ± {row[f'{name}_std']:.3f}"
 
 
 def _provenance(embeddings: EmbeddingSet, options: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -213,16 +214,19 @@ def search_head(
 
     Returns:
         One dict a point, best first: hidden_units, weight_decay, learning_rate, log_loss and accuracy with their
-        standard deviations over the folds.
+        standard deviations over the folds, which are None where training diverged in one of them.
 
     Raises:
+        DivergedError: if training diverged at every point.
         ImagebeamError: as `check_searchable`.
     """
     import keras
 
+    from transforms.training.fit import DivergedError
     from transforms.training.search import search
 
     rows = check_searchable(lesson)
+    diverged: list[DivergedError] = []
 
     def train(
         vectors: np.ndarray, targets: np.ndarray, parameters: Mapping[str, Any]
@@ -233,7 +237,11 @@ def search_head(
             "dropout": head.dropout if parameters["hidden_units"] else 0.0,
         }
         rates = {name: parameters[name] for name in ("weight_decay", "learning_rate")}
-        model, _ = train_head(fold, dataclasses.replace(head, **width), dataclasses.replace(options, **rates))
+        try:
+            model, _ = train_head(fold, dataclasses.replace(head, **width), dataclasses.replace(options, **rates))
+        except DivergedError as error:
+            diverged.append(error)
+            return lambda vectors: np.full((len(vectors), len(lesson.counts)), np.nan)
         # Called eagerly: `predict` would trace anew for each of the grid's many small models.
         return lambda vectors: np.concatenate(
             [keras.ops.convert_to_numpy(model(vectors[start : start + 4096])) for start in range(0, len(vectors), 4096)]
@@ -252,9 +260,16 @@ def search_head(
         folds=grid.folds,
         seed=options.seed,
     )
+    if math.isnan(table[0]["likelihood"]):
+        raise diverged[0]
     for row in table:
         row["log_loss"], row["log_loss_std"] = -row.pop("likelihood"), row.pop("likelihood_std")
-    return table
+    return [_without_nan(row) for row in table]
+
+
+def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
 
 
 def _fold(vectors: np.ndarray, targets: np.ndarray, classes: int, seed: int) -> Lesson:
@@ -272,7 +287,9 @@ def _fold(vectors: np.ndarray, targets: np.ndarray, classes: int, seed: int) -> 
 
 
 def _score(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Mean log-likelihood (nats; of a row, or of a label with multi-label) and accuracy."""
+    """Mean log-likelihood (nats; of a row, or of a label with multi-label) and accuracy; NaN of such probabilities."""
+    if np.isnan(probabilities).any():
+        return {"likelihood": math.nan, "accuracy": math.nan}
     probabilities = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
     if targets.ndim == 2:
         likelihood = np.where(targets > 0, np.log(probabilities), np.log1p(-probabilities)).mean()

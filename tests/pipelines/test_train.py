@@ -410,6 +410,19 @@ def test_equal_points_of_a_grid_are_trained_once():
     assert search.values() == (((4,), ()), (0.0, 0.1), (0.01,))
 
 
+def test_a_point_that_diverges_is_the_last_of_the_search(blob_set, tmp_path, capsys):
+    search = SearchOptions(True, ((),), (0.0,), (1e38, 0.01), 2)
+    metrics = run(options(blob_set[2], tmp_path / "out", search=search, fit=FitOptions(epochs=2))).metrics
+    best, diverged = metrics["search"]
+    assert (best["learning_rate"], diverged["learning_rate"]) == (0.01, 1e38)
+    assert best["log_loss"] > 0
+    assert {name: diverged[name] for name in ("log_loss", "log_loss_std", "accuracy")} == dict.fromkeys(
+        ("log_loss", "log_loss_std", "accuracy")
+    )
+    assert "diverged" in capsys.readouterr().out
+    assert "NaN" not in (tmp_path / "out" / "metrics.json").read_text()
+
+
 def test_a_diverged_search_names_its_own_flag(blob_set, tmp_path):
     search = SearchOptions(True, ((),), (0.0,), (1e38,), 2)
     with pytest.raises(ImagebeamError, match=r"diverged .*Lower --search_learning_rate\.$"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -13,7 +15,7 @@ Train = Callable[[np.ndarray, np.ndarray, Mapping[str, Any]], Callable[[np.ndarr
 """(vectors [n, dimension], targets, parameters) -> a function from vectors to probabilities [n, classes]."""
 
 Score = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
-"""(probabilities, targets) -> scores by name, of which a larger one is better."""
+"""(probabilities, targets) -> scores by name, of which a larger one is better; NaN for probabilities that are."""
 
 
 class Trainable(BaseEstimator):  # type: ignore[misc]
@@ -61,7 +63,7 @@ def search(
 
     Returns:
         One dict a point, best first: its parameters, and for each score the mean over the folds under the score's
-        name and the standard deviation under "<name>_std".
+        name and the standard deviation under "<name>_std". Those whose scores are NaN come last.
     """
     splitter = StratifiedGroupKFold if targets.ndim == 1 else GroupKFold
     grid = GridSearchCV(
@@ -72,7 +74,9 @@ def search(
         refit=False,
         error_score="raise",
     )
-    results = grid.fit(vectors, targets, groups=images).cv_results_
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "One or more of the test scores are non-finite", UserWarning)
+        results = grid.fit(vectors, targets, groups=images).cv_results_
     names = [key.removeprefix("mean_test_") for key in results if key.startswith("mean_test_")]
     table = [
         {
@@ -82,4 +86,4 @@ def search(
         }
         for number, point in enumerate(results["param_parameters"])
     ]
-    return sorted(table, key=lambda row: -float(row[rank_by]))
+    return sorted(table, key=lambda row: (math.isnan(row[rank_by]), -row[rank_by]))
