@@ -93,8 +93,9 @@ _WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
 def as_label(value: Any) -> str | None:
     """Convert a label to a string, equal for every type a shard may store it as.
 
-    3, 3.0, Decimal("3.00") and "3.0" are "3"; text is brought to Unicode's composed form (NFC), without surrounding
-    blanks. None, NaN, empty and blank text are no label.
+    3, 3.0, Decimal("3.00") and "3.0" are "3", 1.5 and Decimal("1.50") are "1.5", 1e-5 and Decimal("1e-5") "0.00001":
+    equal numbers are one label. Of text only whole numbers are rewritten: "1.10" may be a version. Text is brought to
+    Unicode's composed form (NFC), without surrounding blanks. None, NaN, empty and blank text are no label.
 
     Raises:
         ValueError: for a value that is no label, such as a list.
@@ -117,15 +118,25 @@ def as_label(value: Any) -> str | None:
     if isinstance(value, datetime.date):  # A datetime is one.
         return value.isoformat()
     if isinstance(value, decimal.Decimal):
-        return None if value.is_nan() else as_label(str(value) if value.is_infinite() else f"{value:f}")
+        return _plain_digits(value)
     if isinstance(value, numbers.Integral):
         return str(int(value))
     if isinstance(value, numbers.Real):
         number = float(value)
-        if math.isnan(number):  # How pandas writes a missing number.
-            return None
-        return str(int(number)) if number.is_integer() else str(value)
+        if number.is_integer():
+            return str(int(number))
+        return _plain_digits(decimal.Decimal(str(value) if math.isfinite(number) else number))
     raise ValueError(f"a label is a text or a number; received {value!r:.80}; keep other values with --keep_columns")
+
+
+def _plain_digits(number: decimal.Decimal) -> str | None:
+    """A number without an exponent and without zeros at the end of its fraction; None for NaN: a missing number."""
+    if number.is_nan():
+        return None
+    if number.is_infinite():
+        return str(float(number))
+    text = f"{number:f}"
+    return as_label(text.rstrip("0") if "." in text else text)
 
 
 class NamedLabels:

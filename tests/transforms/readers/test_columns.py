@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import json
+import math
 import uuid
 
 import numpy as np
@@ -53,7 +54,15 @@ def test_null_and_blank_are_no_label(none):
         (0.5, "0.5"),
         (1e20, "100000000000000000000"),
         (decimal.Decimal("1E+2"), "100"),
-        (decimal.Decimal("2.50"), "2.50"),
+        (decimal.Decimal("-0.00"), "0"),
+        (decimal.Decimal("0E-30"), "0"),
+        (decimal.Decimal("2.50"), "2.5"),
+        (decimal.Decimal("1.5E-7"), "0.00000015"),
+        (1.5e-7, "0.00000015"),
+        (np.float32(1e-5), "0.00001"),
+        (np.float32(0.1), "0.1"),
+        (decimal.Decimal("-Infinity"), "-inf"),
+        (-math.inf, "-inf"),
         (True, "True"),
         (datetime.date(2026, 1, 2), "2026-01-02"),
         (datetime.datetime(2026, 1, 2, 3, 4), "2026-01-02T03:04:00"),
@@ -63,6 +72,17 @@ def test_null_and_blank_are_no_label(none):
 )
 def test_other_values_become_text(value, label):
     assert as_label(value) == label
+
+
+def test_equal_numbers_of_parquet_columns_are_one_label(tmp_path):
+    numbers = ["1.50", "2.50", "10.00", "0.01"]
+    kinds = [pa.decimal128(5, 2), pa.decimal128(9, 6), pa.decimal256(60, 30), pa.float64()]
+    for index, kind in enumerate(kinds):
+        values = pa.array(list(map(decimal.Decimal, numbers))).cast(kind)
+        write_png_table(tmp_path / f"{index}.parquet", label=values, kept=pa.array([[one] for one in values]))
+    assert {record.label for record in read_all(tmp_path, ReadOptions())} == {"1.5", "2.5", "10", "0.01"}
+    lists = [record.label for record in read_all(tmp_path, ReadOptions(label_column="kept"))]
+    assert lists == ["1.5", "2.5", "10", "0.01"] * len(kinds)
 
 
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, b"\xff", "\ud83d"])
