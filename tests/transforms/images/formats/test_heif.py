@@ -58,8 +58,35 @@ def test_the_orientation_is_applied_once(orientation, heif_plugin):
     PIL.Image.fromarray(picture(48, 64)).save(jpeg, "JPEG", exif=exif, quality=98, subsampling=0)
     # The plugin stores the pixels as they lie, and EXIF's orientation as the file's own.
     PIL.Image.open(jpeg).save(stream, "HEIF", quality=-1, chroma=444, matrix_coefficients=0)
-    found = decode_image(stream.getvalue(), NATIVE).pixels
-    np.testing.assert_array_equal(found, decode_image(jpeg.getvalue(), NATIVE).pixels)
+    found, expected = (decode_image(file.getvalue(), NATIVE) for file in (stream, jpeg))
+    np.testing.assert_array_equal(found.pixels, expected.pixels)
+    assert (found.width, found.height) == (expected.width, expected.height) == (64, 48)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
+def test_size_is_that_of_the_primary_image_as_stored(orientation, heif_plugin):
+    """Neighbours in the file are turned otherwise, and are more than an index of one byte may name."""
+    images = []
+    for number in range(70):
+        exif = PIL.Image.Exif()
+        exif[274] = orientation if number == 66 else 6 if number % 2 else 1
+        jpeg = io.BytesIO()
+        PIL.Image.fromarray(picture(32, 48 if number == 66 else 32, seed=number)).save(jpeg, "JPEG", exif=exif)
+        images.append(PIL.Image.open(jpeg))
+    stream = io.BytesIO()
+    images[0].save(stream, "HEIF", save_all=True, append_images=images[1:], primary_index=66)
+    found = decode_image(stream.getvalue(), NATIVE)
+    assert (found.width, found.height) == (48, 32)
+    assert found.pixels.shape == ((48, 32, 3) if orientation > 4 else (32, 48, 3))
+
+
+def test_size_of_an_avif_is_as_stored_too(heif_plugin):
+    exif = PIL.Image.Exif()
+    exif[274] = 6
+    stream = io.BytesIO()
+    PIL.Image.fromarray(picture(32, 48)).save(stream, "AVIF", exif=exif)
+    found = decode_image(stream.getvalue(), NATIVE)
+    assert (found.width, found.height, found.pixels.shape) == (48, 32, (48, 32, 3))
 
 
 def test_primary_image_is_decoded_at_any_position():
