@@ -13,10 +13,11 @@ import pyarrow as pa
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat, LabelFrom
+from transforms.core.text import printable
 from transforms.inputs.discover import detect_format, list_inputs, why_no_input
 from transforms.inputs.manifest_rows import manifest_columns, sample_manifest
 from transforms.readers import webdataset
-from transforms.readers.base import SampleLimits
+from transforms.readers.base import SampleLimits, explain
 from transforms.readers.column_types import declaration, fit, is_list_type, is_open, remedy, type_of, widen
 from transforms.readers.columns import as_labels, check_image_column, check_other_columns, column_flag, describe
 from transforms.readers.folders import partitions
@@ -64,8 +65,8 @@ def inspect_input(
         The options with the types of the kept columns filled in.
 
     Raises:
-        ImagebeamError: naming the pattern without matches, the columns there are, or the kept column whose values no
-            type holds.
+        ImagebeamError: naming the pattern without matches, the columns there are, the file that pyarrow cannot read, or
+            the kept column whose values no type holds.
     """
     inputs = list_inputs(patterns, input_format, follow_links=options.follow_links)
     listed = list(itertools.islice(inputs, _LISTED if input_format is None or _open_columns(options) else _LOOKED_AT))
@@ -167,9 +168,16 @@ def _look_at(shard: Shard, options: ReadOptions) -> Mapping[str, pa.DataType]:
         check_other_columns(options, schema)
     except ImagebeamError as error:
         raise ImagebeamError(f"{shard.file.uri} ({shard.format}): {error}") from error
+    except pa.ArrowNotImplementedError as error:
+        raise ImagebeamError(f"{shard.file.uri} ({shard.format}): {_reason(error)}.") from error
     except Exception:
         return {}
     return schema
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read, in the words of its failure."""
+    return printable(explain(error).partition(": ")[2]).rstrip(".")
 
 
 # The types of kept columns.
@@ -184,12 +192,14 @@ class _Seen:
         source: in the input.
         kinds: the types that were seen, each with where.
         values: all of them that were seen.
+        unread: the files that could not be looked at, each with the reason.
     """
 
     name: str
     source: str
     kinds: dict[pa.DataType, str] = dataclasses.field(default_factory=dict)
     values: list[tuple[Any, str]] = dataclasses.field(default_factory=list)
+    unread: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def add(self, value: Any, uri: str) -> None:
         """Take a value into account.
@@ -207,7 +217,8 @@ class _Seen:
         """The type that fits all values seen.
 
         Raises:
-            ImagebeamError: naming two types that nothing holds, or that no value was seen, and the flag to pass.
+            ImagebeamError: naming two types that nothing holds, that no value was seen, or the file that could not be
+                read, and the flag to pass.
         """
         kind = pa.null()
         for other, where in self.kinds.items():
@@ -217,9 +228,12 @@ class _Seen:
                 before = next(text for one, text in self.kinds.items() if not _are_alike(one, other))
                 raise self._refusal(f"{kind} ({before}) and {other} ({where})", "string") from None
         if is_open(kind):
+            why = "The records that were looked at do not tell the type of a kept column."
+            for uri, reason in itertools.islice(self.unread.items(), 1):
+                why = f"The type of a kept column is not known, since {uri} could not be read: {reason}."
             raise ImagebeamError(
-                f"The records that were looked at do not tell the type of a kept column. Received: --keep_columns "
-                f"{self.name}. Say it, as in --keep_columns {column_flag(self.name, self.source, declaration(kind))}."
+                f"{why} Received: --keep_columns {self.name}. Say it, as in --keep_columns "
+                f"{column_flag(self.name, self.source, declaration(kind))}."
             )
         for value, uri in self.values:
             try:
@@ -270,7 +284,7 @@ def _tell_types(options: ReadOptions, listed: Sequence[Shard]) -> ReadOptions:
 
 
 def _see(shard: Shard, columns: Iterable[_Seen], options: ReadOptions, records: int) -> None:
-    """Record the types of a shard's columns. A damaged shard is reported when it is read."""
+    """Record the types of a shard's columns, or why it could not be read, which its failure says too."""
     uri = shard.file.uri
     schema: Mapping[str, pa.DataType] = {}
     rows = 0
@@ -282,7 +296,9 @@ def _see(shard: Shard, columns: Iterable[_Seen], options: ReadOptions, records: 
         schema = {} if rows else _columns(shard, options)
     except ImagebeamError:
         raise
-    except Exception:
+    except Exception as error:
+        for column in columns:
+            column.unread[uri] = _reason(error)
         return
     for column in columns:
         kind = schema.get(column.source, pa.null())

@@ -29,6 +29,8 @@ NAMES_KEPT = 5
 
 _LABEL_CHARACTERS = 10_000
 
+_ANOTHER_TYPE = "Write the column as another type, or leave it out of the file"
+
 
 @dataclass
 class LeftOut:
@@ -253,6 +255,8 @@ def explain(error: Exception) -> str:
         return f"missing: {message}"
     if isinstance(error, EOFError):
         return f"truncated: {message}"
+    if isinstance(error, pa.ArrowNotImplementedError):
+        return f"unsupported: pyarrow cannot read it ({message}). {_ANOTHER_TYPE}"
     if isinstance(error, pa.ArrowException | tarfile.TarError | zlib.error | UnicodeError):
         return f"corrupt: {message}"
     if isinstance(error, OSError | MemoryError):

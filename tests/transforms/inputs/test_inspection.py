@@ -1,5 +1,6 @@
 """Types of kept columns, told before a run by a sample of the records, or asked for."""
 
+import base64
 import gzip
 import itertools
 import json
@@ -10,6 +11,8 @@ import pytest
 
 from tests.support.shard_files import example, write_tar, write_tfrecord
 from transforms.core.errors import ColumnTypeError, ImagebeamError
+from transforms.core.formats import InputFormat
+from transforms.core.types import Failure
 from transforms.inputs import inspection, manifest_rows
 from transforms.inputs.inspection import inspect_input
 from transforms.inputs.plan import cut_shard, plan
@@ -72,6 +75,61 @@ def test_records_are_sampled_up_to_the_last(tmp_path, compression):
     assert kind_of(tmp_path / "x.tfrecord") == pa.list_(pa.int64())
     plain = write_tfrecord(tmp_path / "y.tfrecord", [example(image=b"\xff\xd8", n=1)] * 999 + records[-1:])
     assert kind_of(plain) == pa.list_(pa.int64())
+
+
+def write_int128(path):
+    """A Parquet file as Polars writes it: column `n` is of integers of 128 bits, by the schema that Arrow stores."""
+    table = pa.table({"image": [b"x"], "n": [bytes(16)]}, pa.schema([("image", pa.binary()), ("n", pa.binary(16))]))
+    said = [
+        bytearray(pa.schema([("image", pa.binary()), ("n", kind)]).serialize().to_pybytes())
+        for kind in (pa.int64(), pa.int32())
+    ]
+    (bits,) = (place for place, (one, other) in enumerate(zip(*said, strict=True)) if (one, other) == (64, 32))
+    said[0][bits] = 128
+    with pq.ParquetWriter(path, table.schema, store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"ARROW:schema": base64.b64encode(said[0]).decode()})
+
+
+def failure_of(path):
+    options = ReadOptions()
+    units = [unit for item in plan([str(path)], None, 100) for unit in cut_shard(item, 100, options)]
+    (failed,) = (found for unit in units if isinstance(unit, WorkUnit) for found in read_records(unit, options))
+    assert isinstance(failed, Failure)
+    return failed
+
+
+@pytest.mark.parametrize("kept", [(), (("n", pa.null()),), (("n", pa.string()),)])
+def test_a_file_that_pyarrow_cannot_read_is_refused_by_name(tmp_path, kept):
+    write_int128(tmp_path / "x.parquet")
+    with pytest.raises(ImagebeamError) as caught:
+        inspect_input([str(tmp_path)], None, ReadOptions(keep_columns=kept))
+    for part in (f"{tmp_path}/x.parquet (parquet)", "Integers with more than 64 bits", "leave it out of the file."):
+        assert part in str(caught.value)
+
+
+def test_a_manifest_that_pyarrow_cannot_read_is_refused_by_name(tmp_path):
+    write_int128(tmp_path / "x.parquet")
+    with pytest.raises(ImagebeamError, match=r"x\.parquet \(manifest\): .* more than 64 bits"):
+        inspect_input([str(tmp_path / "x.parquet")], InputFormat.MANIFEST, ReadOptions())
+
+
+def test_a_later_file_that_pyarrow_cannot_read_is_a_failure_of_its_own_type(tmp_path):
+    pq.write_table(pa.table({"image": [b"x"], "n": [1]}), tmp_path / "a.parquet")
+    write_int128(tmp_path / "b.parquet")
+    assert kind_of(tmp_path) == pa.int64()
+    failed = failure_of(tmp_path / "b.parquet")
+    assert (failed.error_type, failed.retryable) == ("unsupported", False)
+    assert "more than 64 bits" in failed.message
+    assert "another type, or leave it out" in failed.message
+    assert failed.unread is not None
+
+
+def test_type_of_a_kept_column_of_a_damaged_file_blames_the_file(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"PAR1" + bytes(50))
+    with pytest.raises(ImagebeamError, match=r"not known, since .*x\.parquet could not be read: .* n:string"):
+        kind_of(tmp_path)
+    assert failure_of(tmp_path).error_type == "corrupt"
 
 
 def test_damaged_shard_does_not_hide_types_of_the_others(tmp_path):
