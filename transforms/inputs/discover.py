@@ -16,7 +16,7 @@ from transforms.core.text import printable
 from transforms.images.decode import IMAGE_EXTENSIONS
 from transforms.readers.base import NAMES_KEPT
 from transforms.readers.folders import is_set_aside
-from transforms.readers.sniff import HEAD_BYTES, known_format, other_kind
+from transforms.readers.sniff import HEAD_BYTES, JSON_FILE, JSON_REMEDY, known_format, other_kind
 from transforms.readers.units import Shard
 from transforms.storage.files import EVERYWHERE, FileInfo, UriRange
 from transforms.storage.globs import expand_braces
@@ -189,7 +189,10 @@ def why_no_input(file: FileInfo) -> str | None:
             f"{printable(file.uri)} begins as a {shard_format} file does, and its name does not say so. Pass "
             f"--input_format {shard_format}."
         )
-    if kind := other_kind(head):
+    kind = other_kind(head)
+    if kind == JSON_FILE:
+        return f"{printable(file.uri)} is {kind}, which is no input. {JSON_REMEDY}, or leave it out of the pattern."
+    if kind is not None:
         return (
             f"{printable(file.uri)} is {kind}, which is no input. Unpack it into images, a tar, TFRecords or Parquet, "
             "leave it out of the pattern, or say how to read it with --input_format."

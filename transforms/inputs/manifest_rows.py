@@ -24,6 +24,7 @@ from transforms.readers.columns import PEEKED_RECORDS, describe, infer
 from transforms.readers.compression import inflate, is_gzip
 from transforms.readers.options import ReadOptions
 from transforms.readers.parquet_rows import bounded_rows
+from transforms.readers.sniff import JSON_REMEDY
 from transforms.storage.files import FileInfo
 from transforms.storage.resuming import ResumingStream
 
@@ -34,9 +35,17 @@ _DELIMITERS = ",;\t|"
 
 _JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
 
+_JSON_VALUE = re.compile(r"""\s*(\[\s*["{]|\{\s*\n)""")
+"""How one JSON value begins that is no line of JSON lines: an array, or an object over several lines."""
+
+_JSON_OBJECT = re.compile(r"""\s*\{\s*["}]""")
+
 _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
 
 _READ_BYTES = 1 << 20
+
+_HEAD_BYTES = 4096
+"""Looked at to tell one JSON value from rows."""
 
 _TAIL_BYTES = 256 << 10
 """Of the end of JSON lines, looked at for the types of columns."""
@@ -137,16 +146,24 @@ def _text_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Generator[Ro
     """Rows of CSV or JSON lines, of UTF-8, or of UTF-16 where a byte order mark says so.
 
     Bytes that are not UTF-8 become half characters, which fail the row that uses them.
+
+    Raises:
+        ImagebeamError: for JSON that is not of lines, or whose name does not say so.
     """
+    is_json_lines = _JSON_LINES.search(uri) is not None
     head = stream.read(2)
     stream.seek(0)
     inflated = inflate(stream) if is_gzip(head) else stream
     data = io.BufferedReader(cast(io.RawIOBase, inflated), _READ_BYTES)
     is_utf_16 = data.peek(2)[:2] in _BOMS_UTF_16
     encoding, errors = ("utf-16", "replace") if is_utf_16 else ("utf-8-sig", "surrogateescape")
+    begin = data.peek(_HEAD_BYTES)[:_HEAD_BYTES].decode(encoding, "ignore")
+    if _JSON_VALUE.match(begin) or (_JSON_OBJECT.match(begin) and not is_json_lines):
+        held = "one JSON value" if _JSON_VALUE.match(begin) else "JSON, which its name does not say"
+        raise ImagebeamError(f"The file holds {held}. {JSON_REMEDY}.")
     with io.TextIOWrapper(data, encoding=encoding, errors=errors, newline="") as text:
         lines = _bounded_lines(text)
-        yield from _json_rows(lines) if _JSON_LINES.search(uri) else _csv_rows(lines, options)
+        yield from _json_rows(lines) if is_json_lines else _csv_rows(lines, options)
 
 
 def _bounded_lines(text: io.TextIOBase) -> Iterator[str | None]:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 import pyarrow as pa
 
-from transforms.core.errors import ColumnTypeError, FailureError, StopError
+from transforms.core.errors import ColumnTypeError, FailureError, ImagebeamError, StopError
 from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Record, Stage
 from transforms.readers.columns import label_and_extras
@@ -251,6 +251,8 @@ def explain(error: Exception) -> str:
         return f"{error.error_type}: {message}"
     if isinstance(error, ReplacedError):
         return f"replaced: {message}"
+    if isinstance(error, ImagebeamError):
+        return f"bad_value: {message}"
     if isinstance(error, FileNotFoundError):
         return f"missing: {message}"
     if isinstance(error, EOFError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import posixpath
 from collections.abc import Mapping
 from urllib.parse import unquote
 
@@ -35,10 +36,14 @@ def class_folder(path: str, root: str | None, label_from: LabelFrom) -> str | No
         root: folder of the input; "" where `path` is relative to it, None where no folder was named.
         label_from: LAST_FOLDER for the folder that holds the file; else the first below `root`, as Keras and
             torchvision have it. Where no folder lies between, one that was not named as the input.
+
+    A path that leads out of `root` (``../up/1.png``, a member of a tar) tells none.
     """
     if root is None:
         return _folder_name(path)
-    folders = [name for name in path[len(root) :].lstrip("/").split("/")[:-1] if name not in ("", ".")]
+    folders = posixpath.normpath(path[len(root) :].lstrip("/")).split("/")[:-1]
+    if folders[:1] == [".."]:
+        return None
     if label_from == LabelFrom.LAST_FOLDER:
         return folders[-1] if folders else _folder_name(path)
     return next((name for name in folders if "=" not in name), None)

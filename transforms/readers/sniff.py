@@ -37,6 +37,14 @@ _PICKLE = re.compile(rb"\x80[\x02-\x05][\x95}\](c]")
 
 _JSON = (b'{"', b"[{", b'["')
 
+JSON_FILE = "a JSON file"
+
+JSON_REMEDY = (
+    "Write one object per line, each with the uri of an image, into a file whose name ends in .jsonl (pandas: "
+    "to_json(path, orient='records', lines=True))"
+)
+"""What to do with JSON that is no manifest."""
+
 _COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "Zstandard"))
 
 
@@ -54,8 +62,8 @@ def other_kind(head: bytes) -> str | None:
     for signature, kind in _ARCHIVES:
         if head.startswith(signature):
             return kind
-    if b"".join(head.split()).startswith(_JSON):
-        return "a JSON file"
+    if b"".join(head.removeprefix(codecs.BOM_UTF8).split()).startswith(_JSON):
+        return JSON_FILE
     if _PICKLE.match(head):
         return "a Python pickle"
     for signature, kind in _COMPRESSED:

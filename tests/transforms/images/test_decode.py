@@ -1,6 +1,7 @@
 """The image policy, rule by rule, against NumPy, Keras, TensorFlow's decoders and hand-made files."""
 
 import io
+import itertools
 import logging
 import multiprocessing
 import pickle
@@ -606,6 +607,45 @@ def test_error_type_of_each_kind_of_file(data, error_type):
     with pytest.raises(ImageError) as caught:
         decode_image(data, NATIVE)
     assert caught.value.error_type == error_type
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        *itertools.product(["PCX"], ["1", "L", "P", "RGB"]),
+        *itertools.product(["DDS", "SGI"], ["L", "RGB", "RGBA"]),
+        ("ICNS", "RGB"),
+        ("XBM", "1"),
+    ],
+)
+def test_sound_files_of_kinds_that_are_not_decoded_are_named(name, mode):
+    stream = io.BytesIO()
+    PIL.Image.new("RGB", (64, 48), (200, 100, 50)).convert(mode).save(stream, name)
+    with pytest.raises(ImageError, match=f"{name} files are not decoded") as caught:
+        decode_image(stream.getvalue(), NATIVE)
+    assert caught.value.error_type == f"unsupported_{name.lower()}"
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"\x01\xda\x01\x01\0\x03\0\x40", "sgi"),
+        (b"\xb1\x68\xde\x3a", "dcx"),
+        (b"\x59\xa6\x6a\x95", "sun_raster"),
+        (b"/* XPM */\nstatic char *x[] = {", "xpm"),
+        (b"SDPX", "dpx"),
+        (b"BPG\xfb", "bpg"),
+        (b"FLIF", "flif"),
+        (b"\x8aMNG\r\n\x1a\n", "mng"),
+        (b"AT&TFORM", "djvu"),
+        (b"\xd7\xcd\xc6\x9a", "wmf"),
+        (b"\x01\0\0\0" + bytes(36) + b" EMF", "emf"),
+    ],
+)
+def test_further_kinds_of_pictures_are_named(head, kind):
+    with pytest.raises(ImageError) as caught:
+        decode_image(head + bytes(100), NATIVE)
+    assert caught.value.error_type == f"unsupported_{kind}"
 
 
 def test_each_format_has_one_decoder():

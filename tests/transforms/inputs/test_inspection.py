@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,7 @@ from transforms.readers import tfrecord
 from transforms.readers.base import is_sampled
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import read_records
-from transforms.readers.units import WorkUnit
+from transforms.readers.units import ListUnit, WorkUnit
 
 
 def kind_of(pattern, name="n", **options):
@@ -130,6 +131,52 @@ def test_type_of_a_kept_column_of_a_damaged_file_blames_the_file(tmp_path):
     with pytest.raises(ImagebeamError, match=r"not known, since .*x\.parquet could not be read: .* n:string"):
         kind_of(tmp_path)
     assert failure_of(tmp_path).error_type == "corrupt"
+
+
+ROWS = [{"uri": "a.png", "n": 1}, {"uri": "b.png", "n": 2}]
+JSON_TEXTS = {
+    "pandas": pd.DataFrame(ROWS).to_json(orient="records"),
+    "indented": json.dumps(ROWS, indent=2),
+    "coco": json.dumps({"images": ROWS, "annotations": []}, indent=1),
+    "strings": json.dumps(["a.png", "b.png"]),
+    "bom": "\ufeff" + json.dumps(ROWS),
+}
+
+
+@pytest.mark.parametrize("name", ["m.json", "m.jsonl", "m.csv", "m.jsonl.gz"])
+@pytest.mark.parametrize("text", JSON_TEXTS.values(), ids=JSON_TEXTS)
+def test_json_that_is_not_of_lines_is_refused_as_a_manifest_with_the_remedy(tmp_path, name, text):
+    data = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    with pytest.raises(ImagebeamError, match=r"one JSON value\. Write one object per line.*\.jsonl"):
+        inspect_input([str(tmp_path / name)], InputFormat.MANIFEST, ReadOptions())
+    (unit,) = (
+        unit
+        for item in plan([str(tmp_path / name)], InputFormat.MANIFEST, 100)
+        for unit in cut_shard(item, 100, ReadOptions())
+    )
+    assert isinstance(unit, ListUnit)
+    (failed,) = unit.refs
+    assert isinstance(failed, Failure)
+    assert (failed.error_type, "one object per line" in failed.message) == ("bad_value", True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_json_lines_under_another_name_are_refused_with_the_remedy(tmp_path, encoding):
+    (tmp_path / "m.json").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding)
+    with pytest.raises(ImagebeamError, match=r"which its name does not say\. Write one object per line.*\.jsonl"):
+        inspect_input([str(tmp_path / "m.json")], InputFormat.MANIFEST, ReadOptions())
+
+
+@pytest.mark.parametrize("text", JSON_TEXTS.values(), ids=JSON_TEXTS)
+@pytest.mark.parametrize("pattern", ["/m.json", "/*", ""])
+def test_json_given_as_input_is_refused_with_the_remedy(tmp_path, text, pattern):
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(
+        ImagebeamError, match=r"m\.json is a JSON file, .* Write one object per line.*\.jsonl"
+    ) as caught:
+        inspect_input([f"{tmp_path}{pattern}"], None, ReadOptions())
+    assert "Unpack" not in str(caught.value)
 
 
 def test_damaged_shard_does_not_hide_types_of_the_others(tmp_path):

@@ -74,6 +74,11 @@ def test_a_tar_of_class_folders_has_the_labels_of_the_folder(tmp_path):
         assert found == ["cat", "cat", "dog"] == [label for _, label in sorted(labels(tmp_path / "in").items())]
 
 
+def test_a_member_outside_of_its_tar_has_no_label(tmp_path):
+    write_tar(tmp_path / "x.tar", [("cat/1.png", PNG), ("../up/4.png", PNG), ("../5.png", PNG)])
+    assert list(labels(tmp_path / "x.tar").values()) == ["cat", None, None]
+
+
 def test_own_label_of_a_sample_wins_over_its_folder(tmp_path):
     write_tar(tmp_path / "x.tar", [("cat/1.png", PNG), ("cat/1.cls", b"7"), ("dog/2.png", PNG)])
     assert sorted(map(str, labels(tmp_path / "x.tar").values())) == ["7", "dog"]
@@ -96,6 +101,13 @@ def test_own_label_of_a_sample_wins_over_its_folder(tmp_path):
         ("gs://bucket/1.png", "gs://bucket", "last_folder", None),
         ("1.png", "", "auto", None),
         ("./a/1.png", "", "auto", "a"),
+        ("a//./b/1.png", "", "last_folder", "b"),
+        ("../1.png", "", "auto", None),
+        ("../1.png", "", "last_folder", None),
+        ("../up/4.png", "", "auto", None),
+        ("./a/../../up/4.png", "", "auto", None),
+        ("a/../b/4.png", "", "auto", "b"),
+        ("..a/4.png", "", "auto", "..a"),
     ],
 )
 def test_class_folder(path, root, rule, expected):

@@ -60,7 +60,9 @@ def _properties_of(item: int, associations: bytes) -> Iterator[int]:
         place = start + index_bytes * associations[start - 1]
         if found == item:
             for at in range(start, place, index_bytes):
-                yield int.from_bytes(associations[at : at + index_bytes], "big") & (0x7FFF if index_bytes == 2 else 0x7F)
+                yield int.from_bytes(associations[at : at + index_bytes], "big") & (
+                    0x7FFF if index_bytes == 2 else 0x7F
+                )
 
 
 def _contents(data: bytes, kind: bytes) -> Iterator[bytes]:

@@ -24,6 +24,7 @@ from transforms.images.orientation import turn_upright
 _NAMES = {4: "a mask", 10: "ITU Lab", 32844: "LogL", 32845: "LogLuv"}
 _RAW = {32803, 34892}
 _UNSIGNED, _NOT_SAID = 1, 4
+_SAMPLE_KINDS = {_UNSIGNED: "unsigned", 2: "signed", 3: "floating-point", _NOT_SAID: "undefined"}
 _NONE, _OLD_JPEG, _WEBP = 1, 6, 50001
 _JPEG_2000 = {33003, 33004, 33005, 34712}
 _PACKED = {_NONE, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000}
@@ -94,7 +95,7 @@ def _check_supported(page: TiffPage) -> None:
         raise ImageError("unsupported_depth", f"The TIFF has samples of different depths: {bits} bits.")
     kind = page.sampleformat
     if kind not in (_UNSIGNED, _NOT_SAID) or bits > 16:
-        name = {1: "", 2: "signed", 3: "floating-point"}.get(kind if isinstance(kind, int) else 0, "complex or mixed")
+        name = _SAMPLE_KINDS.get(kind if isinstance(kind, int) else 0, "complex or mixed")
         raise ImageError(
             "unsupported_mode",
             f"The TIFF has {name} samples of {bits} bits, which define no range that white could be read from.",

@@ -91,3 +91,22 @@ def test_fourth_channel_of_unknown_meaning(alpha):
     found = pixels(tiff(32, 24, samples.tobytes(), bits=8, samples=4, photometric=2))
     np.testing.assert_array_equal(found[12:], samples[12:, :, :3])
     np.testing.assert_array_equal(found[:12], 255 if alpha else samples[:12, :, :3])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("uint32", "unsigned"), ("int16", "signed"), ("float32", "floating-point"), ("complex64", "complex")],
+)
+def test_samples_without_a_range_are_named(kind, name):
+    data = by_tifffile(np.zeros((9, 9), kind), photometric="minisblack")
+    with pytest.raises(ImageError, match=rf"^The TIFF has {name}( or mixed)? samples of \d+ bits") as caught:
+        decode_image(data, NATIVE)
+    assert caught.value.error_type == "unsupported_mode"
+
+
+def test_samples_of_no_stated_kind_are_named():
+    data = bytearray(by_tifffile(np.zeros((9, 9), np.int32), photometric="minisblack"))
+    tag = data.index(struct.pack("<HHIH", 339, 3, 1, 2))
+    data[tag + 8] = 4
+    with pytest.raises(ImageError, match=r"^The TIFF has undefined samples of 32 bits"):
+        decode_image(bytes(data), NATIVE)
