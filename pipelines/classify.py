@@ -197,7 +197,7 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
     from transforms.inputs.inspection import LABEL_LISTS
     from transforms.parts.part_files import PREDICTIONS
 
-    run_folder.open_output_apart(options.output, images.input)
+    run_folder.open_output_apart(options.output.output, images)
     source = input_source.open_input(images, LABEL_LISTS if classifier.multi_label else None)
     described = _Described(source.describe(), classifier, options.label)
     run_folder.refuse_output(options.output, described, PREDICTIONS)

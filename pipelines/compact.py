@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
     options = CompactOptions.from_args(args)
     folder, output = storage.absolute(args.folder), storage.absolute(options.output)
-    if output == folder or output.startswith(f"{folder}/"):
+    if f"{storage.real(output)}/".startswith(f"{storage.real(folder).rstrip('/')}/"):
         raise ImagebeamError(f"The copy would lie in the run's own folder. Received: --output {options.output!r}.")
     try:
         copied = compact(folder, output, options.rows_per_file, options.rows_per_group)

@@ -75,7 +75,7 @@ def run(options: ExtractOptions) -> Result:
         batch_size=options.model.batch_size,
     )
     check_available(options.model.config())
-    run_folder.open_output_apart(options.output, options.input.input)
+    run_folder.open_output_apart(options.output.output, options.input)
     source = input_source.open_input(options.input)
     run_folder.refuse_output(options.output, source)
 

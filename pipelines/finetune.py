@@ -62,8 +62,11 @@ def run(options: FinetuneOptions) -> TrainResult:
     Raises:
         ImagebeamError: for what the user can mend; nothing is overwritten then.
     """
+    from pipelines.runtime.run_folder import open_output_apart
     from transforms.training.output import ClassifierFolder, ResultFile
 
+    # Pictures among them, which would be of a class of their own.
+    open_output_apart(options.classifier.output, options.input, ResultFile)
     output = ClassifierFolder(options.classifier.output, overwrite=options.classifier.overwrite)
     read = _open_input(options)
 

@@ -146,7 +146,9 @@ def _open_run(patterns: Sequence[str], options: InputOptions, output: OutputOpti
         raise ImagebeamError("EmbedImages got no patterns. Its input holds files, folders or patterns, one str each.")
     folder = storage.absolute(output.output)
     ordered = _in_known_order({storage.absolute(pattern) for pattern in patterns}, folder)
-    source = input_source.open_input(dataclasses.replace(options, input=ordered))
+    options = dataclasses.replace(options, input=ordered)
+    run_folder.open_output_apart(output.output, options)
+    source = input_source.open_input(options)
     run_folder.prepare_output(output, source)
     manifest.set_aside(folder)
     return source.patterns

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipelines.options.extraction import OutputOptions
+from pipelines.options.extraction import InputOptions, OutputOptions
 from transforms import storage
 from transforms.core.errors import ImagebeamError, refused
 from transforms.core.text import counted, differences
+from transforms.inputs.discover import cannot_be_listed
 from transforms.inputs.shard_index import forget_cuts
 from transforms.parts import part_files
 from transforms.readers.column_types import holds, parse_type
@@ -22,6 +23,11 @@ from transforms.runs import lease, manifest
 _CUTS = "plan"
 _GENERATION = "generation"
 _PART_FOLDERS = (part_files.EMBEDDINGS, part_files.PREDICTIONS, part_files.FAILURES)
+_WRITTEN = (
+    *(f"{folder}/part-0123456789abcdef.parquet" for folder in _PART_FOLDERS),
+    *(manifest.RUN_FILE, manifest.MANIFEST_FILE, "report.html", f"{_CUTS}/0123456789abcdef.json"),
+)
+"""Files of a run, one of each kind."""
 OVERWRITES = "--overwrite replaces what it holds, once the new parts are committed."
 
 
@@ -251,24 +257,27 @@ def _read_json(uri: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else {}
 
 
-def open_output_apart(options: OutputOptions, patterns: Iterable[str]) -> None:
+def open_output_apart(output: str, source: InputOptions, names: Iterable[str] = _WRITTEN) -> None:
     """Refuse an output that the input's patterns reach into: the next run would read what this one writes.
 
+    Args:
+        output: the folder, as given.
+        source: which input.
+        names: of what is written into the folder; those of a run.
+
     Raises:
-        ImagebeamError: naming both flags.
+        ImagebeamError: naming both flags; or that a pattern may not be listed, naming it.
+        JobError: if it cannot be listed, and not for what the user gave.
     """
-    output = storage.absolute(options.output)
-    written = [
-        storage.join(output, name)
-        for name in (
-            *(f"{folder}/part-0123456789abcdef.parquet" for folder in _PART_FOLDERS),
-            *(manifest.RUN_FILE, manifest.MANIFEST_FILE, "report.html", f"{_CUTS}/0123456789abcdef.json"),
-        )
-    ]
-    for pattern in patterns:
-        if any(storage.may_match(pattern, uri) for uri in written):
+    written = [storage.join(storage.absolute(output), name) for name in names]
+    for pattern in source.input:
+        try:
+            is_inside = storage.may_match(pattern, written, follow_links=source.follow_links)
+        except OSError as error:
+            raise cannot_be_listed(pattern, error) from error
+        if is_inside:
             raise ImagebeamError(
                 f"The output lies where the input is read, so that a rerun would read it too. Received: --input "
-                f"{pattern!r}, --output {options.output!r}. Choose an --output beside the input, or name the input's "
+                f"{pattern!r}, --output {output!r}. Choose an --output beside the input, or name the input's "
                 f"files with a glob."
             )

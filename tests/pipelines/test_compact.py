@@ -78,3 +78,7 @@ def test_bad_values_are_refused(run, tmp_path, flags):
 def test_unfinished_run_or_its_own_folder_is_refused(run, tmp_path):
     assert compact(tmp_path, tmp_path / "copy") == 2
     assert compact(run, run / "copy") == 2
+    (tmp_path / "link").symlink_to(run)
+    assert compact(run, tmp_path / "link" / "copy") == 2
+    assert compact(tmp_path / "link", run / "copy") == 2
+    assert not (run / "copy").exists()

@@ -31,11 +31,25 @@ CASES = {
     "extract, foreign output": (["extract", "--input", "in", "--output", "other", *TINY], "other"),
     "extract, unknown runner": (["extract", "--input", "in", "--output", "o", "--runner", "Flinkruner"], "flinkrunner"),
     "extract, missing config": (["extract", "--config", "no.yaml"], "no.yaml"),
+    "extract, output in the input by a link": (
+        ["extract", "--input", "in", "--output", "link/out", *TINY],
+        "--output 'link/out'",
+    ),
+    "extract, output in the linked input": (
+        ["extract", "--input", "link", "--output", "in/out", *TINY],
+        "--output 'in/out'",
+    ),
+    "extract, bucket that cannot be": (["extract", "--input", "in", "--output", "gs://a_/x", *TINY], "'gs://a_'"),
+    "extract, input's bucket that cannot be": (
+        ["extract", "--input", "gs://Test_Bucket!/in", "--output", "o", *TINY],
+        "'gs://Test_Bucket!'",
+    ),
     "plan, missing input": (["plan", "--input", "no", *TINY], "no"),
     "plan, unknown flag": (["plan", "--inptu", "no"], "--inptu"),
     "plan, unknown layer": (["plan", "--input", "in", *TINY, "--layer", "x"], "layer='x'"),
     "train, missing embeddings": (["train", "--embeddings", "no", "--output", "o"], "no"),
     "train, no embeddings": (["train", "--embeddings", "in", "--output", "o"], "in"),
+    "train, bucket that cannot be": (["train", "--embeddings", "gs://-a/x", "--output", "o"], "'gs://-a'"),
     "train, bad value": (["train", "--embeddings", "in", "--output", "o", "--epochs", "0"], "--epochs"),
     "train, unknown flag": (["train", "--epoch", "3"], "--epochs"),
     "classify, missing classifier": (["classify", "--input", "in", "--classifier", "no", "--output", "o"], "no"),
@@ -46,6 +60,7 @@ CASES = {
         "top_labels",
     ),
     "finetune, missing input": (["finetune", "--input", "no", "--output", "o", *TINY], "no"),
+    "finetune, output in the input": (["finetune", "--input", "in", "--output", "link/o", *TINY], "--output 'link/o'"),
     "finetune, missing weights": (["finetune", "--input", "in", "--output", "o", "--weights", "w.h5"], "w.h5"),
     "finetune, unknown layer": (["finetune", "--input", "in", "--output", "o", *TINY, "--freeze_until", "x"], "x"),
     "finetune, unknown flag": (["finetune", "--freeze", "3"], "--freeze"),
@@ -66,6 +81,7 @@ def folder(tmp_path_factory):
     (folder / "in").mkdir()
     for number in range(2):
         Image.new("RGB", (40, 40)).save(folder / "in" / f"{number}.png")
+    (folder / "link").symlink_to("in")
     (folder / "other" / "embeddings").mkdir(parents=True)
     (folder / "other" / "embeddings" / "mine.parquet").write_text("")
     return folder

@@ -175,6 +175,12 @@ def test_output_of_another_run_fails_the_pipeline(source, output, flags):
     assert files_of(output) == before
 
 
+def test_output_where_the_input_is_read_fails_the_pipeline(source, tmp_path):
+    (tmp_path / "link").symlink_to(source)
+    with pytest.raises(Exception, match="lies where the input is read"):
+        embed(tmp_path / "link" / "out", source)
+
+
 def test_no_matches_or_no_patterns_fail_the_pipeline(tmp_path, output):
     with pytest.raises(Exception, match="nothing-here"):
         embed(output, tmp_path / "nothing-here")

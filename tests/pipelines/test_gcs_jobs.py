@@ -233,6 +233,29 @@ def _pixels(path):
         return np.asarray(resized, np.float32)
 
 
+@pytest.mark.parametrize(
+    ("name", "flags", "named"),
+    [
+        ("extract", "--input gs://nobucket/in --output {}/out", "--input 'gs://nobucket/in'"),
+        ("extract", "--input gs://nobucket/in/*.jpg --output {}/out", "--input 'gs://nobucket/in/*.jpg'"),
+        ("plan", "--input gs://nobucket/in", "--input 'gs://nobucket/in'"),
+        ("finetune", "--input gs://nobucket/in --output {}/out", "--input 'gs://nobucket/in'"),
+        ("extract", "--input {} --output gs://nobucket/out", "--output 'gs://nobucket/out'"),
+        ("train", "--embeddings gs://nobucket/in --output {}/out", "--embeddings 'gs://nobucket/in'"),
+        ("classify", "--input {} --classifier gs://nobucket/c --output {}/out", "gs://nobucket/c"),
+        ("verify", "gs://nobucket/run", "gs://nobucket/run"),
+        ("report", "gs://nobucket/run", "gs://nobucket/run"),
+        ("compact", "gs://nobucket/run --output {}/out", "gs://nobucket/run"),
+    ],
+)
+def test_a_missing_bucket_is_the_users_to_mend(emulated, images, tmp_path, capsys, name, flags, named):  # noqa: F811
+    words = flags.replace("{}/out", str(tmp_path / "out")).replace("{}", str(images)).split()
+    model = MODEL if name in ("extract", "plan", "finetune") else []
+    model = model if name != "finetune" else model[: model.index("--image_size")]
+    assert run_job(name, [*words, *model]) == 2
+    assert named in capsys.readouterr().err
+
+
 def test_object_replaced_after_planning_is_embedded_by_the_next_run(emulated, tmp_path, monkeypatch):  # noqa: F811
     from transforms.embed import embed_units
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from transforms import storage
-from transforms.core.errors import ImagebeamError, refused
+from transforms.core.errors import ImagebeamError, JobError, refused
 from transforms.core.formats import InputFormat
 from transforms.core.text import printable
 from transforms.images.decode import IMAGE_EXTENSIONS
@@ -134,9 +134,14 @@ def _list_pattern(
             yield shard
             is_empty = False
     except OSError as error:
-        raise refused(f"The input cannot be listed ({error}). Received: --input {pattern!r}.", error) from error
+        raise cannot_be_listed(pattern, error) from error
     if is_empty and within == EVERYWHERE:
         raise ImagebeamError(_no_match(pattern, passed_over, examples.values()))
+
+
+def cannot_be_listed(pattern: str, cause: OSError) -> ImagebeamError | JobError:
+    """The error for a pattern of the input that cannot be listed, naming it."""
+    return refused(f"The input cannot be listed ({cause}). Received: --input {pattern!r}.", cause)
 
 
 class _Links:

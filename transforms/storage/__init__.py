@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import heapq
 import importlib
@@ -25,7 +26,7 @@ from transforms.storage import local
 from transforms.storage.base import FileStore
 from transforms.storage.base import ReplacedError as ReplacedError
 from transforms.storage.files import EVERYWHERE, FileInfo, UriRange
-from transforms.storage.globs import Glob, expand_braces, has_magic
+from transforms.storage.globs import Glob, States, expand_braces, has_magic
 from transforms.storage.uris import SCHEME as _SCHEME
 from transforms.storage.uris import absolute as absolute
 from transforms.storage.uris import from_file_url
@@ -117,18 +118,45 @@ def roots(pattern: str) -> list[str]:
     return sorted({glob.folder for glob in globs if glob}, key=len, reverse=True)
 
 
-def may_match(pattern: str, uri: str) -> bool:
-    """Whether a file at `uri`, there or not, would be among those that `pattern` means."""
+def real(uri: str) -> str:
+    """The path that a local path leads to by symbolic links, whether it is there or not; a URL as it is."""
+    return os.path.realpath(uri) if is_local(uri) else uri
+
+
+def may_match(pattern: str, uris: Iterable[str], *, follow_links: bool = False) -> bool:
+    """Whether a file at one of `uris`, there or not, would be among those that `pattern` means.
+
+    Where symbolic links lead to it counts, too: those above the pattern's files always, those among its local folders
+    in the first `_FOLDERS_ASKED` folders.
+
+    Args:
+        pattern: see `list_files`.
+        uris: of files.
+        follow_links: whether the links in a folder count that lead out of it; those that a glob meets do always.
+    """
+    wanted = {one for uri in uris for one in (uri, real(uri))}
     for found in _look_at(pattern):
         if glob := found.glob():
-            below = uri.removeprefix(f"{glob.folder}/")
-            states = glob.start if below != uri else frozenset()
-            for name in below.split("/"):
-                states = glob.step(states, name)
-            if glob.end in states:
+            if _reaches(glob, wanted, with_links=is_local(found.uri) and (follow_links or not found.folder)):
                 return True
-        elif found.uri == uri:
+        elif not wanted.isdisjoint((found.uri, real(found.uri))):
             return True
+    return False
+
+
+def _reaches(glob: Glob, uris: set[str], *, with_links: bool) -> bool:
+    """Whether a listing would come to one of `uris`; `with_links` by links in the folders that it goes through, too."""
+    waiting = [(glob.folder, glob.start)]
+    seen: set[tuple[str, States]] = set()
+    for folder, states in waiting:
+        bases = {folder, real(folder or "/").rstrip("/")}
+        below = (uri[len(base) + 1 :] for base in bases for uri in uris if uri.startswith(f"{base}/"))
+        if any(glob.end in functools.reduce(glob.step, path.split("/"), states) for path in below):
+            return True
+        if with_links and len(seen) < _FOLDERS_ASKED and (real(folder or "/"), states) not in seen:
+            seen.add((real(folder or "/"), states))
+            found = ((path[:-1], glob.step(states, basename(path))) for path in _folders(f"{folder}/"))
+            waiting += [(path, following) for path, following in found if following - {glob.end}]
     return False
 
 

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import itertools
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,8 @@ except ImportError:  # google-cloud-storage 2, which Beam 2.72 asks for, has the
 READ_CHUNK = 8 << 20
 """Bytes asked for at a time when an object is read as a stream."""
 
+_BUCKET = re.compile(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", re.ASCII)
+"""What the service may have; the client library refuses some of the rest in errors of Python's own."""
 _UPLOAD_ATTEMPTS = 5
 _DENIED_WAITS = (0.3, 1.0)
 """Seconds before a listing that was denied is tried again."""
@@ -259,9 +262,19 @@ class _Reader(BlobReader):  # type: ignore[misc]
 
 
 def _split(uri: str) -> tuple[str, str]:
+    """Bucket and name.
+
+    Raises:
+        ImagebeamError: for a bucket that cannot be.
+    """
     bucket, _, name = uri.removeprefix("gs://").partition("/")
     if not bucket or has_magic(bucket):
         raise ImagebeamError(f"A gs:// path starts with the name of one bucket. Received: {uri!r}.")
+    if not _BUCKET.fullmatch(bucket):
+        raise ImagebeamError(
+            f"There is no such bucket: the name of one has letters, digits, -, _ and . only, and starts and ends with "
+            f"a letter or digit. Received: 'gs://{bucket}'."
+        )
     return bucket, name
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
-from transforms.core.errors import ImagebeamError, JobError
+from transforms.core.errors import ImagebeamError, JobError, refused
 from transforms.core.spec import EmbedderSpec
 from transforms.core.text import counted
 from transforms.models.staged import StagedModel, read_staged
@@ -166,7 +166,9 @@ def open_embeddings(
 
     Raises:
         ImagebeamError: for one output given twice, an output without parts or rows, one that is unfinished or was
-            changed since, a part of another spec (naming what differs) or of another schema, an unknown column.
+            changed since, a part of another spec (naming what differs) or of another schema, an unknown column, or
+            what may not be listed.
+        JobError: for what cannot be listed, and not for what the user gave.
     """
     folders = absolute_once(folders)
     parts = [
@@ -238,7 +240,11 @@ def ahead(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[
 
 def _part_uris(folder: str, *, allow_unfinished: bool) -> list[str]:
     """List a run's parts, and check them against its manifest."""
-    uris = {uri.rsplit("/", 1)[-1]: uri for _, uri in list_parts(storage.join(folder, EMBEDDINGS))}
+    try:
+        uris = {uri.rsplit("/", 1)[-1]: uri for _, uri in list_parts(storage.join(folder, EMBEDDINGS))}
+    except OSError as error:
+        message = f"The embeddings cannot be listed ({error}). Received: --embeddings {folder!r}."
+        raise refused(message, error) from error
     if not uris:
         raise ImagebeamError(
             f"There are no embeddings in {folder}: it has no {EMBEDDINGS}/part-*.parquet. --embeddings is what "

@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -452,6 +453,40 @@ def test_concurrent_writers_leave_one_whole_file(uri):
     assert storage.read_bytes(uri) in values
 
 
+LINKED = [
+    # pattern, where the file is to be, whether links out of a folder are followed; whether it would be listed
+    ("p", "q/x.jpg", False, True),
+    ("q", "p/cat/x.jpg", False, True),
+    ("p/cat", "q/deep/x.jpg", False, True),
+    ("p", "p/out/x.jpg", False, True),
+    ("p", "p/out/x.jpg", True, True),
+    ("p", "away/x.jpg", False, False),  # A link that leaves the folder.
+    ("p", "away/x.jpg", True, True),
+    ("p/**", "away/x.jpg", False, True),
+    ("p/*/*.jpg", "away/x.jpg", False, True),
+    ("p/*/*.jpg", "q/x.jpg", False, True),
+    ("p/*/*.jpg", "q/deep/x.jpg", False, False),
+    ("p/*/*.png", "away/x.jpg", False, False),
+    ("p/*.jpg", "away/x.jpg", False, False),
+    ("{p,away}/cat", "q/x.jpg", False, True),
+    ("p/one.jpg", "away/file.jpg", False, True),
+    ("away", "q/x.jpg", True, False),
+]
+
+
+@pytest.mark.parametrize(("pattern", "uri", "follow_links", "expected"), LINKED)
+def test_links_lead_to_a_file(tmp_path, pattern, uri, follow_links, expected):
+    for name in ("p/cat/deep", "away/cat"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "away" / "file.jpg").write_bytes(b"")
+    (tmp_path / "q").symlink_to("p/cat")
+    (tmp_path / "p" / "out").symlink_to(tmp_path / "away")
+    (tmp_path / "p" / "circle").symlink_to(tmp_path / "p")
+    (tmp_path / "p" / "one.jpg").symlink_to("../away/file.jpg")
+    found = storage.may_match(f"{tmp_path}/{pattern}", [f"{tmp_path}/{uri}"], follow_links=follow_links)
+    assert found == expected
+
+
 def test_a_missing_bucket_is_named(gcs):  # noqa: F811
     with pytest.raises(FileNotFoundError, match="gs://no-such-bucket"):
         list(storage.list_files("gs://no-such-bucket/*"))
@@ -460,6 +495,26 @@ def test_a_missing_bucket_is_named(gcs):  # noqa: F811
 def test_a_bucket_cannot_be_a_pattern(gcs):  # noqa: F811
     with pytest.raises(ImagebeamError, match=r"one bucket.*gs://b\*/x"):
         list(storage.list_files("gs://b*/x"))
+
+
+@pytest.mark.parametrize("bucket", ["a_", "-a", "Test_Bucket!", "a b", "a:b", "a%", "ä"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        storage.stat,
+        storage.read_bytes,
+        storage.open_read,
+        storage.delete,
+        storage.modified,
+        lambda uri: storage.publish(uri, b""),
+        lambda uri: list(storage.list_files(uri)),
+        lambda uri: list(storage.list_folder(uri)),
+    ],
+)
+def test_a_bucket_that_cannot_be_is_named(gcs, bucket, use):  # noqa: F811
+    with pytest.raises(ImagebeamError, match=re.escape(f"'gs://{bucket}'")):
+        use(f"gs://{bucket}/x")
+    assert not gcs.requests
 
 
 def test_listing_asks_for_no_more_than_the_prefix(gcs, tree_gs):  # noqa: F811
