@@ -5,14 +5,18 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from pipelines.common.beam_flags import runner_class
 from transforms.core.errors import ImagebeamError
 
 SECONDS = 10.0
 """How long an endpoint may take to answer."""
 
+_ASK_A_JOB_SERVER = ("flink", "kafkastreams", "portable", "prism", "spark")
+"""Runners that hand the job to the server of `--job_endpoint` if there is one."""
+
 
 def check_endpoints(values: dict[str, Any]) -> None:
-    """Refuse a job server or Flink cluster that does not answer.
+    """Refuse a job server or Flink cluster that does not answer, or that the runner needs and is not told of.
 
     Args:
         values: all of Beam's options, as `PipelineOptions.get_all_options` gives them.
@@ -20,12 +24,22 @@ def check_endpoints(values: dict[str, Any]) -> None:
     Raises:
         ImagebeamError: naming the flag, its value and what happened.
     """
-    runner = (values.get("runner") or "").rpartition(".")[2].lower()
+    runner = runner_class(values.get("runner")).removesuffix("runner")
     endpoint, master = values.get("job_endpoint"), values.get("flink_master") or ""
-    if runner == "portablerunner" and endpoint and endpoint != "embed":
+    if runner == "portable" and not endpoint:
+        raise _not_told("--job_endpoint HOST:PORT, where its job server listens", values)
+    if runner == "spark" and values.get("spark_submit_uber_jar") and not (endpoint or values.get("spark_rest_url")):
+        raise _not_told("--spark_rest_url URL, where --spark_submit_uber_jar sends the jar", values)
+    if runner in _ASK_A_JOB_SERVER and endpoint and endpoint != "embed":
         _check_grpc("--job_endpoint", endpoint)
-    elif runner == "flinkrunner" and ":" in master and not master.startswith("["):
+    elif runner == "flink" and ":" in master and not master.startswith("["):
         _check_tcp("--flink_master", master)
+
+
+def _not_told(flag: str, values: dict[str, Any]) -> ImagebeamError:
+    return ImagebeamError(
+        f"The runner needs {flag}. Received: --runner {values['runner']} without. Nothing was started."
+    )
 
 
 def _check_grpc(flag: str, endpoint: str) -> None:

@@ -141,13 +141,31 @@ def silent_port():
     [
         {"runner": "PortableRunner", "job_endpoint": "127.0.0.1:9"},
         {"runner": "PortableRunner", "job_endpoint": "no-such-host.invalid:8099"},
+        {"runner": "portable", "job_endpoint": "127.0.0.1:9"},
+        {"runner": "FlinkRunner", "job_endpoint": "127.0.0.1:9"},
+        {"runner": "SparkRunner", "job_endpoint": "127.0.0.1:9"},
         {"runner": "FlinkRunner", "flink_master": "127.0.0.1:9"},
+        {"runner": "flink", "flink_master": "127.0.0.1:9"},
         {"runner": "FlinkRunner", "flink_master": "http://127.0.0.1:9"},
     ],
 )
 def test_a_dead_endpoint_is_named(monkeypatch, values):
     monkeypatch.setattr("pipelines.options.endpoints.SECONDS", 0.5)
     with pytest.raises(ImagebeamError, match=next(value for name, value in values.items() if name != "runner")):
+        check_endpoints(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"runner": "PortableRunner"}, "--job_endpoint"),
+        ({"runner": "portable", "job_endpoint": ""}, "--job_endpoint"),
+        ({"runner": "apache_beam.runners.portability.portable_runner.PortableRunner"}, "--job_endpoint"),
+        ({"runner": "SparkRunner", "spark_submit_uber_jar": True}, "--spark_rest_url"),
+    ],
+)
+def test_an_endpoint_that_is_not_told_is_named(values, named):
+    with pytest.raises(ImagebeamError, match=f"{named}.*{values['runner']}"):
         check_endpoints(values)
 
 
@@ -167,6 +185,9 @@ def test_a_port_without_a_job_server_is_named(monkeypatch):
         {"runner": None},
         {"runner": "PortableRunner", "job_endpoint": "embed"},
         {"runner": "FlinkRunner", "flink_master": "[auto]"},
+        {"runner": "FlinkRunner"},
+        {"runner": "SparkRunner"},
+        {"runner": "SparkRunner", "spark_submit_uber_jar": True, "spark_rest_url": "http://127.0.0.1:9"},
         {"runner": "DirectRunner", "job_endpoint": "127.0.0.1:9"},
     ],
 )
