@@ -196,7 +196,10 @@ def why_no_input(file: FileInfo) -> str | None:
         )
     kind = other_kind(head)
     if kind == JSON_FILE:
-        return f"{printable(file.uri)} is {kind}, which is no input. {JSON_REMEDY}, or leave it out of the pattern."
+        return (
+            f"{printable(file.uri)} is {kind}, which is no input. If it lists images by their uri: {JSON_REMEDY}. Else "
+            "leave it out of the pattern."
+        )
     if kind is not None:
         return (
             f"{printable(file.uri)} is {kind}, which is no input. Unpack it into images, a tar, TFRecords or Parquet, "

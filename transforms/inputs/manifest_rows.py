@@ -63,6 +63,11 @@ _RECORD_CHARACTERS = 4 << 20
 
 _LINE_TOO_LONG = f"the line has more than {_RECORD_CHARACTERS:,} characters"
 
+
+class TableError(ImagebeamError):
+    """A file that is no table of rows; the message does not name it, since the caller knows it."""
+
+
 Row = Mapping[str, Any] | RecordError
 """A manifest's row by column name, or why it cannot be read."""
 
@@ -148,7 +153,7 @@ def _text_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Generator[Ro
     Bytes that are not UTF-8 become half characters, which fail the row that uses them.
 
     Raises:
-        ImagebeamError: for JSON that is not of lines, or whose name does not say so.
+        TableError: for JSON that is not of lines, or whose name does not say so.
     """
     is_json_lines = _JSON_LINES.search(uri) is not None
     head = stream.read(2)
@@ -160,7 +165,7 @@ def _text_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Generator[Ro
     begin = data.peek(_HEAD_BYTES)[:_HEAD_BYTES].decode(encoding, "ignore")
     if _JSON_VALUE.match(begin) or (_JSON_OBJECT.match(begin) and not is_json_lines):
         held = "one JSON value" if _JSON_VALUE.match(begin) else "JSON, which its name does not say"
-        raise ImagebeamError(f"The file holds {held}. {JSON_REMEDY}.")
+        raise TableError(f"The file holds {held}. {JSON_REMEDY}.")
     with io.TextIOWrapper(data, encoding=encoding, errors=errors, newline="") as text:
         lines = _bounded_lines(text)
         yield from _json_rows(lines) if is_json_lines else _csv_rows(lines, options)
@@ -226,7 +231,7 @@ def _refuse_repeated(header: Sequence[str], options: ReadOptions) -> None:
     asked_for = (options.uri_column, options.label_column, KEY_COLUMN, *options.kept_from.values())
     for name in asked_for:
         if header.count(name) > 1:
-            raise ImagebeamError(f"{header.count(name)} columns are called {name!r}. Rename all but one.")
+            raise TableError(f"{header.count(name)} columns are called {name!r}. Rename all but one.")
 
 
 def _delimiter(names: str, uri_column: str) -> str:
@@ -242,7 +247,7 @@ def _csv_rows(text: Iterable[str | None], options: ReadOptions) -> Iterator[Row]
     """Rows of CSV. A line that is not CSV, such as one whose quote is not closed, is one bad row and no more.
 
     Raises:
-        ImagebeamError: if two columns have a name that is asked for.
+        TableError: if two columns have a name that is asked for.
     """
     rest = iter(text)
     first = next(rest, "")

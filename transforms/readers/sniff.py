@@ -40,10 +40,10 @@ _JSON = (b'{"', b"[{", b'["')
 JSON_FILE = "a JSON file"
 
 JSON_REMEDY = (
-    "Write one object per line, each with the uri of an image, into a file whose name ends in .jsonl (pandas: "
-    "to_json(path, orient='records', lines=True))"
+    "Write one object per line into a file whose name ends in .jsonl (pandas: to_json(path, orient='records', "
+    "lines=True))"
 )
-"""What to do with JSON that is no manifest."""
+"""What to do with JSON that is no table."""
 
 _COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "Zstandard"))
 

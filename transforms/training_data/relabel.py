@@ -12,7 +12,7 @@ import pyarrow as pa
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
-from transforms.inputs.manifest_rows import table_rows
+from transforms.inputs.manifest_rows import TableError, table_rows
 from transforms.readers.base import RecordError
 from transforms.readers.columns import as_label, as_labels
 from transforms.readers.options import ReadOptions
@@ -129,6 +129,8 @@ def _read(uri: str) -> dict[str, Any]:
                     )
     except (OSError, EOFError, pa.ArrowException) as error:
         raise ImagebeamError(f"The file of labels cannot be read ({error}). Received: --labels {uri!r}.") from error
+    except TableError as error:
+        raise ImagebeamError(f"{error} Received: --labels {uri!r}.") from error
     if not labels:
         raise ImagebeamError(f"The file of labels has no rows. Received: --labels {uri!r}.")
     return labels

@@ -91,6 +91,8 @@ def test_lists_of_labels(tmp_path):
         ("key,class\na,b\n", "has the columns key and label"),
         ("key,label\na,b\na,c\n", "have the key 'a'"),
         ("key,label\n", "has no rows"),
+        ('[{"key": "a", "label": "b"}]', "one object per line .* Received: --labels"),
+        ("key,label,label\na,b,c\n", "2 columns are called 'label'.* Received: --labels"),
         ("", "has no rows"),
         ("key,label\n,b\n", "Row 1 of the file has no key"),
         ('key,label\na,"b\n', "Row 1 of the file cannot be read"),
