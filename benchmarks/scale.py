@@ -105,8 +105,8 @@ def files(count: int) -> dict[str, Any]:
     def name(number: int) -> str:
         return f"/data/photographs/{number // FILES_A_FOLDER:06d}/IMG_{number:08d}.jpg"
 
-    def matches(pattern: str, within: UriRange) -> Iterator[tuple[bool, Iterator[FileInfo]]]:
-        del pattern
+    def matches(pattern: str, within: UriRange, *, hidden: bool) -> Iterator[tuple[bool, Iterator[FileInfo]]]:
+        del pattern, hidden
         numbers = range(count)
         start = bisect.bisect_left(numbers, within.start, key=name)
         end = count if within.end is None else bisect.bisect_left(numbers, within.end, key=name)

@@ -148,6 +148,12 @@ def _reconcile(run: Run) -> Result:
     settled = Settled()
     if not problems:  # A run that went wrong replaces nothing.
         settled = settle(reports, output, parts, generation=run.folder.generation, previous=previous, prune=run.prune)
+    elif beside := manifest.parts_beside(reports, output, parts):
+        problems.append(
+            f"{parts} holds {counted(beside, 'part')} more, of an earlier input or cut, which a run with a problem "
+            f"neither replaces nor prunes: whoever reads the folder rather than {manifest.MANIFEST_FILE} reads rows "
+            "twice. Mend the other problems, and give the same command again"
+        )
     if settled.kept:
         rows = sum(commit.embedded for commit in settled.kept)
         problems.append(

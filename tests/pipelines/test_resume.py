@@ -19,8 +19,10 @@ from pipelines.cli import run_job
 from tests.support.extracting import COUNT, SMALL_MODEL, embeddings, extract, failures, files_of, manifest
 from tests.support.image_samples import encode, picture
 from transforms import storage
+from transforms.core.text import counted
 from transforms.models.staged import StagedModel
 from transforms.runs import commit_units
+from transforms.training_data.embeddings import open_embeddings
 
 
 @pytest.fixture
@@ -227,6 +229,25 @@ class TestRefusals:
         assert len(list(finished.glob("embeddings/*"))) == 1
         assert all(path.read_text() == "keep me" for path in mine)
         assert not old_reports.exists()
+
+
+def test_parts_that_a_run_with_a_problem_leaves_are_told_and_not_read(source, output, capsys):
+    assert extract(source, output, "--rows_per_unit", "5") == 0
+    os.unlink(source / "a" / "0000.jpg")
+    (source / "b" / "0011.jpg").write_bytes(b"junk")
+    (source / "a" / "0002.jpg").rename(source / "a" / "0002a.jpg")
+    capsys.readouterr()
+    assert extract(source, output, "--rows_per_unit", "5", "--prune") == 3
+    named = {part["path"].rpartition("/")[2] for part in manifest(output)["parts"]}
+    left = {path.name for path in output.glob("embeddings/*")} - named
+    assert left
+    assert f"embeddings holds {counted(len(left), 'part')} more, of an earlier input or cut" in capsys.readouterr().err
+    for allow_unfinished in (False, True):
+        read = open_embeddings([str(output)], allow_unfinished=allow_unfinished)
+        assert {group.uri.rpartition("/")[2] for group in read.groups} <= named
+        assert read.rows == manifest(output)["totals"]["embedded"] == COUNT - 2
+    assert extract(source, output, "--rows_per_unit", "5", "--prune", "--max_failure_rate", "0.5") == 0
+    assert {path.name for path in output.glob("embeddings/*")} <= named
 
 
 class TestRetryFailed:

@@ -15,7 +15,7 @@ from transforms.core.formats import InputFormat
 from transforms.core.text import printable
 from transforms.images.decode import IMAGE_EXTENSIONS
 from transforms.readers.base import NAMES_KEPT
-from transforms.readers.folders import is_set_aside
+from transforms.readers.folders import is_hidden, is_set_aside
 from transforms.readers.sniff import HEAD_BYTES, JSON_FILE, JSON_REMEDY, known_format, other_kind
 from transforms.readers.units import Shard
 from transforms.storage.files import EVERYWHERE, FileInfo, UriRange
@@ -114,7 +114,8 @@ def _list_pattern(
             found = detect_format(file.uri)
             root = next((one for one in folders if file.uri.startswith(f"{one.rstrip('/')}/")), None)
             if is_set_aside(file.uri, root, absolute, may_begin_with_underscore=found == InputFormat.FILES):
-                _count(left_out, _SET_ASIDE, file.uri)
+                if _is_wanted(file.uri, found, input_format) or not is_hidden(file.uri, root or ""):
+                    _count(left_out, _SET_ASIDE, file.uri)
                 continue
             if in_folder and not _is_wanted(file.uri, found, input_format):
                 extension = _extension(file.uri)
@@ -130,7 +131,7 @@ def _list_pattern(
     is_empty = True
     try:
         folders.extend(storage.roots(pattern))
-        for shard in _each_once([choose(*part) for part in storage.matches(pattern, within)]):
+        for shard in _each_once([choose(*part) for part in storage.matches(pattern, within, hidden=True)]):
             yield shard
             is_empty = False
     except OSError as error:

@@ -14,6 +14,7 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat, LabelFrom
 from transforms.core.text import printable
+from transforms.inputs.delta_tables import refuse_removed_files
 from transforms.inputs.discover import detect_format, list_inputs, why_no_input
 from transforms.inputs.manifest_rows import manifest_columns, sample_manifest
 from transforms.readers import webdataset
@@ -65,13 +66,16 @@ def inspect_input(
         The options with the types of the kept columns filled in.
 
     Raises:
-        ImagebeamError: naming the pattern without matches, the columns there are, the file that pyarrow cannot read, or
-            the kept column whose values no type holds.
+        ImagebeamError: naming the pattern without matches, the columns there are, the file that pyarrow cannot read,
+            the kept column whose values no type holds, or the Delta table of which more would be read than it has.
     """
     inputs = list_inputs(patterns, input_format, follow_links=options.follow_links)
     listed = list(itertools.islice(inputs, _LISTED if input_format is None or _open_columns(options) else _LOOKED_AT))
     if input_format is None:
         _refuse_other_kinds(listed)
+    if any(shard.format == InputFormat.PARQUET for shard in listed):
+        for folder in {root for pattern in patterns for root in storage.roots(pattern)}:
+            refuse_removed_files(folder)
     seen: set[InputFormat] = set()
     for shard in listed[:_LOOKED_AT]:
         if shard.format != InputFormat.FILES and shard.format not in seen and (schema := _look_at(shard, options)):

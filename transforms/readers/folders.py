@@ -57,6 +57,11 @@ def _folder_name(path: str) -> str | None:
     return None if storage.parent(folder) == folder else storage.basename(folder)
 
 
+def is_hidden(uri: str, root: str) -> bool:
+    """Whether a name below `root` begins with a dot: `.git/index`, `.DS_Store`."""
+    return any(name.startswith(".") for name in uri[len(root) :].split("/"))
+
+
 def is_set_aside(uri: str, root: str | None, pattern: str, *, may_begin_with_underscore: bool) -> bool:
     """Whether a file below `root` is none of the data, by the custom of Spark, Hive and pyarrow.
 

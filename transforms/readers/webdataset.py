@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from transforms.core.formats import LabelFrom
 from transforms.core.text import printable, storable
 from transforms.core.types import Failure, Record
 from transforms.images.decode import IMAGE_EXTENSIONS
@@ -42,6 +43,11 @@ from transforms.readers.options import ReadOptions
 from transforms.readers.units import ShardSlice
 
 _REPEATED = "repeated_key: a sample of that name stands earlier in the shard; members of a sample must be neighbours"
+
+_VIEWS = (
+    "several_images: a plain member follows images of one name, {}, which are one sample then; say with --image_column "
+    "which one is meant, or put the plain member first"
+)
 
 _HEADER_BYTES = 1 << 20
 """Bytes of a long name or of a member's extended header at most."""
@@ -131,7 +137,7 @@ def _record(key: str, uri: str, members: list[_Member], options: ReadOptions, fo
         if member.error is not None:
             raise member.error
     sample = {name: member.data for name, member in named.items()}
-    fields = _fields(sample)
+    fields = _wanted_fields(sample, options)
     label = _label(sample, fields, options.label_column)
     folder = class_folder(printable(info.name), "", options.label_from) or folder
     return make_record(key, uri, sample[extension], label, fields | sample, options, folder)
@@ -144,7 +150,9 @@ def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
     with _open(stream, 0) as tar:
         for members in itertools.islice(_samples(tar, ReadOptions(), LeftOut(), contents), PEEKED_RECORDS):
             sample = {name: member.data for name, member in _by_extension(members).items()}
-            rows.append(_fields(sample) | sample)
+            rows.append(sample)
+            with contextlib.suppress(RecordError):
+                rows[-1] = _fields(sample) | sample
     return infer(rows)
 
 
@@ -169,11 +177,14 @@ def check_image(names: Iterable[str], image_column: str) -> bool:
 
 def several_images(stream: BinaryIO) -> tuple[str, list[str]] | None:
     """Find a sample with several images among the first few: its name and the extensions. None if there is none."""
+    before: list[_Member] = []
     with _open(stream, 0) as tar:
         for members in itertools.islice(_samples(tar, ReadOptions(), LeftOut()), PEEKED_RECORDS):
             images = [extension for extension, member in _by_extension(members).items() if member.is_image]
+            images = _views(before, members) or images
             if len(images) > 1:
                 return printable(_name(members)), images
+            before = members
     return None
 
 
@@ -344,6 +355,19 @@ def _starts_sample(sample: list[_Member], member: _Member, options: ReadOptions)
     return any(one.is_image for one in sample) and (member.is_image or is_series)
 
 
+def _views(before: list[_Member], members: list[_Member]) -> list[str]:
+    """The extensions of images that turn out to be of one sample, since a plain member of their name comes last.
+
+    Args:
+        before: the sample before.
+        members: of a sample.
+    """
+    if not before or before[0].stem != members[0].stem or all(member.is_dotted for member in members):
+        return []
+    images = [member.extension for member in (*before, *members) if member.is_dotted and member.is_image]
+    return images if len(set(images)) > 1 else []
+
+
 def _name(members: list[_Member]) -> str:
     """A sample's name: what its members have in common."""
     bases = {member.base for member in members}
@@ -359,15 +383,19 @@ def _by_extension(members: list[_Member]) -> dict[str, _Member]:
 def _places(stream: BinaryIO, options: ReadOptions, left_out: LeftOut) -> Iterator[Place]:
     """Where each sample starts. The one before a damaged header is lost too: what is damaged may be a part of it."""
     seen: set[str] = set()
+    before: list[_Member] = []
     with _open(stream, 0) as tar:
         for members in _samples(tar, options, left_out):
             name = _name(members)
+            views = _views(before, members) if options.image_column == ReadOptions().image_column else []
+            before = members
             named = _by_extension(members)
             chosen = _image_extension(list(named), options.image_column)
             for extension, member in named.items():
                 if member.is_image and extension != chosen:
                     left_out.add("further images of samples", storable(member.info.name))
-            yield Place(members[0].info.offset, members[-1].end, _REPEATED if name in seen else None)
+            problem = _VIEWS.format(", ".join(views)) if views else _REPEATED if name in seen else None
+            yield Place(members[0].info.offset, members[-1].end, problem)
             seen.add(name)
 
 
@@ -384,6 +412,10 @@ def _image_extension(names: list[str], image_column: str) -> str | None:
     return next(itertools.chain(whole, filter(_is_image, names)), None)
 
 
+class _NoObjectError(RecordError):
+    """A .json member that is JSON, and no object."""
+
+
 def _fields(sample: Sample) -> dict[str, Any]:
     if "json" not in sample:
         return {}
@@ -392,8 +424,26 @@ def _fields(sample: Sample) -> dict[str, Any]:
     except ValueError as error:
         raise RecordError("bad_value", f"the .json member is not JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise RecordError("bad_value", f"the .json member holds a {type(fields).__name__}, not an object")
+        raise _NoObjectError("bad_value", f"the .json member holds a {type(fields).__name__}, not an object")
     return fields
+
+
+def _wanted_fields(sample: Sample, options: ReadOptions) -> dict[str, Any]:
+    """The .json member's fields, where a label or a kept column may be one of them.
+
+    Raises:
+        RecordError: if it is no JSON, or no object where a column of it was asked for.
+    """
+    kept = any(name not in sample for name in options.kept_from.values())
+    asked = kept or options.label_from == LabelFrom.COLUMN
+    if not asked and (options.label_from != LabelFrom.AUTO or options.label_column in sample or "cls" in sample):
+        return {}
+    try:
+        return _fields(sample)
+    except _NoObjectError:  # Boxes of objects, say.
+        if asked:
+            raise
+        return {}
 
 
 def _label(sample: Sample, fields: dict[str, Any], label_column: str) -> Any:

@@ -230,6 +230,12 @@ def reconcile(reports: list[UnitReport], output: str, folder: str = part_files.E
     return problems
 
 
+def parts_beside(reports: Iterable[UnitReport], output: str, folder: str = part_files.EMBEDDINGS) -> int:
+    """How many parts a run's folder holds that are of none of its units."""
+    mine = {report.commit.unit_id for report in reports}
+    return sum(unit_id not in mine for unit_id, _ in part_files.list_parts(storage.join(output, folder)))
+
+
 def describe_unread(reports: Iterable[UnitReport]) -> list[str]:
     """One line for each file that was not read to its end, saying how much was not."""
     return [_describe_unread(unread) for report in reports for unread in report.commit.unread]

@@ -94,19 +94,22 @@ def list_all(patterns: Iterable[str]) -> Iterator[FileInfo]:
     return _merge(map(list_files, patterns))
 
 
-def matches(pattern: str, within: UriRange = EVERYWHERE) -> Iterator[tuple[bool, Iterator[FileInfo]]]:
+def matches(
+    pattern: str, within: UriRange = EVERYWHERE, *, hidden: bool = False
+) -> Iterator[tuple[bool, Iterator[FileInfo]]]:
     """`list_files` in its parts: (whether a folder was named, its files in order); parts may overlap.
 
     Args:
         pattern: see `list_files`.
         within: files of other uris are left out; a range is listed without listing what is before or behind it.
+        hidden: whether hidden files of a folder that was named are among them.
     """
     named = _look_at(pattern)
     if absent := [found.uri for found in named if len(named) > 1 and not (found.info or found.glob())]:
         more = f" and {len(absent) - _NAMES_SHOWN} more" if len(absent) > _NAMES_SHOWN else ""
         raise FileNotFoundError(f"braces name what is not there: {', '.join(absent[:_NAMES_SHOWN])}{more}")
     for found in named:
-        if glob := found.glob():
+        if glob := found.glob(hidden=hidden):
             listed = _store(found.uri).list_glob(glob, within)
             yield found.folder, (info for info in listed if info.uri in within)
     yield False, iter(sorted((found.info for found in named if found.info and found.uri in within), key=_uri))
@@ -354,10 +357,10 @@ class _Named(NamedTuple):
     info: FileInfo | None
     folder: bool
 
-    def glob(self) -> Glob | None:
+    def glob(self, *, hidden: bool = False) -> Glob | None:
         """What is to be listed for it; None for a file, and for what is neither there nor a glob."""
         if self.folder:
-            return Glob.below(self.uri.rstrip("/"), "**")
+            return Glob.below(self.uri.rstrip("/"), "**", hidden=hidden)
         return None if self.info else _glob(self.uri)
 
 

@@ -48,27 +48,30 @@ def expand_braces(pattern: str) -> list[str]:
 class Glob:
     """The paths below a folder that match a pattern.
 
-    As in a shell, `*`, `?` and `**` leave out names that start with a dot, and only `**` crosses a slash.
+    As in a shell, `*`, `?` and `**` leave out names that start with a dot unless `hidden` says otherwise, and only `**`
+    crosses a slash.
 
     Attributes:
         folder: uri of the folder, taken literally, without a trailing slash.
         prefix: what the name of every match below `folder` starts with, taken literally.
         parts: one regular expression for each component of the pattern, None for `**`.
+        hidden: whether names that start with a dot match too.
     """
 
     folder: str
     prefix: str
     parts: tuple[re.Pattern[str] | None, ...]
+    hidden: bool = False
 
     @classmethod
-    def below(cls, folder: str, pattern: str) -> Glob:
+    def below(cls, folder: str, pattern: str, *, hidden: bool = False) -> Glob:
         """The glob `pattern` (components joined by slashes) below `folder` (a uri without a trailing slash)."""
         components = pattern.split("/")
         if components[-1] == "**":
             components.append("*")
         magic = _MAGIC.search(pattern)
         prefix = pattern[: magic.start()] if magic else pattern
-        return cls(folder, prefix, tuple(map(_component, components)))
+        return cls(folder, prefix, tuple(_component(component, hidden) for component in components), hidden)
 
     @property
     def depth(self) -> int | None:
@@ -93,7 +96,7 @@ class Glob:
                 continue
             part = self.parts[state]
             if part is None:
-                if not name.startswith("."):
+                if self.hidden or not name.startswith("."):
                     following.add(state)
             elif part.match(name):
                 following.add(state + 1)
@@ -107,8 +110,8 @@ class Glob:
         return frozenset(states)
 
 
-def _component(text: str) -> re.Pattern[str] | None:
+def _component(text: str, hidden: bool) -> re.Pattern[str] | None:
     if text == "**":
         return None
-    hidden = "" if text.startswith(".") else r"(?!\.)"
-    return re.compile(hidden + fnmatch.translate(text))
+    shown = "" if hidden or text.startswith(".") else r"(?!\.)"
+    return re.compile(shown + fnmatch.translate(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ MODEL_FOLDER = "model"
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_log = logging.getLogger(__name__)
 
 _FOOTER_WORKERS = 16
 """Footers read at once: small reads, where a remote storage's latency is what counts."""
@@ -239,7 +242,7 @@ def ahead(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[
 
 
 def _part_uris(folder: str, *, allow_unfinished: bool) -> list[str]:
-    """List a run's parts, and check them against its manifest."""
+    """The parts that a run's manifest names, checked against it; those that are there, where there is no manifest."""
     try:
         uris = {uri.rsplit("/", 1)[-1]: uri for _, uri in list_parts(storage.join(folder, EMBEDDINGS))}
     except OSError as error:
@@ -250,30 +253,38 @@ def _part_uris(folder: str, *, allow_unfinished: bool) -> list[str]:
             f"There are no embeddings in {folder}: it has no {EMBEDDINGS}/part-*.parquet. --embeddings is what "
             "extract was given as --output."
         )
-    if allow_unfinished:
-        return list(uris.values())
     try:
         entries = json.loads(storage.read_bytes(storage.join(folder, MANIFEST_FILE)))["parts"]
-        listed = {entry["path"].rsplit("/", 1)[-1] for entry in entries}
+        listed = {entry["path"].rsplit("/", 1)[-1]: entry for entry in entries}
     except FileNotFoundError:
+        if allow_unfinished:
+            return list(uris.values())
         raise ImagebeamError(
             f"{folder} has no {MANIFEST_FILE}: its extract run has not finished. Finish it, or take the "
             f"{counted(len(uris), 'part')} that it has with --allow_unfinished."
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if allow_unfinished:
+            return list(uris.values())
         raise ImagebeamError(
             f"{storage.join(folder, MANIFEST_FILE)} is not what extract wrote ({error}). `imagebeam verify {folder}` "
             "says how to mend it."
         ) from error
-    if listed != uris.keys():
-        name = min(listed ^ uris.keys())
-        what = "is in the manifest but gone" if name in listed else "is not in the manifest"
+    if (gone := listed.keys() - uris.keys()) and not allow_unfinished:
         raise ImagebeamError(
-            f"{folder} was changed since its manifest was written: {name} {what}. Run extract again, or take the "
-            "parts that are there with --allow_unfinished."
+            f"{folder} was changed since its manifest was written: {min(gone)} is in the manifest but gone. Run "
+            "extract again, or take the parts that are there with --allow_unfinished."
         )
-    _check_bytes(uris, entries)
-    return list(uris.values())
+    if others := uris.keys() - listed.keys():
+        _log.warning(
+            "%s: %s not in its manifest, and left out, such as %s: rows of an earlier input, say, which stay where a "
+            "run ends with a problem. `imagebeam verify` lists them",
+            *(folder, f"{counted(len(others), 'part')} {'is' if len(others) == 1 else 'are'}", min(others)),
+        )
+    named = [uri for name, uri in uris.items() if name in listed]
+    if not allow_unfinished:
+        _check_bytes(uris, entries)
+    return named
 
 
 def _check_bytes(uris: Mapping[str, str], entries: Sequence[Mapping[str, Any]]) -> None:

@@ -66,7 +66,19 @@ def test_folder_gives_shards_and_images_and_counts_the_rest(folder):
         ("y.parquet", "parquet"),
         ("z.tfrecord", "tfrecord"),
     ]
-    assert left_out == {".txt": 2, ".csv": 1, "(no extension)": 2}
+    assert left_out == {".txt": 2, ".csv": 1, "(no extension)": 2, "(names that begin with _ or .)": 1}
+
+
+def test_images_in_hidden_folders_are_counted_and_other_hidden_files_are_not(folder):
+    for name in (".DS_Store", ".git/objects/aa", ".git/config.txt", ".cache/thumb/1.png", "a/._3.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).touch()
+    left_out: Counter[str] = Counter()
+    assert len(listed(folder, [""], None, left_out)) == 6
+    assert left_out["(names that begin with _ or .)"] == 3
+    assert left_out[".txt"] == 2
+    assert [name for name, _ in listed(folder, ["/**/*.jpg"])] == ["a/3.jpg", "b/2.jpg"]
+    assert listed(folder, ["/.cache"], None, left_out) == [(".cache/thumb/1.png", "files")]
 
 
 def test_named_file_is_read_under_any_name(folder):

@@ -180,7 +180,7 @@ def test_planning_streams(monkeypatch):
     """The first item is there long before the listing is over, whatever the input is made of."""
     for extension in ("jpg", "tar"):
         endless = (FileInfo(f"/x/{number:09}.{extension}", 1, "1") for number in itertools.count())
-        monkeypatch.setattr(storage, "matches", lambda pattern, within, files=endless: iter([(False, files)]))
+        monkeypatch.setattr(storage, "matches", lambda pattern, within, hidden, files=endless: iter([(False, files)]))
         items = plan(["/x/*"], None, 100)
         assert len(list(itertools.islice(items, 3))) == 3
         assert next(endless).uri < "/x/000001000"
@@ -205,7 +205,7 @@ def test_a_long_listing_planned_in_parts_covers_every_file_once(tmp_path, monkey
 
 def plan_names(monkeypatch, names, rows_per_unit):
     files = [FileInfo(name, 1, "1") for name in sorted(names)]
-    monkeypatch.setattr(storage, "matches", lambda pattern, within: iter([(False, iter(files))]))
+    monkeypatch.setattr(storage, "matches", lambda pattern, within, hidden: iter([(False, iter(files))]))
     return list(plan(["/x/*"], None, rows_per_unit))
 
 

@@ -3,13 +3,14 @@
 import io
 import tarfile
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.planned import shard_at
 from transforms.core.errors import ImagebeamError
-from transforms.core.formats import InputFormat
+from transforms.core.formats import InputFormat, LabelFrom
 from transforms.core.types import Record
 from transforms.images.decode import IMAGE_EXTENSIONS
 from transforms.inputs.inspection import inspect_input
@@ -77,6 +78,35 @@ def test_names_lose_no_image(tmp_path, members, expected, mode):
         assert not unread
     if "cls" in str(members):
         assert [item.label for item in items] == ["7", "8"]
+
+
+def test_views_whose_label_comes_last_are_a_failure_far_into_a_shard(tmp_path):
+    """Where nothing was seen of them before the run: the label is of both, and neither may go without it in silence."""
+    members = [("s.png", b"1"), ("t.left.png", b"2"), ("t.right.png", b"3"), ("t.txt", b"cat"), ("u.png", b"4")]
+    (tmp_path / "x").write_bytes(tar_of(members))
+    for rows_per_unit in (1, 2, 3, 100):
+        items, _, unread = read(tmp_path / "x", rows_per_unit)
+        assert outcome(items) == [b"1", b"2", "several_images", b"4"]
+        assert "left.png, right.png" in items[2].message
+        assert not unread
+
+
+@pytest.mark.parametrize("label_from", LabelFrom)
+@pytest.mark.parametrize(
+    ("text", "fails"),
+    [
+        (b'[{"bbox": [1, 2]}]', {LabelFrom.COLUMN}),
+        (b"{oops", {LabelFrom.COLUMN, LabelFrom.AUTO}),
+        (b'{"label": 7}', set()),
+    ],
+)
+def test_json_costs_an_image_only_where_it_is_asked_for(tmp_path, label_from, text, fails):
+    (tmp_path / "x").write_bytes(tar_of([("dir/a.png", b"1"), ("dir/a.json", text)]))
+    items, _, _ = read(tmp_path / "x", 10, ReadOptions(label_from=label_from))
+    assert outcome(items) == ["bad_value" if label_from in fails else b"1"]
+    kept = ReadOptions(label_from=label_from, keep_columns=(("boxes", pa.string()),))
+    items, _, _ = read(tmp_path / "x", 10, kept)
+    assert outcome(items) == [b"1" if text.startswith(b'{"') else "bad_value"]
 
 
 def test_members_outside_samples_are_counted(tmp_path):
@@ -183,6 +213,11 @@ def _is_image(name):
         (["a.jpg", "b.jpg", "b.seg.png"], "jpg, seg.png"),
         (["a.jpg", "b.png"], None),
         (["a.left.png", "a.right.png"], None),  # Two samples: nothing is passed over.
+        (["a.left.png", "a.right.png", "a.txt"], "left.png, right.png"),
+        (["a.txt", "a.left.png", "a.right.png"], "left.png, right.png"),
+        (["b.png", "a.left.png", "a.mid.png", "a.right.png", "a.cls"], "mid.png, right.png"),
+        (["a.rgb.png", "a.txt", "b.rgb.png", "b.txt"], None),
+        (["v.1.png", "v.1.cls", "v.2.png", "v.2.cls"], None),
         (["a.jpg", "a.json"], None),
     ],
 )
