@@ -18,6 +18,7 @@ from transforms.parts import part_files
 from transforms.parts.part_files import DamagedPartError
 from transforms.reuse.digest_index import ReusedRun, write_index
 from transforms.reuse.known_rows import Conditions
+from transforms.runs.copies import refuse_copy_as_run
 
 _PARTS_LOOKED_AT = 32
 
@@ -78,6 +79,7 @@ def _open(
                 f"{options.embedding_dtype}). Choose the same --embedding_dtype."
             )
     if not found and output != folder.output:
+        refuse_copy_as_run(output)
         raise ImagebeamError(f"--reuse {name!r} holds no embeddings. Name the output of an extract run.")
     return ReusedRun(output, generation)
 

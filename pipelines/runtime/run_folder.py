@@ -19,6 +19,7 @@ from transforms.inputs.shard_index import forget_cuts
 from transforms.parts import part_files
 from transforms.readers.column_types import holds, parse_type
 from transforms.runs import lease, manifest
+from transforms.runs.copies import refuse_copy_as_output
 
 _CUTS = "plan"
 _GENERATION = "generation"
@@ -99,7 +100,8 @@ def claim_output(options: OutputOptions, source: Described, parts: str = part_fi
 
     Raises:
         ImagebeamError: naming what differs from the run the folder holds, or a file in it that no run wrote, or that
-            it holds a classifier, or who else is working on it, or why the folder cannot be written.
+            it holds a classifier or a copy of `compact`, or who else is working on it, or why the folder cannot be
+            written.
         JobError: if the folder cannot be written, and not for what the user gave.
     """
     with contextlib.ExitStack() as stack:
@@ -169,6 +171,7 @@ def check_output(options: OutputOptions, source: Described, parts: str = part_fi
             f"{output} holds a classifier of train or finetune, whose files a run would mix with its own. Choose "
             "another --output."
         )
+    refuse_copy_as_output(output)
     run = {
         **source.describe(),
         "rows_per_unit": options.rows_per_unit,

@@ -442,6 +442,15 @@ class TestErrors:
         assert extract(folder / "images", labelled) == 2
         assert "holds another run" in error_of(capfd)
 
+    def test_a_copy_of_the_run_is_neither_its_input_nor_its_output(self, folder, tmp_path, capsys):
+        assert run_job("compact", [str(folder / "run"), "--output", str(tmp_path / "copy")]) == 0
+        before = sorted(path.name for path in (tmp_path / "copy").iterdir())
+        assert classify("--embeddings", tmp_path / "copy", folder=folder, output=tmp_path / "out") == 2
+        assert str(folder / "run") in capsys.readouterr().err
+        assert classify("--input", folder / "images", folder=folder, output=tmp_path / "copy") == 2
+        assert "imagebeam compact" in capsys.readouterr().err
+        assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == before
+
     @pytest.mark.parametrize("job", ["images", "vectors", "extract"])
     @pytest.mark.parametrize("holds", ["classifier.keras", "checkpoint-run.json"])
     def test_no_run_writes_into_a_classifiers_folder(self, folder, tmp_path, capfd, holds, job):

@@ -1,6 +1,7 @@
 """`imagebeam compact`: equal rows in few large files, in another folder."""
 
 import json
+import shutil
 
 import duckdb
 import pyarrow.parquet as pq
@@ -68,6 +69,63 @@ def test_damaged_part_stops_compact(run, tmp_path, capsys):
         part.write_bytes(data)
     assert part.name in capsys.readouterr().err
     assert not (tmp_path / "copy" / "_compact.json").exists()
+
+
+@pytest.fixture(scope="module")
+def copy(run):
+    """A copy of it."""
+    assert compact(run, run.parent / "copy") == 0
+    return run.parent / "copy"
+
+
+@pytest.mark.parametrize(
+    ("job", "flags"),
+    [
+        ("verify", "COPY"),
+        ("report", "COPY"),
+        ("compact", "COPY --output OUT"),
+        ("train", "--embeddings COPY --output OUT"),
+        ("train", "--embeddings COPY --output OUT --allow_unfinished"),
+    ],
+)
+def test_a_copy_is_not_read_as_a_run(run, copy, tmp_path, capsys, job, flags):
+    places = {"COPY": str(copy), "OUT": str(tmp_path / "out")}
+    assert run_job(job, [places.get(word, word) for word in flags.split()]) == 2
+    error = capsys.readouterr().err
+    assert "_compact.json" in error
+    assert str(run) in error
+    assert "Let the run finish" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_copy_is_not_reused(run, copy, tmp_path, capsys):
+    with plain():
+        assert extract([run.parent / "in"], tmp_path / "out", "--rows_per_unit", 5, "--reuse", copy) == 2
+    error = capsys.readouterr().err
+    assert "_compact.json" in error
+    assert str(run) in error
+
+
+@pytest.mark.parametrize(
+    ("job", "flags"),
+    [
+        ("extract", "--input IN --output COPY --model VGG16 --weights random:0 --image_size native"),
+        ("extract", "--input IN --output COPY --model VGG16 --weights random:0 --image_size native --overwrite"),
+        ("train", "--embeddings RUN --output COPY --overwrite"),
+        ("finetune", "--input IN --output COPY --model VGG16 --weights random:0 --overwrite"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_nothing_is_written_into_a_copy(run, copy, tmp_path, capsys, job, flags, finished):
+    target = tmp_path / "copy"
+    shutil.copytree(copy, target)
+    if not finished:
+        (target / "_compact.json").unlink()
+    before = sorted(target.rglob("*"))
+    places = {"COPY": str(target), "RUN": str(run), "IN": str(run.parent / "in")}
+    assert run_job(job, [places.get(word, word) for word in flags.split()]) == 2
+    assert "imagebeam compact" in capsys.readouterr().err
+    assert sorted(target.rglob("*")) == before
 
 
 @pytest.mark.parametrize("flags", [("--rows_per_file", 0), ("--rows_per_group", -1)])

@@ -243,6 +243,7 @@ def _pixels(path):
         ("extract", "--input {} --output gs://nobucket/out", "--output 'gs://nobucket/out'"),
         ("train", "--embeddings gs://nobucket/in --output {}/out", "--embeddings 'gs://nobucket/in'"),
         ("classify", "--input {} --classifier gs://nobucket/c --output {}/out", "gs://nobucket/c"),
+        ("train", "--embeddings {} --output gs://nobucket/out", "--output 'gs://nobucket/out'"),
         ("verify", "gs://nobucket/run", "gs://nobucket/run"),
         ("report", "gs://nobucket/run", "gs://nobucket/run"),
         ("compact", "gs://nobucket/run --output {}/out", "gs://nobucket/run"),

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import json
 import operator
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +24,9 @@ from transforms.core.digests import file_sha256
 from transforms.core.errors import ImagebeamError
 from transforms.core.sealed_json import seal
 from transforms.parts.part_files import FINGERPRINT_KEY, SPEC_KEY
+from transforms.runs.copies import COMPACT_FILE, ROWS_FILE
 from transforms.runs.manifest import read_manifest
 from transforms.runs.verify import check_bytes
-
-COMPACT_FILE = "_compact.json"
-"""Written last: what the copy holds. Readers of a folder skip names that begin with an underscore."""
-
-_FILE_NAME = re.compile(r"rows-\d{5}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ def _clear(target: str) -> None:
         ImagebeamError: if anything else is there.
     """
     found = [info.uri for info in storage.list_below(target, "**")]
-    others = [uri for uri in found if not _FILE_NAME.fullmatch(storage.basename(uri))]
+    others = [uri for uri in found if not ROWS_FILE.fullmatch(storage.basename(uri))]
     if others:
         raise ImagebeamError(f"{target} is not empty: it holds {storage.basename(others[0])}. Choose another --output.")
     for uri in found:

@@ -29,6 +29,7 @@ from transforms.parts.part_files import Commit
 from transforms.parts.stored_file import StoredFile
 from transforms.readers.units import Note
 from transforms.reuse.neighbours import bounds
+from transforms.runs.copies import refuse_copy_as_run
 
 MANIFEST_FILE = "manifest.json"
 RUN_FILE = "run.json"
@@ -305,7 +306,7 @@ def read_manifest(output: str) -> dict[str, Any]:
     """The manifest of a finished run.
 
     Raises:
-        ImagebeamError: if there is none, or it is of something else than a run.
+        ImagebeamError: if there is none, or it is of something else than a run, or the folder is a copy of `compact`.
         DamagedManifestError: if its bytes are not those that were written.
         OSError: if it cannot be read.
     """
@@ -313,6 +314,7 @@ def read_manifest(output: str) -> dict[str, Any]:
     try:
         content = unseal(storage.read_bytes(uri))
     except FileNotFoundError:
+        refuse_copy_as_run(output)
         raise ImagebeamError(
             f"There is no finished run in {output}: it has no {MANIFEST_FILE}. Let the run finish first."
         ) from None

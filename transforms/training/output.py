@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from transforms import storage
-from transforms.core.errors import ImagebeamError
+from transforms.core.errors import ImagebeamError, refused
+from transforms.runs.copies import refuse_copy_as_output
 from transforms.runs.manifest import MANIFEST_FILE, RUN_FILE
 from transforms.training.checkpoint import Checkpoint
 from transforms.training.head import LABELS_FILE
@@ -51,8 +52,10 @@ class ClassifierFolder:
         checkpoint: the state of an unfinished run.
 
     Raises:
+        JobError: if the folder cannot be read, and not for what the user gave.
         ImagebeamError: if the folder holds results, and neither belongs to an unfinished run nor may be replaced; or
-            if it is that of a run of extract or classify, which none may replace; or if it is a file.
+            if it is that of a run of extract or classify, or a copy of compact, which none may replace; or if it is
+            a file.
     """
 
     def __init__(self, uri: str, *, overwrite: bool) -> None:
@@ -63,6 +66,10 @@ class ClassifierFolder:
             raise ImagebeamError(
                 f"{error.filename} is a file, and no folder. Received: --output {uri!r}. Choose another --output."
             ) from error
+        try:
+            refuse_copy_as_output(self.uri)
+        except OSError as error:
+            raise refused(f"The output cannot be used: {error}. Received: --output {uri!r}.", error) from error
         self.checkpoint = Checkpoint(self.uri)
         self._overwrite = overwrite
         for name in (RUN_FILE, MANIFEST_FILE):

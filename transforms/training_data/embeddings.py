@@ -21,6 +21,7 @@ from transforms.core.spec import EmbedderSpec
 from transforms.core.text import counted
 from transforms.models.staged import StagedModel, read_staged
 from transforms.parts.part_files import EMBEDDINGS, FINGERPRINT_KEY, SPEC_KEY, list_parts
+from transforms.runs.copies import refuse_copy_as_run
 from transforms.runs.manifest import MANIFEST_FILE
 from transforms.runs.verify import check_bytes
 
@@ -249,6 +250,7 @@ def _part_uris(folder: str, *, allow_unfinished: bool) -> list[str]:
         message = f"The embeddings cannot be listed ({error}). Received: --embeddings {folder!r}."
         raise refused(message, error) from error
     if not uris:
+        refuse_copy_as_run(folder)
         raise ImagebeamError(
             f"There are no embeddings in {folder}: it has no {EMBEDDINGS}/part-*.parquet. --embeddings is what "
             "extract was given as --output."
