@@ -68,6 +68,7 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
 
     def __init__(self, output: str, **flags: Any) -> None:
         super().__init__()
+        check_type("output", output, str)
         values = _read_flags({**flags, "output": output})
         self.model_options = _options(ModelOptions, values)
         self.engine_options = _options(EngineOptions, values)

@@ -62,4 +62,4 @@ def _described(hint: Any) -> str:
         return _PLAIN[hint][1]
     if issubclass(hint, enum.StrEnum):
         return f"one of {', '.join(hint)}"
-    return f"a {hint.__name__}"
+    return f"{'an' if hint.__name__[0] in 'AEIOU' else 'a'} {hint.__name__}"

@@ -12,6 +12,7 @@ from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.field_types import check_type
 from transforms.core.formats import OUTPUT_COLUMNS, is_output_column
 from transforms.core.limits import MAX_IMAGE_PIXELS
 from transforms.core.types import Failure, Record, Row
@@ -60,7 +61,7 @@ class EmbedRecords(beam.PTransform):  # type: ignore[misc]
         images: how bytes become pixels, where the model does not say; for a model of one's own.
 
     Raises:
-        ImagebeamError: if the folder holds no model, or for a batch_size below 1.
+        ImagebeamError: if the folder holds no model, or for a batch_size below 1 or an argument of another type.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class EmbedRecords(beam.PTransform):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._model = model_source(model)
+        check_type("images", images, ImageOptions | None)
         if images is None:
             known = model if isinstance(model, EmbedderConfig) else self._model
             if not isinstance(known, EmbedderConfig | StagedModel):

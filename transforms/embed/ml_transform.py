@@ -14,6 +14,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.ml.transforms.base import EmbeddingsManager, _ImageEmbeddingHandler
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.field_types import check_type
 from transforms.embed.embed_units import ImageModel
 from transforms.embed.model_handler import EmbeddingModelHandler
 from transforms.embed.model_sources import image_options, spec_of
@@ -57,6 +58,8 @@ class KerasImageEmbeddings(EmbeddingsManager):  # type: ignore[misc]
         inference_args: Mapping[str, Any] | None = None,
         **config: Any,
     ) -> None:
+        check_type("columns", columns, tuple[str, ...])
+        check_type("staged", staged, str | None)
         super().__init__(
             columns=list(columns),
             min_batch_size=min_batch_size,

@@ -42,7 +42,8 @@ class EmbeddingModelHandler(ModelHandler[np.ndarray, PredictionResult, ImageMode
         **settings: as for any `ModelHandler`: max_batch_duration_secs, env_vars, ...
 
     Raises:
-        ImagebeamError: if the folder holds no model, or for a batch size below 1 or a least one above the largest.
+        ImagebeamError: if the folder holds no model, for a model of another type, or for a batch size below 1 or a
+            least one above the largest.
     """
 
     def __init__(

@@ -44,11 +44,17 @@ def model_source(model: EmbedderConfig | StagedModel | ModelSource | str) -> Mod
         model: a request, which each worker resolves itself; what `stage_model` gave; or the folder it was given.
 
     Raises:
-        ImagebeamError: if the folder holds no model, or for a request of weights "none" or of precision int8.
+        ImagebeamError: if the folder holds no model, or for a request of weights "none" or of precision int8, or for
+            anything else.
     """
     if isinstance(model, EmbedderConfig):
         return ConfiguredModel(model)
     if not isinstance(model, str):
+        if not callable(getattr(model, "load", None)):
+            raise ImagebeamError(
+                "model is an EmbedderConfig, what stage_model returned, or the folder that it was given, as a str. "
+                f"Received: {model!r}."
+            )
         return model
     if (staged := read_staged(model)) is None:
         raise ImagebeamError(f"There is no staged model. Received: {model!r}. Make one with imagebeam.stage_model.")

@@ -90,7 +90,9 @@ class EmbedderConfig:
                 f"Without antialiasing images are resized by {' or '.join(_ALIASED)}. Received: resize_mode="
                 f"{self.resize_mode}, interpolation={self.interpolation}. Choose another of the two."
             )
-        if self.dicom_frame != "middle" and not (isinstance(self.dicom_frame, int) and self.dicom_frame >= 1):
+        frame = self.dicom_frame
+        is_number = isinstance(frame, int) and not isinstance(frame, bool)  # True is 1, too.
+        if frame != "middle" and not (is_number and int(frame) >= 1):
             raise ImagebeamError(f"dicom_frame is a number from 1, or 'middle'. Received: {self.dicom_frame!r}.")
         self._check_own_model()
         is_file(self.weights)  # raises for what is neither a keyword nor a file

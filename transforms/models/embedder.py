@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.field_types import check_type
 from transforms.core.spec import EmbedderSpec, Pooling, Precision
 from transforms.models.architectures import Architecture, get_architecture, nearest
 from transforms.models.config import EmbedderConfig
@@ -128,8 +129,9 @@ def build_embedder(config: EmbedderConfig, *, input_tensor: Any = None) -> keras
 
     Raises:
         ImagebeamError: for a layer that the model does not have, weights that cannot be had or do not fit, or
-            precision int8, which Keras does not have.
+            precision int8, which Keras does not have; or for what is no config.
     """
+    check_type("config", config, EmbedderConfig)
     refuse_int8(config)
     backbone = load_backbone(config)
     return assemble(identify(config, backbone), backbone, input_tensor)

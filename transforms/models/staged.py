@@ -17,6 +17,7 @@ from transforms import storage
 from transforms.core.digests import file_sha256
 from transforms.core.engines import Engine, has_nvidia_gpu
 from transforms.core.errors import ImagebeamError, last_line
+from transforms.core.field_types import check_type
 from transforms.core.spec import EmbedderSpec, Precision
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import Embedder, resolve
@@ -215,9 +216,11 @@ def stage_model(
 
     Raises:
         ImagebeamError: if the folder holds a model of another spec, or the model cannot be built, such as an int8 one
-            that is not there yet.
+            that is not there yet; or for what is no config or folder.
         OSError: if it cannot be stored.
     """
+    check_type("config", config, EmbedderConfig)
+    check_type("folder", folder, str)
     folder = storage.absolute(folder)
     source = weights_source(config)
     staged = read_staged(folder)

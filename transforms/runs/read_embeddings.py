@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError
+from transforms.core.field_types import check_type
 from transforms.runs.manifest import read_manifest
 
 _ROWS_AT_ONCE = 1024
@@ -28,12 +29,15 @@ class ReadEmbeddings(beam.PTransform):  # type: ignore[misc]
         columns: those to read; None for all.
 
     Raises:
-        ImagebeamError: fails the pipeline where the run has not finished, or has no such column.
+        ImagebeamError: for an argument of another type, when constructed; fails the pipeline where the run has not
+            finished, or has no such column.
         ValueError: fails it where the manifest is damaged.
     """
 
     def __init__(self, output: str, columns: Sequence[str] | None = None) -> None:
         super().__init__()
+        check_type("output", output, str)
+        check_type("columns", columns, tuple[str, ...] | None)
         self._output = storage.absolute(output)
         self._columns = None if columns is None else tuple(columns)
 
