@@ -74,7 +74,9 @@ def inspect_input(
     if input_format is None:
         _refuse_other_kinds(listed)
     if any(shard.format == InputFormat.PARQUET for shard in listed):
-        for folder in {root for pattern in patterns for root in storage.roots(pattern)}:
+        named = {shard.file.uri for shard in listed}  # Files, which have no folder to be looked at, nor a stat to cost.
+        others = [pattern for pattern in patterns if storage.absolute(pattern) not in named]
+        for folder in {root for pattern in others for root in storage.roots(pattern)}:
             refuse_removed_files(folder)
     seen: set[InputFormat] = set()
     for shard in listed[:_LOOKED_AT]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.shard_files import example, write_tar, write_tfrecord
+from transforms import storage
 from transforms.core.errors import ColumnTypeError, ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure
@@ -337,6 +338,16 @@ def test_a_delta_table_with_removed_files_is_refused(tmp_path, later):
     for pattern in ("t", "t/*.parquet", "t/**"):
         with pytest.raises(ImagebeamError, match=r"Delta table, which holds 1 file .*vacuum"):
             inspect_input([f"{tmp_path}/{pattern}"], None, ReadOptions())
+
+
+def test_files_of_a_delta_table_that_are_named_are_read_and_not_asked_for_twice(tmp_path, monkeypatch):
+    write_delta(tmp_path / "t", ADDED, [{"remove": {"path": "old.parquet"}}])
+    asked = []
+    roots = storage.roots
+    monkeypatch.setattr(storage, "roots", lambda pattern: asked.append(pattern) or roots(pattern))
+    paths = [str(tmp_path / "t" / name) for name in ("new.parquet", "old.parquet")]
+    assert inspect_input(paths, None, ReadOptions()).image_column == "image"
+    assert sorted(asked) == paths
 
 
 def test_a_delta_table_whose_files_are_all_its_own_is_read(tmp_path):
