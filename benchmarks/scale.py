@@ -6,7 +6,7 @@
     python -m benchmarks.scale tars [--count 10000]         extract from so many tars of one image, and from one tar
     python -m benchmarks.scale row_group [--count 60000]    read so many rows of one Parquet row group, unit by unit
     python -m benchmarks.scale manifest [--count 600000]    reconcile so many made-up units and write their manifest
-    python -m benchmarks.scale workers [--count 1 4 16]     units/s with so many worker processes, 0.5 s a unit
+    python -m benchmarks.scale workers [--count 1 4 16]     units/s with so many worker processes, 0.5 s a batch
 
 `files` and `shards` run the job's own planning stages on the local runner, down to the workers' side of the Reshuffle;
 `tars` runs the command, MobileNet at 64x64; `row_group` the readers alone, in chains as a run has them;
@@ -40,6 +40,7 @@ from benchmarks.common import publish, write_jpegs
 from pipelines.runtime.finish import Run, finish
 from pipelines.runtime.run_folder import RunFolder
 from transforms import storage
+from transforms.core.batching import MODEL_CALLS
 from transforms.core.formats import InputFormat
 from transforms.core.spec import EmbedderSpec
 from transforms.embed.embed_units import EmbedOptions, EmbedUnits
@@ -279,9 +280,10 @@ def workers(counts: list[int], units_a_worker: int = 128) -> dict[str, Any]:
     rates = {}
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:
-            Image.new("RGB", (64, 64)).save(Path(folder, "image.png"))
-            rows = (f"image.png,{number}\n" for number in range(count * units_a_worker * IMAGES_A_UNIT))
-            Path(folder, "list.csv").write_text("uri,key\n" + "".join(rows))
+            names = [f"{number:06}.png" for number in range(count * units_a_worker * IMAGES_A_UNIT)]
+            for number, name in enumerate(names):  # Equal images would be embedded once.
+                Image.new("RGB", IMAGE_SIZE, (number & 255, number >> 8 & 255, number >> 16)).save(Path(folder, name))
+            Path(folder, "list.csv").write_text("\n".join(("uri", *names)))
             options = PipelineOptions(
                 ["--runner=FnApiRunner", f"--direct_num_workers={count}", "--direct_running_mode=multi_processing"]
             )
@@ -296,6 +298,7 @@ def workers(counts: list[int], units_a_worker: int = 128) -> dict[str, Any]:
             done = np.sort([path.stat().st_mtime for path in Path(folder, "out", EMBEDDINGS).iterdir()])
             assert len(done) == count * units_a_worker
             rates[count] = (len(done) - 1) / (done[-1] - done[0])
+            assert rates[count] < 1.1 * count * MODEL_CALLS / UNIT_SECONDS, "not every batch was embedded"
     least = min(counts)
     efficiency = {count: rate / count / (rates[least] / least) for count, rate in rates.items()}
     return {"unit_seconds": UNIT_SECONDS, "units_s": rates, "efficiency": efficiency}

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pipelines.runtime.run_folder import RunFolder
     from transforms.embed.embed_units import EmbedOptions, ImageModel
     from transforms.embed.inventory import Inventory
-    from transforms.embed.sampling import Sample
+    from transforms.embed.sampling import Drawn, Sample
 
 DESCRIPTION = """\
 Look at what extract would do with the same flags: shards and work units, the length of the vectors, image sizes and
@@ -96,7 +96,7 @@ def run(options: PlanOptions) -> Plan:
     """
     from pipelines.runtime import input_source
     from transforms.embed.inventory import take_inventory
-    from transforms.embed.sampling import Reservoir, look_at
+    from transforms.embed.sampling import Drawn, Reservoir, look_at
     from transforms.images.decode import prepare_pillow
     from transforms.models.availability import check_available
 
@@ -120,7 +120,7 @@ def run(options: PlanOptions) -> Plan:
     say(f"Looking at {min(options.look.sample, inventory.records):,} of {counted(inventory.records, 'record')}")
     sample = look_at(reservoir.records(source.read), embed.images, images=embed.batch_size, pixels=embed.batch_pixels)
     started = time.perf_counter()
-    embedder = _load(options, folder, sample.images)
+    embedder = _load(options, folder, Drawn(sample.images, records=inventory.records))
     load_seconds = time.perf_counter() - started
     estimate = None
     if sample.images:
@@ -149,7 +149,7 @@ def _look_into_output(options: OutputOptions, source: Source) -> RunFolder | Non
         raise ImagebeamError(f"The output cannot be read: {error}. Received: --output {options.output!r}.") from error
 
 
-def _load(options: PlanOptions, folder: RunFolder | None, images: list[np.ndarray]) -> ImageModel:
+def _load(options: PlanOptions, folder: RunFolder | None, drawn: Drawn) -> ImageModel:
     """The model asked for, on the engine that a trial on some images chooses.
 
     ImageNet's weights are not fetched for this, since random ones take as long.
@@ -162,15 +162,15 @@ def _load(options: PlanOptions, folder: RunFolder | None, images: list[np.ndarra
     staged = None if folder is None or options.output.overwrite else read_staged(folder.model)
     held = None if staged is None else staged.spec
     config, weights = loader.config(held), options.model.weights
-    drawn = not config.has_own_weights and weights in ("imagenet", "none")
-    if folder is not None and held is not None and drawn:
+    is_random = not config.has_own_weights and weights in ("imagenet", "none")
+    if folder is not None and held is not None and is_random:
         model_staging.check_spec(folder, held, config.spec(held.weights_sha256, held.graph_sha256))
     if staged is not None and held is not None and held.calibration is not None:
         return loader.settle(staged).load()
-    if weights == "imagenet" and drawn:
+    if weights == "imagenet" and is_random:
         config = dataclasses.replace(config, weights="none")
-    verdict = loader.try_out(config, images or None)
-    if folder is not None and held is not None and not drawn:
+    verdict = loader.try_out(config, drawn)
+    if folder is not None and held is not None and not is_random:
         model_staging.check_spec(folder, held, verdict.loaded.embedder.spec)
     for line in verdict.lines[:1]:
         say(line)

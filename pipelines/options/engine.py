@@ -11,10 +11,7 @@ from transforms.core.errors import ImagebeamError
 
 INT8_MIN_COSINE = 0.995
 
-ENGINE_HELP = (
-    "what runs the model on CPUs; auto tries both for a few seconds and takes the faster one, for inputs of 32 MB and "
-    "more"
-)
+ENGINE_HELP = "what runs the model on CPUs; auto tries both for a few seconds and takes the faster one, where that pays"
 
 
 @dataclass(frozen=True)

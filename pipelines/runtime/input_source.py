@@ -41,11 +41,11 @@ class Source:
             described["renamed"] = dict(self.read.renamed)
         return described
 
-    def draw_images(self, options: ImageOptions, count: int, least_bytes: int = 0) -> Drawn:
+    def draw_images(self, options: ImageOptions, count: int) -> Drawn:
         """Images of the input, always the same: see `sampling.draw_images`."""
         from transforms.embed.sampling import draw_images
 
-        return draw_images(self.patterns, self.input_format, self.read, options, count, least_bytes=least_bytes)
+        return draw_images(self.patterns, self.input_format, self.read, options, count)
 
 
 def open_input(options: InputOptions, label_lists: str | None = inspection.LABEL_LISTS) -> Source:

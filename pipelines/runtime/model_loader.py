@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from transforms import storage
 from transforms.core.engines import Engine, PrecisionChoice
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec, Precision
+from transforms.embed.sampling import Drawn
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import Embedder, assemble, identify, load_backbone
 from transforms.models.engines import int8, openvino_model, trial
@@ -27,9 +28,6 @@ from transforms.models.staged import LoadedModel, StagedEngine, StagedModel, rea
 if TYPE_CHECKING:
     from pipelines.runtime.input_source import Source
     from transforms.images.options import ImageOptions
-
-SMALL_INPUT = 32 << 20
-"""Bytes of an input that is worked before a trial would pay: some hundred photographs."""
 
 _NATIVE = (224, 224)
 """Height and width of the images that a model is tried on, where there are none of the input's."""
@@ -86,14 +84,12 @@ class ModelLoader:
             say(line)
         return verdict.loaded
 
-    def try_out(
-        self, config: EmbedderConfig, images: list[np.ndarray] | None = None, *, settled: bool = False
-    ) -> Verdict:
+    def try_out(self, config: EmbedderConfig, drawn: Drawn | None = None, *, settled: bool = False) -> Verdict:
         """`load`, with the model ready to embed, and with what is to be said of it.
 
         Args:
             config: see `load`.
-            images: to try the model on; None to draw some of the input.
+            drawn: images to try the model on; None to draw some of the input.
             settled: see `load`.
 
         Raises:
@@ -103,15 +99,16 @@ class ModelLoader:
         at_precision = _builder(config)
         is_auto = self.model.precision == PrecisionChoice.AUTO and not settled
         if config.precision == Precision.INT8:
-            return self._int8(at_precision, images)
+            return self._int8(at_precision, None if drawn is None else drawn.images)
         precision = None if is_auto else Precision(config.precision)
-        if (why := self._why_keras(precision)) is not None:
+        if (why := self._why_keras(precision, drawn or self.source)) is not None:
             return self._keras(at_precision(Precision(config.precision)), why)
-        if images is None and self.engine.engine == Engine.AUTO and precision == Precision.FLOAT32:
-            images = self._draw(at_precision, trial.BATCH, SMALL_INPUT)
-            if not images:
-                return self._keras(at_precision(precision), "the input is too small for a trial to pay")
-        images = images or self._draw(at_precision, trial.BATCH) or _noise(config.size)
+        drawn = drawn or self._draw(at_precision, trial.BATCH)
+        if self.engine.engine == Engine.AUTO and precision == Precision.FLOAT32:
+            keras = trial.forgo(lambda: at_precision(Precision.FLOAT32), drawn.images, drawn.records)
+            if keras is not None:
+                return Verdict(LoadedModel(at_precision(precision), keras), at_precision(precision), ())
+        images = drawn.images or _noise(config.size)
         return trial.choose(at_precision, self.engine.engine, precision, images[: trial.BATCH])
 
     def settle(self, staged: StagedModel) -> StagedModel:
@@ -122,22 +119,21 @@ class ModelLoader:
                 allowed now.
             OSError: if it cannot be stored.
         """
-        asked = self.engine.engine
-        if staged.spec.precision == Precision.INT8:
+        asked, spec = self.engine.engine, staged.spec
+        if spec.precision == Precision.INT8:
             self._check_recorded(staged)
             return staged
-        if asked in (Engine.AUTO, staged.engine.name):
+        if asked == Engine.AUTO and (
+            spec.precision != Precision.FLOAT32 or self._why_keras(spec.precision, self.source) is not None
+        ):
             return staged
-        if asked == Engine.KERAS:
-            return stage_engine(staged, StagedEngine(asked, asked, "asked for"))
-        config = self.config(staged.spec)
+        config = self.config(spec)
         at_precision = _builder(config)
-        if staged.spec.precision == Precision.FLOAT32:
+        if spec.precision == Precision.FLOAT32:
             at_precision = functools.cache(lambda _: staged.load_keras())
-        images = self._draw(at_precision, trial.BATCH) or _noise(config.size)
-        return _restage(staged, asked, at_precision, images)
+        return _settle(staged, asked, at_precision, lambda: self._draw_for(spec, trial.BATCH), config.size)
 
-    def _why_keras(self, precision: Precision | None) -> str | None:
+    def _why_keras(self, precision: Precision | None, images: Drawn | Source | None) -> str | None:
         """Why Keras runs the model without a trial; None where there is something to try."""
         if self.engine.engine == Engine.OPENVINO or precision is None:
             return None
@@ -149,7 +145,7 @@ class ModelLoader:
             return None  # A lower precision may be slower, which is told.
         if not openvino_model.is_installed():
             return "OpenVINO is not installed"
-        return "the input is not known yet" if self.source is None else None
+        return "the input is not known yet" if images is None else None
 
     def _keras(self, embedder: Embedder, why: str) -> Verdict:
         engine = StagedEngine(Engine.KERAS, self.engine.engine, why)
@@ -198,7 +194,7 @@ class ModelLoader:
         if images is None and self.source is None:
             return Verdict(loaded, model, ("What int8 costs is not measured: the input is not known yet",))
         if images is None:
-            images = self._draw(lambda _: float32, int8.IMAGES)
+            images = self._draw(lambda _: float32, int8.IMAGES).images
         return trial.measure_int8(loaded, model, images, self.engine.int8_min_cosine)
 
     def _check_recorded(self, staged: StagedModel) -> None:
@@ -210,13 +206,13 @@ class ModelLoader:
             )
             int8.check_median(median, told, self.engine.int8_min_cosine)
 
-    def _draw(
-        self, at_precision: Callable[[Precision], Embedder], count: int, least_bytes: int = 0
-    ) -> list[np.ndarray]:
+    def _draw(self, at_precision: Callable[[Precision], Embedder], count: int) -> Drawn:
         if self.source is None:
-            return []
-        options = self.model.image_options(at_precision(Precision.FLOAT32).spec)
-        return self.source.draw_images(options, count, least_bytes).images
+            return Drawn()
+        return self._draw_for(at_precision(Precision.FLOAT32).spec, count)
+
+    def _draw_for(self, spec: EmbedderSpec, count: int) -> Drawn:
+        return Drawn() if self.source is None else self.source.draw_images(self.model.image_options(spec), count)
 
 
 def _builder(config: EmbedderConfig) -> Callable[[Precision], Embedder]:
@@ -252,32 +248,39 @@ def settle_staged(
         ImagebeamError: if OpenVINO is asked for and does not run it.
         OSError: if it cannot be stored.
     """
-    is_settled = bool(staged.engine.reason)
-    if is_settled and asked in (Engine.AUTO, staged.engine.name):
-        return staged
-    if asked == Engine.KERAS:
-        return stage_engine(staged, StagedEngine(asked, asked, "asked for"))
     precision = staged.spec.precision
     on_gpus = elsewhere_on_gpus or has_gpu()
     if asked == Engine.AUTO and (precision != Precision.FLOAT32 or on_gpus or not openvino_model.is_installed()):
         return staged
-    if precision != Precision.FLOAT32:
+    if asked == Engine.OPENVINO and precision != Precision.FLOAT32:
         raise ImagebeamError(
             f"OpenVINO runs classifiers of float32 vectors. Received: --engine openvino, with a classifier of "
             f"{precision} ones. Leave --engine out."
         )
-    images = source.draw_images(options, trial.BATCH, SMALL_INPUT if asked == Engine.AUTO else 0).images
-    if asked == Engine.AUTO and not images:
-        return staged
     keras = functools.cache(lambda _: staged.load_keras())
-    return _restage(staged, asked, keras, images or _noise(options.image_size))
+    return _settle(staged, asked, keras, lambda: source.draw_images(options, trial.BATCH), options.image_size)
 
 
-def _restage(
-    staged: StagedModel, asked: Engine, at_precision: Callable[[Precision], Embedder], images: Sequence[np.ndarray]
+def _settle(
+    staged: StagedModel,
+    asked: Engine,
+    at_precision: Callable[[Precision], Embedder],
+    draw: Callable[[], Drawn],
+    size: tuple[int, int] | None,
 ) -> StagedModel:
-    """A staged model with the engine that a trial chooses."""
-    verdict = trial.choose(at_precision, asked, staged.spec.precision, images)
+    """A staged model with the engine that is asked for: for AUTO, tried once, as soon as an input is large enough."""
+    engine = staged.engine
+    if engine.reason and (asked == engine.name or (asked == Engine.AUTO and not trial.is_open(engine))):
+        return staged
+    if asked == Engine.KERAS:
+        return stage_engine(staged, StagedEngine(asked, asked, "asked for"))
+    drawn = draw()
+    if asked == Engine.AUTO:
+        keras = trial.forgo(lambda: at_precision(Precision.FLOAT32), drawn.images, drawn.records, engine.trial)
+        if keras is not None:
+            is_new = not engine.reason or keras.trial != engine.trial
+            return stage_engine(staged, keras) if is_new else staged
+    verdict = trial.choose(at_precision, asked, staged.spec.precision, drawn.images or _noise(size))
     for line in verdict.lines:
         say(line)
     return stage_engine(staged, verdict.loaded.engine, verdict.loaded.converted)

@@ -13,11 +13,11 @@ from sklearn.metrics import accuracy_score, classification_report, f1_score
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from pipelines.cli import run_job
-from pipelines.runtime import model_loader
 from tests.support.extracting import SMALL_MODEL, embeddings, extract, failures, manifest, small_images
 from transforms.classify.predictions import PredictionLayout
 from transforms.core.types import Row
 from transforms.images.decode import ImageOptions, decode_image
+from transforms.models.engines import trial
 from transforms.models.engines.openvino_model import is_installed
 from transforms.parts.part_files import PartOptions
 from transforms.training.head import embedder_of, join, read_labels, save
@@ -210,7 +210,8 @@ def test_openvino_and_keras_predict_the_same_labels(folder, labelled, tmp_path):
 
 @pytest.mark.skipif(not is_installed(), reason="OpenVINO is not installed")
 def test_large_input_gets_an_engine_trial(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(model_loader, "SMALL_INPUT", 1)
+    monkeypatch.setattr(trial, "FEWEST_IMAGES", IMAGES)
+    monkeypatch.setattr(trial, "PAYS_SECONDS", 0.0)
     assert classify("--input", folder / "images", folder=folder, output=tmp_path) == 0
     tried = [one["engine"] for one in manifest(tmp_path)["engine"]["trial"]["candidates"]]
     assert tried == ["keras", "openvino"]

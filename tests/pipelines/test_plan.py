@@ -19,6 +19,8 @@ from tests.support.fakes import ChannelMeans
 from tests.support.image_samples import BAD, encode, picture
 from transforms.embed.embed_units import EmbedOptions
 from transforms.images.decode import ImageOptions
+from transforms.models.engines import trial
+from transforms.models.engines.openvino_model import is_installed
 
 ALL = ("--sample", "100000")
 
@@ -188,6 +190,22 @@ def test_foreign_file_among_the_parts_is_named(tmp_path, capsys):
     part.write_bytes(b"PAR1")
     assert run_job("plan", ["--input", str(source), "--output", str(tmp_path / "out"), *SMALL_MODEL]) == 2
     assert str(part) in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.skipif(not is_installed(), reason="OpenVINO is not installed")
+@pytest.mark.parametrize("pays", [False, True])
+def test_tries_the_engines_where_extract_does(mixed, tmp_path, capsys, monkeypatch, pays):
+    """Its estimate of the time would be that of another engine otherwise."""
+    if pays:
+        monkeypatch.setattr(trial, "FEWEST_IMAGES", 1)
+        monkeypatch.setattr(trial, "PAYS_SECONDS", 0.0)
+    flags = ["--input", *map(str, mixed), *SMALL_MODEL]
+    capsys.readouterr()
+    assert run_job("plan", flags) == 0
+    planned = capsys.readouterr().err
+    assert run_job("extract", [*flags, "--output", str(tmp_path / "out"), "--max_failure_rate", "1"]) == 0
+    extracted = capsys.readouterr().err
+    assert [text.count("images a second on this machine") for text in (planned, extracted)] == [pays, pays]
 
 
 def test_text_says_the_same_as_json(mixed, tmp_path, capsys):

@@ -89,10 +89,12 @@ class Drawn:
     Attributes:
         images: uint8 RGB [height, width, 3].
         digests: SHA-256 of the bytes of each, 64 hex digits.
+        records: of the input that can be read, estimated from its first 64 shards, or units of 512 files.
     """
 
     images: list[np.ndarray] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
+    records: int = 0
 
 
 def draw_images(
@@ -101,8 +103,6 @@ def draw_images(
     read: ReadOptions,
     options: ImageOptions,
     size: int,
-    *,
-    least_bytes: int = 0,
 ) -> Drawn:
     """Draw images of an input, from its first units and those of shards spread over what is listed.
 
@@ -114,27 +114,24 @@ def draw_images(
         read: which columns hold what.
         options: how they are decoded.
         size: images at most.
-        least_bytes: of a smaller input none are drawn. Where the images lie elsewhere, as those of manifests do, it is
-            estimated by those that are drawn.
 
     Raises:
         ImagebeamError: as `list_inputs`.
     """
     items = list(itertools.islice(_drawn_from(patterns, input_format, read), _DRAWN_ITEMS))
-    is_small = sum(map(_bytes_of, items)) < least_bytes
-    if is_small and not any(map(_may_name_files, items)):
-        return Drawn()
     drawn = Drawn()
     reservoir = Reservoir(size)
     spread = random.Random(0).sample(items, min(len(items), _DRAWN_FROM))
-    records = 0
+    counted, unread_bytes = 0, 0
     for item in spread:
         units = (unit for unit in cut_shard(item, _DRAWN_UNIT, read) if isinstance(unit, WorkUnit))
         for unit in itertools.islice(units, 1):
             reservoir.add(unit)
-            records += unit.count
-        if is_small:
-            records += sum(unit.count for unit in units)
+            counted += unit.count if _is_counted(item) else 0
+        if _is_counted(item):
+            counted += sum(unit.count for unit in units)
+        else:
+            unread_bytes += _bytes_of(item)
 
     def decode(record: Record | Failure) -> tuple[int, str, Image | None]:
         if isinstance(record, Failure):
@@ -151,8 +148,16 @@ def draw_images(
         if image is not None:
             drawn.images.append(image.pixels)
             drawn.digests.append(digest)
-    in_all = sum(sizes) * records * len(items) // max(1, len(sizes) * len(spread))
-    return Drawn() if is_small and in_all < least_bytes else drawn
+    if sum(sizes):
+        there = sum(size > 0 for size in sizes)
+        records = counted * there / len(sizes) + unread_bytes * there / sum(sizes)
+        drawn.records = round(records * len(items) / len(spread))
+    return drawn
+
+
+def _is_counted(item: Shard | ShardGroup | WorkUnit) -> bool:
+    """Whether it says how many records it has, before they are read: files, and Parquet's footers."""
+    return isinstance(item, ListUnit) or item.format == InputFormat.PARQUET
 
 
 def _drawn_from(
@@ -166,14 +171,7 @@ def _drawn_from(
             yield item
 
 
-def _may_name_files(item: Shard | ShardGroup | WorkUnit) -> bool:
-    """Whether images may lie in files of a size that is not known: those of a manifest, or of a Parquet column."""
-    return item.format in (InputFormat.MANIFEST, InputFormat.PARQUET)
-
-
 def _bytes_of(item: Shard | ShardGroup | WorkUnit) -> int:
-    if isinstance(item, ListUnit):
-        return sum(ref.size or 0 for ref in item.refs if isinstance(ref, RecordRef))
     if isinstance(item, ShardGroup):
         return sum(shard.file.size for shard in item.shards)
     return item.file.size if isinstance(item, Shard) else 0

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tarfile
 from collections import Counter
 
 import pyarrow as pa
@@ -132,41 +133,53 @@ def test_sample_without_a_readable_image():
     assert (sample.records, sample.sizes, sample.images, sample.failure_rate) == (1, [], [], 1.0)
 
 
-def is_drawn(tmp_path, pattern, least_bytes, input_format=None):
-    drawn = draw_images([str(tmp_path / pattern)], input_format, ReadOptions(), OPTIONS, 8, least_bytes=least_bytes)
-    assert len(drawn.images) in (0, 8)
-    return bool(drawn.images)
+def estimate(tmp_path, pattern, input_format=None, size=8):
+    drawn = draw_images([str(tmp_path / pattern)], input_format, ReadOptions(), OPTIONS, size)
+    assert len(drawn.images) == min(size, drawn.records)
+    return drawn.records
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet", "csv.gz"])
 @pytest.mark.parametrize("keyed", [False, True])
-def test_images_of_manifests_are_weighed(tmp_path, ending, keyed):
-    names, size = write_images(tmp_path, 120)
+def test_images_of_manifests_are_counted(tmp_path, ending, keyed):
+    names = write_images(tmp_path, 120)
     for which, part in (("a", names[:50]), ("b", names[50:])):
         write_list(tmp_path / f"{which}.{ending}", {"uri": part, **({"key": part} if keyed else {})})
-    assert is_drawn(tmp_path, f"*.{ending}", size * 9 // 10, InputFormat.MANIFEST)
-    assert not is_drawn(tmp_path, f"*.{ending}", size * 11 // 10, InputFormat.MANIFEST)
+    assert estimate(tmp_path, f"*.{ending}", InputFormat.MANIFEST) == 120
 
 
-def test_images_that_a_parquet_column_names_are_weighed(tmp_path):
-    names, size = write_images(tmp_path, 120)
+def test_images_that_a_parquet_column_names_are_counted(tmp_path):
+    names = write_images(tmp_path, 120)
     for index in range(0, 120, 3):  # More shards than are drawn from.
         rows = [{"bytes": None, "path": name} for name in names[index : index + 3]]
         pq.write_table(pa.table({"image": rows}), tmp_path / f"{index}.parquet")
-    assert is_drawn(tmp_path, "*.parquet", size * 9 // 10)
-    assert not is_drawn(tmp_path, "*.parquet", size * 11 // 10)
+    assert estimate(tmp_path, "*.parquet") == 120
 
 
-def test_listed_files_that_are_not_there_weigh_nothing(tmp_path):
-    names, size = write_images(tmp_path, 8)
+@pytest.mark.parametrize("count", [1, 7, 700])
+def test_images_of_a_folder_are_counted(tmp_path, count):
+    write_images(tmp_path, count)
+    assert estimate(tmp_path, "*.png") == count
+
+
+@pytest.mark.parametrize("shards", [1, 40])
+def test_images_of_shards_are_estimated_by_their_bytes(tmp_path, shards):
+    names = write_images(tmp_path, 120)
+    for shard in range(shards):
+        with tarfile.open(tmp_path / f"{shard:02}.tar", "w") as tar:
+            for name in names[shard::shards]:
+                tar.add(tmp_path / name, name)
+    assert 120 <= estimate(tmp_path, "*.tar") <= 3 * 120  # A tar's headers are as large as these images.
+
+
+def test_images_that_are_not_there_are_not_counted(tmp_path):
+    names = write_images(tmp_path, 8)
     write_list(tmp_path / "list.csv", {"uri": [*names, *(f"gone{index}.png" for index in range(8))]})
-    listed = [str(tmp_path / "list.csv")]
-    for least, count in ((size * 99 // 100, 8), (size * 101 // 100, 0)):
-        assert len(draw_images(listed, None, ReadOptions(), OPTIONS, 16, least_bytes=least).images) == count
+    assert estimate(tmp_path, "list.csv", size=16) == 8
 
 
 def test_a_long_manifest_is_not_read_to_its_end(tmp_path, monkeypatch):
-    names, _ = write_images(tmp_path, 1)
+    names = write_images(tmp_path, 1)
     write_list(tmp_path / "list.csv", {"uri": names * 100_000})
     cut = Counter[str]()
 
@@ -176,16 +189,16 @@ def test_a_long_manifest_is_not_read_to_its_end(tmp_path, monkeypatch):
             yield unit
 
     monkeypatch.setattr("transforms.embed.sampling.cut_shard", counted)
-    assert is_drawn(tmp_path, "list.csv", 1000 * 64 * 512)
+    assert estimate(tmp_path, "list.csv") == 64 * 512
     assert cut["ListUnit"] <= 64 + 16  # those of the manifest, and those that are drawn from
 
 
 def write_images(folder, count):
-    """Files of about 1,100 bytes: their names, and their bytes together."""
+    """Files of about 1,100 bytes; their names."""
     names = [f"{index}.png" for index in range(count)]
     for index, name in enumerate(names):
         (folder / name).write_bytes(encode(picture(8, 8), "PNG") + bytes(1000 + index % 7))
-    return names, sum((folder / name).stat().st_size for name in names)
+    return names
 
 
 def write_list(path, columns):

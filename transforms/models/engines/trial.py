@@ -43,6 +43,12 @@ LOWER_COSINE = 0.999
 _SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 6.0, 2, 5
 """A trial ends after so many seconds or so many rounds, but not before two."""
 
+FEWEST_IMAGES, PAYS_SECONDS = 64, 45.0
+"""An input of fewer images, or that Keras embeds in less time, gets no trial, which would take longer than it saves."""
+
+KERAS_RATE = "keras_images_per_second"
+"""What Keras does at least, in a staged engine's `trial` where there was none."""
+
 _ENGINE_GAIN, _PRECISION_GAIN = 1.05, 1.1
 """How many times faster OpenVINO must be than Keras, and a lower precision than float32, to be chosen."""
 
@@ -124,6 +130,42 @@ class Verdict:
     loaded: LoadedModel
     model: TriedModel
     lines: tuple[str, ...]
+
+
+def forgo(
+    keras: Callable[[], TriedModel],
+    images: Sequence[np.ndarray],
+    records: int,
+    earlier: Mapping[str, Any] | None = None,
+) -> StagedEngine | None:
+    """Keras, where a trial of the engines would take longer than it saves; None where it pays.
+
+    Args:
+        keras: gives the embedder on Keras, which is timed on the images where there are many records.
+        images: uint8 RGB [height, width, 3] of the input.
+        records: that the input has, about.
+        earlier: the `trial` that this gave for another input; its rate is not measured again where it is enough.
+    """
+    if not images or records < FEWEST_IMAGES:
+        return StagedEngine(Engine.KERAS, Engine.AUTO, "the input is too small for a trial to pay", trial=earlier or {})
+    batch = _batches(images[:BATCH])[0]
+    rate = (earlier or {}).get(KERAS_RATE, 0.0)
+    for _ in range(2):  # The first call compiles the model.
+        if records < PAYS_SECONDS * rate:
+            break
+        model = keras()
+        began = time.perf_counter()
+        model.embed(batch)
+        rate = round(len(batch) / (time.perf_counter() - began), 3)
+    if records >= PAYS_SECONDS * rate:
+        return None
+    why = f"a trial does not pay: Keras embeds about {records:,} images in less than {PAYS_SECONDS:.0f} s"
+    return StagedEngine(Engine.KERAS, Engine.AUTO, why, trial={KERAS_RATE: rate})
+
+
+def is_open(engine: StagedEngine) -> bool:
+    """Whether no trial was had, and nobody asked for this engine: another input may be worth one."""
+    return engine.asked == Engine.AUTO and "candidates" not in engine.trial
 
 
 def choose(

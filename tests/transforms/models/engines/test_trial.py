@@ -190,3 +190,62 @@ def test_images_of_several_sizes_are_tried_one_by_one(machine):
     images = [np.zeros((4, 5, 3), np.uint8), np.ones((6, 3, 3), np.uint8), np.ones((4, 5, 3), np.uint8)]
     verdict = choose(machine(keras_float32=0.001, openvino_float32=0.001), Engine.AUTO, Precision.FLOAT32, images)
     assert chosen(verdict)[1] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("records", "seconds", "calls", "pays"),
+    [
+        (63, 100.0, 0, False),  # few images
+        (1_000, 0.1, 1, False),  # 12.5 s of work
+        (1_000, 0.4, 2, True),  # 50 s
+        (100, 3.7, 2, True),
+        (100, 3.5, 1, False),
+        (1_000_000, 0.001, 2, True),
+    ],
+)
+def test_a_trial_is_had_where_keras_would_work_for_long(monkeypatch, records, seconds, calls, pays):
+    clock = Clock()
+    monkeypatch.setattr(trial, "time", clock)
+    timed = []
+
+    class Timed(Taking):
+        def embed(self, images):
+            timed.append(len(images))
+            return super().embed(images)
+
+    engine = trial.forgo(lambda: Timed(clock, Precision.FLOAT32, seconds), IMAGES, records)
+    assert (engine is None) == pays
+    assert timed == [8] * calls
+
+
+def test_the_first_call_which_compiles_does_not_make_a_trial_pay(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(trial, "time", clock)
+
+    class Compiled(Taking):
+        def embed(self, images):
+            found = super().embed(images)
+            self.seconds = 0.1
+            return found
+
+    model = Compiled(clock, Precision.FLOAT32, 4.0)
+    engine = trial.forgo(lambda: model, IMAGES, 1_000)
+    assert engine is not None
+    assert "about 1,000 images in less than 45 s" in engine.reason
+    assert engine.trial == {"keras_images_per_second": pytest.approx(80, rel=1e-3)}
+
+
+def test_without_an_image_there_is_no_trial():
+    assert trial.forgo(lambda: pytest.fail("nothing to time"), [], 1_000_000) is not None
+
+
+def test_a_rate_that_is_known_is_enough(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(trial, "time", clock)
+    model = Taking(clock, Precision.FLOAT32, 0.1)
+    first = trial.forgo(lambda: model, IMAGES, 1_000)
+    assert first is not None
+    again = trial.forgo(lambda: pytest.fail("timed again"), IMAGES, 2_000, first.trial)
+    assert again is not None
+    assert again.trial == first.trial
+    assert trial.forgo(lambda: model, IMAGES, 10_000, first.trial) is None
