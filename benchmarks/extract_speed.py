@@ -5,8 +5,9 @@
 
 Both are measured in turn in one process, round by round; the ratio is of the medians. The bare model is the same
 model over a uint8 batch in memory, at its best batch size: for Keras in a `tf.function`, for OpenVINO compiled, and
-called by as many threads as a run has. Extract's rate is counted from
-the end of its first batch, so that loading and tracing are left out on both sides, to the last part on disk.
+called by as many threads as a run has. Loading and tracing are left out on both sides: extract's rate is counted to the
+last part on disk from the end of its first batch, which traces a Keras model, or from the start of the first batch on
+OpenVINO, where several batches are with the model at once.
 """
 
 from __future__ import annotations
@@ -61,14 +62,15 @@ def bare_rate(call: Callable[[np.ndarray], Any], threads: int, batch_size: int, 
     return calls * batch_size / (time.perf_counter() - started)
 
 
-def extract_rate(options: ExtractOptions, threads: int = 1) -> float:
-    """Images/s of one run from its first batch, or batches where several threads call the model, to its last part."""
-    marks: list[tuple[float, int]] = []
+def extract_rate(options: ExtractOptions, *, traces: bool) -> float:
+    """Images/s of one run from the end of its first batch, or its start where no batch `traces`, to its last part."""
+    calls: list[tuple[float, float, int]] = []
     count = PROGRESS.embedded
 
     def mark(images: int, seconds: float) -> None:
         count(images, seconds)
-        marks.append((time.perf_counter(), images))
+        ended = time.perf_counter()
+        calls.append((ended - seconds, ended, images))
 
     committed: list[float] = []
     from transforms.parts import part_files
@@ -87,7 +89,8 @@ def extract_rate(options: ExtractOptions, threads: int = 1) -> float:
     finally:
         del PROGRESS.embedded
         part_files.write_unit = write_unit
-    return sum(images for _, images in marks[threads:]) / (committed[-1] - marks[threads - 1][0])
+    first = calls.pop(0)[1] if traces else min(began for began, _, _ in calls)
+    return sum(images for _, _, images in calls) / (committed[-1] - first)
 
 
 def measure(
@@ -101,7 +104,7 @@ def measure(
         OutputOptions(output=output, overwrite=True),
         EngineOptions(engine=engine, int8_min_cosine=0.9),
     )
-    extract_rate(options)  # stages the model; warms the page cache
+    extract_rate(options, traces=False)  # stages the model; warms the page cache
     options = dataclasses.replace(options, output=OutputOptions(output=output))
     staged = read_staged(f"{output}/model")
     assert staged is not None
@@ -111,7 +114,7 @@ def measure(
     for _ in range(args.rounds):
         bare.append(bare_rate(call, threads, best, args.images // 2))
         shutil.rmtree(f"{output}/embeddings")
-        extract.append(extract_rate(options, threads))
+        extract.append(extract_rate(options, traces=staged.engine.name == Engine.KERAS))
     ratio = statistics.median(extract) / statistics.median(bare)
     return {"bare_batch_size": best, "bare_images_s": bare, "extract_images_s": extract, "ratio": ratio}
 

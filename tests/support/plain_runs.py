@@ -39,7 +39,7 @@ from transforms.core.spec import EmbedderSpec
 from transforms.embed.embed_units import EmbedUnits, ImageModel, _ReadAndEmbed
 from transforms.inputs.plan_units import _cut, _list
 from transforms.inputs.shard_index import CutMemory
-from transforms.inputs.uncut_shards import UncutShard
+from transforms.inputs.uncut_shards import UncutShards
 from transforms.models.staged import StagedEngine
 from transforms.readers.units import Note, UnitChain, WorkUnit
 from transforms.runs import lease
@@ -108,7 +108,7 @@ class PlainPipeline:
 
 
 def one_bundle(
-    commit: _CommitUnit, items: Iterable[WorkUnit | UnitChain | UncutShard | Note]
+    commit: _CommitUnit, items: Iterable[WorkUnit | UnitChain | UncutShards | Note]
 ) -> Iterator[UnitReport | Note]:
     """What the function gives for these elements, called as Beam calls it."""
     commit.setup()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -188,12 +189,13 @@ def cut_shard(
         for manifest in item.shards:
             yield from cut_manifest(manifest, rows_per_unit, options, seen)
     elif isinstance(item, ShardGroup):
-        yield from _share_units(item, rows_per_unit, options)
+        parts = itertools.chain.from_iterable(walk_shard(shard, rows_per_unit, options) for shard in item.shards)
+        yield from share_units(parts, rows_per_unit)
     elif isinstance(item, Shard) and item.format == InputFormat.MANIFEST:
         yield from cut_manifest(item, rows_per_unit, options)
     elif isinstance(item, Shard):
-        parts = recall_cuts(item, memory)
-        yield from units_of(walk_and_keep(item, rows_per_unit, options, memory) if parts is None else parts)
+        recalled = recall_cuts(item, memory)
+        yield from units_of(walk_and_keep(item, rows_per_unit, options, memory) if recalled is None else recalled)
 
 
 def chain_units(units: Iterable[Item]) -> Iterator[Item | ShardUnit | UnitChain]:
@@ -240,20 +242,19 @@ def listing_notes(left_out: LeftOutFiles) -> Iterator[Note]:
         yield Note(f"files of folders: {extension}", "", count, tuple(map(storable, left_out.names[extension])))
 
 
-def _share_units(group: ShardGroup, rows_per_unit: int, options: ReadOptions) -> Iterator[WorkUnit | Note]:
-    """Small shards as few units, each filled before the next one begins."""
+def share_units(parts: Iterable[ShardSlice | Note], rows_per_unit: int) -> Iterator[ShardUnit | Note]:
+    """The slices of small shards as few units, each filled before the next one begins."""
     slices: list[ShardSlice] = []
     rows = 0
-    for shard in group.shards:
-        for part in walk_shard(shard, rows_per_unit, options):
-            if isinstance(part, Note):
-                yield part
-                continue
-            if slices and rows + part.count > rows_per_unit:
-                yield ShardUnit(tuple(slices))
-                slices, rows = [], 0
-            slices.append(part)
-            rows += part.count
+    for part in parts:
+        if isinstance(part, Note):
+            yield part
+            continue
+        if slices and rows + part.count > rows_per_unit:
+            yield ShardUnit(tuple(slices))
+            slices, rows = [], 0
+        slices.append(part)
+        rows += part.count
     if slices:
         yield ShardUnit(tuple(slices))
 

@@ -16,7 +16,7 @@ from transforms.core.progress import PROGRESS
 from transforms.inputs.discover import LeftOutFiles
 from transforms.inputs.plan import chain_units, cut_shard, listing_notes, plan_in_parts
 from transforms.inputs.shard_index import CutMemory
-from transforms.inputs.uncut_shards import UncutShard, cut_unless_compressed
+from transforms.inputs.uncut_shards import UncutShards, cut_unless_compressed
 from transforms.readers.options import ReadOptions
 from transforms.readers.units import ListUnit, Note, PlanItem, ShardGroup, ShardUnit, UnitChain, WorkUnit
 
@@ -43,7 +43,7 @@ class PlanCoder(beam.coders.Coder):  # type: ignore[misc]
 
 
 beam.coders.registry.register_coder(PlanItem, PlanCoder)
-for _kind in (WorkUnit, ShardUnit, UnitChain, UncutShard, ListUnit, Note):
+for _kind in (WorkUnit, ShardUnit, UnitChain, UncutShards, ListUnit, Note):
     beam.coders.registry.register_coder(_kind, PlanCoder)
 
 
@@ -52,7 +52,7 @@ class PlanUnits(beam.PTransform):  # type: ignore[misc]
     """Plan work units. Elements in: tuples of patterns; elements out: `WorkUnit`, `UnitChain` or `Note`.
 
     One worker begins to list. What it finds is spread over all, which cut the shards and list the parts of what is left
-    of a long listing. With `leave_compressed` an `UncutShard` comes out, too.
+    of a long listing. With `leave_compressed` an `UncutShards` comes out, too.
 
     Attributes:
         input_format: of every file, or None to go by the names.
@@ -100,12 +100,12 @@ def _cut(
     memory: CutMemory | None,
     share: bool,
     leave_compressed: bool = False,
-) -> Iterator[WorkUnit | UnitChain | UncutShard | Note]:
+) -> Iterator[WorkUnit | UnitChain | UncutShards | Note]:
     cut = cut_unless_compressed if leave_compressed else cut_shard
     items = item.shards if isinstance(item, ShardGroup) and not share else (item,)
     units = itertools.chain.from_iterable(cut(one, rows_per_unit, options, memory) for one in items)
     for found in chain_units(units):
-        if not isinstance(found, Note | UncutShard):
+        if not isinstance(found, Note | UncutShards):
             count_planned(found)
         yield found
 

@@ -6,36 +6,36 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from transforms import storage
-from transforms.inputs.plan import SMALL_SHARD, chain_units, cut_shard, recall_cuts, units_of, walk_and_keep
+from transforms.inputs.plan import chain_units, cut_shard, recall_cuts, share_units, units_of, walk_and_keep
 from transforms.inputs.shard_index import WALKED, CutMemory
-from transforms.readers.compression import HEAD_BYTES, inflate
+from transforms.readers.compression import HEAD_BYTES, Inflated, content
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import reader
 from transforms.readers.spool import Spool
-from transforms.readers.units import Note, PlanItem, Shard, ShardSlice, ShardUnit, UnitChain, WorkUnit
+from transforms.readers.units import Note, PlanItem, Shard, ShardGroup, ShardSlice, ShardUnit, UnitChain, WorkUnit
 
 
 @dataclass(frozen=True, slots=True)
-class UncutShard(PlanItem):
-    """A compressed shard that is not cut yet. Its units are known once it is decompressed.
+class UncutShards(PlanItem):
+    """A compressed shard, or a group of small ones, not cut yet. The units are known once it is decompressed.
 
     Attributes:
-        shard: the shard.
+        shards: the shard, or the group's; some of a group may be plain.
         rows_per_unit: records in a unit at most.
         options: which columns hold what.
-        memory: where its cuts are kept.
+        memory: where the cuts of large ones are kept.
     """
 
-    shard: Shard
+    shards: tuple[Shard, ...]
     rows_per_unit: int
     options: ReadOptions
     memory: CutMemory | None
 
     def units(self) -> Iterator[WorkUnit | Note]:
-        """What `plan.cut_shard` gives of the shard, each unit as soon as it is inflated.
+        """What `plan.cut_shard` gives, each unit as soon as it is inflated.
 
         A unit holds its content on this machine's disk for as long as anything refers to it; what is read of it
         meanwhile is not inflated again. Units for which the disk has no room are read in chains.
@@ -46,57 +46,74 @@ class UncutShard(PlanItem):
         """
         spool = Spool()
         try:
-            parts = walk_and_keep(
-                self.shard,
-                self.rows_per_unit,
-                self.options,
-                self.memory,
-                lambda source: cast(BinaryIO, inflate(source, spool.append)),
-            )
-            for part in parts:
+            slices = itertools.chain.from_iterable(self._slices(shard, spool) for shard in self.shards)
+            units = share_units(slices, self.rows_per_unit) if len(self.shards) > 1 else units_of(slices)
+            for unit in units:
                 if spool.is_full:
-                    yield from _in_chains(itertools.chain([part], parts))
-                elif isinstance(part, Note):
-                    yield part
-                elif part.unread is not None:
-                    yield ShardUnit((part,))
+                    yield from _in_chains(itertools.chain([unit], units))
                 else:
-                    yield ShardUnit((dataclasses.replace(part, content=spool.range(part.offset)),))
+                    yield unit
         finally:
             spool.finish()
 
+    def _slices(self, shard: Shard, spool: Spool) -> Iterator[ShardSlice | Note]:
+        """What `plan.walk_shard` gives; the slices of a compressed shard with their content, where there is room."""
+        is_kept = False
 
-def _in_chains(parts: Iterable[ShardSlice | Note]) -> Iterator[WorkUnit | Note]:
-    """Units that are read from the shard itself, which is inflated again for them."""
-    for found in chain_units(units_of(parts)):
+        def keep(source: BinaryIO) -> BinaryIO:
+            nonlocal is_kept
+            stream = content(source, reader(shard.format).is_compressed, spool.append)
+            is_kept = isinstance(stream, Inflated)
+            return stream
+
+        spool.begin()
+        for part in walk_and_keep(shard, self.rows_per_unit, self.options, self.memory, keep):
+            if isinstance(part, Note) or part.unread is not None or spool.is_full or not is_kept:
+                yield part
+            else:
+                yield dataclasses.replace(part, content=spool.range(part.offset))
+
+
+def _in_chains(units: Iterable[ShardUnit | Note]) -> Iterator[WorkUnit | Note]:
+    """Units that are read from the shards themselves, which are inflated again for them."""
+    for found in chain_units(map(_without_content, units)):
         if isinstance(found, UnitChain):
             yield from found.units
         else:
             yield found
 
 
+def _without_content(unit: ShardUnit | Note) -> ShardUnit | Note:
+    if isinstance(unit, Note):
+        return unit
+    return ShardUnit(tuple(dataclasses.replace(part, content=None) for part in unit.slices))
+
+
 def cut_unless_compressed(
     item: PlanItem, rows_per_unit: int, options: ReadOptions, memory: CutMemory | None = None
-) -> Iterator[WorkUnit | Note | UncutShard]:
-    """`plan.cut_shard`, but of a large compressed shard whose cuts are not remembered an `UncutShard`.
+) -> Iterator[WorkUnit | Note | UncutShards]:
+    """`plan.cut_shard`, but `UncutShards` for compressed shards whose cuts are not remembered.
+
+    Of a group of small shards the first tells whether it is compressed: to look at each would cost a request for it.
 
     Raises:
         OSError: if `memory` cannot be used.
         MachineError: if too many reads in a row failed.
     """
-    if not isinstance(item, Shard) or item.format not in WALKED or item.file.size <= SMALL_SHARD:
+    if not isinstance(item, Shard | ShardGroup) or item.format not in WALKED:
         yield from cut_shard(item, rows_per_unit, options, memory)
-    elif (parts := recall_cuts(item, memory)) is not None:
+    elif isinstance(item, Shard) and (parts := recall_cuts(item, memory)) is not None:
         yield from units_of(parts)
-    elif _is_compressed(item):
-        yield UncutShard(item, rows_per_unit, options, memory)
+    elif _is_compressed(shards := item.shards if isinstance(item, ShardGroup) else (item,)):
+        yield UncutShards(shards, rows_per_unit, options, memory)
     else:
-        yield from units_of(walk_and_keep(item, rows_per_unit, options, memory))
+        yield from cut_shard(item, rows_per_unit, options, memory)
 
 
-def _is_compressed(shard: Shard) -> bool:
+def _is_compressed(shards: tuple[Shard, ...]) -> bool:
+    first = shards[0]
     try:
-        with storage.open_read(shard.file.uri, shard.file.version) as source:
-            return reader(shard.format).is_compressed(source.read(HEAD_BYTES))
+        with storage.open_read(first.file.uri, first.file.version) as source:
+            return reader(first.format).is_compressed(source.read(HEAD_BYTES))
     except Exception:  # Cutting it tries again, and reports it.
         return False

@@ -53,18 +53,21 @@ def inflate(stream: BinaryIO, keep: Callable[[memoryview], None] | None = None) 
     return Inflated(_Inflater(stream, keep), _CHUNK)
 
 
-def content(stream: BinaryIO, is_compressed: Callable[[bytes], bool]) -> BinaryIO:
+def content(
+    stream: BinaryIO, is_compressed: Callable[[bytes], bool], keep: Callable[[memoryview], None] | None = None
+) -> BinaryIO:
     """Return the stream, or its decompressed content if it is compressed.
 
     Args:
         stream: at its start.
         is_compressed: tells by the first `HEAD_BYTES`.
+        keep: see `inflate`.
     """
     if isinstance(stream, Inflated):
         return cast(BinaryIO, stream)
     head = buffered(stream, HEAD_BYTES).read(HEAD_BYTES)  # One read of the stream may give less.
     stream.seek(0)
-    return cast(BinaryIO, inflate(stream)) if is_compressed(head) else stream
+    return cast(BinaryIO, inflate(stream, keep)) if is_compressed(head) else stream
 
 
 def buffered(stream: BinaryIO, size: int) -> BinaryIO:

@@ -1,4 +1,4 @@
-"""Keep the decompressed content of a shard in temporary files while its units are read."""
+"""Keep the decompressed content of shards in temporary files while their units are read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tempfile
 import threading
 import weakref
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from transforms.readers.compression import Inflated
@@ -19,6 +20,14 @@ _BUFFER = 256 << 10
 
 _MOST, _SHARE_OF_FREE_SPACE = 32 << 30, 4
 """A spool holds so many bytes at most, and a fourth of what is free: other processes write to the disk, too."""
+
+
+@dataclass
+class _Section:
+    """The content of one shard: where it begins and ends in the spool, in bytes."""
+
+    start: int
+    end: float = float("inf")
 
 
 class Spool:
@@ -42,6 +51,7 @@ class Spool:
         self._most_files = max(2, most // segment)
         self._files: dict[int, BinaryIO] = {}
         self._end = 0
+        self._section = _Section(0)
         self._needed_from: float = 0
         self._ranges: Counter[int] = Counter()
         self._lock = threading.RLock()  # A collection of garbage may end a range while this thread holds the lock.
@@ -65,17 +75,25 @@ class Spool:
                 self._end += written
                 data = data[written:]
 
+    def begin(self) -> None:
+        """What is appended from now on is the content of another shard, whose offsets begin at zero."""
+        with self._lock:
+            self._section.end = self._needed_from = self._end
+            self._section = _Section(self._end)
+            self._delete()
+
     def range(self, offset: int) -> SpooledRange:
         """What begins at `offset`, as far as it is there when it is read; what lies before is needed by others alone.
 
         Args:
-            offset: in the content, in bytes; not below that of an earlier range.
+            offset: in the content of this shard, in bytes; not below that of an earlier range.
         """
         with self._lock:
-            self._ranges[offset] += 1
-            self._needed_from = offset
+            place = self._section.start + offset
+            self._ranges[place] += 1
+            self._needed_from = place
             self._delete()
-        return SpooledRange(self, offset)
+        return SpooledRange(self, self._section, offset)
 
     def finish(self) -> None:
         """There will be no further ranges."""
@@ -83,9 +101,9 @@ class Spool:
             self._needed_from = float("inf")
             self._delete()
 
-    def _release(self, offset: int) -> None:
+    def _release(self, place: int) -> None:
         with self._lock:
-            self._ranges[offset] -= 1
+            self._ranges[place] -= 1
             self._delete()
 
     def _delete(self) -> None:
@@ -94,22 +112,24 @@ class Spool:
         for number in [number for number in self._files if (number + 1) * self._segment <= needed_from]:
             self._files.pop(number).close()
 
-    def _read(self, offset: int, size: int) -> bytes:
+    def _read(self, section: _Section, offset: int, size: int) -> bytes:
         with self._lock:
-            number, place = divmod(offset, self._segment)
-            if offset >= self._end:
+            start, end = section.start + offset, int(min(section.end, self._end))
+            if start >= end:
                 return b""
+            number, place = divmod(start, self._segment)
             file = self._files[number]
             file.seek(place)
-            return file.read(min(size, self._segment - place))
+            return file.read(min(size, self._segment - place, end - start))
 
 
 class SpooledRange:
-    """An offset in a spool. The bytes from it on are kept while the object exists."""
+    """An offset in a shard's content. The bytes from it on are kept while the object exists."""
 
-    def __init__(self, spool: Spool, offset: int) -> None:
+    def __init__(self, spool: Spool, section: _Section, offset: int) -> None:
         self._spool = spool
-        weakref.finalize(self, spool._release, offset)
+        self._section = section
+        weakref.finalize(self, spool._release, section.start + offset)
 
     def open(self) -> BinaryIO:
         """The content, whose offsets are those from its start; what lies before the range may be gone."""
@@ -117,7 +137,7 @@ class SpooledRange:
 
     def read(self, offset: int, size: int) -> bytes:
         """Read up to `size` bytes. Empty at the current end."""
-        return self._spool._read(offset, size)
+        return self._spool._read(self._section, offset, size)
 
 
 class _View(io.RawIOBase):

@@ -24,7 +24,7 @@ from transforms.core.progress import PROGRESS
 from transforms.core.spec import EmbedderSpec
 from transforms.core.types import Failure, Row
 from transforms.inputs.plan_units import count_planned
-from transforms.inputs.uncut_shards import UncutShard
+from transforms.inputs.uncut_shards import UncutShards
 from transforms.parts import part_files
 from transforms.parts.part_files import Commit
 from transforms.parts.row_notes import row_note
@@ -165,7 +165,7 @@ class PartLayout(Protocol):
 class CommitUnits(beam.PTransform):  # type: ignore[misc]
     """Work units and commit them as parts under `output`.
 
-    Elements in: `WorkUnit`, `UnitChain`, `UncutShard`; element out: `UnitReport`. A `Note` passes.
+    Elements in: `WorkUnit`, `UnitChain`, `UncutShards`; element out: `UnitReport`. A `Note` passes.
 
     A unit is read, worked and written inside one DoFn: only units and reports cross stage boundaries. A unit whose
     part is there already, of the same version, is skipped. Reports are in the global window.
@@ -247,7 +247,7 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
     def start_bundle(self) -> None:
         self._drop()  # what a bundle that broke off left
 
-    def process(self, item: WorkUnit | UnitChain | UncutShard | Note) -> Iterator[UnitReport | Note]:
+    def process(self, item: WorkUnit | UnitChain | UncutShards | Note) -> Iterator[UnitReport | Note]:
         with contextlib.closing(_units_of(item)) as units:
             while (unit := self._or_break_off(lambda: next(units, None))) is not None:
                 if isinstance(unit, Note):
@@ -440,10 +440,10 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
         Metrics.distribution(METRICS_NAMESPACE, "part_write_milli_secs").update(round(write_seconds * 1000))
 
 
-def _units_of(item: WorkUnit | UnitChain | UncutShard | Note) -> Generator[WorkUnit | Note, None, None]:
+def _units_of(item: WorkUnit | UnitChain | UncutShards | Note) -> Generator[WorkUnit | Note, None, None]:
     if isinstance(item, UnitChain):
         yield from item.units
-    elif isinstance(item, UncutShard):
+    elif isinstance(item, UncutShards):
         for found in item.units():
             if not isinstance(found, Note):
                 count_planned(found)

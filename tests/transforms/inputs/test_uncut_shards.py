@@ -23,14 +23,14 @@ from transforms.inputs import uncut_shards
 from transforms.inputs.plan import cut_shard
 from transforms.inputs.plan_units import _cut
 from transforms.inputs.shard_index import CutMemory
-from transforms.inputs.uncut_shards import UncutShard, cut_unless_compressed
+from transforms.inputs.uncut_shards import UncutShards, cut_unless_compressed
 from transforms.parts import part_files
 from transforms.parts.part_files import PartOptions
 from transforms.readers import compression, spool
 from transforms.readers import read as read_module
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import read_records
-from transforms.readers.units import Note, WorkUnit
+from transforms.readers.units import Note, ShardGroup, WorkUnit
 from transforms.runs.commit_units import CommitUnits, _CommitUnit
 from transforms.runs.manifest import UnitReport
 from transforms.storage.resuming import ResumingStream
@@ -43,11 +43,6 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
     "xz": lzma.compress,
     "zlib": zlib.compress,
 }
-
-
-@pytest.fixture(autouse=True)
-def _large(monkeypatch):
-    monkeypatch.setattr(uncut_shards, "SMALL_SHARD", 0)
 
 
 def content_of(data, name, folder):
@@ -76,7 +71,7 @@ def shard(request, tmp_path):
 
 def uncut(shard, rows=7, memory=None):
     (found,) = cut_unless_compressed(shard, rows, OPTIONS, memory)
-    assert isinstance(found, UncutShard)
+    assert isinstance(found, UncutShards)
     return found
 
 
@@ -145,11 +140,6 @@ def test_other_shards_are_cut_in_planning(name, tmp_path):
     assert list(cut_unless_compressed(shard, 7, OPTIONS)) == list(cut_shard(shard, 7, OPTIONS))
 
 
-def test_small_shards_are_cut_in_planning(shard, monkeypatch):
-    monkeypatch.setattr(uncut_shards, "SMALL_SHARD", shard.file.size)
-    assert list(cut_unless_compressed(shard, 7, OPTIONS)) == list(cut_shard(shard, 7, OPTIONS))
-
-
 @pytest.mark.parametrize("damage", ["cut short", "a byte changed"])
 def test_a_damaged_shard_gives_what_it_gives_when_it_is_cut_before(shard, damage, tmp_path):
     path = tmp_path / shard.file.uri.rpartition("/")[2]
@@ -206,9 +196,13 @@ def work(output, shard, rows=7, memory=None):
     return list(one_bundle(commit, _cut(shard, rows, OPTIONS, memory, True, True)))
 
 
-def vectors_in(output):
+def rows_in(output):
     tables = [part_files.read_table(uri) for _, uri in part_files.list_parts(f"{output}/embeddings")]
-    rows = {row["key"]: row["embedding"] for table in tables for row in table.to_pylist()}
+    return {row["key"]: row["embedding"] for table in tables for row in table.to_pylist()}
+
+
+def vectors_in(output):
+    rows = rows_in(output)
     return [rows[key] for key in sorted(rows, key=lambda key: int(key.rpartition("#")[2].removesuffix(".png")))]
 
 
@@ -262,3 +256,72 @@ def test_no_file_stays_open(colors, tmp_path, monkeypatch):
     gc.collect()
     assert len(spools) == 2
     assert not any(one._files for one in spools)
+
+
+@pytest.fixture(params=["tar", "tfrecord"])
+def group(request, tmp_path):
+    """Small shards of 1 to 9 images, all compressed but one, one of them cut short and one without a record."""
+    shards = []
+    for number, count in enumerate((3, 9, 1, 0, 5, 4, 8, 2)):
+        name = f"{number}.{request.param}.gz"
+        shard, _ = write(tmp_path, name, [png((number, index, 7)) for index in range(count)])
+        path = tmp_path / name
+        if number == 4:
+            path.write_bytes(gzip.decompress(path.read_bytes()))
+        if number == 5:
+            path.write_bytes(path.read_bytes()[:-40])
+        shards.append(shard_at(path, shard.format))
+    return ShardGroup(tuple(shards))
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 1000])
+def test_a_group_of_small_shards_gives_what_it_gives_when_it_is_cut_before(group, rows, opened):
+    before = list(cut_shard(group, rows, OPTIONS))
+    expected = [list(read_records(unit, OPTIONS)) for unit in before if isinstance(unit, WorkUnit)]
+    opened.clear()
+    found = list(uncut(group, rows).units())
+    assert found == before
+    assert [list(read_records(unit, OPTIONS)) for unit in found if isinstance(unit, WorkUnit)] == expected
+    assert {uri.rpartition("/")[2][0] for uri in opened} <= {"4"}, "the plain one is read from where it lies"
+
+
+def test_a_group_is_inflated_once_from_its_plan_to_its_parts(group, inflated, tmp_path):
+    size = sum(len(gzip.decompress(path.read_bytes())) for path in tmp_path.glob("*.gz") if path.name[0] not in "45")
+    work(tmp_path / "out", group, 6)
+    assert size <= sum(inflated) <= size + len(gzip_content(tmp_path, "5"))
+    rows = [tuple(vector) for vector in rows_in(tmp_path / "out").values()]
+    whole = [(number, index, 7) for number, count in enumerate((3, 9, 1, 0, 5, 0, 8, 2)) for index in range(count)]
+    assert sorted(row for row in rows if row[0] != 5) == whole
+
+
+def gzip_content(folder, name):
+    """What a stream that is cut short inflates to."""
+    (path,) = folder.glob(f"{name}.*.gz")
+    return zlib.decompressobj(zlib.MAX_WBITS + 16).decompress(path.read_bytes())
+
+
+@pytest.mark.parametrize("most", [0, 2000, 4000])
+def test_a_group_for_which_the_disk_has_no_room_loses_nothing(group, most, tmp_path, monkeypatch):
+    class Bounded(spool.Spool):
+        def __init__(self):
+            super().__init__(512, most)
+
+    work(tmp_path / "roomy", group, 6)
+    monkeypatch.setattr(uncut_shards, "Spool", Bounded)
+    work(tmp_path / "out", group, 6)
+    expected = rows_in(tmp_path / "roomy")
+    assert len(expected) >= 28
+    assert rows_in(tmp_path / "out") == expected
+
+
+def test_of_a_group_one_shard_is_looked_at(group, monkeypatch):
+    looks = []
+    real = storage.open_read
+
+    def counted(uri, version=None):
+        looks.append(uri)
+        return real(uri, version)
+
+    monkeypatch.setattr(storage, "open_read", counted)
+    uncut(group)
+    assert len(looks) == 1

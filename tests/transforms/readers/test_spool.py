@@ -48,6 +48,26 @@ def test_what_is_appended_later_can_be_read_too():
     spool.finish()
 
 
+def test_contents_of_several_shards_do_not_run_into_each_other():
+    spool = Spool(SEGMENT)
+    contents, streams = [], []
+    for number, size in enumerate((150, 0, 333, 70)):
+        spool.begin()
+        contents.append(written(spool, size, seed=number))
+        streams.append(spool.range(size // 2).open())
+    for content, stream in zip(contents, streams, strict=True):
+        stream.seek(len(content) // 2)
+        assert stream.read(1000) == content[len(content) // 2 :]
+        assert stream.read(1) == b""
+    assert len(spool._files) == 6
+    del stream, streams
+    gc.collect()
+    spool.begin()
+    assert sorted(spool._files) == [5], "what is appended next lies there"
+    spool.finish()
+    assert not spool._files
+
+
 def test_files_go_as_soon_as_no_range_needs_them():
     spool = Spool(SEGMENT)
     written(spool, 1000)
