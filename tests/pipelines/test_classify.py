@@ -210,8 +210,8 @@ def test_openvino_and_keras_predict_the_same_labels(folder, labelled, tmp_path):
 
 @pytest.mark.skipif(not is_installed(), reason="OpenVINO is not installed")
 def test_large_input_gets_an_engine_trial(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(trial, "FEWEST_IMAGES", IMAGES)
-    monkeypatch.setattr(trial, "PAYS_SECONDS", 0.0)
+    monkeypatch.setattr(trial, "PAYS_FROM_IMAGES", IMAGES)
+    monkeypatch.setattr(trial, "PAYS_FROM_SECONDS", 0.0)
     assert classify("--input", folder / "images", folder=folder, output=tmp_path) == 0
     tried = [one["engine"] for one in manifest(tmp_path)["engine"]["trial"]["candidates"]]
     assert tried == ["keras", "openvino"]
