@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -33,6 +33,7 @@ class Relabelled:
         labels: key -> label, list of labels, or None for a row that shall have none.
         kind: type of the column, string or a list of them.
         matched: rows that were read and whose key the file has.
+        found: their keys, which rows of several runs may share.
     """
 
     base: RowSet
@@ -40,6 +41,7 @@ class Relabelled:
     labels: Mapping[str, Any]
     kind: pa.DataType
     matched: int = 0
+    found: set[str] = field(default_factory=set)
 
     @property
     def groups(self) -> tuple[RowGroup, ...]:
@@ -68,7 +70,9 @@ class Relabelled:
         for group, table in self.base.read(groups, stored):
             keys = table.column(KEY).to_pylist()
             own = table.column(self.label_column).to_pylist() if self.label_column in stored else [None] * len(keys)
-            self.matched += sum(key in self.labels for key in keys)
+            matched = [key for key in keys if key in self.labels]
+            self.matched += len(matched)
+            self.found.update(matched)
             values = [self.labels.get(key, label) for key, label in zip(keys, own, strict=True)]
             arrays = {name: table.column(name) for name in columns if name != self.label_column}
             yield group, pa.table({**arrays, self.label_column: self._array(values)}).select(list(columns))
@@ -85,7 +89,7 @@ class Relabelled:
     @property
     def unmatched(self) -> int:
         """Keys of the file that no row has, once all rows were read."""
-        return len(self.labels) - self.matched
+        return len(self.labels) - len(self.found)
 
 
 def relabel(rows: RowSet, label_column: str, uri: str) -> Relabelled:

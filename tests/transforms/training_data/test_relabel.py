@@ -55,6 +55,15 @@ def test_listed_rows_are_relabelled_and_others_keep_their_labels(tmp_path, name)
     assert (rows.matched, rows.unmatched) == (3, 1)
 
 
+def test_keys_of_no_row_are_counted_though_runs_share_the_others(tmp_path):
+    """Runs by `write_output` have the same keys, from the first row on."""
+    names = [write_output(tmp_path / name, np.zeros((COUNT, 2), np.float32), OLD) for name in ("one", "two")]
+    NEW.to_csv(tmp_path / "new.csv", index=False)
+    rows = relabel(open_embeddings(names), "label", str(tmp_path / "new.csv"))
+    classes(rows)
+    assert (rows.matched, rows.unmatched) == (6, 1)
+
+
 def test_labels_for_embeddings_without_any(tmp_path):
     frame = pd.DataFrame({"key": [f"key-{row}" for row in range(COUNT)], "label": ["a", "b"] * (COUNT // 2)})
     frame.to_csv(tmp_path / "new.csv", index=False)
