@@ -152,7 +152,7 @@ def _columns(shard: Shard, options: ReadOptions) -> dict[str, pa.DataType]:
         schema = manifest_columns(shard.file, options)
     else:
         with ResumingStream(shard.file.uri, shard.file.version) as source:
-            schema = reader(shard.format).columns(cast(BinaryIO, source))
+            schema = reader(shard.format).columns(cast(BinaryIO, source), options)
     return {**dict.fromkeys(partitions(shard.file.uri), pa.string()), **schema} if schema else {}
 
 

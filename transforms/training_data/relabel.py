@@ -14,7 +14,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
 from transforms.inputs.manifest_rows import TableError, table_rows
 from transforms.readers.base import RecordError
-from transforms.readers.columns import as_label, as_labels
+from transforms.readers.columns import as_label, as_labels, as_text
 from transforms.readers.options import ReadOptions
 from transforms.storage.resuming import ResumingStream
 from transforms.training_data.embeddings import RowGroup, RowSet
@@ -148,10 +148,10 @@ def _entry(uri: str, number: int, row: Mapping[str, Any] | RecordError) -> tuple
             f"A file of labels has the columns {KEY} and {LABEL}. Received: --labels {uri!r} with "
             f"{', '.join(map(str, row)) or 'none'}."
         )
-    key, label = row[KEY], row[LABEL]
-    if key in (None, ""):
+    key, label = as_text(row[KEY]), row[LABEL]
+    if not key:
         raise ImagebeamError(f"Row {number + 1:,} of the file has no key. Received: --labels {uri!r}.")
     try:
-        return str(key), as_labels(label) if isinstance(label, list) else as_label(label)
+        return key, as_labels(label) if isinstance(label, list) else as_label(label)
     except ValueError as error:
         raise ImagebeamError(f"Row {number + 1:,} of the file: {error}. Received: --labels {uri!r}.") from error
