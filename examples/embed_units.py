@@ -10,24 +10,18 @@ import sys
 import apache_beam as beam
 
 import imagebeam
-from transforms.embed.embed_units import EmbedOptions
-from transforms.parts.part_files import PartOptions
-from transforms.readers.options import ReadOptions
 
 
 def main(output: str, *patterns: str) -> None:
-    folder = f"{output}/model"
     config = imagebeam.EmbedderConfig("MobileNetV3Small", "random:0", image_size=(96, 96))
-    model = imagebeam.stage_model(config, folder)
-    read = ReadOptions()
+    model = imagebeam.stage_model(config, f"{output}/model")
     with beam.Pipeline("FnApiRunner") as pipeline:
         (
             pipeline
             | beam.Create([patterns])
-            | imagebeam.PlanUnits(input_format=None, rows_per_unit=256, read=read)
-            | imagebeam.EmbedUnits(
-                model, output, read, EmbedOptions(imagebeam.ImageOptions.from_spec(model.spec)), PartOptions()
-            )
+            | imagebeam.PlanUnits(rows_per_unit=256)
+            | imagebeam.EmbedUnits(model, output)
+            | beam.Filter(lambda report: hasattr(report, "commit"))  # not the notes on what was left out of the input
             | beam.Map(lambda report: (report.commit.embedded, report.commit.failed, report.skipped))
             | beam.Map(lambda unit: "{} embedded, {} failed, done before: {}".format(*unit))
             | beam.Map(print)

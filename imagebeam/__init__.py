@@ -30,6 +30,7 @@ Models:
 Images and errors:
     decode_image           encoded bytes -> `Image`: uint8 RGB pixels, resized by `ImageOptions`
     ImageOptions           size, filter, aspect policy and limits
+    ImageError             why bytes give no image: `error_type`, as in OUT/failures, and a message
     ImagebeamError         a mistake that the user can correct: names the thing, the value and the remedy
 
 `help(imagebeam.NAME)` explains each. `import imagebeam` alone is cheap: a name is imported when it is first used.
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from transforms.embed.model_handler import EmbeddingModelHandler as EmbeddingModelHandler
     from transforms.images.decode import ImageOptions as ImageOptions
     from transforms.images.decode import decode_image as decode_image
+    from transforms.images.errors import ImageError as ImageError
     from transforms.inputs.plan_units import PlanUnits as PlanUnits
     from transforms.models.config import EmbedderConfig as EmbedderConfig
     from transforms.models.embedder import build_embedder as build_embedder
@@ -68,6 +70,7 @@ _MODULES = {
     "EmbedderConfig": "transforms.models.config",
     "EmbedderSpec": "transforms.core.spec",
     "EmbeddingModelHandler": "transforms.embed.model_handler",
+    "ImageError": "transforms.images.errors",
     "ImageOptions": "transforms.images.decode",
     "ImagebeamError": "transforms.core.errors",
     "KerasImageEmbeddings": "transforms.embed.ml_transform",

@@ -8,7 +8,7 @@ import difflib
 import inspect
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, TypeVar, get_type_hints
 
 import apache_beam as beam
@@ -24,7 +24,7 @@ from pipelines.runtime.model_loader import ModelLoader
 from pipelines.runtime.reuse import open_reused
 from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.core.field_types import check_type
+from transforms.core.field_types import plain, typed
 from transforms.embed.embed_units import EmbedOptions, EmbedUnits
 from transforms.inputs.plan_units import PlanUnits
 from transforms.parts.part_files import PartOptions
@@ -68,8 +68,7 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
 
     def __init__(self, output: str, **flags: Any) -> None:
         super().__init__()
-        check_type("output", output, str)
-        values = _read_flags({**flags, "output": output})
+        values = _read_flags({**flags, "output": typed("output", output, str)})
         self.model_options = _options(ModelOptions, values)
         self.engine_options = _options(EngineOptions, values)
         self.engine_options.check(self.model_options)
@@ -205,6 +204,7 @@ def _read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(keyword: str, field: dataclasses.Field[Any], value: Any) -> Any:
     parse = field.metadata.get("type")
+    value = plain(value)
     if keyword == "keep_columns":
         value = _column_list(value)
     if isinstance(value, str):
@@ -213,7 +213,7 @@ def _read(keyword: str, field: dataclasses.Field[Any], value: Any) -> Any:
         except (argparse.ArgumentTypeError, ValueError) as error:
             raise ImagebeamError(f"{keyword}: {error}.") from None
         return (value,) if field.metadata.get("action") in ("append", "extend") else value
-    return tuple(value) if isinstance(value, Iterable) else value
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, bytes | Mapping | Set) else value
 
 
 def _column_list(value: Any) -> str | tuple[()]:
@@ -233,11 +233,13 @@ def _column_list(value: Any) -> str | tuple[()]:
 
 def _options(group: type[O], values: Mapping[str, Any]) -> O:
     kinds = get_type_hints(group)
-    mine = {field.name: values[field.name] for field in dataclasses.fields(group) if field.name in values}
-    for field in dataclasses.fields(group):
-        if field.name in mine:
-            check_type(_keyword(field), mine[field.name], kinds[field.name])
-    return group(**mine)
+    return group(
+        **{
+            field.name: typed(_keyword(field), values[field.name], kinds[field.name])
+            for field in dataclasses.fields(group)
+            if field.name in values
+        }
+    )
 
 
 def _signature() -> inspect.Signature:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -98,9 +99,40 @@ def test_values_reach_the_options():
     assert transform.input_options.input_format is InputFormat.TFRECORD
 
 
+def test_numbers_of_numpy_are_those_of_the_flags(source, output):
+    numbers = {"rows_per_unit": np.int64(5), "image_size": np.array([32, 32]), "batch_size": np.int32(4)}
+    embed(output, source, **numbers, max_failure_rate=np.float32(0.5))
+    before = files_of(output)
+    assert extract(source, output, "--max_failure_rate", "0.5") == 0
+    assert files_of(output) == before
+
+
+@pytest.mark.parametrize("elements", [["{}/a"], [()], [("{}/a", 5)]])
+def test_plan_units_takes_tuples_of_patterns(source, elements):
+    given = [one.format(source) if isinstance(one, str) else one for one in elements]
+    with pytest.raises(Exception, match="PlanUnits takes tuples"), beam.Pipeline("FnApiRunner") as pipeline:
+        _ = pipeline | beam.Create(given) | imagebeam.PlanUnits()
+
+
+def test_plan_units_and_embed_units_need_no_more_than_a_model_and_a_folder(source, tmp_path):
+    (source / "notes.txt").touch()
+    config = imagebeam.EmbedderConfig("VGG16", "random:0", layers=("block1_pool",), image_size=(32, 32))
+    model = imagebeam.stage_model(config, str(tmp_path / "model"))
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        done = pipeline | beam.Create([(str(source),)]) | imagebeam.PlanUnits()
+        done = done | imagebeam.EmbedUnits(model, f"file://{tmp_path}/out/")
+        records = done | beam.Filter(lambda report: hasattr(report, "commit")) | beam.Map(lambda report: report.records)
+        assert_that(records, equal_to([COUNT]))
+    assert extract(source, tmp_path / "theirs", "--rows_per_unit", "2048") == 0
+    assert embeddings(tmp_path / "out").keys() == embeddings(tmp_path / "theirs").keys()
+    for key, vector in embeddings(tmp_path / "theirs").items():
+        np.testing.assert_array_equal(embeddings(tmp_path / "out")[key], vector)
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
+        ({"layer": {"block1_pool"}}, "layer is a list, each item a str.*{'block1_pool'}"),
         ({"pooling": "mean"}, "avg, max, flatten"),
         ({"image_sise": (32, 32)}, "image_size"),
         ({"model": "VGG61"}, "VGG16"),

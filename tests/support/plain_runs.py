@@ -122,7 +122,7 @@ def one_bundle(
 
 
 def _work(units: EmbedUnits) -> _ReadAndEmbed:
-    return _ReadAndEmbed(units.read, units.embed)
+    return _ReadAndEmbed(units.read, units._options)
 
 
 def _work_images(

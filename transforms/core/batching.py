@@ -12,6 +12,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.field_types import plain
 
 BYTES_AHEAD = 256 << 20
 """Bytes of records that wait for the model at most: a few records may be as large as many."""
@@ -23,14 +24,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def check_batch_size(name: str, size: object) -> None:
-    """Refuse what cannot be a number of images.
+def positive(name: str, value: object) -> int:
+    """Return a number of images or rows, NumPy's as Python's.
 
     Raises:
-        ImagebeamError: naming the option and the value.
+        ImagebeamError: for what is no whole number from 1, naming the option and the value.
     """
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ImagebeamError(f"{name} is a whole number, at least 1. Received: {size!r}.")
+    number = plain(value)
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ImagebeamError(f"{name} is a whole number, at least 1. Received: {value!r}.")
+    return number
 
 
 def available_cores() -> int:

@@ -1,8 +1,10 @@
-"""Check the types of values that Python callers give, by the annotations of dataclass fields."""
+"""Check and convert the values that Python callers give, by the annotations of dataclass fields."""
 
 from __future__ import annotations
 
 import enum
+import functools
+import inspect
 import numbers
 import types
 from typing import Any, Literal, Union, get_args, get_origin
@@ -18,34 +20,84 @@ _PLAIN: dict[Any, tuple[type, str]] = {
 }
 
 
-def check_type(name: str, value: object, hint: Any) -> None:
-    """Refuse a value that is not what a field's annotation says.
+class _MisfitError(Exception):
+    """A value is not what an annotation says."""
 
-    A list passes as a tuple, a whole number as a float, and a str as the member of an enum that it names.
+
+def typed(name: str, value: object, hint: Any) -> Any:
+    """Return a value as a field's annotation has it.
+
+    A list becomes a tuple, a whole number a float, a str the member of an enum that it names, and a number or array of
+    NumPy the Python values it holds: options are written as JSON and compared with what is read again.
 
     Raises:
-        ImagebeamError: naming the field, what it takes and the value.
+        ImagebeamError: if the value does not fit, naming the field, what it takes and the value.
     """
-    if not _fits(value, hint):
-        raise ImagebeamError(f"{name} is {_described(hint)}. Received: {value!r}.")
+    try:
+        return _convert(value, hint)
+    except _MisfitError:
+        raise ImagebeamError(f"{name} is {_described(hint)}. Received: {value!r}.") from None
 
 
-def _fits(value: object, hint: Any) -> bool:
+def convert_fields(record: Any, *names: str) -> None:
+    """`typed` for fields of a dataclass, frozen or not, in place; for its `__post_init__`.
+
+    Args:
+        record: the instance.
+        names: of the fields; none for all that its own class declares.
+
+    Raises:
+        ImagebeamError: as `typed` does.
+    """
+    hints = _hints(record.__class__)
+    for name in names or hints:
+        object.__setattr__(record, name, typed(name, getattr(record, name), hints[name]))
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return inspect.get_annotations(kind, eval_str=True)
+
+
+def plain(value: Any) -> Any:
+    """A number or array of NumPy as Python's numbers and lists; anything else as it is."""
+    is_numpy = not isinstance(value, type) and hasattr(value, "dtype") and hasattr(value, "tolist")
+    return value.tolist() if is_numpy else value
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    value = plain(value)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
+        for argument in arguments:
+            try:
+                return _convert(value, argument)
+            except _MisfitError:
+                pass
+        raise _MisfitError
     if origin is Literal:
-        return value in arguments
+        return _if_fits(value in arguments, value)
     if origin is tuple:
         if not isinstance(value, tuple | list):
-            return False
+            raise _MisfitError
         wanted = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
-        return len(value) == len(wanted) and all(map(_fits, value, wanted))
+        if len(value) != len(wanted):
+            raise _MisfitError
+        return tuple(map(_convert, value, wanted))
     if isinstance(value, bool) and hint is not bool:
-        return False
-    if hint not in _PLAIN and issubclass(hint, enum.StrEnum):
-        return isinstance(value, str) and value in list(hint)
-    return isinstance(value, _PLAIN[hint][0] if hint in _PLAIN else hint)
+        raise _MisfitError
+    if hint in _PLAIN:
+        _if_fits(isinstance(value, _PLAIN[hint][0]), value)
+        return hint(value) if hint in (int, float) else value
+    if issubclass(hint, enum.StrEnum):
+        return hint(_if_fits(isinstance(value, str) and value in list(hint), value))
+    return _if_fits(isinstance(value, hint), value)
+
+
+def _if_fits(fits: bool, value: Any) -> Any:
+    if not fits:
+        raise _MisfitError
+    return value
 
 
 def _described(hint: Any) -> str:

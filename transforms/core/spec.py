@@ -89,6 +89,44 @@ class Preprocessing(enum.StrEnum):
     CAFFE = "caffe"
 
 
+_ALIASED = (Interpolation.BILINEAR, Interpolation.NEAREST)
+
+
+def check_decoding(
+    *,
+    image_size: tuple[int, int] | None,
+    interpolation: Interpolation,
+    resize_mode: ResizeMode,
+    scaled: bool,
+    dicom_frame: int | str,
+) -> None:
+    """Refuse settings of decoding and resizing that contradict each other.
+
+    Args:
+        image_size: (height, width) in pixels, or None for each image's own.
+        interpolation: filter used when resizing.
+        resize_mode: what happens to the aspect ratio.
+        scaled: whether large JPEGs are decoded at a fraction of their size.
+        dicom_frame: a number, or "middle".
+
+    Raises:
+        ImagebeamError: naming the settings, their values and the remedy.
+    """
+    if dicom_frame != "middle" and (isinstance(dicom_frame, str) or dicom_frame < 1):
+        raise ImagebeamError(f"dicom_frame is a number from 1, or 'middle'. Received: {dicom_frame!r}.")
+    if resize_mode == ResizeMode.STRETCH_ALIASED and interpolation not in _ALIASED:
+        raise ImagebeamError(
+            f"Without antialiasing images are resized by {' or '.join(_ALIASED)}. Received: resize_mode="
+            f"{resize_mode}, interpolation={interpolation}. Choose another of the two."
+        )
+    if scaled and (image_size is None or resize_mode == ResizeMode.STRETCH_ALIASED):
+        raise ImagebeamError(
+            "JPEGs can be decoded scaled where they are resized with antialiasing. Received: jpeg_decode=scaled, "
+            f"image_size={size_text(image_size)}, resize_mode={resize_mode}. Decode them exactly, or choose another "
+            "size or mode."
+        )
+
+
 _LATER = {"preprocessing": None, "calibration": None, "dicom_frame": 1, "jpeg_decode": None}
 """Fields that specs had not at first, and what they mean where they are left out: a fingerprint stays what it was."""
 

@@ -12,9 +12,10 @@ from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.field_types import check_type
+from transforms.core.field_types import typed
 from transforms.core.formats import OUTPUT_COLUMNS, is_output_column
 from transforms.core.limits import MAX_IMAGE_PIXELS
+from transforms.core.spec import EmbedderSpec
 from transforms.core.types import Failure, Record, Row
 from transforms.embed.embed_units import EmbedOptions, ImageModel, ModelSource, RecordsAhead
 from transforms.embed.model_sources import image_options, model_source, spec_of
@@ -50,18 +51,20 @@ class EmbedRecords(beam.PTransform):  # type: ignore[misc]
     further columns, which come out again; a further column with a name of the output, such as `width`, fails the
     pipeline. Every element ends as one row or one failure: rows are dicts with `key`, `uri`, `label`, `width`,
     `height`, `sha256`, the further columns, and `embedding` (one column for each layer where there are several);
-    failures are dicts with `key`, `uri`, `stage`, `error_type`, `message`, `sha256`. Windows and timestamps are
-    kept.
+    failures are dicts with `key`, `uri`, `stage`, `error_type`, `message`, `sha256`, `retryable` (whether the machine
+    was at fault). Windows and timestamps are kept.
 
     Args:
         model: a folder that `stage_model` filled, or what it returned: workers must see the folder. Or an
             `EmbedderConfig`, whose weights each worker resolves itself.
         batch_size: images in one call of the model at most.
         max_image_pixels: an image of more pixels is a failure, by its header.
-        images: how bytes become pixels, where the model does not say; for a model of one's own.
+        images: how bytes become pixels, in place of what the model's spec says with `max_image_pixels`; for options
+            that the spec leaves open, such as `accept_truncated`, and for a model without a spec.
 
     Raises:
-        ImagebeamError: if the folder holds no model, or for a batch_size below 1 or an argument of another type.
+        ImagebeamError: if the folder holds no model, for a batch_size below 1 or an argument of another type, or for
+            images that are decoded otherwise than the model's spec says.
     """
 
     def __init__(
@@ -74,12 +77,20 @@ class EmbedRecords(beam.PTransform):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._model = model_source(model)
-        check_type("images", images, ImageOptions | None)
+        images = typed("images", images, ImageOptions | None)
+        known = model if isinstance(model, EmbedderConfig) else self._model
+        spec = spec_of(known) if isinstance(known, EmbedderConfig | StagedModel) else getattr(known, "spec", None)
         if images is None:
-            known = model if isinstance(model, EmbedderConfig) else self._model
             if not isinstance(known, EmbedderConfig | StagedModel):
                 raise TypeError(f"images is needed for a model of this kind. Received: {type(model).__name__}.")
             images = image_options(spec_of(known), max_image_pixels)
+        elif max_image_pixels != MAX_IMAGE_PIXELS:
+            raise ImagebeamError(
+                f"images says how large an image may be. Received: images, and max_image_pixels={max_image_pixels!r}. "
+                "Give ImageOptions(max_image_pixels=...)."
+            )
+        elif isinstance(spec, EmbedderSpec):
+            images.check_spec(spec)
         self._options = EmbedOptions(images, batch_size)
 
     def expand(self, records: beam.PCollection) -> EmbeddedRecords:
@@ -179,4 +190,5 @@ def failure_dict(failure: Failure) -> dict[str, Any]:
         "error_type": failure.error_type,
         "message": failure.message,
         "sha256": failure.sha256,
+        "retryable": failure.retryable,
     }

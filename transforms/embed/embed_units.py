@@ -16,22 +16,27 @@ from typing import Any, Protocol, TypeVar
 import apache_beam as beam
 import numpy as np
 
+from transforms import storage
 from transforms.core.batching import (
     MODEL_CALLS,
     MapAhead,
     available_cores,
     batch_by_shape,
-    check_batch_size,
     decode_pool,
     map_ahead,
+    positive,
 )
 from transforms.core.busy import Busy, Stopwatch
+from transforms.core.errors import ImagebeamError
+from transforms.core.field_types import convert_fields
 from transforms.core.limits import MAX_RECORD_BYTES
 from transforms.core.text import storable
 from transforms.core.types import Failure, Image, Record, Row, Stage
+from transforms.embed.model_sources import image_options
 from transforms.images.decode import ImageError, ImageOptions, decode_image, prepare_pillow
 from transforms.images.errors import NOT_AN_IMAGE
 from transforms.images.isolated.decoder_pool import thread_time
+from transforms.parts.part_files import PartOptions
 from transforms.readers.image_files import read_file
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import open_records
@@ -127,7 +132,7 @@ class EmbedOptions:
         max_record_bytes: an image file of more bytes is a failure, before it is read.
 
     Raises:
-        ImagebeamError: for a batch_size below 1.
+        ImagebeamError: for a batch_size below 1, or a value of another type.
     """
 
     images: ImageOptions
@@ -136,7 +141,8 @@ class EmbedOptions:
     max_record_bytes: int = MAX_RECORD_BYTES
 
     def __post_init__(self) -> None:
-        check_batch_size("batch_size", self.batch_size)
+        convert_fields(self, "images", "pixel_budget", "max_record_bytes")
+        object.__setattr__(self, "batch_size", positive("batch_size", self.batch_size))
 
     @property
     def batch_pixels(self) -> int:
@@ -458,36 +464,60 @@ def _embed_failure(item: Decoded, error_type: str, message: str) -> Failure:
     return Failure(item.record.key, item.record.uri, Stage.EMBED, error_type, message[:500], item.sha256)
 
 
+_READ, _PART = ReadOptions(), PartOptions()
+
+
 @dataclass
 class EmbedUnits(beam.PTransform):  # type: ignore[misc]
-    """Embed work units and commit them as parts. Elements in: `WorkUnit`; elements out: `UnitReport`.
+    """Embed work units and commit them as parts. Elements in: as `PlanUnits` gives them; elements out: `UnitReport`.
+
+    A `Note` of `PlanUnits`, on files that it left out, passes: of the two a report alone has `commit`.
 
     A unit is read, decoded, embedded and written inside one DoFn: only units and reports cross stage boundaries,
     never bytes or pixels. A unit whose part is there already, of the same version, is skipped.
 
     Attributes:
-        model: gives the embedder to a worker process, once.
+        model: what `stage_model` returned: workers load it, once a process.
         output: the run's folder.
-        read: which columns hold what.
-        embed: image policy and batches.
+        read: which columns hold what; the same as that of `PlanUnits`.
+        embed: image policy and batches; None for what the model's spec says, in batches of 32.
         part: how rows are stored.
         retry_failed: work the failed records of committed units again.
         generation: of the run; a part of another one is not committed.
         reuse: other runs whose rows are taken over, beside those of this one's own parts.
+
+    Raises:
+        ImagebeamError: for an argument of another type, for an output that is no path or URL, or for images that are
+            decoded otherwise than the model's spec says.
     """
 
     model: ImageModelSource
     output: str
-    read: ReadOptions
-    embed: EmbedOptions
-    part: PartLayout
+    read: ReadOptions = _READ
+    embed: EmbedOptions | None = None
+    part: PartLayout = _PART
     retry_failed: bool = False
     generation: str = ""
     reuse: tuple[ReusedRun, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not all(hasattr(self.model, name) for name in ("spec", "dimensions", "load")):
+            raise ImagebeamError(f"model is what stage_model returned. Received: {self.model!r}.")
+        if not all(hasattr(self.part, name) for name in ("folder", "refuse", "to_table")):
+            raise ImagebeamError(f"part is a PartOptions. Received: {self.part!r}.")
+        convert_fields(self, "output", "read", "embed", "retry_failed", "generation", "reuse")
+        if not self.output:
+            raise ImagebeamError(f"output is a folder. Received: {self.output!r}.")
+        self.output = storage.absolute(self.output)
+        self._options.images.check_spec(self.model.spec)
+
+    @property
+    def _options(self) -> EmbedOptions:
+        return self.embed or EmbedOptions(image_options(self.model.spec))
+
     def expand(self, units: beam.PCollection) -> beam.PCollection:
         """Spread the units over the workers, and embed each."""
-        work = _ReadAndEmbed(self.read, self.embed)
+        work = _ReadAndEmbed(self.read, self._options)
         return units | CommitUnits(
             self.model, self.output, work, self.part, self.retry_failed, self.generation, self.reuse
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.field_types import check_type
+from transforms.core.field_types import convert_fields
 from transforms.core.limits import MAX_IMAGE_PIXELS
-from transforms.core.spec import EmbedderSpec, Interpolation, JpegDecode, ResizeMode
+from transforms.core.spec import EmbedderSpec, Interpolation, JpegDecode, ResizeMode, check_decoding
+from transforms.core.text import differences
 from transforms.images.base import Limits
 
 
@@ -26,6 +27,10 @@ class ImageOptions:
         accept_truncated: a JPEG whose data stops early is taken, grey where it has none, and not a failure.
         dicom_frame: which frame of a DICOM file counts, from 1, or "middle".
         scale_jpegs: large JPEGs are decoded at a fraction of their size.
+
+    Raises:
+        ImagebeamError: for a value of another type, a size that is not positive, or settings that contradict each
+            other.
     """
 
     image_size: tuple[int, int] | None = (224, 224)
@@ -38,12 +43,18 @@ class ImageOptions:
     scale_jpegs: bool = False
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(ImageOptions).items():
-            check_type(name, getattr(self, name), kind)
+        convert_fields(self)
         if self.image_size is not None and min(self.image_size) < 1:
             raise ImagebeamError(f"image_size must be positive (height, width) or None. Received: {self.image_size}.")
         if self.max_image_pixels < 1:
             raise ImagebeamError(f"max_image_pixels must be at least 1. Received: {self.max_image_pixels}.")
+        check_decoding(
+            image_size=self.image_size,
+            interpolation=self.interpolation,
+            resize_mode=self.resize_mode,
+            scaled=self.scale_jpegs,
+            dicom_frame=self.dicom_frame,
+        )
 
     @classmethod
     def from_spec(
@@ -65,6 +76,21 @@ class ImageOptions:
             spec.dicom_frame,
             scale_jpegs=spec.jpeg_decode == JpegDecode.SCALED,
         )
+
+    def check_spec(self, spec: EmbedderSpec) -> None:
+        """Refuse a spec of other pixels: vectors would carry a fingerprint that says what was not done.
+
+        Raises:
+            ImagebeamError: naming what differs.
+        """
+        wanted = ImageOptions.from_spec(spec)
+        names = ("image_size", "interpolation", "resize_mode", "dicom_frame", "scale_jpegs")
+        mine, theirs = ({name: getattr(options, name) for name in names} for options in (self, wanted))
+        if found := list(differences(mine, theirs).values()):
+            raise ImagebeamError(
+                f"The images are decoded otherwise than the model's spec says ({'; '.join(found)}). Make the options "
+                "of the spec, with ImageOptions.from_spec(model.spec)."
+            )
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> ImageOptions:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
+from transforms.core.batching import positive
+from transforms.core.errors import ImagebeamError
+from transforms.core.field_types import convert_fields
 from transforms.core.formats import InputFormat
 from transforms.core.progress import PROGRESS
 from transforms.inputs.discover import LeftOutFiles
@@ -47,9 +50,12 @@ for _kind in (WorkUnit, ShardUnit, UnitChain, UncutShards, ListUnit, Note):
     beam.coders.registry.register_coder(_kind, PlanCoder)
 
 
+_READ = ReadOptions()
+
+
 @dataclass
 class PlanUnits(beam.PTransform):  # type: ignore[misc]
-    """Plan work units. Elements in: tuples of patterns; elements out: `WorkUnit`, `UnitChain` or `Note`.
+    """Plan work units. Elements in: tuples of patterns (`str`); elements out: `WorkUnit`, `UnitChain` or `Note`.
 
     One worker begins to list. What it finds is spread over all, which cut the shards and list the parts of what is left
     of a long listing. With `leave_compressed` an `UncutShards` comes out, too.
@@ -61,14 +67,22 @@ class PlanUnits(beam.PTransform):  # type: ignore[misc]
         cuts: folder in which the cuts of large shards are remembered; None not to.
         share: let small shards share units.
         leave_compressed: leave large compressed shards, whose cuts are not remembered, to be cut by whoever reads them.
+
+    Raises:
+        ImagebeamError: for rows_per_unit below 1 or an argument of another type, when constructed; fails the pipeline
+            for an element that is no tuple of patterns, or a pattern without matches.
     """
 
-    input_format: InputFormat | None
-    rows_per_unit: int
-    read: ReadOptions
+    input_format: InputFormat | None = None
+    rows_per_unit: int = 2048
+    read: ReadOptions = _READ
     cuts: str | None = None
     share: bool = True
     leave_compressed: bool = False
+
+    def __post_init__(self) -> None:
+        convert_fields(self)
+        positive("rows_per_unit", self.rows_per_unit)
 
     def expand(self, patterns: beam.PCollection) -> beam.PCollection:
         """List, spread, cut."""
@@ -88,6 +102,11 @@ class PlanUnits(beam.PTransform):  # type: ignore[misc]
 def _list(
     patterns: tuple[str, ...], input_format: InputFormat | None, rows_per_unit: int, options: ReadOptions
 ) -> Iterator[PlanItem]:
+    # A str would be taken for a pattern a character, "/" among them.
+    if not patterns or not isinstance(patterns, tuple | list) or not all(isinstance(one, str) for one in patterns):
+        raise ImagebeamError(
+            f"PlanUnits takes tuples of patterns. Received: {patterns!r}. Write beam.Create([('photos/**/*.jpg',)])."
+        )
     left_out = LeftOutFiles()
     yield from plan_in_parts(patterns, input_format, rows_per_unit, left_out, options=options)
     yield from listing_notes(left_out)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.field_types import check_type
+from transforms.core.field_types import plain, typed
 from transforms.core.spec import (
     Calibration,
     EmbedderSpec,
@@ -18,14 +18,13 @@ from transforms.core.spec import (
     Precision,
     Preprocessing,
     ResizeMode,
+    check_decoding,
 )
 from transforms.models.architectures import Architecture
 from transforms.models.own_model import OwnModel, find_model
 from transforms.models.weights.load import is_file
 
 E = TypeVar("E", bound=enum.StrEnum)
-
-_ALIASED = (Interpolation.BILINEAR, Interpolation.NEAREST)
 
 ImageSize = tuple[int, int] | Literal["default", "native"] | None
 
@@ -72,11 +71,15 @@ class EmbedderConfig:
     dicom_frame: int | str = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, Iterable):
-            object.__setattr__(self, "layers", _names(self.layers))
-        check_type("layers", self.layers, tuple[str, ...])
-        check_type("model", self.model, str)
-        check_type("weights", self.weights, str)
+        layers: Any = self.layers
+        if isinstance(layers, str):
+            layers = (layers,)
+        elif isinstance(layers, Iterable) and not isinstance(layers, bytes | Mapping | Set):  # Layers have an order.
+            layers = tuple(layers)
+        object.__setattr__(self, "layers", typed("layers", layers, tuple[str, ...]))
+        typed("model", self.model, str)
+        typed("weights", self.weights, str)
+        typed("calibration", self.calibration, Calibration | None)
         for name, kind in (
             ("pooling", Pooling),
             ("interpolation", Interpolation),
@@ -85,15 +88,7 @@ class EmbedderConfig:
             ("jpeg_decode", JpegDecode),
         ):
             object.__setattr__(self, name, _member(kind, name, getattr(self, name)))
-        if self.resize_mode == ResizeMode.STRETCH_ALIASED and self.interpolation not in _ALIASED:
-            raise ImagebeamError(
-                f"Without antialiasing images are resized by {' or '.join(_ALIASED)}. Received: resize_mode="
-                f"{self.resize_mode}, interpolation={self.interpolation}. Choose another of the two."
-            )
-        frame = self.dicom_frame
-        is_number = isinstance(frame, int) and not isinstance(frame, bool)  # True is 1, too.
-        if frame != "middle" and not (is_number and int(frame) >= 1):
-            raise ImagebeamError(f"dicom_frame is a number from 1, or 'middle'. Received: {self.dicom_frame!r}.")
+        object.__setattr__(self, "dicom_frame", typed("dicom_frame", self.dicom_frame, int | Literal["middle"]))
         self._check_own_model()
         is_file(self.weights)  # raises for what is neither a keyword nor a file
         object.__setattr__(self, "image_size", self._resolve_size())
@@ -102,14 +97,13 @@ class EmbedderConfig:
                 "Flattening images of their own sizes gives vectors of varying length. Received: pooling=flatten, "
                 "image_size=native. Use pooling avg or max, or a fixed image_size."
             )
-        if self.jpeg_decode == JpegDecode.SCALED and (
-            self.image_size is None or self.resize_mode == ResizeMode.STRETCH_ALIASED
-        ):
-            raise ImagebeamError(
-                "JPEGs can be decoded scaled where they are resized with antialiasing. Received: jpeg_decode=scaled, "
-                f"image_size={'native' if self.image_size is None else self.image_size}, resize_mode="
-                f"{self.resize_mode}. Use jpeg_decode=exact, or other ones."
-            )
+        check_decoding(
+            image_size=self.size,
+            interpolation=Interpolation(self.interpolation),
+            resize_mode=ResizeMode(self.resize_mode),
+            scaled=self.jpeg_decode == JpegDecode.SCALED,
+            dicom_frame=self.dicom_frame,
+        )
 
     @property
     def architecture(self) -> Architecture | OwnModel:
@@ -152,7 +146,7 @@ class EmbedderConfig:
         return height_width[0], height_width[1]
 
     def _resolve_size(self) -> tuple[int, int] | None:
-        architecture, size = self.architecture, self.image_size
+        architecture, size = self.architecture, plain(self.image_size)
         if size is None or size == "native":
             architecture.check_size(None)
             return None
@@ -161,13 +155,14 @@ class EmbedderConfig:
         if (
             not isinstance(size, tuple | list)
             or len(size) != 2
-            or not all(isinstance(side, int) and side > 0 for side in size)
+            or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in map(plain, size))
         ):
             raise ImagebeamError(
                 f"image_size is (height, width) in pixels, 'native' or 'default'. Received: {self.image_size!r}."
             )
-        architecture.check_size((size[0], size[1]))
-        return size[0], size[1]
+        height, width = map(plain, size)
+        architecture.check_size((height, width))
+        return height, width
 
     def spec(self, weights_sha256: str, graph_sha256: str = "") -> EmbedderSpec:
         """The identity of this request, given the SHA-256 of the weight values and of the graph they are used in."""
@@ -187,10 +182,6 @@ class EmbedderConfig:
             dicom_frame=self.dicom_frame,
             jpeg_decode=JpegDecode.SCALED if self.jpeg_decode == JpegDecode.SCALED else None,
         )
-
-
-def _names(layers: str | Iterable[str]) -> tuple[str, ...]:
-    return (layers,) if isinstance(layers, str) else tuple(layers)
 
 
 def _member(kind: type[E], name: str, value: str) -> E:

@@ -17,7 +17,7 @@ from transforms import storage
 from transforms.core.digests import file_sha256
 from transforms.core.engines import Engine, has_nvidia_gpu
 from transforms.core.errors import ImagebeamError, last_line
-from transforms.core.field_types import check_type
+from transforms.core.field_types import typed
 from transforms.core.spec import EmbedderSpec, Precision
 from transforms.models.config import EmbedderConfig
 from transforms.models.embedder import Embedder, resolve
@@ -219,9 +219,8 @@ def stage_model(
             that is not there yet; or for what is no config or folder.
         OSError: if it cannot be stored.
     """
-    check_type("config", config, EmbedderConfig)
-    check_type("folder", folder, str)
-    folder = storage.absolute(folder)
+    typed("config", config, EmbedderConfig)
+    folder = storage.absolute(typed("folder", folder, str))
     source = weights_source(config)
     staged = read_staged(folder)
 
@@ -380,17 +379,6 @@ def read_staged(folder: str) -> StagedModel | None:
         raise ImagebeamError(
             f"{uri} cannot be understood ({error!r}). Delete the folder; the same command stages the model again."
         ) from error
-
-
-def read_sound(folder: str) -> StagedModel | None:
-    """`read_staged`; None too where a file is missing or spec.json cannot be understood: it is staged again then."""
-    try:
-        found = read_staged(folder)
-    except ImagebeamError:
-        return None
-    if found is None:
-        return None
-    return found if all(storage.exists(storage.join(folder, name)) for name in found.files) else None
 
 
 def check_sha256(path: Path, expected: str, uri: str) -> None:

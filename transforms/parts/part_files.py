@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms import storage
+from transforms.core.field_types import convert_fields
 from transforms.core.formats import EmbeddingDtype, EmbeddingType
 from transforms.core.label_counts import LabelCount
 from transforms.core.spec import EmbedderSpec
@@ -38,11 +39,18 @@ UNIT_KEY = b"imagebeam.unit"
 
 @dataclass(frozen=True)
 class PartOptions:
-    """How embeddings are stored, and the input columns kept beside them, with their Arrow types."""
+    """How embeddings are stored, and the input columns kept beside them, with their Arrow types.
+
+    Raises:
+        ImagebeamError: for a value of another type.
+    """
 
     embedding_type: EmbeddingType = EmbeddingType.FIXED_SIZE_LIST
     embedding_dtype: EmbeddingDtype = EmbeddingDtype.FLOAT32
     keep_columns: tuple[tuple[str, pa.DataType], ...] = ()
+
+    def __post_init__(self) -> None:
+        convert_fields(self)
 
     @property
     def folder(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from transforms.core.field_types import convert_fields
 from transforms.core.formats import LabelFrom
 from transforms.core.limits import MAX_RECORD_BYTES
 
@@ -25,6 +26,9 @@ class ReadOptions:
         uri_column: column of a manifest that names its files.
         renamed: kept columns that are called otherwise in the input: (name in the output, name in the input).
         inferred: kept columns whose type nobody declared: a sample of the records told it.
+
+    Raises:
+        ImagebeamError: for a value of another type.
     """
 
     image_column: str = "image"
@@ -37,6 +41,9 @@ class ReadOptions:
     uri_column: str = "uri"
     renamed: tuple[tuple[str, str], ...] = ()
     inferred: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        convert_fields(self)
 
     @property
     def kept_from(self) -> dict[str, str]:

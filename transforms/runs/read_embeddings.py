@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError
-from transforms.core.field_types import check_type
+from transforms.core.field_types import typed
 from transforms.runs.manifest import read_manifest
 
 _ROWS_AT_ONCE = 1024
@@ -36,10 +36,8 @@ class ReadEmbeddings(beam.PTransform):  # type: ignore[misc]
 
     def __init__(self, output: str, columns: Sequence[str] | None = None) -> None:
         super().__init__()
-        check_type("output", output, str)
-        check_type("columns", columns, tuple[str, ...] | None)
-        self._output = storage.absolute(output)
-        self._columns = None if columns is None else tuple(columns)
+        self._output = storage.absolute(typed("output", output, str))
+        self._columns: tuple[str, ...] | None = typed("columns", columns, tuple[str, ...] | None)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
         """List the parts, spread them, read them."""

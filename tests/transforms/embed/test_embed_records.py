@@ -1,5 +1,6 @@
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, IntervalWindow, SlidingWindows, TimestampedValue
@@ -8,11 +9,12 @@ from tests.support.extracting import extract
 from tests.support.fakes import FakeModel
 from tests.transforms.embed.test_embed_units import png
 from transforms.core.errors import ImagebeamError
-from transforms.core.types import Record
-from transforms.embed.embed_records import EmbedRecords, as_record
+from transforms.core.types import Failure, Record, Stage
+from transforms.embed.embed_records import EmbedRecords, as_record, failure_dict
 from transforms.images.decode import ImageOptions
 from transforms.models.config import EmbedderConfig
 from transforms.models.staged import stage_model
+from transforms.parts.schemas import FAILURES_SCHEMA
 from transforms.runs.read_embeddings import ReadEmbeddings
 
 
@@ -34,6 +36,12 @@ def test_every_element_is_a_row_or_a_failure():
             rows | beam.Filter(lambda row: row["key"] == "rich") | beam.Map(lambda row: (row["camera"], row["uri"]))
         )
         assert_that(extras, equal_to([("x", "u")]), "extras")
+
+
+def test_failures_have_the_columns_of_a_run():
+    failure = Failure("k", "u", Stage.EMBED, "MemoryError", "no room", "0" * 64, retryable=True)
+    assert pa.Table.from_pylist([failure_dict(failure)], FAILURES_SCHEMA).to_pylist() == [failure_dict(failure)]
+    assert list(failure_dict(failure)) == FAILURES_SCHEMA.names
 
 
 @pytest.mark.parametrize(
