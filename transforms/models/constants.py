@@ -62,5 +62,6 @@ def _is_adapted(layer: keras.layers.Layer) -> bool:
     """Whether it is a `Normalization` of the last axis, one way, that learned its mean and variance."""
     import keras
 
-    last = getattr(layer, "axis", None) in ((-1,), (len(layer.output.shape) - 1,))
-    return isinstance(layer, keras.layers.Normalization) and bool(layer.weights) and last and not layer.invert
+    if not isinstance(layer, keras.layers.Normalization) or not layer.weights or layer.invert:
+        return False
+    return layer.axis in ((-1,), (len(layer.output.shape) - 1,))

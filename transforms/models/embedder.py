@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.field_types import check_type
+from transforms.core.field_types import typed
 from transforms.core.spec import EmbedderSpec, Pooling, Precision
 from transforms.models.architectures import Architecture, get_architecture, nearest
 from transforms.models.config import EmbedderConfig
 from transforms.models.engines.compiled import CompiledModel
 from transforms.models.graph_digest import graph_sha256
 from transforms.models.keras_import import import_keras, pinned_keras
+from transforms.models.keras_internals import outputs_in
 from transforms.models.own_model import OwnModel, call, load_weights, preprocess
 from transforms.models.weights import load as weights_module
 
@@ -131,7 +132,7 @@ def build_embedder(config: EmbedderConfig, *, input_tensor: Any = None) -> keras
         ImagebeamError: for a layer that the model does not have, weights that cannot be had or do not fit, or
             precision int8, which Keras does not have; or for what is no config.
     """
-    check_type("config", config, EmbedderConfig)
+    typed("config", config, EmbedderConfig)
     refuse_int8(config)
     backbone = load_backbone(config)
     return assemble(identify(config, backbone), backbone, input_tensor)
@@ -253,18 +254,21 @@ def _in_precision(backbone: keras.Model, precision: Precision, own_pooling: str 
     if precision in (Precision.FLOAT32, Precision.INT8):  # An int8 model is made of the float32 one.
         return backbone
 
+    copies: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
+
     def clone_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = layer.get_config()
         config.pop("dtype", None)  # The serialised layers name their policy; without it they take the one in force.
         if own_pooling is not None and len(layer.output.shape) == 2:
             config["dtype"] = "float32"
-        return layer.__class__.from_config(config)
+        copies.append((layer, layer.__class__.from_config(config)))
+        return copies[-1][1]
 
     with _dtype_policy(precision):
         clone = keras.models.clone_model(backbone, clone_function=clone_layer, recursive=True)
-    for layer in backbone.layers:  # by name: a clone may hold its layers in another order
-        if layer.weights:
-            clone.get_layer(layer.name).set_weights(layer.get_weights())
+    for layer, copy in copies:  # A clone may hold its layers in another order, and under other names.
+        if isinstance(layer, keras.layers.Layer) and layer.weights:  # Operations such as a slice have none.
+            copy.set_weights(layer.get_weights())
     weights_module.finalize(clone)
     return clone
 
@@ -298,7 +302,7 @@ def _assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any) -> k
     if spec.preprocessing is not None and not spec.layers:
         features = backbone
     else:
-        wanted = [backbone.get_layer(name).output for name in spec.layers] or [backbone.output]
+        wanted = [_layer_output(backbone, name) for name in spec.layers] or [backbone.output]
         features = keras.Model(backbone.input, wanted, name=backbone.name)
 
     height, width = spec.image_size or (None, None)
@@ -312,6 +316,16 @@ def _assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any) -> k
     return keras.Model(inputs, vectors if len(vectors) > 1 else vectors["embedding"], name="embedder")
 
 
+def _layer_output(backbone: keras.Model, name: str) -> Any:
+    outputs = outputs_in(backbone, name)
+    if len(outputs) > 1:
+        raise ImagebeamError(
+            f"The layer gives {len(outputs)} outputs, and one is pooled. Received: layer={name!r}. Choose a layer "
+            "behind it."
+        )
+    return outputs[0]
+
+
 def _pool(feature_map: Any, pooling: Pooling) -> Any:
     """Feature map [n, height, width, channels] or tokens [n, m, channels] -> float32 [n, dimension].
 
@@ -323,6 +337,11 @@ def _pool(feature_map: Any, pooling: Pooling) -> Any:
     import keras
 
     rank = len(feature_map.shape)
+    if feature_map.shape[-1] is None:
+        raise ImagebeamError(
+            f"The length of the vectors depends on the image's size. Received: output shape {feature_map.shape}. Give "
+            "a fixed image_size, or choose another layer."
+        )
     if rank == 2:
         return keras.layers.Activation("linear", dtype="float32")(feature_map)
     if rank not in (3, 4):

@@ -11,6 +11,10 @@ import importlib
 import random
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import keras
 
 _seeding = threading.Lock()
 
@@ -50,6 +54,17 @@ def seeded(seed: int) -> Iterator[None]:
             yield
         finally:
             seed_generator.python_random = shared
+
+
+def outputs_in(model: keras.Model, name: str) -> list[Any]:
+    """The Keras tensors that a layer of a functional model gives in it, where it is called first.
+
+    Of a layer that is a model itself `layer.output` is a tensor of that model's own graph, which nothing connects with
+    the inputs of this one; and of a layer that another model calls too it may be the other's.
+    """
+    layer = model.get_layer(name)
+    nodes = (node for _, level in sorted(model._nodes_by_depth.items(), reverse=True) for node in level)
+    return next(list(node.output_tensors) for node in nodes if node.operation is layer)
 
 
 def published_efficientnet_md5(name: str) -> tuple[str, str]:

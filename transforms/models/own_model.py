@@ -99,12 +99,18 @@ class OwnModel:
                 input of its own.
 
         Raises:
-            ImagebeamError: if Keras cannot load it without running code of the file's, or its input is no image.
+            ImagebeamError: if Keras cannot load it without running code of the file's, it has no weights, or its
+                input is no image.
         """
         with pinned_keras():
             import keras
 
             model = self._load(keras)
+            if not model.built:
+                raise ImagebeamError(
+                    f"The model was saved before it was built: its file holds no weights. Received: model="
+                    f"{self.name!r}. Call it on images once, and save it again."
+                )
             height, width = image_size or (None, None)
             if not getattr(model, "inputs", None):  # subclassed: its layers are called by its own code
                 images = keras.Input((height, width, 3), name="pixels")

@@ -12,6 +12,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
 from transforms.models.architectures import nearest
 from transforms.models.embedder import assemble
+from transforms.models.keras_internals import outputs_in
 from transforms.training.head import LOGITS
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def freeze(backbone: keras.Model, spec: EmbedderSpec, frozen: Frozen) -> list[Tu
     import keras
 
     first = frozen.count(backbone, spec.model)
-    wanted = [backbone.get_layer(name).output for name in spec.layers] or [backbone.output]
+    wanted = [outputs_in(backbone, name) for name in spec.layers] or [backbone.output]
     used = {layer.name for layer in keras.Model(backbone.input, wanted).layers}
     for number, layer in enumerate(backbone.layers):
         layer.trainable = number >= first and layer.name in used
@@ -159,7 +160,7 @@ def freeze(backbone: keras.Model, spec: EmbedderSpec, frozen: Frozen) -> list[Tu
             number,
             layer.name,
             type(layer).__name__,
-            tuple(layer.output.shape[1:]),
+            tuple(layer.output.shape[1:]) if hasattr(layer.output, "shape") else (),  # Some give several.
             layer.count_params(),
             bool(layer.trainable_weights),
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import warnings
 import zipfile
 
 import keras
@@ -11,6 +12,7 @@ import pytest
 from tests.support.extracting import embeddings, extract, manifest
 from transforms.core.errors import ImagebeamError
 from transforms.models.config import EmbedderConfig
+from transforms.models.constants import with_constant_normalization
 from transforms.models.embedder import build_embedder, load_backbone, resolve
 from transforms.models.staged import stage_model
 from transforms.training.backbone import Frozen, freeze
@@ -263,3 +265,114 @@ def test_preprocessing_of_a_built_in_model_cannot_be_set():
     with pytest.raises(ImagebeamError, match="its own preprocessing"):
         EmbedderConfig("VGG16", preprocessing="tf")
     assert dataclasses.replace(EmbedderConfig("VGG16")).preprocessing is None
+
+
+def nested():
+    """A model that stands in another one as a layer, with what it learned of its images."""
+    keras.utils.set_random_seed(8)
+    image = keras.Input((24, 20, 3))
+    inner_image = keras.Input((24, 20, 3))
+    inner = keras.Model(inner_image, keras.layers.Conv2D(4, 3)(inner_image), name="inner")
+    return keras.Model(image, keras.layers.ReLU(name="behind")(inner(keras.layers.Rescaling(1 / 255)(image))))
+
+
+def with_two_outputs():
+    image, inner_image = keras.Input((24, 20, 3)), keras.Input((24, 20, 3))
+    parts = keras.Model(inner_image, [keras.layers.ReLU()(inner_image), inner_image], name="parts")
+    return keras.Model(image, keras.layers.Add(name="behind")(parts(image)))
+
+
+def test_a_model_within_the_model_is_a_layer(save, tmp_path):
+    model = nested()
+    path = save(model)
+    expected = np.asarray(model.get_layer("inner")(PIXELS.astype("float32") / 255)).mean(axis=(1, 2))
+    config = EmbedderConfig(path, layers=("inner",))
+    assert np.abs(resolve(dataclasses.replace(config, layers=("behind",))).embed(PIXELS)["embedding"] - expected).max()
+    vectors = stage_model(config, str(tmp_path / "m")).load().embed(PIXELS)["embedding"]
+    np.testing.assert_allclose(vectors, expected, rtol=1e-5, atol=1e-5)
+    backbone = load_backbone(config)
+    layers = freeze(backbone, config.spec("0" * 64), Frozen())
+    assert [layer.name for layer in layers][-1] == "inner"
+
+
+def test_a_layer_of_several_outputs_is_refused(save):
+    path = save(with_two_outputs())
+    with pytest.raises(ImagebeamError, match=r"2 outputs.*parts"):
+        resolve(EmbedderConfig(path, layers=("parts",)))
+    config = EmbedderConfig(path, layers=("behind",))
+    np.testing.assert_allclose(
+        resolve(config).embed(PIXELS)["embedding"], (2.0 * PIXELS).mean(axis=(1, 2)), rtol=1e-5, atol=1e-4
+    )
+    backbone = load_backbone(config)
+    assert with_constant_normalization(backbone) is backbone
+    assert [layer.name for layer in freeze(backbone, config.spec("0" * 64), Frozen())][-1] == "behind"
+
+
+@keras.saving.register_keras_serializable("imagebeam-tests")
+class Scaled(keras.layers.Layer):  # type: ignore[misc]
+    """Has an adapted normalisation inside."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.norm = keras.layers.Normalization(axis=-1)
+
+    def build(self, shape):
+        self.norm.build(shape)
+        super().build(shape)
+
+    def call(self, inputs):
+        return self.norm(inputs)
+
+
+def test_a_normalization_within_a_layer_survives_another_precision(save):
+    image = keras.Input((24, 20, 3))
+    scaled = Scaled()
+    model = keras.Model(image, keras.layers.ReLU()(scaled(image)))
+    scaled.norm.adapt(PIXELS.astype("float32"))
+    vectors = {
+        precision: resolve(EmbedderConfig(save(model), precision=precision)).embed(PIXELS)["embedding"]
+        for precision in ("float32", "bfloat16")
+    }
+    np.testing.assert_allclose(vectors["float32"], expected(model), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(vectors["bfloat16"], vectors["float32"], rtol=0.05, atol=0.02)
+
+
+def integers():
+    image = keras.Input((24, 20, 3), dtype="uint8")
+    return keras.Model(image, keras.layers.Conv2D(4, 3)(keras.layers.Rescaling(1 / 255)(image)))
+
+
+def mixed():
+    image = keras.Input((24, 20, 3))
+    return keras.Model(image, keras.layers.Conv2D(4, 3, dtype="mixed_bfloat16")(image))
+
+
+def shared():
+    image = keras.Input((24, 20, 3))
+    relu = keras.layers.ReLU(name="relu")
+    return keras.Model(image, relu(keras.layers.Conv2D(4, 3)(relu(image))))
+
+
+@pytest.mark.parametrize("make", [integers, mixed, shared])
+def test_odd_models_equal_plain_keras(save, tmp_path, make):
+    model = make()
+    vectors = stage_model(EmbedderConfig(save(model)), str(tmp_path / "m")).load().embed(PIXELS)["embedding"]
+    assert vectors.dtype == np.float32
+    exact = expected(model, pool=lambda output, axis: output.astype("float32").mean(axis))
+    np.testing.assert_allclose(vectors, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_was_never_built_is_refused(save):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = save(keras.Sequential([keras.layers.Conv2D(4, 3)]))
+    with pytest.raises(ImagebeamError, match="before it was built"):
+        resolve(EmbedderConfig(path, image_size=(24, 20)))
+
+
+def test_vectors_of_varying_length_are_refused(save):
+    image = keras.Input((None, None, 3))
+    path = save(keras.Model(image, keras.layers.Flatten()(image)))
+    with pytest.raises(ImagebeamError, match="length of the vectors depends"):
+        resolve(EmbedderConfig(path, image_size="native"))
+    assert resolve(EmbedderConfig(path, image_size=(24, 20))).dimensions == {"embedding": 24 * 20 * 3}

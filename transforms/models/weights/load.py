@@ -214,10 +214,8 @@ def finalize(model: keras.Model) -> None:
 
     Without it, weights given by `set_weights` or `assign` leave its mean at 0 and its variance at 1.
     """
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            finalize(layer)
-        elif hasattr(layer, "finalize_state"):
+    for layer in model._flatten_layers(include_self=False):  # A layer of one's own may have one inside.
+        if hasattr(layer, "finalize_state"):
             layer.finalize_state()
 
 
