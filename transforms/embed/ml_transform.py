@@ -12,13 +12,15 @@ import numpy as np
 import PIL.Image
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.ml.transforms.base import EmbeddingsManager, _ImageEmbeddingHandler
+from PIL import ExifTags
 
 from transforms.core.errors import ImagebeamError
-from transforms.core.field_types import check_type
+from transforms.core.field_types import plain, typed
 from transforms.embed.embed_units import ImageModel
 from transforms.embed.model_handler import EmbeddingModelHandler
 from transforms.embed.model_sources import image_options, spec_of
 from transforms.images.decode import ImageOptions, decode_image
+from transforms.images.orientation import turn_upright
 from transforms.models.config import EmbedderConfig
 from transforms.models.staged import StagedModel, read_staged
 
@@ -58,10 +60,11 @@ class KerasImageEmbeddings(EmbeddingsManager):  # type: ignore[misc]
         inference_args: Mapping[str, Any] | None = None,
         **config: Any,
     ) -> None:
-        check_type("columns", columns, tuple[str, ...])
-        check_type("staged", staged, str | None)
+        typed("staged", staged, str | None)
+        if not (names := typed("columns", columns, tuple[str, ...])):
+            raise ImagebeamError(f"columns names those with images. Received: {columns!r}.")
         super().__init__(
-            columns=list(columns),
+            columns=list(names),
             min_batch_size=min_batch_size,
             max_batch_size=max_batch_size,
             large_model=large_model,
@@ -75,7 +78,8 @@ class KerasImageEmbeddings(EmbeddingsManager):  # type: ignore[misc]
         # Plain values: MLTransform writes them as JSON, and reads them in another process.
         self.staged = staged
         self.config: dict[str, Any] = {
-            name: list(value) if isinstance(value, tuple) else value for name, value in config.items()
+            name: list(map(plain, value)) if isinstance(value, tuple) else plain(value)
+            for name, value in config.items()
         }
         layers = self._model().spec.layers if staged else EmbedderConfig(**config).layers
         if len(layers) > 1:
@@ -100,7 +104,17 @@ class KerasImageEmbeddings(EmbeddingsManager):  # type: ignore[misc]
 
     def get_ptransform_for_processing(self, **_: Any) -> beam.PTransform:
         """What MLTransform applies."""
-        return RunInference(model_handler=_ImageEmbeddingHandler(self), inference_args=self.inference_args)
+        return RunInference(model_handler=_RowHandler(self), inference_args=self.inference_args)
+
+
+class _RowHandler(_ImageEmbeddingHandler):  # type: ignore[misc]
+    """Beam's handler of rows, with what it does not ask the handler of a column."""
+
+    def share_model_across_processes(self) -> bool:
+        return bool(self._underlying.share_model_across_processes())
+
+    def get_num_bytes(self, batch: Sequence[Any]) -> int:
+        return int(self._underlying.get_num_bytes(batch))
 
 
 class _ColumnHandler(EmbeddingModelHandler):
@@ -139,7 +153,7 @@ def to_pixels(image: bytes | PIL.Image.Image | np.ndarray, options: ImageOptions
 
     Raises:
         ImageError: for bytes that cannot be decoded.
-        TypeError: for anything that is no image.
+        TypeError: for anything that is no image, or a PIL image of floats.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -149,8 +163,40 @@ def to_pixels(image: bytes | PIL.Image.Image | np.ndarray, options: ImageOptions
         image = PIL.Image.fromarray(image)
     if isinstance(image, PIL.Image.Image):
         encoded = io.BytesIO()
-        image.save(encoded, "PNG", compress_level=0)  # So that transparency, palettes and sizes follow one policy.
+        # So that transparency, palettes and sizes follow one policy.
+        turn_upright(_as_png_has_it(image), _orientation(image)).save(encoded, "PNG", compress_level=0)
         image = encoded.getvalue()
     if not isinstance(image, bytes):
         raise TypeError(f"An image is bytes, a PIL image or an array. Received: {type(image).__name__}.")
     return decode_image(image, options).pixels
+
+
+_PNG_MODES = ("1", "I;16", "I;16B", "L", "LA", "P", "RGB", "RGBA")
+_NEAREST_MODES = {
+    "CMYK": "RGB",
+    "HSV": "RGB",
+    "I": "I;16",
+    "LAB": "RGB",
+    "La": "LA",
+    "PA": "RGBA",
+    "RGBX": "RGB",
+    "RGBa": "RGBA",
+    "YCbCr": "RGB",
+}
+"""Pillow's modes that PNG does not have -> what they are converted to."""
+
+
+def _as_png_has_it(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode in _NEAREST_MODES:
+        return image.convert(_NEAREST_MODES[image.mode])
+    if image.mode not in _PNG_MODES:
+        raise TypeError(f"A PIL image of mode {image.mode} is no picture of 8 or 16 bits. Convert it to RGB.")
+    return image
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    """What the EXIF of an image that Pillow opened says; `PIL.ImageOps.exif_transpose` applies it and removes it."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's reader raises a dozen kinds for damaged EXIF.
+        return 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
-from transforms.core.batching import batch_by_shape, check_batch_size
+from transforms.core.batching import batch_by_shape, positive
 from transforms.core.errors import ImagebeamError
 from transforms.embed.embed_units import ImageModel, ModelSource
 from transforms.embed.model_sources import model_source
@@ -57,21 +57,16 @@ class EmbeddingModelHandler(ModelHandler[np.ndarray, PredictionResult, ImageMode
         model_copies: int | None = None,
         **settings: Any,
     ) -> None:
-        least = 1 if min_batch_size is None else min_batch_size
-        for name, size in (
-            ("batch_size", batch_size),
-            ("min_batch_size", least),
-            ("max_batch_size", 1 if max_batch_size is None else max_batch_size),
-        ):
-            check_batch_size(name, size)
-        if max_batch_size is not None and least > max_batch_size:
+        size = positive("batch_size", batch_size)
+        least = 1 if min_batch_size is None else positive("min_batch_size", min_batch_size)
+        most = max(size, least) if max_batch_size is None else positive("max_batch_size", max_batch_size)
+        if least > most:
             raise ImagebeamError(
-                f"min_batch_size is at most max_batch_size. Received: min_batch_size={least}, max_batch_size="
-                f"{max_batch_size}."
+                f"min_batch_size is at most max_batch_size. Received: min_batch_size={least}, max_batch_size={most}."
             )
         super().__init__(
             min_batch_size=least,
-            max_batch_size=max(batch_size, least) if max_batch_size is None else max_batch_size,
+            max_batch_size=most,
             large_model=large_model,
             model_copies=model_copies,
             **settings,
@@ -81,6 +76,18 @@ class EmbeddingModelHandler(ModelHandler[np.ndarray, PredictionResult, ImageMode
     def load_model(self) -> ImageModel:
         """Load the embedder; Beam calls it once a process, or once a worker where the model is shared."""
         return self._model.load()
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        """Load another staged model from now on; Beam gives what `RunInference(model_metadata_pcoll=...)` names.
+
+        Args:
+            model_path: a folder that `stage_model` filled; None or "" for the model that is there.
+
+        Raises:
+            ImagebeamError: if the folder holds no model.
+        """
+        if model_path:
+            self._model = model_source(model_path)
 
     def run_inference(
         self, batch: Sequence[np.ndarray], model: ImageModel, inference_args: Mapping[str, Any] | None = None

@@ -1,11 +1,14 @@
 """What Beam expects of a model handler, and of an embedding manager."""
 
+import dataclasses
 import io
 import pickle
 
 import apache_beam as beam
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
+import PIL.ImageOps
 import pytest
 from apache_beam.ml.inference.base import KeyedModelHandler, PredictionResult, RunInference
 from apache_beam.ml.transforms.base import MLTransform
@@ -72,6 +75,19 @@ def test_results_keep_order_examples_and_fingerprint(staged):
         assert result.model_id == staged.spec.fingerprint
 
 
+def test_another_model_is_loaded_when_beam_names_it(staged, tmp_path):
+    """As of a side input: https://beam.apache.org/documentation/ml/about-ml/#automatic-model-refresh."""
+    other = stage_model(dataclasses.replace(CONFIG, weights="random:1"), str(tmp_path / "other"))
+    handler = EmbeddingModelHandler(staged)
+    for given, expected in ((None, staged), ("", staged), (other.folder, other), ("", other)):
+        handler.update_model_path(given)
+        assert handler.load_model().spec == expected.spec
+        (result,) = handler.run_inference([np.zeros((32, 32, 3), np.uint8)], ChannelMeans())
+        assert result.model_id == expected.spec.fingerprint
+    with pytest.raises(ImagebeamError, match="no staged model"):
+        handler.update_model_path(str(tmp_path))
+
+
 def test_inference_args_reach_the_keras_call(staged):
     batch = [np.full((32, 32, 3), 90, np.uint8)]
     handler = EmbeddingModelHandler(staged)
@@ -130,6 +146,52 @@ def test_ml_transform_writes_and_reads_its_artifacts(tmp_path, staged, where):
     for transform in (write, MLTransform(read_artifact_location=str(tmp_path))):
         with beam.Pipeline("FnApiRunner") as pipeline:
             assert_that(pipeline | beam.Create(rows) | transform, check)
+
+
+def test_settings_of_ml_transform_reach_the_handler_that_beam_asks():
+    for large_model in (False, True):
+        manager = KerasImageEmbeddings(["image"], **CONFIG.__dict__, large_model=large_model)
+        handler = manager.get_ptransform_for_processing()._model_handler
+        assert handler.share_model_across_processes() is large_model
+        rows = [{"id": 1, "image": np.zeros((4, 6, 3), np.uint8)}, {"id": 2, "image": b"12345"}]
+        assert handler.get_num_bytes(rows) == 2 * 8 + 4 * 6 * 3 + 5
+
+
+def turned(mode, orientation):
+    """A picture whose pixels tell how it lies, as Pillow writes it."""
+    pixels = np.random.default_rng(1).integers(256, size=(24, 40, 3), dtype=np.uint8)
+    image, exif = PIL.Image.fromarray(pixels).convert(mode), PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = orientation
+    data = io.BytesIO()
+    image.save(data, "JPEG", exif=exif)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_images_that_pillow_opened_are_embedded_as_their_bytes_are(mode, orientation):
+    data = turned(mode, orientation)
+    for size in (None, (32, 32)):
+        options = ImageOptions(image_size=size)
+        expected = decode_image(data, options).pixels
+        opened = PIL.Image.open(io.BytesIO(data))
+        for image in (opened, pickle.loads(pickle.dumps(opened)), PIL.ImageOps.exif_transpose(opened)):
+            np.testing.assert_array_equal(to_pixels(image, options), expected)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "LA", "RGBA", "RGBX", "RGBa", "YCbCr", "HSV", "I", "I;16"])
+def test_images_of_every_mode_of_pillow_are_taken(mode):
+    image = PIL.Image.new("RGB", (5, 4), (255, 255, 255)).convert("L" if mode.startswith("I") else "RGB")
+    image = image.convert("RGBA").convert(mode) if mode == "RGBa" else image.convert(mode)
+    if mode.startswith("I"):
+        image = PIL.Image.fromarray(np.full((4, 5), 65_535, {"I": np.int32, "I;16": np.uint16}[mode]))
+    assert image.mode == mode
+    np.testing.assert_array_equal(to_pixels(image, ImageOptions(image_size=None)), np.full((4, 5, 3), 255, np.uint8))
+
+
+def test_images_of_floats_are_refused():
+    with pytest.raises(TypeError, match="mode F"):
+        to_pixels(PIL.Image.new("F", (5, 4)), ImageOptions())
 
 
 def test_bad_embeddings_managers_are_refused(tmp_path):
