@@ -171,9 +171,13 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        sys.stdout.write(f"imagebeam {version('imagebeam')}\n")
+        try:
+            found = version("imagebeam")
+        except PackageNotFoundError:
+            found = "(not installed: run from its folder)"
+        sys.stdout.write(f"imagebeam {found}\n")
         parser.exit()
 
 

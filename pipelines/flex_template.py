@@ -34,7 +34,7 @@ _REGEXES = {
     "int8_model": rf"^{_GS}(/.*)?$",
     "keep_columns": f"^{_COLUMN}(,{_COLUMN})*$",
     "output": rf"^{_GS}(/.*)?$",
-    "weights": rf"^(imagenet|none|random:[0-9]+|{_GS}/.+\.(h5|npz|onnx))$",
+    "weights": rf"^(imagenet|none|random:[0-9]+|{_GS}/.+\.(h5|hdf5|keras|npz|onnx|safetensors))$",
 }
 _SHARE = r"^(0|1|0?\.[0-9]+|0\.|1\.0*)$"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -14,6 +15,7 @@ from pipelines.common.cache import cache_folder
 from pipelines.common.fields import Options, flag
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.extraction import ImageSize, ModelOptions, parse_image_size, resolve_image_size
+from transforms.core.errors import ImagebeamError
 from transforms.core.text import size_text
 from transforms.models.architectures import Architecture
 from transforms.models.layer_tables import LayerInfo, list_layers
@@ -71,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
     options = LayersOptions.from_args(args)
     architecture, image_size = options.architecture, options.resolved_size
-    layers = list_layers(architecture, image_size, cache_folder())
+    cache = None
+    with contextlib.suppress(ImagebeamError):  # Without a cache it takes longer.
+        cache = cache_folder()
+    layers = list_layers(architecture, image_size, cache)
     if options.format == "json":
         about = {
             "model": architecture.name,

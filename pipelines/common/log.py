@@ -96,7 +96,8 @@ class SteadyStream(io.TextIOBase):
 def open_standard_streams() -> None:
     """Open stdin, stdout and stderr on the null device where the process was started with them closed.
 
-    Otherwise the next file that is opened takes number 1 or 2, and what libraries print lands in it.
+    Otherwise the next file that is opened takes number 1 or 2, and what libraries print lands in it. Stdout writes
+    characters that its encoding does not have as codes, as stderr does: a label must not end a job in another locale.
     """
     for number in range(3):
         try:
@@ -110,6 +111,9 @@ def open_standard_streams() -> None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

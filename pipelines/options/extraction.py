@@ -73,8 +73,7 @@ def _prefix(text: str) -> str:
     """A prefix as absolute uris have it, its last slash kept."""
     from transforms import storage
 
-    prefix = storage.absolute(text)
-    return storage.join(prefix, "") if text.endswith("/") else prefix
+    return storage.absolute(text) + ("/" if text.endswith("/") and storage.is_local(text) else "")
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ import sys
 import textwrap
 import types
 import zipfile
+from importlib.metadata import PackageNotFoundError
 
 import pyarrow as pa
 import pytest
 
 from pipelines import cli
+from pipelines.common.cache import cache_folder
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.engine import EngineOptions
 from pipelines.options.extraction import (
@@ -419,6 +421,29 @@ class TestExitCodes:
             cli.main(["--version"])
         assert not exit_.value.code
         assert capsys.readouterr().out == f"imagebeam {version('imagebeam')}\n"
+
+    def test_version_of_what_is_not_installed(self, capsys, monkeypatch):
+        def version(name):
+            raise PackageNotFoundError(name)
+
+        monkeypatch.setattr("importlib.metadata.version", version)
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(["--version"])
+        assert not exit_.value.code
+        assert "not installed" in capsys.readouterr().out
+
+    def test_user_without_a_home(self, capsys, monkeypatch):
+        """A container's user may have none: HOME unset, and no entry in /etc/passwd."""
+
+        def home():
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.delenv("IMAGEBEAM_CACHE", raising=False)
+        monkeypatch.setattr("pathlib.Path.home", home)
+        assert cli.main(["layers", "--model", "VGG16"]) == 0
+        assert "block5_pool" in capsys.readouterr().out
+        with pytest.raises(ImagebeamError, match="IMAGEBEAM_CACHE"):
+            cache_folder()
 
 
 def run_python(*argv):

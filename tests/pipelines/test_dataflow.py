@@ -330,7 +330,8 @@ class TestTemplate:
         ),
         "model": (["VGG16"], [""]),
         "weights": (
-            ["imagenet", "none", "random:3", "gs://bucket/w.weights.h5"],
+            ["imagenet", "none", "random:3"]
+            + [f"gs://bucket/w{end}" for end in (".weights.h5", ".h5", ".keras", ".npz", ".safetensors", ".onnx")],
             ["random:", "w.h5", "gs://bucket/w.pkl"],
         ),
         "layer": (["block4_pool"], [""]),

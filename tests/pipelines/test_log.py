@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 import types
 import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +118,20 @@ def test_broken_stderr_does_not_change_the_result(tmp_path, redirect, log_format
     done = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, check=False)
     assert (tmp_path / "out").read_text() == "done"
     assert done.returncode == 0
+
+
+def test_characters_that_stdout_cannot_encode_are_written_as_codes(tmp_path):
+    """As of a label, in a locale without UTF-8."""
+    code = "from pipelines.common import log\nwith log.logging_as([], steady_stdout=False): print('caf\xe9 \u732b')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "caf\\xe9 \\u732b\n")
 
 
 def test_sigterm_ends_with_a_line_and_143(tmp_path):

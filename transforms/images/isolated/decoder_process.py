@@ -129,8 +129,11 @@ def _limit_memory(most: int) -> None:
     """Let this process take `most` bytes more than it has."""
     if sys.platform != "linux":
         return
-    with open("/proc/self/statm", encoding="ascii") as file:
-        has = int(file.read().split()[5]) * resource.getpagesize()
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            has = int(file.read().split()[5]) * resource.getpagesize()
+    except FileNotFoundError:  # Where /proc is not mounted, memory is not bounded.
+        return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (has + most if hard < 0 else min(has + most, hard), hard))
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from transforms.images.decode import (
     decode_image,
 )
 from transforms.images.formats import jpeg
-from transforms.images.isolated import decoder_pool
+from transforms.images.isolated import decoder_pool, decoder_process
 from transforms.images.isolated import isolated_decoder as isolated
 from transforms.images.isolated.decoder_pool import DecoderProcessError, Family
 from transforms.images.isolated.isolated_decoder import Isolated
@@ -145,6 +146,15 @@ class TestBroken:
             decode_image(broken("much memory"), NATIVE)
         with pytest.raises(ImageError, match="has no page"):
             decode_image(broken("little memory"), NATIVE)
+
+    def test_images_are_decoded_where_proc_is_not_mounted(self, monkeypatch):
+        def missing(name, **_):
+            raise FileNotFoundError(name)
+
+        monkeypatch.setattr(decoder_process, "open", missing, raising=False)
+        before = resource.getrlimit(resource.RLIMIT_DATA)
+        decoder_process._limit_memory(1 << 20)
+        assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
     def test_sleeping_decoder_is_ended_with_its_process(self, monkeypatch, may_break):
         decode_image(TIFF, NATIVE)
