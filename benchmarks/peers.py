@@ -1,7 +1,7 @@
 """Extract against what a user would write instead, on the same JPEGs and weights, vectors compared.
 
     python -m benchmarks.peers [--models VGG16 ResNet50 MobileNetV2] [--images 256] [--rounds 3] [--size 500x375]
-        [--weights MODEL=FILE ...]
+        [--weights MODEL=FILE ...] [--ways Keras PyTorch auto ...]
 
 keras_predict     `model.predict` over `keras.utils.image_dataset_from_directory`, which resizes without antialiasing
 run_inference     Beam's `RunInference` with a handler of fifteen lines, images decoded by Pillow in a `Map` before it
@@ -164,6 +164,8 @@ def measure(name: str, weights: str, folder: Path, scratch: Path, args: argparse
         "imagebeam, auto, stretch_aliased": Extract(name, weights, Engine.AUTO, ResizeMode.STRETCH_ALIASED),
         "imagebeam, auto, jpeg_decode scaled": Extract(name, weights, Engine.AUTO, jpeg_decode=JpegDecode.SCALED),
     }
+    loops = list(ways)[:2]  # which the others' vectors are compared with
+    ways = {way: run for way, run in ways.items() if way in loops or any(part in way for part in args.ways)}
     vectors = {way: run(model, folder, scratch) for way, run in ways.items()}  # traces, stages, warms the page cache
     rates: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(args.rounds):
@@ -171,7 +173,7 @@ def measure(name: str, weights: str, folder: Path, scratch: Path, args: argparse
             started = time.perf_counter()
             run(model, folder, scratch)
             rates[way].append(args.images / (time.perf_counter() - started))
-    exact, aliased = "plain loop", "Keras predict over image_dataset_from_directory"
+    exact, aliased = loops
     differences = {
         way: largest_difference(found, vectors[aliased if "aliased" in way else exact])
         for way, found in vectors.items()
@@ -206,6 +208,7 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", default=[], metavar="MODEL=FILE", help="random otherwise")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", default=[""], metavar="PART", help="of the names; all without it")
     parser.add_argument("--size", default="500x375", help="WIDTHxHEIGHT of the JPEGs")
     args = parser.parse_args()
     weights = dict(one.split("=", 1) for one in args.weights)

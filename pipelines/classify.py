@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -138,12 +138,11 @@ class ClassifyOptions:
         self._refuse_idle_flags()
         if (self.input is None) == (not self.vectors.embeddings):
             raise ImagebeamError("Give either --input, to label images, or --embeddings, to label vectors.")
-        for name in (column.name for column in self.input.keep_columns) if self.input else ():
-            if name in PREDICTION_COLUMNS:
-                raise ImagebeamError(
-                    f"--keep_columns cannot take a name the output uses itself ({', '.join(PREDICTION_COLUMNS)}). "
-                    f"Received: {name!r}. Rename it with --keep_columns NAME=NEW."
-                )
+        for name in _used_by_predictions(column.name for column in self.input.keep_columns) if self.input else ():
+            raise ImagebeamError(
+                f"--keep_columns cannot take a name the output uses itself ({', '.join(PREDICTION_COLUMNS)}), in "
+                f"whatever case. Received: {name!r}. Rename it with --keep_columns NAME=NEW."
+            )
 
     def _refuse_idle_flags(self) -> None:
         """Refuse flags of images where vectors are labelled, and of vectors where none are stored."""
@@ -157,6 +156,13 @@ class ClassifyOptions:
             stored = self.output.given("embedding_type", "embedding_dtype")
             if stored:
                 raise ImagebeamError(f"No embedding is stored without --keep_embedding. Received: {stored[0]}.")
+
+
+def _used_by_predictions(names: Iterable[str]) -> list[str]:
+    """Those of some names of columns that a part of predictions uses itself, in whatever case."""
+    from transforms.parts.schemas import PREDICTION_COLUMNS
+
+    return [name for name in names if name.casefold() in PREDICTION_COLUMNS]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -248,6 +254,7 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
     from transforms.classify.staged import stage_classifier
     from transforms.models.staged import read_staged
     from transforms.parts.part_files import PREDICTIONS, PartOptions
+    from transforms.parts.schemas import PREDICTION_COLUMNS
     from transforms.readers.column_types import is_list_type
     from transforms.training_data.embeddings import MODEL_FOLDER, open_embeddings
     from transforms.training_data.row_index import check_label_column
@@ -265,6 +272,13 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
         raise ImagebeamError(
             f"The classifier gives an image one label, and the column holds lists. Received: --label_column {column!r}."
         )
+    kept = kept_columns(embeddings)
+    for name in _used_by_predictions(name for name, _ in kept):
+        raise ImagebeamError(
+            f"The embeddings keep a column {name!r}, and predictions use the names {', '.join(PREDICTION_COLUMNS)} "
+            f"themselves. Received: --embeddings {', '.join(options.vectors.embeddings)}. Extract into another "
+            f"--output with --keep_columns {name}=NEW, and with --reuse, which takes the vectors over."
+        )
     source: dict[str, Any] = {"embeddings": list(embeddings.folders)}
     if options.vectors.given("label_column"):
         source["label_column"] = column
@@ -272,9 +286,15 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
     run_folder.refuse_output(options.output, described, PREDICTIONS)
     with run_folder.claim_output(options.output, described, PREDICTIONS) as folder:
         staged = stage_classifier(classifier, folder.model, keep_embedding=options.label.keep_embedding, images=False)
-        part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, kept_columns(embeddings))
+        part = PartOptions(options.output.embedding_type, options.output.embedding_dtype, kept)
         label_units = ClassifyEmbeddings(
-            staged, folder.output, embeddings, _layout(options, classifier, part), folder.generation, column
+            staged,
+            folder.output,
+            embeddings,
+            _layout(options, classifier, part),
+            folder.generation,
+            column,
+            options.vectors.allow_unfinished,
         )
         with launch.running(folder, staged, pipeline, options.output) as run:
             _ = (

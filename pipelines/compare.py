@@ -101,9 +101,9 @@ def run(options: CompareOptions) -> list[Compared]:
     names = _labels(runs, found_rows, options.label_column)
     by_run = {embeddings.folders[0]: rows for embeddings, rows in zip(runs, found_rows, strict=True)}
     known = np.flatnonzero([name is not None for name in names])
-    _, numbers, counts = np.unique(names[known].astype(str), return_inverse=True, return_counts=True)
+    _, numbers, counts = np.unique(names[known], return_inverse=True, return_counts=True)
     kept = known[counts[numbers] >= 2]  # Of a class with one row, nothing can be left out and learned.
-    classes, targets = np.unique(names[kept].astype(str), return_inverse=True)
+    classes, targets = np.unique(names[kept], return_inverse=True)
     if len(kept) < options.folds or len(classes) < 2:
         raise ImagebeamError(
             f"The outputs have {len(names):,} images in common, {len(kept):,} of them with a label that another has "
@@ -113,8 +113,8 @@ def run(options: CompareOptions) -> list[Compared]:
     shared, all_images = set(digests[0]).intersection(*digests[1:]), set().union(*digests)
     if left_out := len(all_images) - len(shared):
         say(f"{counted(left_out, 'image is', 'images are')} not in every output, and left out")
-    say(f"Comparing {len(sets)} embeddings on {len(kept):,} images of {len(classes):,} classes, {options.folds} folds")
     folds = cut_folds(targets, np.arange(len(targets)), options.folds, options.seed)
+    say(f"Comparing {len(sets)} embeddings on {len(kept):,} images of {len(classes):,} classes, {len(folds)} folds")
     found = []
     for embeddings in sets:
         name = f"{embeddings.folders[0]} {embeddings.column}"

@@ -73,7 +73,8 @@ def _prefix(text: str) -> str:
     """A prefix as absolute uris have it, its last slash kept."""
     from transforms import storage
 
-    return storage.absolute(text) + ("/" if text.endswith("/") and storage.is_local(text) else "")
+    prefix = storage.absolute(text)
+    return storage.join(prefix, "") if text.endswith("/") else prefix
 
 
 @dataclass(frozen=True)

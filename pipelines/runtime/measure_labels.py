@@ -32,11 +32,13 @@ def measure_labels(
         label_column: of the input.
         overlapping: whether the input may hold a record several times, which is measured once.
     """
+    uri = storage.join(output, ResultFile.METRICS)
     if not result.totals.embedded:
+        if result.problems:  # A run that is only described has none, nor has it rows yet.
+            storage.delete(uri)
         return
     about = json.loads(storage.read_bytes(storage.join(output, MANIFEST_FILE)))
     parts = [storage.join(output, part["path"]) for part in about["parts"]]
-    uri = storage.join(output, ResultFile.METRICS)
     lists = (label_column, LABEL_LISTS)
     label = measure.list_column(parts[0], lists) if classifier.multi_label else "label"
     if label is None:

@@ -46,7 +46,7 @@ def stage_model(
         return loaded or loader.load(config, settled=held is not None)
 
     try:
-        found = None if overwrite else _read_sound(folder.model)
+        found = None if overwrite else staged.read_sound(folder.model)
         config = loader.config(held or (found.spec if found is not None else None))
         if found is not None and held is not None:
             return loader.settle(staged.stage_model(config, folder.model, held=held, load=load, check=check))
@@ -79,17 +79,6 @@ def _held_spec(folder: RunFolder) -> EmbedderSpec | None:
         if commit is not None and commit.generation == folder.generation:
             return part_files.read_spec(uri)
     return None
-
-
-def _read_sound(folder: str) -> StagedModel | None:
-    """The staged model; None where a file is missing or its spec.json cannot be understood: it is staged again."""
-    try:
-        found = staged.read_staged(folder)
-    except ImagebeamError:
-        return None
-    if found is None:
-        return None
-    return found if all(storage.exists(storage.join(folder, name)) for name in found.files) else None
 
 
 def check_spec(folder: RunFolder, held: EmbedderSpec, wanted: EmbedderSpec) -> None:

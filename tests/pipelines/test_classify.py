@@ -210,8 +210,8 @@ def test_openvino_and_keras_predict_the_same_labels(folder, labelled, tmp_path):
 
 @pytest.mark.skipif(not is_installed(), reason="OpenVINO is not installed")
 def test_large_input_gets_an_engine_trial(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(trial, "FEWEST_IMAGES", IMAGES)
-    monkeypatch.setattr(trial, "PAYS_SECONDS", 0.0)
+    monkeypatch.setattr(trial, "PAYS_FROM_IMAGES", IMAGES)
+    monkeypatch.setattr(trial, "PAYS_FROM_SECONDS", 0.0)
     assert classify("--input", folder / "images", folder=folder, output=tmp_path) == 0
     tried = [one["engine"] for one in manifest(tmp_path)["engine"]["trial"]["candidates"]]
     assert tried == ["keras", "openvino"]
@@ -243,6 +243,56 @@ def test_rerun_keeps_committed_parts_and_remakes_missing_ones(folder, tmp_path, 
     assert files_of(tmp_path) == before
 
 
+@pytest.mark.parametrize("flags", [[], ["--allow_unfinished"]])
+def test_parts_that_the_manifest_does_not_name_are_not_labelled(folder, tmp_path, flags):
+    """Rows of an earlier input or cut, which a run with a problem leaves beside its own."""
+    shutil.copytree(folder / "run", tmp_path / "run")
+    small_images(tmp_path / "images", 3)
+    assert extract(tmp_path / "images", tmp_path / "other") == 0
+    for path in (tmp_path / "other" / "embeddings").iterdir():
+        shutil.copy(path, tmp_path / "run" / "embeddings")
+    assert classify("--embeddings", tmp_path / "run", *flags, folder=folder, output=tmp_path / "out") == 0
+    assert rows_of(tmp_path / "out").keys() == embeddings(folder / "run").keys()
+
+
+@pytest.fixture(scope="module")
+def other_backbone(folder):
+    """A classifier behind other weights, and what it says of the images."""
+    made = folder / "other_backbone"
+    model = [flag if flag != "random:0" else "random:1" for flag in SMALL_MODEL]
+    assert extract(folder / "images", made / "run", model=model) == 0
+    flags = ["--epochs", "3", "--batch_size", "8", "--test_split", "0.3"]
+    assert run_job("train", ["--embeddings", str(made / "run"), "--output", str(made / "trained"), *flags]) == 0
+    assert classify("--input", folder / "images", folder=made, output=made / "labelled") == 0
+    return made
+
+
+class TestModelsOfEarlierRuns:
+    @pytest.mark.parametrize("left", ["a finished run", "a run that committed nothing"])
+    def test_are_not_taken_for_the_classifiers(self, folder, labelled, other_backbone, tmp_path, left):
+        if left == "a finished run":
+            shutil.copytree(labelled, tmp_path / "out")
+        else:
+            shutil.copytree(labelled / "model", tmp_path / "out" / "model")
+            shutil.copy(labelled / "run.json", tmp_path / "out")
+        flags = ["--overwrite"] if left == "a finished run" else []
+        output = tmp_path / "out"
+        assert classify("--input", folder / "images", *flags, folder=other_backbone, output=output) == 0
+        found, expected = rows_of(output), rows_of(other_backbone / "labelled")
+        assert {key: row["top_probabilities"] for key, row in found.items()} == {
+            key: pytest.approx(row["top_probabilities"], abs=1e-5) for key, row in expected.items()
+        }
+        differing = rows_of(labelled)
+        assert any(abs(row["probability"] - differing[key]["probability"]) > 1e-3 for key, row in found.items())
+
+    def test_are_staged_again_where_a_file_is_gone(self, folder, labelled, tmp_path):
+        shutil.copytree(labelled, tmp_path / "out")
+        for path in [*(tmp_path / "out" / "model").glob("embedder-*"), *(tmp_path / "out" / "predictions").iterdir()]:
+            path.unlink()
+        assert classify("--input", folder / "images", folder=folder, output=tmp_path / "out") == 0
+        assert files_of(tmp_path / "out") == files_of(labelled)
+
+
 def test_keeps_columns_and_the_embedding(folder, tmp_path):
     run = tmp_path / "run"
     assert extract(folder / "images" / "a", run) == 0
@@ -253,6 +303,47 @@ def test_keeps_columns_and_the_embedding(folder, tmp_path):
         for key, row in rows_of(output).items():
             np.testing.assert_allclose(row["embedding"], vectors[key], atol=1e-6)
             assert row["top_labels"] == [row["predicted"]]
+
+
+@pytest.fixture(scope="module")
+def table(folder):
+    """The images as a Parquet file, with columns of several kinds."""
+    paths = sorted((folder / "images").glob("*/*.jpg"))
+    numbers = range(len(paths))
+    columns = {
+        "image": [path.read_bytes() for path in paths],
+        "label": [path.parent.name for path in paths],
+        "shot": pa.array([10**9 * number + 1 for number in numbers], pa.time64("ns")),
+        "taken": pa.array([10**18 + number for number in numbers], pa.timestamp("ns")),
+        "price": pa.array([None, *numbers][:-1], pa.decimal128(20, 2)),
+        "Probability": [number / 100 for number in numbers],
+    }
+    pq.write_table(pa.table(columns), folder / "images.parquet")
+    return folder / "images.parquet"
+
+
+def test_columns_that_python_has_no_type_for_are_kept(folder, table, tmp_path):
+    names = ["shot", "taken", "price"]
+    assert extract(table, tmp_path / "run", "--keep_columns", ",".join(names)) == 0
+    assert classify("--embeddings", tmp_path / "run", folder=folder, output=tmp_path / "out") == 0
+    found, expected = (
+        pq.read_table(path, columns=[*names, "key"]).sort_by("key")
+        for path in (tmp_path / "out" / "predictions", tmp_path / "run" / "embeddings")
+    )
+    assert found.select(names).equals(expected.select(names))
+    assert sorted(found["shot"].cast(pa.int64()).to_pylist()) == [10**9 * number + 1 for number in range(IMAGES)]
+
+
+def test_a_kept_column_of_a_predictions_name_is_refused(folder, table, tmp_path, capfd):
+    """It would be lost without a word."""
+    assert extract(table, tmp_path / "run", "--keep_columns", "Probability") == 0
+    assert classify("--embeddings", tmp_path / "run", folder=folder, output=tmp_path / "out") == 2
+    assert "--keep_columns Probability=NEW" in error_of(capfd)
+    assert not (tmp_path / "out").exists()
+    flags = ["--keep_columns", "Probability=price", "--reuse", str(tmp_path / "run")]
+    assert extract(table, tmp_path / "again", *flags) == 0
+    assert manifest(tmp_path / "again")["totals"]["reused"] == IMAGES
+    assert classify("--embeddings", tmp_path / "again", folder=folder, output=tmp_path / "out") == 0
 
 
 def test_bad_image_is_a_failure_and_the_others_are_classified(folder, tmp_path):
@@ -375,6 +466,16 @@ class TestFigures:
         assert "Not measured: the classifier gives an image several labels" in capfd.readouterr().err
         assert not (tmp_path / "metrics.json").exists()
 
+    def test_of_an_earlier_run_go_with_its_rows(self, folder, tmp_path):
+        small_images(tmp_path / "images", 4)
+        flags = ["--input", tmp_path / "images", "--max_failure_rate", 1]
+        assert classify(*flags, folder=folder, output=tmp_path / "out") == 0
+        assert (tmp_path / "out" / "metrics.json").exists()
+        for path in (tmp_path / "images").glob("*/*"):
+            path.write_bytes(b"no image")
+        assert classify(*flags, folder=folder, output=tmp_path / "out") == 3
+        assert not (tmp_path / "out" / "metrics.json").exists()
+
     def test_are_absent_without_a_known_label(self, folder, tmp_path, capfd):
         (tmp_path / "in" / "images").mkdir(parents=True)
         for number, path in enumerate((folder / "images" / "a").iterdir()):
@@ -493,6 +594,7 @@ class TestErrors:
             (["--input", "a", "--top_k", "0"], "--top_k is at least 1"),
             (["--input", "a", "--threshold", "1.5"], "--threshold is a probability"),
             (["--input", "a", "--keep_columns", "probability"], "name the output uses itself"),
+            (["--input", "a", "--keep_columns", "x=Predicted"], "name the output uses itself"),
             (["--embeddings", "RUN", "--label_column", "x"], "no such column. Received: --label_column 'x'"),
             (["--embeddings", "RUN", "--label_column", "embedding"], "Labels are text"),
             (["--embeddings", "a", "--keep_columns", "x"], "--keep_columns goes with --input"),

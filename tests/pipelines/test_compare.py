@@ -151,6 +151,10 @@ def test_interval_is_that_of_the_paired_difference():
     assert (low, high) == pytest.approx((0.1 - 1.96 * 0.3015 / 10, 0.1 + 1.96 * 0.3015 / 10), abs=1e-3)
 
 
+def test_one_row_excludes_no_difference():
+    assert Answers(np.array([True])).difference(Answers(np.array([False]))) == (1.0, -1.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -80,8 +80,8 @@ def test_small_input_gets_no_trial(photos, tmp_path, monkeypatch):
 
 @needs_openvino
 def test_large_input_gets_one_trial_whose_result_is_kept(photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(trial, "FEWEST_IMAGES", 1)
-    monkeypatch.setattr(trial, "PAYS_SECONDS", 0.0)
+    monkeypatch.setattr(trial, "PAYS_FROM_IMAGES", 1)
+    monkeypatch.setattr(trial, "PAYS_FROM_SECONDS", 0.0)
     assert run(photos, tmp_path / "out") == 0
     engine = engine_of(tmp_path / "out")
     assert {one["engine"] for one in engine["trial"]["candidates"]} == {"keras", "openvino"}
@@ -97,13 +97,13 @@ def test_a_folder_that_grows_gets_its_trial_when_that_pays(photos, tmp_path, mon
     """As a job that runs every night has it, whose first night had few images."""
     assert run(photos, tmp_path / "out") == 0
     expected = embeddings(tmp_path / "out")
-    monkeypatch.setattr(trial, "FEWEST_IMAGES", 1)
+    monkeypatch.setattr(trial, "PAYS_FROM_IMAGES", 1)
     assert run(photos, tmp_path / "out") == 0
     timed = engine_of(tmp_path / "out")
     assert timed["trial"]["keras_images_per_second"] > 0
     assert run(photos, tmp_path / "out") == 0
     assert engine_of(tmp_path / "out") == timed, "what is known is not timed again"
-    monkeypatch.setattr(trial, "PAYS_SECONDS", 0.0)
+    monkeypatch.setattr(trial, "PAYS_FROM_SECONDS", 0.0)
     next((tmp_path / "out" / "embeddings").iterdir()).unlink()
     assert run(photos, tmp_path / "out") == 0
     assert {one["engine"] for one in engine_of(tmp_path / "out")["trial"]["candidates"]} == {"keras", "openvino"}
@@ -113,8 +113,8 @@ def test_a_folder_that_grows_gets_its_trial_when_that_pays(photos, tmp_path, mon
 @needs_openvino
 def test_an_engine_that_was_asked_for_stays_in_later_runs(photos, tmp_path, monkeypatch):
     assert run(photos, tmp_path / "out", "--engine", "keras") == 0
-    monkeypatch.setattr(trial, "FEWEST_IMAGES", 1)
-    monkeypatch.setattr(trial, "PAYS_SECONDS", 0.0)
+    monkeypatch.setattr(trial, "PAYS_FROM_IMAGES", 1)
+    monkeypatch.setattr(trial, "PAYS_FROM_SECONDS", 0.0)
     monkeypatch.setattr(trial, "choose", lambda *_: pytest.fail("there was a trial"))
     assert run(photos, tmp_path / "out") == 0
     assert engine_of(tmp_path / "out")["asked"] == "keras"
@@ -124,8 +124,8 @@ def test_an_engine_that_was_asked_for_stays_in_later_runs(photos, tmp_path, monk
 def test_trial_is_had_where_a_manifest_lists_large_images(photos, tmp_path, monkeypatch):
     files = sorted(path for path in Path(photos).rglob("*") if path.is_file())
     (tmp_path / "list.csv").write_text("\n".join(["uri", *map(str, files)]))
-    monkeypatch.setattr(trial, "FEWEST_IMAGES", len(files))
-    monkeypatch.setattr(trial, "PAYS_SECONDS", 0.0)
+    monkeypatch.setattr(trial, "PAYS_FROM_IMAGES", len(files))
+    monkeypatch.setattr(trial, "PAYS_FROM_SECONDS", 0.0)
     assert run(tmp_path / "list.csv", tmp_path / "out", "--allow_uri_prefix", f"{photos}/") == 0
     assert {one["engine"] for one in engine_of(tmp_path / "out")["trial"]["candidates"]} == {"keras", "openvino"}
 

@@ -197,8 +197,8 @@ def test_foreign_file_among_the_parts_is_named(tmp_path, capsys):
 def test_tries_the_engines_where_extract_does(mixed, tmp_path, capsys, monkeypatch, pays):
     """Its estimate of the time would be that of another engine otherwise."""
     if pays:
-        monkeypatch.setattr(trial, "FEWEST_IMAGES", 1)
-        monkeypatch.setattr(trial, "PAYS_SECONDS", 0.0)
+        monkeypatch.setattr(trial, "PAYS_FROM_IMAGES", 1)
+        monkeypatch.setattr(trial, "PAYS_FROM_SECONDS", 0.0)
     flags = ["--input", *map(str, mixed), *SMALL_MODEL]
     capsys.readouterr()
     assert run_job("plan", flags) == 0

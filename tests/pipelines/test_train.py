@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -354,6 +355,22 @@ def test_several_labels_per_row(tmp_path, capsys):
     assert np.array(table["probabilities"].to_pylist()) == pytest.approx(probabilities, abs=1e-6)
     said = [[name for name, p in zip(("cat", "dog", "eel"), row, strict=True) if p >= 0.5] for row in probabilities]
     assert table["predicted"].to_pylist() == said
+
+
+def test_one_label_that_a_row_has_or_not(tmp_path):
+    random = np.random.default_rng(0)
+    there = random.random(300) < 0.4
+    vectors = (there[:, None] * 3 + random.normal(size=(300, 8))).astype(np.float32)
+    kept = {"tags": (pa.list_(pa.string()), [["cat"] if one else [] for one in there])}
+    folder = write_output(tmp_path / "set", vectors, [None] * 300, keep=kept)
+    rows = RowOptions(label_column="tags", multi_label=True)
+    metrics = run(options(folder, tmp_path / "out", rows=rows, fit=QUICK)).metrics
+    table = pq.read_table(tmp_path / "out" / "predictions.parquet")
+    truth, predicted = ([bool(names) for names in table[name].to_pylist()] for name in ("label", "predicted"))
+    assert metrics["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
+    assert metrics["macro_f1"] == pytest.approx(f1_score(truth, predicted))
+    assert metrics["per_class"]["cat"]["support"] == sum(truth)
+    assert metrics["accuracy"] > 0.8
 
 
 def test_without_test_rows_the_validation_rows_are_measured(blob_set, tmp_path):

@@ -86,6 +86,10 @@ class _Reader(io.BufferedReader):
         data: bytes = self.disk.call("read", super().read, size)
         return data
 
+    def readinto(self, buffer: Any, /) -> int:
+        count: int = self.disk.call("read", super().readinto, buffer)
+        return count
+
 
 class _Writer(io.BufferedWriter):
     def __init__(self, disk: FaultyDisk, stream: io.FileIO) -> None:

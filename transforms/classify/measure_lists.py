@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from transforms.training.metrics import wilson_interval
+from transforms.readers.columns import as_labels
+from transforms.training.metrics import label_scores, wilson_interval
 
 
 @dataclass
@@ -42,7 +43,7 @@ def count_lists(tables: Iterable[pa.Table]) -> ListOutcomes:
             if known is None:
                 found.unlabeled += 1
                 continue
-            labels, predicted = {str(label) for label in known}, set(guesses)
+            labels, predicted = set(as_labels(known)), set(guesses)
             found.rows += 1
             found.right += labels == predicted
             found.support.update(labels)
@@ -67,7 +68,7 @@ def measure_lists(outcomes: ListOutcomes, classes: Sequence[str]) -> dict[str, A
     if not known & support.keys():
         return None
     names = sorted(known | support.keys())
-    per_class = {name: _scores(outcomes.hits[name], outcomes.predicted[name], support[name]) for name in names}
+    per_class = {name: label_scores(outcomes.hits[name], outcomes.predicted[name], support[name]) for name in names}
     hits, said = outcomes.hits.total(), outcomes.predicted.total() + support.total()
     return {
         "rows": outcomes.rows,
@@ -79,13 +80,4 @@ def measure_lists(outcomes: ListOutcomes, classes: Sequence[str]) -> dict[str, A
         "macro_f1": float(np.mean([per_class[name]["f1"] for name in support])),
         "micro_f1": 2 * hits / said,
         "per_class": per_class,
-    }
-
-
-def _scores(hits: int, predicted: int, support: int) -> dict[str, Any]:
-    return {
-        "precision": hits / predicted if predicted else 0.0,
-        "recall": hits / support if support else 0.0,
-        "f1": 2 * hits / (predicted + support) if predicted + support else 0.0,
-        "support": support,
     }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import itertools
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,14 +22,15 @@ from transforms.classify.ranking import rank, top_columns
 from transforms.classify.staged import EMBEDDING, PROBABILITIES, Classifier, StagedClassifier
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Row
-from transforms.inputs.plan_units import PlanUnits
-from transforms.parts.part_files import EMBEDDINGS, PREDICTIONS, PartOptions, rows_to_table
-from transforms.readers.columns import as_label
+from transforms.inputs.plan import cut_shard
+from transforms.inputs.plan_units import count_planned
+from transforms.parts.part_files import PREDICTIONS, PartOptions, rows_to_table
+from transforms.readers.columns import as_label, to_rows
 from transforms.readers.options import ReadOptions
-from transforms.readers.units import ShardSlice, ShardUnit, WorkUnit
+from transforms.readers.units import Note, PlanItem, Shard, ShardSlice, ShardUnit, WorkUnit
 from transforms.reuse.known_rows import KnownRows
 from transforms.runs.commit_units import BegunUnit, CommitUnits, NotBegun, UnitResult, count_batch
-from transforms.training_data.embeddings import EmbeddingSet, RowGroup
+from transforms.training_data.embeddings import EmbeddingSet, RowGroup, part_uris
 
 _BATCH_ROWS = 4096
 
@@ -102,10 +105,11 @@ class ClassifyEmbeddings(beam.PTransform):  # type: ignore[misc]
     Attributes:
         classifier: labels the vectors.
         output: the run's folder.
-        embeddings: what is read; its row groups are found anew by the workers.
+        embeddings: what is read; its parts and row groups are found anew by the workers.
         layout: how predictions are stored.
         generation: of the run; see `CommitUnits`.
         label_column: of the embeddings, whose values are the rows' labels; a list of several is none.
+        allow_unfinished: take the parts of a run that has not written its manifest.
     """
 
     classifier: StagedClassifier
@@ -114,16 +118,34 @@ class ClassifyEmbeddings(beam.PTransform):  # type: ignore[misc]
     layout: PredictionLayout
     generation: str = ""
     label_column: str = "label"
+    allow_unfinished: bool = False
 
     def expand(self, folders: beam.PCollection) -> beam.PCollection:
         """Find the row groups, and label each."""
         work = _LabelVectors(dataclasses.replace(self.embeddings, groups=()), self.layout.part, self.label_column)
         return (
             folders
-            | "Name parts" >> beam.Map(lambda folders: tuple(storage.join(folder, EMBEDDINGS) for folder in folders))
-            | "Plan units" >> PlanUnits(InputFormat.PARQUET, sys.maxsize, ReadOptions(), share=False)
+            | "Name parts" >> beam.FlatMap(_part_uris, self.allow_unfinished).with_output_types(str)
+            | "Spread parts" >> beam.Reshuffle()
+            | "Plan units" >> beam.FlatMap(_cut_part).with_output_types(PlanItem)
             | "Label units" >> CommitUnits(self.classifier, self.output, work, self.layout, generation=self.generation)
         )
+
+
+def _part_uris(folders: tuple[str, ...], allow_unfinished: bool) -> Iterator[str]:
+    for folder in folders:
+        yield from part_uris(folder, allow_unfinished=allow_unfinished)
+
+
+def _cut_part(uri: str) -> Iterator[WorkUnit | Note]:
+    """A unit for each row group."""
+    file = storage.stat(uri)
+    if file is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri)
+    for found in cut_shard(Shard(file, InputFormat.PARQUET), sys.maxsize, ReadOptions()):
+        if isinstance(found, ShardUnit):
+            count_planned(found)
+        yield found
 
 
 @dataclass(frozen=True)
@@ -149,7 +171,9 @@ class _LabelVectors:
         column = self.embeddings.column
         for group, table in self.embeddings.read(list(_row_groups(unit)), [*_STORED, *kept, column]):
             vectors = self.embeddings.vectors(group, table)
-            for vector, row in zip(vectors, table.drop_columns([column]).to_pylist(), strict=True):
+            batches = table.drop_columns([column]).to_batches()
+            rows = itertools.chain.from_iterable(to_rows(batch, kept) for batch in batches)
+            for vector, row in zip(vectors, rows, strict=True):
                 stored = {name: row[name] for name in _STORED}
                 label = row[self.label_column]
                 stored["label"] = None if isinstance(label, list) else as_label(label)

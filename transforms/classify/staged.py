@@ -26,7 +26,7 @@ from transforms.models.staged import (
     StagedModel,
     check_sha256,
     name_by_content,
-    read_staged,
+    read_sound,
     stage,
 )
 from transforms.models.weights.load import values_sha256
@@ -241,11 +241,11 @@ class StagedClassifier:
 def stage_classifier(
     classifier: TrainedClassifier, folder: str, *, keep_embedding: bool, images: bool
 ) -> StagedClassifier:
-    """Copy a classifier's models into `folder`; one that was staged before stays.
+    """Copy a classifier's models into `folder`; what an earlier run of the same classifier staged there stays.
 
     Args:
         classifier: what to stage.
-        folder: OUT/model of a run of this very classifier.
+        folder: OUT/model of a run, which may hold models of an earlier one.
         keep_embedding: whether rows hold the embedding too.
         images: whether images are labelled, for which the embedder is taken out of image_classifier.keras.
 
@@ -264,7 +264,7 @@ def stage_classifier(
             f"{classifier.folder} is not of one training: the model tells {classes:,} classes apart, "
             f"{ResultFile.LABELS} names {len(classifier.labels):,}. Take all files of one training."
         )
-    embedder = (read_staged(folder) or _stage_embedder(classifier, folder, head)) if images else None
+    embedder = (_find_embedder(classifier, folder) or _stage_embedder(classifier, folder, head)) if images else None
     return StagedClassifier(
         uri,
         classifier.sha256,
@@ -273,6 +273,12 @@ def stage_classifier(
         _dimensions(dimension, classes, keep_embedding=keep_embedding),
         embedder,
     )
+
+
+def _find_embedder(classifier: TrainedClassifier, folder: str) -> StagedModel | None:
+    """The embedder that is staged in a folder, where it is the classifier's: another run may have been there before."""
+    found = read_sound(folder)
+    return found if found is not None and found.spec.fingerprint == classifier.own_spec.fingerprint else None
 
 
 def _stage_embedder(classifier: TrainedClassifier, folder: str, head: keras.Model) -> StagedModel:

@@ -14,9 +14,9 @@ from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat, LabelFrom
 from transforms.core.text import printable
-from transforms.inputs.delta_tables import refuse_removed_files
 from transforms.inputs.discover import detect_format, list_inputs, why_no_input
 from transforms.inputs.manifest_rows import manifest_columns, sample_manifest
+from transforms.inputs.table_formats import refuse_removed_files
 from transforms.readers import webdataset
 from transforms.readers.base import SampleLimits, explain
 from transforms.readers.column_types import declaration, fit, is_list_type, is_open, remedy, type_of, widen
@@ -36,7 +36,7 @@ _LOOKED_AT = 20
 """Inputs that are looked at, at most, for the columns of their formats before a run."""
 
 _LISTED = 10_000
-"""Inputs whose names are looked at, so that a file of another kind is found before the run."""
+"""Inputs whose names are looked at, so that a file of another kind, or of a table, is found before the run."""
 
 _SAMPLED_SHARDS = 16
 """Inputs, spread over those listed, that are looked at for the types of kept columns."""
@@ -67,17 +67,18 @@ def inspect_input(
 
     Raises:
         ImagebeamError: naming the pattern without matches, the columns there are, the file that pyarrow cannot read,
-            the kept column whose values no type holds, or the Delta table of which more would be read than it has.
+            the kept column whose values no type holds, or the table of which other rows would be read than it has.
     """
     inputs = list_inputs(patterns, input_format, follow_links=options.follow_links)
-    listed = list(itertools.islice(inputs, _LISTED if input_format is None or _open_columns(options) else _LOOKED_AT))
+    many = input_format in (None, InputFormat.PARQUET) or _open_columns(options)
+    listed = list(itertools.islice(inputs, _LISTED if many else _LOOKED_AT))
     if input_format is None:
         _refuse_other_kinds(listed)
-    if any(shard.format == InputFormat.PARQUET for shard in listed):
+    if found := [shard.file.uri for shard in listed if shard.format == InputFormat.PARQUET]:
         named = {shard.file.uri for shard in listed}  # Files, which have no folder to be looked at, nor a stat to cost.
         others = [pattern for pattern in patterns if storage.absolute(pattern) not in named]
-        for folder in {root for pattern in others for root in storage.roots(pattern)}:
-            refuse_removed_files(folder)
+        roots = {root for pattern in others for root in storage.roots(pattern)}
+        refuse_removed_files(sorted(roots, key=len, reverse=True), found)
     seen: set[InputFormat] = set()
     for shard in listed[:_LOOKED_AT]:
         if shard.format != InputFormat.FILES and shard.format not in seen and (schema := _look_at(shard, options)):
@@ -152,7 +153,7 @@ def _columns(shard: Shard, options: ReadOptions) -> dict[str, pa.DataType]:
         schema = manifest_columns(shard.file, options)
     else:
         with ResumingStream(shard.file.uri, shard.file.version) as source:
-            schema = reader(shard.format).columns(cast(BinaryIO, source))
+            schema = reader(shard.format).columns(cast(BinaryIO, source), options)
     return {**dict.fromkeys(partitions(shard.file.uri), pa.string()), **schema} if schema else {}
 
 

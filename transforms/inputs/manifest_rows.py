@@ -20,7 +20,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.inputs.discover import detect_format
 from transforms.readers.base import RecordError, SampleLimits
-from transforms.readers.columns import PEEKED_RECORDS, describe, infer
+from transforms.readers.columns import PEEKED_RECORDS, describe, infer, repeated_column
 from transforms.readers.compression import inflate, is_gzip
 from transforms.readers.options import ReadOptions
 from transforms.readers.parquet_rows import bounded_rows
@@ -81,7 +81,7 @@ def manifest_columns(manifest: FileInfo, options: ReadOptions) -> dict[str, pa.D
     with ResumingStream(manifest.uri, manifest.version) as source:
         stream = cast(BinaryIO, source)
         if _is_parquet(manifest.uri):
-            schema = pq.ParquetFile(stream).schema_arrow
+            schema = _open_parquet(stream, options).schema_arrow
             columns = dict(zip(schema.names, schema.types, strict=True))
         else:
             with contextlib.closing(_text_rows(stream, manifest.uri, options)) as rows:
@@ -134,12 +134,18 @@ def _is_parquet(uri: str) -> bool:
     return detect_format(uri) == InputFormat.PARQUET
 
 
+def _open_parquet(stream: BinaryIO, options: ReadOptions) -> pq.ParquetFile:
+    file = pq.ParquetFile(stream, page_checksum_verification=True)
+    _refuse_repeated(file.schema_arrow.names, options)
+    return file
+
+
 def table_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Iterator[Row]:
     """Rows of CSV, JSON lines or Parquet, told by the name; of Parquet only the columns that `options` names."""
     if not _is_parquet(uri):
         yield from _text_rows(stream, uri, options)
         return
-    file = pq.ParquetFile(stream)
+    file = _open_parquet(stream, options)
     wanted = {options.uri_column, KEY_COLUMN, options.label_column, *options.kept_from.values()}
     kept = set(options.kept_from.values()) - {options.uri_column, KEY_COLUMN, options.label_column}
     names = [name for name in file.schema_arrow.names if name in wanted]
@@ -229,9 +235,8 @@ class _Lines(Iterator[str]):
 
 def _refuse_repeated(header: Sequence[str], options: ReadOptions) -> None:
     asked_for = (options.uri_column, options.label_column, KEY_COLUMN, *options.kept_from.values())
-    for name in asked_for:
-        if header.count(name) > 1:
-            raise TableError(f"{header.count(name)} columns are called {name!r}. Rename all but one.")
+    if why := repeated_column(header, asked_for):
+        raise TableError(why)
 
 
 def _delimiter(names: str, uri_column: str) -> str:

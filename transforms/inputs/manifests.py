@@ -15,7 +15,7 @@ from transforms.inputs.manifest_rows import KEY_COLUMN, Row, manifest_columns, t
 from transforms.inputs.unique_keys import SeenKeys
 from transforms.readers.allowed_paths import reach
 from transforms.readers.base import RecordError, bounded, caught, failure
-from transforms.readers.columns import label_and_extras
+from transforms.readers.columns import as_text, label_and_extras
 from transforms.readers.folders import class_folder
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import judge
@@ -86,7 +86,7 @@ def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions) -
     del manifest
     if isinstance(row, RecordError):
         raise row
-    named = str(row.get(options.uri_column) or "").strip()  # "a.jpg, cat": a blank beside a comma means nothing.
+    named = as_text(row.get(options.uri_column) or "").strip()  # "a.jpg, cat": a blank beside a comma means nothing.
     if not named:
         raise RecordError("bad_value", f"the row has no {options.uri_column}")
     try:
@@ -100,8 +100,8 @@ def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions) -
         label = bounded(label)
     except ValueError as error:
         raise RecordError("bad_value", str(error)) from error
-    own_key = row.get(KEY_COLUMN)
-    ref = RecordRef(key if own_key in (None, "") else str(own_key), uri, None, label, tuple(extras.items()))
+    own_key = as_text(row.get(KEY_COLUMN))
+    ref = RecordRef(own_key or key, uri, None, label, tuple(extras.items()))
     try:
         f"{ref.key}{ref.uri}".encode()
     except UnicodeEncodeError as error:

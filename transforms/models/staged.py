@@ -381,6 +381,17 @@ def read_staged(folder: str) -> StagedModel | None:
         ) from error
 
 
+def read_sound(folder: str) -> StagedModel | None:
+    """`read_staged`; None too where a file is missing or spec.json cannot be understood: it is staged again then."""
+    try:
+        found = read_staged(folder)
+    except ImagebeamError:
+        return None
+    if found is None:
+        return None
+    return found if all(storage.exists(storage.join(folder, name)) for name in found.files) else None
+
+
 def check_sha256(path: Path, expected: str, uri: str) -> None:
     """Refuse a file that changed since its digest was taken.
 

@@ -24,7 +24,7 @@ def reach(named: str, folder: str, options: ReadOptions) -> str:
     uri = storage.resolve(folder, named)
     if uri.partition("://")[0].lower() in ("http", "https", "ftp", "ftps"):
         raise RecordError("not_allowed", "the row names a web address, which is never read; fetch the files first")
-    allowed = (folder.rstrip("/") + "/", *options.allow_uri_prefix)
+    allowed = (storage.join(folder, ""), *options.allow_uri_prefix)
     if not any(_is_below(uri, prefix) for prefix in allowed):
         raise RecordError(
             "not_allowed",
@@ -39,5 +39,7 @@ def _is_below(uri: str, prefix: str) -> bool:
         return uri.startswith(prefix) and ".." not in uri.split("/")
     if not storage.is_local(prefix):
         return False
-    real = os.path.realpath(prefix) + ("/" if prefix.endswith("/") else "")
+    real = os.path.realpath(prefix)
+    if prefix.endswith("/"):
+        real = storage.join(real, "")
     return uri.startswith(prefix) and os.path.realpath(uri).startswith(real)

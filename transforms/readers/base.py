@@ -120,8 +120,12 @@ class ShardReader(Protocol):
     def read(self, stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[Record | Failure]:
         """The slice's records in order; raises anything if the rest of it cannot be read."""
 
-    def columns(self, stream: BinaryIO) -> dict[str, pa.DataType]:
-        """The columns, from the first few records if the format has no schema. Empty for an empty shard."""
+    def columns(self, stream: BinaryIO, options: ReadOptions) -> dict[str, pa.DataType]:
+        """The columns, from the first few records if the format has no schema. Empty for an empty shard.
+
+        Raises:
+            ImagebeamError: if one that `options` asks for is there twice.
+        """
 
     def sample(self, stream: BinaryIO, options: ReadOptions, limits: SampleLimits) -> Iterator[Mapping[str, Any]]:
         """Columns of some records, the kept ones at least, by name; no records where the format has a schema.

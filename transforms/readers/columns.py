@@ -60,6 +60,13 @@ def choose_label(stored: Any, uri: str, folder: str | None, options: ReadOptions
     return as_label(folder if stored is None and rule == LabelFrom.AUTO else stored)
 
 
+def as_text(value: Any) -> str:
+    """A key or a name of a file as text, "" for none. Parquet's columns of text may say that they hold bytes."""
+    if value is None:
+        return ""
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
+
+
 def as_labels(values: Iterable[Any]) -> list[str]:
     """Several labels of one record, by the rule of `as_label`; what is none is left out."""
     return [label for value in values if (label := as_label(value)) is not None]
@@ -287,6 +294,14 @@ def check_other_columns(options: ReadOptions, schema: Schema) -> None:
     for name in options.kept_from.values():
         if name not in schema:
             raise ImagebeamError(f"{describe(schema)}. Received: --keep_columns {name!r}.")
+
+
+def repeated_column(names: Sequence[str], wanted: Iterable[str]) -> str | None:
+    """Why columns cannot be told apart; None where each of those wanted stands there once at most."""
+    counts = ((names.count(name), name) for name in wanted)
+    return next(
+        (f"{count} columns are called {name!r}. Rename all but one." for count, name in counts if count > 1), None
+    )
 
 
 def describe(schema: Schema) -> str:

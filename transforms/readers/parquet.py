@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
+from transforms.core.errors import ImagebeamError
 from transforms.core.types import Failure, Record
 from transforms.readers.allowed_paths import reach
 from transforms.readers.base import (
@@ -23,7 +24,7 @@ from transforms.readers.base import (
     shard_folder,
     too_large,
 )
-from transforms.readers.columns import NamedLabels, describe
+from transforms.readers.columns import NamedLabels, as_text, describe, repeated_column
 from transforms.readers.image_files import read_file
 from transforms.readers.options import ReadOptions
 from transforms.readers.parquet_rows import Row, bounded_rows
@@ -62,7 +63,9 @@ def read(stream: BinaryIO, part: ShardSlice, options: ReadOptions) -> Iterator[R
     uri = part.shard.file.uri
     file = _open(stream)
     schema = file.schema_arrow
-    wanted = dict.fromkeys((options.image_column, options.label_column, *options.kept_from.values()))
+    wanted = _wanted(options)
+    if why := repeated_column(schema.names, wanted):
+        raise RecordError("bad_value", why)
     if options.image_column not in schema.names:
         known = dict(zip(schema.names, schema.types, strict=True))
         raise RecordError("no_image", f"the shard has no column {options.image_column!r}. {describe(known)}")
@@ -84,7 +87,7 @@ def _record(
     except ValueError as error:
         raise RecordError("bad_value", str(error)) from error
     if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
-        path = reach(str(value["path"]), storage.parent(uri), options)
+        path = reach(as_text(value["path"]), storage.parent(uri), options)
         found = read_file(RecordRef(key, path), options.max_record_bytes)
         if isinstance(found, Failure):
             return dataclasses.replace(found, uri=uri)
@@ -95,9 +98,15 @@ def _record(
     return make_record(key, uri, image, label, row, options, folder)
 
 
-def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
+def _wanted(options: ReadOptions) -> list[str]:
+    return [*dict.fromkeys((options.image_column, options.label_column, *options.kept_from.values()))]
+
+
+def columns(stream: BinaryIO, options: ReadOptions) -> dict[str, pa.DataType]:
     """The schema; see `base.ShardReader`."""
     schema = _open(stream).schema_arrow
+    if why := repeated_column(schema.names, _wanted(options)):
+        raise ImagebeamError(why)
     return dict(zip(schema.names, schema.types, strict=True))
 
 

@@ -23,6 +23,9 @@ _MOST_INFLATED = 100
 """Times that columns may inflate, where they are large: images hardly do, and text some ten times."""
 
 
+_NOT_PYTHONS = (ValueError, OverflowError, LookupError)
+"""Raised for text that is not UTF-8, for dates beyond Python's, and for time zones that it does not know."""
+
 Row = dict[str, Any] | RecordError
 """A row by column name, or why it cannot be given."""
 
@@ -37,7 +40,9 @@ def bounded_rows(
     *,
     start: int = 0,
 ) -> Iterator[Row]:
-    """The rows of a row group, as `columns.to_rows` gives them; one of more bytes than `limit` is an error.
+    """The rows of a row group, as `columns.to_rows` gives them.
+
+    A row is an error if it has more bytes than `limit`, or a value that Python does not have: text that is not UTF-8.
 
     Args:
         file: that is read.
@@ -48,12 +53,12 @@ def bounded_rows(
         limit: bytes of a row.
         start: of the first row that is given, in the row group.
     """
+    beginnings = tuple(f"{name}." for name in names)
+    leaves = [index for index in range(len(file.schema)) if f"{file.schema.column(index).path}.".startswith(beginnings)]
+    # No row of these raises what would end the process where a column chunk is asked for: it is encrypted, or damaged.
+    list(file.reader.iter_batches(0, [group], leaves))
     metadata = file.metadata.row_group(group)
-    chunks = [
-        chunk
-        for chunk in map(metadata.column, range(metadata.num_columns))
-        if chunk.path_in_schema.partition(".")[0] in names
-    ]
+    chunks = [metadata.column(leaf) for leaf in leaves]
     inflated = sum(max(chunk.total_uncompressed_size, chunk.num_values) for chunk in chunks)
     stored = sum(chunk.total_compressed_size for chunk in chunks)
     if inflated > max(_BATCH_BYTES, _MOST_INFLATED * stored):
@@ -83,14 +88,14 @@ def _dictionary_bytes(chunk: pq.ColumnChunkMetaData) -> int:
 def _rows(batch: pa.RecordBatch, kept: Collection[str], limit: int) -> Iterator[Row]:
     batch = _without_dictionaries_of_bytes(batch)
     if batch.nbytes <= min(limit, _BATCH_BYTES):
-        yield from to_rows(batch, kept)
+        yield from _to_rows(batch, kept)
         return
     for index in range(batch.num_rows):
         row = batch.slice(index, 1)
         if row.nbytes > limit:
             yield too_large(row.nbytes, limit)
         else:
-            yield from to_rows(row, kept)
+            yield from _to_rows(row, kept)
 
 
 def _without_dictionaries_of_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -99,3 +104,13 @@ def _without_dictionaries_of_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
         if pa.types.is_dictionary(column.type) and is_bytes(column.type.value_type):
             batch = batch.set_column(index, batch.schema.names[index], column.dictionary_decode())
     return batch
+
+
+def _to_rows(batch: pa.RecordBatch, kept: Collection[str]) -> list[Row]:
+    """The rows of a batch; see `bounded_rows`."""
+    try:
+        return [*to_rows(batch, kept)]
+    except _NOT_PYTHONS as error:
+        if batch.num_rows > 1:
+            return [row for index in range(batch.num_rows) for row in _to_rows(batch.slice(index, 1), kept)]
+        return [RecordError("bad_value", f"a column holds what cannot be read ({error})")]

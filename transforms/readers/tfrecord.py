@@ -78,8 +78,9 @@ def _record(
     return make_record(key, uri, image, values.get(options.label_column), values, options, folder)
 
 
-def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
+def columns(stream: BinaryIO, options: ReadOptions) -> dict[str, pa.DataType]:
     """The features of the first few records; see `base.ShardReader`."""
+    del options
     source = _open(stream)
     rows = []
     for _ in range(PEEKED_RECORDS):

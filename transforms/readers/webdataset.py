@@ -143,8 +143,9 @@ def _record(key: str, uri: str, members: list[_Member], options: ReadOptions, fo
     return make_record(key, uri, sample[extension], label, fields | sample, options, folder)
 
 
-def columns(stream: BinaryIO) -> dict[str, pa.DataType]:
+def columns(stream: BinaryIO, options: ReadOptions) -> dict[str, pa.DataType]:
     """The extensions and JSON fields of the first few samples; see `base.ShardReader`."""
+    del options
     rows: list[dict[str, Any]] = []
     contents = _Contents(_PEEKED_BYTES, None)
     with _open(stream, 0) as tar:

@@ -48,6 +48,7 @@ READ_CHUNK = 8 << 20
 
 _BUCKET = re.compile(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", re.ASCII)
 """What the service may have; the client library refuses some of the rest in errors of Python's own."""
+_NAME_BYTES = 1024
 _UPLOAD_ATTEMPTS = 5
 _DENIED_WAITS = (0.3, 1.0)
 """Seconds before a listing that was denied is tried again."""
@@ -72,7 +73,7 @@ _FIELDS = "items(name,size,generation),prefixes,nextPageToken"
 def stat(uri: str) -> FileInfo | None:
     """The object as it is now; None where there is none."""
     bucket, name = _split(uri)
-    if not name:
+    if not _may_be(name):
         return None
     with _errors_named(uri):
         blob = _client().bucket(bucket).get_blob(name, retry=DEFAULT_RETRY)
@@ -84,6 +85,8 @@ def is_folder(uri: str) -> bool:
     bucket, name = _split(uri)
     if not name:
         return True
+    if not _may_be(name):
+        return False
     with _errors_named(uri):
         below = _client().list_blobs(bucket, prefix=name.rstrip("/") + "/", max_results=1, retry=DEFAULT_RETRY)
         return any(True for _ in below)
@@ -276,6 +279,11 @@ def _split(uri: str) -> tuple[str, str]:
             f"a letter or digit. Received: 'gs://{bucket}'."
         )
     return bucket, name
+
+
+def _may_be(name: str) -> bool:
+    """Whether an object may have the name; a pattern's braces may be longer, and a request too long for the service."""
+    return 0 < len(name.encode("utf-8", "surrogatepass")) <= _NAME_BYTES
 
 
 def _name_in(bucket: str, uri: str) -> str | None:

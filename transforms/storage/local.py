@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import secrets
 import shutil
@@ -11,7 +12,7 @@ import stat as stat_module
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from transforms.storage.base import replaced
 from transforms.storage.files import FileInfo, UriRange
@@ -29,6 +30,10 @@ def stat(uri: str) -> FileInfo | None:
     try:
         status = os.stat(uri)
     except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # As a pattern's braces may be, which are no name.
+            raise
         return None
     return None if stat_module.S_ISDIR(status.st_mode) else FileInfo(uri, status.st_size, _version(status))
 
@@ -58,31 +63,72 @@ def list_folders(folder: str) -> Iterator[str]:
 
 
 def open_read(uri: str, version: str | None) -> BinaryIO:
-    """A buffered stream of a regular file."""
-    return _open(uri, version, _READ_BUFFER)
+    """A buffered stream of a regular file, which raises `ReplacedError` where the file is written to meanwhile."""
+    return io.BufferedReader(_open(uri, version), _READ_BUFFER)
 
 
-def _open(uri: str, version: str | None, buffering: int) -> BinaryIO:
+class _Pinned(io.RawIOBase):
+    """A file that must stay what it was when it was opened: else what is read would be parts of two files."""
+
+    def __init__(self, uri: str, stream: io.FileIO, version: str) -> None:
+        super().__init__()
+        self._uri = uri
+        self._stream = stream
+        self._version = version
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        count = self._stream.readinto(buffer)
+        self._check()
+        return count
+
+    def readall(self) -> bytes:
+        data = self._stream.read()
+        self._check()
+        return data
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+    def _check(self) -> None:
+        if (found := _version(os.fstat(self._stream.fileno()))) != self._version:
+            raise replaced(self._uri, self._version, found)
+
+
+def _open(uri: str, version: str | None) -> _Pinned:
     try:
         status = os.stat(uri)
     except NotADirectoryError:  # Below a file there is none either.
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri) from None
     if not stat_module.S_ISREG(status.st_mode):  # Opening a pipe would wait for its writer.
         raise OSError(errno.EINVAL, "Not a regular file", uri)
-    stream = open(uri, "rb", buffering=buffering)  # noqa: SIM115 - the caller closes it.
+    stream = open(uri, "rb", buffering=0)  # noqa: SIM115 - the caller closes it.
     try:
-        if version is not None and (found := _version(os.fstat(stream.fileno()))) != version:
+        found = _version(os.fstat(stream.fileno()))
+        if version not in (None, found):
             raise replaced(uri, version, found)
     except BaseException:
         stream.close()
         raise
-    return stream
+    return _Pinned(uri, stream, found)
 
 
 def read_bytes(uri: str, version: str | None) -> bytes:
     """The whole file."""
-    with _open(uri, version, 0) as stream:
-        return stream.read()
+    with _open(uri, version) as stream:
+        return stream.readall()
 
 
 def publish(uri: str, source: bytes | Path, overwrite: bool) -> None:

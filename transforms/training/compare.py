@@ -46,10 +46,12 @@ class Answers:
         """Accuracy less that of `other` on the same rows, with the ends of its 95 % interval.
 
         The interval is that of the mean of paired differences, row by row, under the normal approximation: what both
-        get right or wrong does not widen it.
+        get right or wrong does not widen it. One row tells no deviation: any difference is possible then.
         """
         paired = self.right.astype(np.float64) - other.right
         mean = float(paired.mean())
+        if len(paired) < 2:
+            return mean, -1.0, 1.0
         half = 1.96 * float(paired.std(ddof=1)) / math.sqrt(len(paired))
         return mean, mean - half, mean + half
 

@@ -104,15 +104,14 @@ def multi_label_metrics(
         (over the classes that occur), log_loss (nats a label), expected_calibration_error, baseline, and precision,
         recall, F1, average precision and support per class.
     """
-    from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_recall_fscore_support
+    from sklearn.metrics import average_precision_score
 
     truth = truth.astype(bool)
     predicted = probabilities >= 0.5
     clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
     baseline = np.broadcast_to(train_shares > 0.5, truth.shape)
-    per_class = per_class_scores(
-        classes, precision_recall_fscore_support(truth, predicted, average=None, zero_division=0.0)
-    )
+    counts = [matrix.sum(axis=0).tolist() for matrix in (truth & predicted, predicted, truth)]
+    per_class = {name: label_scores(*found) for name, *found in zip(classes, *counts, strict=True)}
     precisions = {
         name: float(average_precision_score(truth[:, number], probabilities[:, number]))
         if truth[:, number].any()
@@ -123,17 +122,17 @@ def multi_label_metrics(
         per_class[name]["average_precision"] = value
     known = [value for value in precisions.values() if value is not None]
     return {
-        "accuracy": float(accuracy_score(truth, predicted)),
+        "accuracy": float((truth == predicted).all(axis=1).mean()),
         "accuracy_interval_95": wilson_interval(int((truth == predicted).all(axis=1).sum()), len(truth)),
         "label_accuracy": float((truth == predicted).mean()),
-        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
-        "micro_f1": float(f1_score(truth, predicted, average="micro", zero_division=0.0)),
+        "macro_f1": float(np.mean([scores["f1"] for scores in per_class.values()])),
+        "micro_f1": label_scores(*map(sum, counts))["f1"],
         "mean_average_precision": float(np.mean(known)) if known else None,
         "log_loss": float(-np.where(truth, np.log(clipped), np.log1p(-clipped)).mean()),
         "expected_calibration_error": calibration_error(
             np.maximum(probabilities, 1 - probabilities).ravel(), (truth == predicted).ravel()
         ),
-        "baseline": {"accuracy": float(accuracy_score(truth, baseline))},
+        "baseline": {"accuracy": float((truth == baseline).all(axis=1).mean())},
         "per_class": per_class,
     }
 
@@ -191,6 +190,24 @@ def confused_pairs(pairs: Iterable[tuple[int, int]], classes: Sequence[str]) -> 
         {"label": classes[label], "predicted": classes[guess], "rows": rows}
         for (label, guess), rows in sorted(mistakes.items(), key=lambda entry: (-entry[1], entry[0]))[:SHOWN]
     ]
+
+
+def label_scores(hits: int, predicted: int, support: int) -> dict[str, Any]:
+    """Precision, recall, F1 and support of one label, or of all together, in JSON terms; 0 where there is none.
+
+    scikit-learn takes a single label for two classes, one of rows without it.
+
+    Args:
+        hits: rows that have the label and for which it was predicted.
+        predicted: rows for which it was predicted.
+        support: rows that have it.
+    """
+    return {
+        "precision": hits / predicted if predicted else 0.0,
+        "recall": hits / support if support else 0.0,
+        "f1": 2 * hits / (predicted + support) if predicted + support else 0.0,
+        "support": support,
+    }
 
 
 def per_class_scores(classes: Sequence[str], scores: Sequence[np.ndarray]) -> dict[str, dict[str, Any]]:

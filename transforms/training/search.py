@@ -9,7 +9,9 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedGroupKFold
+from sklearn.model_selection import GridSearchCV, GroupKFold
+
+from transforms.training.exact_solver import cut_folds
 
 Train = Callable[[np.ndarray, np.ndarray, Mapping[str, Any]], Callable[[np.ndarray], np.ndarray]]
 """(vectors [n, dimension], targets, parameters) -> a function from vectors to probabilities [n, classes]."""
@@ -58,25 +60,24 @@ def search(
         train: makes a classifier.
         score: says how good it is on the fold left out.
         rank_by: name of the score to rank by.
-        folds: parts the rows are cut into; stratified where rows have one class.
+        folds: parts the rows are cut into, at most, as `cut_folds`; stratified where rows have one class.
         seed: of the cut.
 
     Returns:
         One dict a point, best first: its parameters, and for each score the mean over the folds under the score's
         name and the standard deviation under "<name>_std". Those whose scores are NaN come last.
     """
-    splitter = StratifiedGroupKFold if targets.ndim == 1 else GroupKFold
     grid = GridSearchCV(
         Trainable(train),
         {"parameters": list(points)},
         scoring=lambda estimator, x, y: score(estimator.predict_(x), y),
-        cv=splitter(folds, shuffle=True, random_state=seed),
+        cv=_cut(targets, images, folds, seed),
         refit=False,
         error_score="raise",
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "One or more of the test scores are non-finite", UserWarning)
-        results = grid.fit(vectors, targets, groups=images).cv_results_
+        results = grid.fit(vectors, targets).cv_results_
     names = [key.removeprefix("mean_test_") for key in results if key.startswith("mean_test_")]
     table = [
         {
@@ -87,3 +88,14 @@ def search(
         for number, point in enumerate(results["param_parameters"])
     ]
     return sorted(table, key=lambda row: (math.isnan(row[rank_by]), -row[rank_by]))
+
+
+def _cut(targets: np.ndarray, images: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(rows to train on, rows left out) of each fold; fewer where there are fewer images, or rows of each class."""
+    if targets.ndim == 1:
+        return cut_folds(targets, images, folds, seed)
+    groups = min(folds, len(np.unique(images)))
+    if groups < 2:
+        everything = np.arange(len(targets))
+        return [(everything, everything)]
+    return list(GroupKFold(groups, shuffle=True, random_state=seed).split(targets, groups=images))

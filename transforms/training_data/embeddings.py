@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -178,7 +178,7 @@ def open_embeddings(
     parts = [
         (uri, run)
         for run, folder in enumerate(folders)
-        for uri in _part_uris(folder, allow_unfinished=allow_unfinished)
+        for uri in _checked_parts(folder, allow_unfinished=allow_unfinished)
     ]
     uris = [uri for uri, _ in parts]
     groups: list[RowGroup] = []
@@ -222,7 +222,7 @@ def absolute_once(folders: Sequence[str]) -> tuple[str, ...]:
 
 def open_columns(folder: str) -> list[EmbeddingSet]:
     """Look at one output of extract: a set for each of its embedding columns; raises as `open_embeddings`."""
-    first = _part_uris(storage.absolute(folder), allow_unfinished=False)[0]
+    first = _checked_parts(storage.absolute(folder), allow_unfinished=False)[0]
     return [open_embeddings([folder], column) for column in _embedding_columns(_read_footer(first)[0])]
 
 
@@ -242,8 +242,49 @@ def ahead(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[
                 future.cancel()
 
 
-def _part_uris(folder: str, *, allow_unfinished: bool) -> list[str]:
-    """The parts that a run's manifest names, checked against it; those that are there, where there is no manifest."""
+class _Parts(NamedTuple):
+    """The parts in a run's folder.
+
+    Attributes:
+        named: name -> uri of those that the manifest names; of all, where there is none.
+        others: names of those that it does not name.
+        entries: what it says of them.
+    """
+
+    named: dict[str, str]
+    others: frozenset[str] = frozenset()
+    entries: Sequence[Mapping[str, Any]] = ()
+
+
+def part_uris(folder: str, *, allow_unfinished: bool) -> list[str]:
+    """The parts that a run's manifest names; those that are there, where there is no manifest.
+
+    Args:
+        folder: output of extract, absolute.
+        allow_unfinished: see `open_embeddings`.
+
+    Raises:
+        ImagebeamError: as `open_embeddings`, but for what the parts hold.
+        JobError: likewise.
+    """
+    return list(_find_parts(folder, allow_unfinished=allow_unfinished).named.values())
+
+
+def _checked_parts(folder: str, *, allow_unfinished: bool) -> list[str]:
+    """`part_uris`, with their bytes compared with the manifest; those that it does not name are told."""
+    named, others, entries = _find_parts(folder, allow_unfinished=allow_unfinished)
+    if others:
+        _log.warning(
+            "%s: %s not in its manifest, and left out, such as %s: rows of an earlier input, say, which stay where a "
+            "run ends with a problem. `imagebeam verify` lists them",
+            *(folder, f"{counted(len(others), 'part')} {'is' if len(others) == 1 else 'are'}", min(others)),
+        )
+    if not allow_unfinished:
+        _check_bytes(named, entries)
+    return list(named.values())
+
+
+def _find_parts(folder: str, *, allow_unfinished: bool) -> _Parts:
     try:
         uris = {uri.rsplit("/", 1)[-1]: uri for _, uri in list_parts(storage.join(folder, EMBEDDINGS))}
     except OSError as error:
@@ -260,14 +301,14 @@ def _part_uris(folder: str, *, allow_unfinished: bool) -> list[str]:
         listed = {entry["path"].rsplit("/", 1)[-1]: entry for entry in entries}
     except FileNotFoundError:
         if allow_unfinished:
-            return list(uris.values())
+            return _Parts(uris)
         raise ImagebeamError(
             f"{folder} has no {MANIFEST_FILE}: its extract run has not finished. Finish it, or take the "
             f"{counted(len(uris), 'part')} that it has with --allow_unfinished."
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if allow_unfinished:
-            return list(uris.values())
+            return _Parts(uris)
         raise ImagebeamError(
             f"{storage.join(folder, MANIFEST_FILE)} is not what extract wrote ({error}). `imagebeam verify {folder}` "
             "says how to mend it."
@@ -277,16 +318,8 @@ def _part_uris(folder: str, *, allow_unfinished: bool) -> list[str]:
             f"{folder} was changed since its manifest was written: {min(gone)} is in the manifest but gone. Run "
             "extract again, or take the parts that are there with --allow_unfinished."
         )
-    if others := uris.keys() - listed.keys():
-        _log.warning(
-            "%s: %s not in its manifest, and left out, such as %s: rows of an earlier input, say, which stay where a "
-            "run ends with a problem. `imagebeam verify` lists them",
-            *(folder, f"{counted(len(others), 'part')} {'is' if len(others) == 1 else 'are'}", min(others)),
-        )
-    named = [uri for name, uri in uris.items() if name in listed]
-    if not allow_unfinished:
-        _check_bytes(uris, entries)
-    return named
+    named = {name: uri for name, uri in uris.items() if name in listed}
+    return _Parts(named, frozenset(uris.keys() - listed.keys()), entries)
 
 
 def _check_bytes(uris: Mapping[str, str], entries: Sequence[Mapping[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -14,7 +14,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
 from transforms.inputs.manifest_rows import TableError, table_rows
 from transforms.readers.base import RecordError
-from transforms.readers.columns import as_label, as_labels
+from transforms.readers.columns import as_label, as_labels, as_text
 from transforms.readers.options import ReadOptions
 from transforms.storage.resuming import ResumingStream
 from transforms.training_data.embeddings import RowGroup, RowSet
@@ -33,6 +33,7 @@ class Relabelled:
         labels: key -> label, list of labels, or None for a row that shall have none.
         kind: type of the column, string or a list of them.
         matched: rows that were read and whose key the file has.
+        found: their keys, which rows of several runs may share.
     """
 
     base: RowSet
@@ -40,6 +41,7 @@ class Relabelled:
     labels: Mapping[str, Any]
     kind: pa.DataType
     matched: int = 0
+    found: set[str] = field(default_factory=set)
 
     @property
     def groups(self) -> tuple[RowGroup, ...]:
@@ -68,7 +70,9 @@ class Relabelled:
         for group, table in self.base.read(groups, stored):
             keys = table.column(KEY).to_pylist()
             own = table.column(self.label_column).to_pylist() if self.label_column in stored else [None] * len(keys)
-            self.matched += sum(key in self.labels for key in keys)
+            matched = [key for key in keys if key in self.labels]
+            self.matched += len(matched)
+            self.found.update(matched)
             values = [self.labels.get(key, label) for key, label in zip(keys, own, strict=True)]
             arrays = {name: table.column(name) for name in columns if name != self.label_column}
             yield group, pa.table({**arrays, self.label_column: self._array(values)}).select(list(columns))
@@ -85,7 +89,7 @@ class Relabelled:
     @property
     def unmatched(self) -> int:
         """Keys of the file that no row has, once all rows were read."""
-        return len(self.labels) - self.matched
+        return len(self.labels) - len(self.found)
 
 
 def relabel(rows: RowSet, label_column: str, uri: str) -> Relabelled:
@@ -144,10 +148,10 @@ def _entry(uri: str, number: int, row: Mapping[str, Any] | RecordError) -> tuple
             f"A file of labels has the columns {KEY} and {LABEL}. Received: --labels {uri!r} with "
             f"{', '.join(map(str, row)) or 'none'}."
         )
-    key, label = row[KEY], row[LABEL]
-    if key in (None, ""):
+    key, label = as_text(row[KEY]), row[LABEL]
+    if not key:
         raise ImagebeamError(f"Row {number + 1:,} of the file has no key. Received: --labels {uri!r}.")
     try:
-        return str(key), as_labels(label) if isinstance(label, list) else as_label(label)
+        return key, as_labels(label) if isinstance(label, list) else as_label(label)
     except ValueError as error:
         raise ImagebeamError(f"Row {number + 1:,} of the file: {error}. Received: --labels {uri!r}.") from error

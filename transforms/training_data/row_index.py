@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from transforms.core.errors import ImagebeamError
 from transforms.core.text import counted
 from transforms.readers.column_types import is_bytes, is_list_type
+from transforms.readers.columns import as_label, as_labels
 from transforms.training_data.embeddings import RowGroup, RowSet
 from transforms.training_data.splits import (
     DROPPED,
@@ -224,12 +225,14 @@ def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
     texts = column.cast(pa.string())
     if pa.types.is_floating(column.type):
         return pc.if_else(pc.is_nan(column.cast(pa.float64())), None, texts)
-    return _without_blank(texts)
-
-
-def _without_blank(texts: Any) -> Any:
-    """An array of text, null where it is blank."""
     return pc.if_else(pc.equal(pc.utf8_trim_whitespace(texts), ""), pa.scalar(None, pa.string()), texts)
+
+
+def _as_labels(texts: pa.Array) -> pa.Array:
+    """Text as labels have it everywhere, whichever column it is from: see `as_label`. Null where it is none."""
+    encoded = texts.dictionary_encode()
+    labels = pa.array([as_label(text) for text in encoded.dictionary.to_pylist()], pa.string())
+    return labels.take(encoded.indices)
 
 
 def _without_null(groups: list[str | None], column: str) -> list[str]:
@@ -327,14 +330,14 @@ class _LabelEncoder:
     def add(self, values: pa.Array) -> None:
         """Take the labels of more rows; blank text is no label."""
         if pa.types.is_string(values.type) and not self._rules.multi_label:
-            values = _without_blank(values)
+            values = _as_labels(values)
         self._unlabeled.append(values.is_null().to_numpy(zero_copy_only=False))
         if self._rules.multi_label:
             values = values if self._is_list else self._split(values)
             lengths = pc.fill_null(pc.list_value_length(values), 0)
             self._lengths.append(lengths.to_numpy().astype(np.int64))
             values = pc.list_flatten(values)
-            values = _without_blank(values) if pa.types.is_string(values.type) else values
+            values = _as_labels(values) if pa.types.is_string(values.type) else values
             if values.null_count:
                 raise ImagebeamError(
                     f"Column {self._rules.column!r} has a list with a null or blank text in it; leave such labels out."
@@ -346,8 +349,8 @@ class _LabelEncoder:
 
     def _split(self, values: pa.Array) -> pa.Array:
         """Text -> lists of text; "" and what is between two separators without text is no label."""
-        texts = [None if text is None else text.split(self._rules.separator) for text in values.to_pylist()]
-        lists = [parts and [part.strip() for part in parts if part.strip()] for parts in texts]
+        separator = self._rules.separator
+        lists = [None if text is None else as_labels(text.split(separator)) for text in values.to_pylist()]
         return pa.array(lists, pa.list_(pa.string()))
 
     def unlabeled(self) -> np.ndarray:

@@ -127,9 +127,17 @@ def test_a_folder_of_other_files_says_what_it_holds(tmp_path):
         next(list_inputs([str(tmp_path)], None))
 
 
-def test_folder_of_unusable_files_says_what_they_are(tmp_path):
-    feather.write_feather(pa.table({"image": [b"abc"]}), str(tmp_path / "x.arrow"))
-    with pytest.raises(ImagebeamError, match=r"\.arrow 1.*x\.arrow is an Arrow"):
+@pytest.mark.parametrize("kind", ["file", "stream", "first Feather"])
+def test_folder_of_unusable_files_says_what_they_are(tmp_path, kind):
+    table = pa.table({"image": [b"abc"]})
+    if kind == "file":
+        feather.write_feather(table, str(tmp_path / "x.arrow"))
+    elif kind == "stream":
+        with pa.ipc.new_stream(tmp_path / "x.arrow", table.schema) as writer:
+            writer.write_table(table)
+    else:
+        (tmp_path / "x.arrow").write_bytes(b"FEA1" + bytes(20) + b"FEA1")
+    with pytest.raises(ImagebeamError, match=r"\.arrow 1.*x\.arrow is an? (Arrow|Feather)"):
         next(list_inputs([str(tmp_path)], None))
 
 

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.shard_files import example, write_tar, write_tfrecord
-from transforms import storage
 from transforms.core.errors import ColumnTypeError, ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure
@@ -308,50 +307,3 @@ def test_parquet_shards_without_a_common_type_are_refused(tmp_path, one, other):
         pq.write_table(pa.table({"image": [b"x"], "n": column}), tmp_path / f"{name}.parquet")
     with pytest.raises(ImagebeamError, match=r"a\.parquet.*b\.parquet.*--keep_columns n:string\."):
         kind_of(tmp_path)
-
-
-def write_delta(folder, *commits):
-    """A table of Parquet files, and a log with these actions."""
-    (folder / "_delta_log").mkdir(parents=True)
-    for number, actions in enumerate(commits):
-        text = "".join(json.dumps(action) + "\n" for action in actions)
-        (folder / "_delta_log" / f"{number:020}.json").write_text(text)
-    for name in ("old", "new", "part=a b/third"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        pq.write_table(pa.table({"image": [b"1"]}), folder / f"{name}.parquet")
-
-
-ADDED = [{"add": {"path": f"{name}.parquet"}} for name in ("old", "new", "part=a%20b/third")]
-
-
-@pytest.mark.parametrize(
-    "later",
-    [
-        [{"remove": {"path": "old.parquet"}}],
-        [{"remove": {"path": "part=a%20b/third.parquet"}}],
-        [{"add": {"path": "new.parquet", "deletionVector": {"storageType": "u"}}}],
-    ],
-    ids=["removed", "removed from a partition", "rows removed"],
-)
-def test_a_delta_table_with_removed_files_is_refused(tmp_path, later):
-    write_delta(tmp_path / "t", ADDED, later)
-    for pattern in ("t", "t/*.parquet", "t/**"):
-        with pytest.raises(ImagebeamError, match=r"Delta table, which holds 1 file .*vacuum"):
-            inspect_input([f"{tmp_path}/{pattern}"], None, ReadOptions())
-
-
-def test_files_of_a_delta_table_that_are_named_are_read_and_not_asked_for_twice(tmp_path, monkeypatch):
-    write_delta(tmp_path / "t", ADDED, [{"remove": {"path": "old.parquet"}}])
-    asked = []
-    roots = storage.roots
-    monkeypatch.setattr(storage, "roots", lambda pattern: asked.append(pattern) or roots(pattern))
-    paths = [str(tmp_path / "t" / name) for name in ("new.parquet", "old.parquet")]
-    assert inspect_input(paths, None, ReadOptions()).image_column == "image"
-    assert sorted(asked) == paths
-
-
-def test_a_delta_table_whose_files_are_all_its_own_is_read(tmp_path):
-    gone, back = {"remove": {"path": "gone.parquet"}}, {"remove": {"path": "old.parquet"}}
-    write_delta(tmp_path / "t", [back], ADDED, [gone, {"commitInfo": 1}])
-    (tmp_path / "t" / "_delta_log" / f"{9:020}.json").write_text("no JSON\n")
-    assert inspect_input([f"{tmp_path}/t"], None, ReadOptions()).image_column == "image"

@@ -29,6 +29,7 @@ from tests.support.shard_files import (
 )
 from transforms import storage
 from transforms.core.errors import ImagebeamError
+from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Record
 from transforms.inputs.inspection import inspect_input
 from transforms.inputs.plan import cut_shard, plan, plan_in_parts
@@ -486,6 +487,41 @@ def test_a_key_that_a_manifest_gives_twice_is_a_failure_the_second_time(tmp_path
         2: "repeated_key",
         6: "repeated_key",
     }
+
+
+def test_a_parquet_manifest_may_hold_bytes(tmp_path):
+    """Hive and others write text without saying that it is."""
+    rows = {
+        "uri": [b"a.jpg", "\u00e9.jpg".encode(), b"\xe9.jpg"],
+        "key": [b"one", None, b"three"],
+        "label": [b"cat"] * 3,
+    }
+    pq.write_table(pa.table(rows), tmp_path / "m.parquet")
+    (unit,) = cut(tmp_path / "m.parquet", "manifest", 50)
+    assert [(ref.key, ref.uri, ref.label) for ref in unit.refs if isinstance(ref, RecordRef)] == [
+        ("one", f"{tmp_path}/a.jpg", "cat"),
+        (f"{tmp_path}/m.parquet#1", f"{tmp_path}/\u00e9.jpg", "cat"),
+    ]
+    assert failed(unit) == {2: "bad_value"}
+
+
+def test_a_parquet_manifest_is_held_to_its_checksums(tmp_path):
+    path = tmp_path / "m.parquet"
+    columns = pa.table({"uri": ["a.jpg"], "label": ["cat"]})
+    pq.write_table(
+        columns, path, write_page_checksum=True, write_statistics=False, compression="none", use_dictionary=False
+    )
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"\3\0\0\0cat", b"\3\0\0\0rat"))
+    (unit,) = cut(path, "manifest", 50)
+    assert failed(unit) == {0: "unreadable"}
+
+
+def test_a_column_that_a_parquet_manifest_has_twice_is_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a.jpg"]), pa.array(["b.jpg"])], names=["uri", "uri"])
+    pq.write_table(table, tmp_path / "m.parquet")
+    with pytest.raises(ImagebeamError, match="2 columns are called 'uri'"):
+        inspect_input([f"{tmp_path}/m.parquet"], InputFormat.MANIFEST, OPTIONS)
 
 
 def test_rows_that_repeat_a_manifest_are_few_units(tmp_path):

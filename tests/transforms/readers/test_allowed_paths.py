@@ -6,12 +6,14 @@ import os
 import pyarrow as pa
 import pytest
 
+from pipelines.options.extraction import InputOptions
 from tests.support.planned import shard_at, units_in
 from tests.support.shard_files import write_parquet, write_tfrecord
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.types import Failure, Record
 from transforms.inputs.plan import cut_shard, plan
+from transforms.readers.allowed_paths import reach
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import read_records
 
@@ -79,6 +81,36 @@ def test_prefix_allows_only_what_is_below_it(folders, kind):
     items = read(path, kind, ReadOptions(allow_uri_prefix=(f"{folders}/outside/",)))
     assert [isinstance(item, Record) for item in items] == [True, False, True, False]
     assert "--allow_uri_prefix" in items[1].message
+
+
+def test_prefix_may_be_the_root(folders):
+    path = write(folders, "manifest", ["../outside/canary", "sub/a.jpg"])
+    assert [isinstance(item, Record) for item in read(path, "manifest", ReadOptions(allow_uri_prefix=("/",)))] == [
+        True
+    ] * 2
+
+
+def test_a_manifest_may_lie_in_the_root():
+    assert reach("data/a.jpg", "/", ReadOptions()) == "/data/a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("given", "prefix"),
+    [
+        ("/", "/"),
+        ("/a", "/a"),
+        ("/a/", "/a/"),
+        ("/a//", "/a/"),
+        ("file:///a/", "/a/"),
+        ("file:///a%20b", "/a b"),
+        ("gs://b/", "gs://b/"),
+        ("gs://b/x/", "gs://b/x/"),
+        ("gs://b/x", "gs://b/x"),
+    ],
+)
+def test_last_slash_of_a_prefix_is_kept(given, prefix):
+    """Without it the prefix would allow folders whose names go on."""
+    assert InputOptions(("x",), allow_uri_prefix=(given,)).read_options().allow_uri_prefix == (prefix,)
 
 
 def test_oversized_file_is_not_read(tmp_path, monkeypatch):

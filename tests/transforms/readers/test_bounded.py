@@ -1,5 +1,7 @@
 """Inputs that cost far more than they weigh: bounded, as failures of their own records, and no neighbour is lost."""
 
+import ast
+import base64
 import gzip
 import random
 import subprocess
@@ -10,11 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.parquet import encryption
 
 from tests.support.planned import all_of, shard_at, units_in
 from tests.support.shard_files import write_parquet
 from transforms.core.formats import InputFormat
-from transforms.core.types import Record
+from transforms.core.types import Failure, Record
 from transforms.inputs.plan import cut_shard
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import read_records
@@ -106,6 +109,15 @@ print(peak() - before)
 """
 
 
+def in_a_process(path):
+    """The outcomes of a Parquet file that may end the process that reads it."""
+    code = "import sys, tests.transforms.readers.test_bounded as t; print(t.outcomes(sys.argv[1], 'parquet'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=ROOT, check=True, text=True
+    )
+    return ast.literal_eval(done.stdout)
+
+
 def peak_of(path, input_format):
     """MiB of memory that reading a shard takes, in a process of its own: a fork of one with threads may crash."""
     command = [sys.executable, "-c", MEASURED, str(path), input_format]
@@ -143,10 +155,47 @@ def test_other_columns_are_bounded_too(tmp_path):
     assert outcomes(path, "parquet") == ["too_large"] * 20
 
 
+class _Keys(encryption.KmsClient):  # type: ignore[misc]
+    def wrap_key(self, key, name):
+        return base64.b64encode(key)
+
+
+@pytest.mark.parametrize(
+    ("encrypted", "expected"), [("image", ["unreadable"] * 2), ("label", ["unreadable"] * 2), ("other", [None, None])]
+)
+def test_encrypted_columns_are_failures_where_they_are_asked_for(tmp_path, encrypted, expected):
+    """Arrow ends the process where it is asked for what it knows of an encrypted column."""
+    factory = encryption.CryptoFactory(lambda _: _Keys())
+    settings = encryption.EncryptionConfiguration("footer", column_keys={"key": [encrypted]}, plaintext_footer=True)
+    properties = factory.file_encryption_properties(encryption.KmsConnectionConfig(), settings)
+    table = pa.table({"image": [b"1", b"2"], "label": ["a", "b"], "other": [1, 2]})
+    with pq.ParquetWriter(tmp_path / "x", table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+    assert in_a_process(tmp_path / "x") == expected
+
+
+def test_a_column_that_its_footer_contradicts_is_a_failure(tmp_path):
+    """A histogram of levels beside a column that has none ends the process, too; some writers' are of another size."""
+    path = tmp_path / "x"
+    pq.write_table(pa.table({"image": [b"1", b"2"]}), path, store_schema=False)
+    data = path.read_bytes()
+    optional, required = (b"\x25" + kind + b"\x18\x05image" for kind in (b"\x02", b"\x00"))
+    assert data.count(optional) == 1
+    path.write_bytes(data.replace(optional, required))
+    assert in_a_process(path) == ["unreadable"] * 2
+
+
 def test_list_of_millions_is_one_failure(tmp_path):
     lists = pa.array([[1], list(range(3_000_000)), [3]], pa.list_(pa.int64()))
     path = write_parquet(tmp_path / "x", {"image": [b"1", b"2", b"3"], "label": lists}, 9)
     assert outcomes(path, "parquet", ReadOptions(max_record_bytes=1 << 20)) == [None, "too_large", None]
+
+
+def test_columns_are_bounded_whatever_their_names(tmp_path):
+    path = write_repeated(tmp_path / "x", {"an.image": repeated(bytes(80 << 20), 2, pa.binary())})
+    options = ReadOptions(image_column="an.image")
+    (unit,) = units_in(cut_shard(shard_at(path, InputFormat.PARQUET), 9, options))
+    assert ["row group inflates" in item.message for item in all_of(Failure, read_records(unit, options))] == [True] * 2
 
 
 def test_a_rows_size_is_its_own_where_arrow_keeps_a_dictionary(tmp_path):

@@ -31,6 +31,7 @@ from tests.support.shard_files import (
     write_tfrecord,
 )
 from transforms import storage
+from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Record, Stage
 from transforms.inputs.inspection import inspect_input
@@ -375,6 +376,37 @@ def test_rows_that_do_not_fit_fail_alone(tmp_path):
     assert items[0].extras == {"n": 1}
     without = read(write_parquet(tmp_path / "x", {**columns, "n": ["1", "2", "3"]}, 100), "parquet")
     assert [getattr(item, "label", None) for item in without] == ["1", None, None]
+
+
+@pytest.mark.parametrize("lists", [False, True], ids=["text", "lists"])
+def test_text_that_is_not_utf_8_fails_alone(tmp_path, lists):
+    """pyarrow does not check what others wrote."""
+    labels = pa.Array.from_buffers(pa.string(), 3, pa.array([b"cat", b"caf\xe9", b"dog"]).buffers())
+    if lists:
+        labels = pa.ListArray.from_arrays([0, 1, 2, 3], labels)
+    items = read(write_parquet(tmp_path / "x", {"image": [b"1", b"2", b"3"], "label": labels}, 100), "parquet")
+    assert types_of(items) == [None, "bad_value", None]
+    assert [item.label for item in items if isinstance(item, Record)] == ["cat", "dog"]
+    assert "utf-8" in items[1].message
+
+
+def test_a_label_beyond_python_fails_alone(tmp_path):
+    dates = pa.array([0, 10**8, 1], pa.date32())
+    items = read(write_parquet(tmp_path / "x", {"image": [b"1", b"2", b"3"], "label": dates}, 100), "parquet")
+    assert types_of(items) == [None, "bad_value", None]
+    assert [item.label for item in items if isinstance(item, Record)] == ["1970-01-01", "1970-01-02"]
+
+
+def test_columns_of_one_name_are_refused_where_they_are_asked_for(tmp_path):
+    names = ["image", "image", "n", "n"]
+    table = pa.Table.from_arrays([pa.array([value]) for value in (b"1", b"2", 3, 4)], names=names)
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(ImagebeamError, match="2 columns are called 'image'"):
+        inspect_input([f"{tmp_path}/x.parquet"], None, OPTIONS)
+    assert types_of(read(tmp_path / "x.parquet", "parquet")) == ["bad_value"]
+    pq.write_table(table.select([1, 2, 3]), tmp_path / "x.parquet")
+    inspect_input([f"{tmp_path}/x.parquet"], None, OPTIONS)
+    assert [record.data for record in all_of(Record, read(tmp_path / "x.parquet", "parquet"))] == [b"2"]
 
 
 def test_a_shard_without_the_column_fails_whole(tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import io
 import os
 import re
 import resource
@@ -24,7 +25,7 @@ from tests.support.webhdfs import serve_webhdfs
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.storage import gcs as gcs_store
-from transforms.storage import uris
+from transforms.storage import local, uris
 from transforms.storage.globs import expand_braces
 
 NAMES = [
@@ -181,6 +182,39 @@ def test_a_file_replaced_since_it_was_listed_is_refused(base):
     assert storage.read_bytes(uri, file_at(uri).version) == b"newer"
 
 
+@pytest.mark.parametrize("is_known", [True, False], ids=["listed", "not listed"])
+@pytest.mark.parametrize("grown", [True, False], ids=["appended to", "written over"])
+def test_a_local_file_written_to_while_it_is_read_is_refused(tmp_path, is_known, grown):
+    """In place, as `cp` and writers that append do: what was opened is the same file still."""
+    path = tmp_path / "x"
+    path.write_bytes(b"1" * (4 << 20))
+    os.utime(path, (1, 1))  # Not of the same tick of the file system's clock.
+    version = file_at(path).version if is_known else None
+    with storage.open_read(str(path), version) as stream:
+        assert stream.read(10) == b"1" * 10
+        with open(path, "ab" if grown else "r+b") as writer:
+            writer.write(b"2" * (4 << 20))
+        with pytest.raises(storage.ReplacedError, match="x was replaced"):
+            stream.read(3 << 20)
+
+
+def test_a_local_file_written_to_while_it_is_read_in_one_go_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(b"1" * 1000)
+    os.utime(tmp_path / "x", (1, 1))
+    original = io.FileIO
+
+    class Slow(io.FileIO):
+        def read(self, size=-1, /):
+            first = super().read(500)
+            with original(tmp_path / "x", "r+") as writer:
+                writer.write(b"2" * 1000)
+            return first + super().read(size)
+
+    monkeypatch.setattr(local, "open", lambda path, mode, buffering: Slow(path, "r"), raising=False)
+    with pytest.raises(storage.ReplacedError, match="x was replaced"):
+        storage.read_bytes(f"{tmp_path}/x")
+
+
 def test_a_file_whose_version_cannot_be_told_is_closed_again(tmp_path):
     """One left open is a warning, which is an error here."""
     (tmp_path / "a").write_bytes(b"content")
@@ -281,6 +315,14 @@ def test_braces_are_expanded_as_bash_does():
 
 
 # Local files.
+
+
+def test_braces_may_be_longer_than_a_name(base):
+    names = [f"shard-{number:05}" for number in range(0, 300, 3)]
+    for name in names:
+        storage.publish(f"{base}/{name}.tar", b"1")
+    pattern = f"{base}/{{{','.join(names)}}}.tar"
+    assert [storage.basename(info.uri) for info in storage.list_files(pattern)] == [f"{name}.tar" for name in names]
 
 
 def test_listing_equals_find(tmp_path):

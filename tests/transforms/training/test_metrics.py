@@ -89,6 +89,31 @@ def test_confused_pairs_are_counted():
     assert len(confused_pairs([(number, number + 1) for number in range(99)], [*map(str, range(100))])) == 20
 
 
+def test_a_single_label_is_measured_as_such():
+    """scikit-learn takes a matrix of one column for two classes, and is asked about the column instead."""
+    random = np.random.default_rng(3)
+    truth = random.random((200, 1)) < 0.4
+    probabilities = np.clip(truth * 0.3 + random.random((200, 1)) * 0.7, 0, 1).astype(np.float32)
+    predicted = probabilities[:, 0] >= 0.5
+    found = multi_label_metrics(probabilities, truth.astype(np.float32), ["only"], np.array([0.4]))
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(truth[:, 0], predicted, average="binary")
+    assert found["accuracy"] == found["label_accuracy"] == pytest.approx((truth[:, 0] == predicted).mean())
+    assert found["macro_f1"] == found["micro_f1"] == pytest.approx(f1)
+    assert found["mean_average_precision"] == pytest.approx(
+        sk.average_precision_score(truth[:, 0], probabilities[:, 0])
+    )
+    assert found["baseline"] == {"accuracy": pytest.approx(1 - truth.mean())}
+    assert found["per_class"] == {
+        "only": {
+            "precision": pytest.approx(precision),
+            "recall": pytest.approx(recall),
+            "f1": pytest.approx(f1),
+            "support": truth.sum(),
+            "average_precision": found["mean_average_precision"],
+        }
+    }
+
+
 def test_multi_label_metrics_equal_scikit_learn():
     random = np.random.default_rng(2)
     truth = random.random((300, 4)) < [0.5, 0.3, 0.8, 0.0]

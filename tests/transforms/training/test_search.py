@@ -50,6 +50,24 @@ def test_equal_images_stay_in_one_fold(targets):
         assert len(trained) == 2 * len(set(trained))  # both rows of an image, or neither
 
 
+@pytest.mark.parametrize("targets", [np.arange(6) % 3, np.eye(3)[np.arange(6) % 3]])
+def test_few_rows_are_cut_into_fewer_folds(targets):
+    seen: list[int] = []
+
+    def train(vectors, targets, parameters):
+        seen.append(len(vectors))
+        return lambda vectors: np.zeros((len(vectors), 3))
+
+    search(
+        *(VECTORS[:6], targets, np.arange(6) // 2, [{}], train, lambda *_: {"score": 0.0}),
+        rank_by="score",
+        folds=5,
+        seed=1,
+    )
+    assert 1 < len(seen) < 5
+    assert sum(seen) == 6 * (len(seen) - 1)
+
+
 def test_classes_keep_their_shares_in_every_fold():
     seen: list[tuple[float, np.ndarray, np.ndarray]] = []
     run([{"bias": 1.0}], seen)

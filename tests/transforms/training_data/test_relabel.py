@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.embedding_sets import write_output
@@ -53,6 +54,21 @@ def test_listed_rows_are_relabelled_and_others_keep_their_labels(tmp_path, name)
     expected[39] = "2"
     assert classes(rows) == expected
     assert (rows.matched, rows.unmatched) == (3, 1)
+
+
+def test_keys_of_no_row_are_counted_though_runs_share_the_others(tmp_path):
+    """Runs by `write_output` have the same keys, from the first row on."""
+    names = [write_output(tmp_path / name, np.zeros((COUNT, 2), np.float32), OLD) for name in ("one", "two")]
+    NEW.to_csv(tmp_path / "new.csv", index=False)
+    rows = relabel(open_embeddings(names), "label", str(tmp_path / "new.csv"))
+    classes(rows)
+    assert (rows.matched, rows.unmatched) == (6, 1)
+
+
+def test_keys_and_labels_may_be_bytes(tmp_path):
+    pq.write_table(pa.table({"key": [b"key-3"], "label": [b"cat"]}), tmp_path / "new.parquet")
+    rows = relabel(embeddings(tmp_path), "label", str(tmp_path / "new.parquet"))
+    assert classes(rows) == [*OLD[:3], "cat", *OLD[4:]]
 
 
 def test_labels_for_embeddings_without_any(tmp_path):

@@ -37,6 +37,23 @@ def test_whole_numbers_are_labels_in_numeric_order(tmp_path):
     assert [int(found.classes[number]) for number in found.labels] == numbers
 
 
+SPELLED = {"cat": ["cat", " cat ", "cat\n"], "caf\u00e9": ["caf\u00e9", "cafe\u0301"], "3": ["3", "3.0", " 3"]}
+"""Label -> texts that an input's label column would give as that label."""
+
+
+@pytest.mark.parametrize("kind", ["one label", "list", "separated"])
+def test_texts_of_one_label_are_one_class_in_any_column(tmp_path, kind):
+    texts = [(label, text) for label, spellings in SPELLED.items() for text in spellings] * 10
+    values = [[text] if kind == "list" else text for _, text in texts]
+    rules = LabelRules("kind", kind != "one label", "|" if kind == "separated" else None)
+    keep = {"kind": (TAGS if kind == "list" else pa.string(), values)}
+    found = index(tmp_path, [None] * len(texts), rules, keep=keep)
+    assert found.classes == ("3", "caf\u00e9", "cat")
+    targets = found.targets(np.arange(len(texts)))
+    numbers = targets if kind == "one label" else targets.argmax(axis=1)
+    assert [found.classes[number] for number in numbers] == [label for label, _ in texts]
+
+
 def test_rows_without_labels_are_refused_or_dropped(tmp_path):
     labels = [None if number % 5 == 0 else f"{number % 2}" for number in range(100)]
     with pytest.raises(ImagebeamError, match=r"20 of 100 .*'label'.*--drop_unlabeled"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import importlib.util
 import logging
@@ -11,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,14 +190,15 @@ class OpenVinoEmbedder:
         }
         self._compiled = import_openvino().Core().compile_model(model, "CPU", settings)
         self._requests: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
+        self._pool = ThreadPoolExecutor(MODEL_CALLS, "openvino")
         for _ in range(MODEL_CALLS):
             self._requests.put(self._compiled.create_infer_request())
 
     def embed(self, images: np.ndarray, **arguments: Any) -> dict[str, np.ndarray]:
         """Embed one batch: uint8 [n, height, width, 3] -> column name -> float32 [n, dimension].
 
-        A batch of more pixels than one inference takes is inferred in parts, at once where no other batch is with the
-        model: the last batch of a run uses all cores.
+        A batch of more pixels than one inference takes is inferred in parts, two at a time, so that the last batch of a
+        run uses all cores, too.
 
         Raises:
             ImagebeamError: for arguments of the Keras model's call, which there is none of here.
@@ -209,32 +210,14 @@ class OpenVinoEmbedder:
             )
         images = np.ascontiguousarray(images)
         at_once = max(1, _PIXELS // (images.shape[1] * images.shape[2]))
-        waiting = collections.deque(images[start : start + at_once] for start in range(0, len(images), at_once))
-        running: collections.deque[tuple[openvino.InferRequest, np.ndarray]] = collections.deque()
-        vectors: dict[str, list[np.ndarray]] = {name: [] for name in self.dimensions}
-        try:
-            while waiting or running:
-                if waiting and (request := self._free_request(wait=not running)) is not None:
-                    part = waiting.popleft()
-                    running.append((request, part))
-                    request.start_async([part], share_inputs=True)
-                    continue
-                request, _ = running[0]
-                request.wait()
-                for index, name in enumerate(self.dimensions):
-                    vectors[name].append(np.array(request.get_output_tensor(index).data))
-                running.popleft()
-                self._requests.put(request)
-        finally:
-            for request, _ in running:  # after an error: no request is given back at work, and no image freed under it
-                with contextlib.suppress(RuntimeError):
-                    request.wait()
-                self._requests.put(request)
-        return {name: np.concatenate(parts) for name, parts in vectors.items()}
+        parts = [images[start : start + at_once] for start in range(0, len(images), at_once)]
+        vectors = zip(*self._pool.map(self._infer, parts), strict=True)
+        return dict(zip(self.dimensions, map(np.concatenate, vectors), strict=True))
 
-    def _free_request(self, *, wait: bool) -> openvino.InferRequest | None:
-        """A request that is not at work, or None where all are and this is not to `wait` for one."""
+    def _infer(self, images: np.ndarray) -> list[np.ndarray]:
+        request = self._requests.get()
         try:
-            return self._requests.get(block=wait)
-        except queue.Empty:
-            return None
+            found = request.infer([images], share_inputs=True)
+            return [np.array(found[index]) for index in range(len(self.dimensions))]
+        finally:
+            self._requests.put(request)
