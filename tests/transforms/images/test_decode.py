@@ -479,6 +479,19 @@ def test_truncated_jpeg_is_accepted_on_request(settings):
         decode_image(b"\xff\xd8" + bytes(100), ImageOptions(None, accept_truncated=True))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_of_12_bits_that_is_cut_is_truncated(channels):
+    values = picture(64, 48)[..., :channels].squeeze().astype(np.uint16) * 16
+    data = imagecodecs.jpeg8_encode(values, level=95, bitspersample=12)
+    assert pixels(data).shape == (64, 48, 3)
+    for cut in (data[: len(data) // 2], data[:-2]):
+        with pytest.raises(ImageError) as caught:
+            pixels(cut)
+        assert caught.value.error_type == "truncated"
+    found = decode_image(data[: len(data) // 2], ImageOptions(None, accept_truncated=True)).pixels
+    np.testing.assert_array_equal(found[:8], pixels(data)[:8])
+
+
 def test_center_crop_keeps_the_middle_and_the_aspect_ratio():
     middle = picture(20, 20)
     wide = np.concatenate([np.zeros((20, 15, 3), np.uint8), middle, np.full((20, 15, 3), 255, np.uint8)], axis=1)

@@ -6,6 +6,7 @@ Then the file is looked at again: padding, or a missing end marker, costs no pix
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 
@@ -86,6 +87,7 @@ def decode(data: bytes, limits: Limits) -> Decoded:
         if scans * (header.width * header.height + _PIXELS_A_SCAN) > _MOST_PIXELS_SCANNED:
             limits.require_killable()
     if header.precision == 12:
+        _check_end(data, header, limits)
         image = image_from_samples(scale_to_8_bits(imagecodecs.jpeg8_decode(data), 4095))
     else:
         image = _to_rgb(_decode_whole(data, header, limits), header)
@@ -97,6 +99,29 @@ def read_size(data: bytes) -> tuple[int, int]:
     """(width, height) in pixels by the frame header."""
     header = _read_header(data)
     return header.width, header.height
+
+
+def check_whole(data: bytes, limits: Limits) -> None:
+    """Refuse a JPEG that is damaged or stops early, for decoders that do not tell.
+
+    Raises:
+        ImageError: as `decode` does; not for kinds that it does not know.
+    """
+    header = _read_header(data)
+    if header.frame in _HUFFMAN and header.precision == 12:
+        _check_end(data, header, limits)
+    elif header.frame in _HUFFMAN and header.precision == 8 and header.components in _SPACES:
+        with contextlib.suppress(ValueError):  # A kind that simplejpeg does not know.
+            _decode_whole(data, header, limits)
+
+
+def _check_end(data: bytes, header: _Header, limits: Limits) -> None:
+    """Refuse 12 bits without an end marker, or without a scan: what libjpeg warns of is not told of these."""
+    ends = data.find(_END, header.scan) >= 0 and (
+        not _has_several_scans(data, header) or _scans_are_complete(data, header)
+    )
+    if not ends and not limits.accept_truncated:
+        raise ImageError("truncated", "The JPEG ends before its end marker.")
 
 
 def _check_supported(header: _Header) -> None:

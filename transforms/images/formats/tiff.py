@@ -150,6 +150,7 @@ def _check_embedded(page: TiffPage, data: bytes, limits: Limits) -> None:
     for start, size in zip(page.dataoffsets, page.databytecounts, strict=False):
         segment = data[start : start + size]
         if page.compression == JPEG:
+            segment = _with_tables(segment, page.jpegtables)
             width, height = jpeg.read_size(segment)
         elif page.compression == _WEBP:
             width, height = read_webp_size(segment)
@@ -157,6 +158,13 @@ def _check_embedded(page: TiffPage, data: bytes, limits: Limits) -> None:
             begin = segment.find(jpeg2000.CODESTREAM)
             width, height = jpeg2000.read_size(segment[begin:]) if begin >= 0 else (0, 0)
         limits.check(width, height, "A strip or tile of the TIFF")
+        if page.compression == JPEG:
+            jpeg.check_whole(segment, limits)
+
+
+def _with_tables(segment: bytes, tables: bytes | None) -> bytes:
+    """A strip or tile as a JPEG of its own; what all share stands in a tag, between the markers of start and end."""
+    return segment if tables is None else tables[:-2] + segment[2:]
 
 
 def _decode_old_jpeg(page: TiffPage, data: bytes, limits: Limits) -> PIL.Image.Image:

@@ -1,13 +1,16 @@
 """TIFFs of kinds that are rare, against what tifffile wrote and what Pillow and Little CMS make of it."""
 
+import io
 import struct
 
 import numpy as np
 import PIL.Image
 import pytest
+import tifffile
 
 from tests.support.image_samples import encode, picture, tiff
 from tests.support.pixels.case import by_tifffile
+from tests.support.planned import all_of
 from transforms.images.decode import ImageError, ImageOptions, decode_image
 
 NATIVE = ImageOptions(image_size=None)
@@ -45,6 +48,32 @@ def test_lab_of_16_bits_is_lab_of_8_bits():
 def test_white_and_black_of_lab():
     lab = np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8)
     np.testing.assert_allclose(pixels(by_tifffile(lab, photometric="cielab")), [[[255] * 3, [0] * 3]], atol=1)
+
+
+def _by_libtiff(values):
+    """Its JPEG strips share their tables, which stand in a tag."""
+    return encode(values, "TIFF", compression="jpeg", strip_size=16 * 3 * values.shape[1])
+
+
+def _by_tifffile(values):
+    return by_tifffile(values, compression="jpeg", photometric="ycbcr", rowsperstrip=16)
+
+
+@pytest.mark.parametrize("write", [_by_libtiff, _by_tifffile])
+def test_jpeg_strips_that_stop_early_are_refused_as_jpegs_are(write):
+    """libjpeg makes up what they lack, and tifffile does not tell."""
+    data = bytearray(write(picture(64, 32)))
+    whole = pixels(bytes(data))
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        (page,) = all_of(tifffile.TiffPage, file.pages)
+        start, size = page.dataoffsets[-1], page.databytecounts[-1]
+    assert len(page.dataoffsets) > 1
+    data[start + size - 60 : start + size] = bytes(60)
+    with pytest.raises(ImageError, match="stops before the last row") as caught:
+        pixels(bytes(data))
+    assert caught.value.error_type == "truncated"
+    found = decode_image(bytes(data), ImageOptions(None, accept_truncated=True)).pixels
+    np.testing.assert_array_equal(found[:48], whole[:48])
 
 
 def test_jpeg_of_the_old_style():
