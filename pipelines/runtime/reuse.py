@@ -71,7 +71,7 @@ def _open(
         found += 1
         if differences := part_files.read_spec(uri).differences(spec):
             raise ImagebeamError(f"--reuse {name!r} holds embeddings of another spec ({'; '.join(differences)}).")
-        if looser := conditions.describe(part_files.read_conditions(uri)):
+        if looser := conditions.describe(commit.conditions):
             raise ImagebeamError(f"--reuse {name!r} holds images read under other rules ({looser}).")
         if (stored := _dtype(schema)) != options.embedding_dtype:
             raise ImagebeamError(

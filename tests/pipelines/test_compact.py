@@ -4,12 +4,15 @@ import json
 import shutil
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.cli import run_job
 from tests.support import plain_runs
 from tests.support.plain_runs import extract, plain
+from transforms.runs.compact import _are_equal
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,48 @@ def test_copy_holds_the_rows_of_the_parts(run, tmp_path, flags, files, groups):
     assert {b"imagebeam.fingerprint", b"imagebeam.spec"} <= found[0].metadata.keys()
     about = json.loads((tmp_path / "copy" / "_compact.json").read_text())
     assert [file["rows"] for file in about["files"]] == files
+
+
+def test_kept_values_that_are_no_numbers_are_copied(tmp_path):
+    """To Arrow, NaN is not equal to NaN."""
+    data = [data for data, _ in plain_runs.images(6, ())]
+    nan = float("nan")
+    columns = {
+        "score": pa.array([nan, 1.5, None, nan, -0.0, 2.0]),
+        "half": pa.array(np.array([nan, 1, 2, 3, 4, 5], np.float16)),
+        "box": pa.array([[nan, 1.0], [], None, [None, nan], [2.0], [3.0]]),
+        "at": pa.array([{"x": nan}, {"x": 1.0}, None, {"x": None}, {"x": 2.0}, {"x": 3.0}]),
+        "by": pa.array([[("a", nan)], [], None, [("b", 1.0), ("c", nan)], [], []], pa.map_(pa.string(), pa.float64())),
+    }
+    pq.write_table(pa.table({"image": pa.array(data, pa.binary()), **columns}), tmp_path / "in.parquet")
+    with plain():
+        flags = ("--rows_per_unit", 4, "--keep_columns", ",".join(columns))
+        assert extract([tmp_path / "in.parquet"], tmp_path / "out", *flags) == 0
+    assert compact(tmp_path / "out", tmp_path / "copy") == 0
+    ours, theirs = (
+        duckdb.execute(
+            f"select key, columns(* exclude (key))::varchar from '{tmp_path}/{name}/*.parquet' order by key"
+        ).fetchall()
+        for name in ("copy", "out/embeddings")
+    )
+    assert ours == theirs
+    assert len(ours) == 6
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.array([1.0, None]), pa.array([1.0, 2.0])),
+        (pa.array([float("nan")]), pa.array([1.0])),
+        (pa.array([[1.0], []]), pa.array([[], [1.0]])),
+        (pa.array([[float("nan")]]), pa.array([[None]], pa.list_(pa.float64()))),
+        (pa.array([{"x": float("nan"), "y": 1}]), pa.array([{"x": float("nan"), "y": 2}])),
+        (pa.array(["a"]), pa.array(["b"])),
+    ],
+)
+def test_a_difference_is_found(one, other):
+    assert not _are_equal(one, other)
+    assert _are_equal(one, one)
 
 
 def test_unfinished_copy_is_remade_and_other_files_are_kept(run, tmp_path, capsys):

@@ -17,6 +17,7 @@ from PIL import Image
 from tests.support.extracting import extract, failures, manifest
 from tests.support.shard_files import example, write_tar, write_tfrecord
 from transforms.inputs import inspection
+from transforms.training_data.embeddings import open_embeddings
 
 ONE_UNIT_EACH = 2
 """The tests' records in a unit: kept columns of several parts are read as one data set."""
@@ -203,3 +204,20 @@ def test_narrower_or_other_type_is_another_run(tmp_path, late, capfd):
 def test_value_outside_its_declared_type_is_one_failure(tmp_path, late):
     assert run(late, tmp_path / "out", "n:int64", "--max_failure_rate", "0.5") == 0
     assert failures(tmp_path / "out") == {f"{late}#4": ("read", "bad_value")}
+
+
+def test_rows_of_missing_inputs_get_the_wider_type(tmp_path, image):
+    """They stay, and are read as one data set with the others."""
+    source = tmp_path / "*" / "list.jsonl"
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        rows = [{"key": f"{name} {index}", "n": index} for index in range(3)]
+        write_lines(tmp_path / name / "list.jsonl", image, rows)
+    assert run(source, tmp_path / "out", "n") == 0
+    (tmp_path / "one" / "list.jsonl").unlink()
+    rows = [{"key": f"two {index}", "n": index + 0.5} for index in range(3)]
+    write_lines(tmp_path / "two" / "list.jsonl", image, rows)
+    assert run(source, tmp_path / "out", "n") == 3
+    table = read(tmp_path / "out", "n")
+    assert table["n"].to_pylist() == [0.0, 1.0, 2.0, 0.5, 1.5, 2.5]
+    assert open_embeddings([str(tmp_path / "out")]).rows == 6

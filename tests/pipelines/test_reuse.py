@@ -259,6 +259,31 @@ class TestManifests:
         assert run([50, *range(20), 51, *range(21, 40)], "a") == (0, 2)
         assert run([50, *range(20), 51, *range(21, 40)], "b") == (0, 0)
 
+    def test_changed_and_missing_files_are_noticed(self, counting, tmp_path):
+        pictures = {f"{number}.png": number for number in range(10)}
+        folder = write_files(tmp_path / "images", pictures)
+        path, output = tmp_path / "list.csv", tmp_path / "out"
+        path.write_text("\n".join(["uri,key", *(f"images/{number}.png,{number}" for number in range(11))]))
+
+        def assert_pictures(expected):
+            rows = rows_of(output)
+            assert rows.keys() == {str(row) for row in expected}
+            for row, number in expected.items():
+                np.testing.assert_allclose(rows[str(row)], picture(number)[1], rtol=1e-6)
+
+        expected = {number: number for number in range(10)}
+        assert counting.run([path], output, "--rows_per_unit", 4) == (0, 10)
+        assert_pictures(expected)
+        assert counting.run([path], output, "--rows_per_unit", 4) == (0, 0)
+        write_files(folder, pictures | {"3.png": 33, "10.png": 10})
+        assert counting.run([path], output, "--rows_per_unit", 4) == (0, 2)
+        assert_pictures(expected | {3: 33, 10: 10})
+        assert counting.run([path], output, "--rows_per_unit", 4) == (0, 0)
+        (folder / "5.png").unlink()
+        assert counting.run([path], output, "--rows_per_unit", 4) == (0, 0)
+        assert_pictures({row: number for row, number in (expected | {3: 33, 10: 10}).items() if row != 5})
+        assert plain_runs.failed_of(output) == {"5"}
+
 
 class TestOtherRuns:
     @pytest.fixture
@@ -365,6 +390,18 @@ class TestWhatIsNotTakenOver:
         run(pictures, "--max_image_pixels", 2000)
         assert run(pictures | {"x.png": 99}, "--max_image_pixels", 1500) == (0, 11)
         assert run(pictures | {"x.png": 99, "y.png": 98}, "--max_image_pixels", 2000) == (0, 1)
+
+    def test_stricter_image_rules_leave_no_row_of_looser_ones(self, run, tmp_path):
+        """Of unchanged input, too: what a fresh run makes a failure of is one."""
+        pictures = {f"{number}.png": number for number in range(10)}
+        small = [f"{number}.png" for number in range(10) if number % 3 < 2]
+        assert run(pictures, "--max_image_pixels", 2000) == (0, 10)
+        assert run(pictures, "--max_image_pixels", 1100) == (0, len(small))
+        assert_rows(tmp_path / "out", tmp_path / "in", {name: pictures[name] for name in small})
+        assert run(pictures, "--max_image_pixels", 1100) == (0, 0)
+        assert run(pictures, "--max_image_pixels", 2000, "--retry_failed") == (0, 10 - len(small))
+        assert_rows(tmp_path / "out", tmp_path / "in", pictures)
+        assert run(pictures, "--max_image_pixels", 1100) == (0, len(small))
 
     def test_failures_are_embedded_again(self, run, tmp_path):
         (tmp_path / "in").mkdir()

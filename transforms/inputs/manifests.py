@@ -101,12 +101,28 @@ def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions) -
     except ValueError as error:
         raise RecordError("bad_value", str(error)) from error
     own_key = as_text(row.get(KEY_COLUMN))
-    ref = RecordRef(own_key or key, uri, None, label, tuple(extras.items()))
+    file = _look_at(uri)
+    ref = RecordRef(
+        own_key or key,
+        uri,
+        None if file is None else file.version,
+        label,
+        tuple(extras.items()),
+        None if file is None else file.size,
+    )
     try:
         f"{ref.key}{ref.uri}".encode()
     except UnicodeEncodeError as error:
         raise RecordError("bad_value", f"the row holds text that is not Unicode ({error})") from error
     return ref
+
+
+def _look_at(uri: str) -> FileInfo | None:
+    """A local file as it is now; None where it is not there. Of a remote one asking would cost a request each."""
+    try:
+        return storage.stat(uri) if storage.is_local(uri) else None
+    except (OSError, ValueError):  # Of a name that cannot be one, say: whoever reads it will tell.
+        return None
 
 
 def _class(uri: str, folder: str, options: ReadOptions) -> str | None:

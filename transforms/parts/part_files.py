@@ -99,6 +99,7 @@ class Commit:
         retryable: records that failed through the machine's fault, a part of `failures`.
         unread: what could not be read to its end, as `types.Unread` in JSON terms.
         labels: of the part's rows, as `LabelCount` in JSON terms.
+        conditions: under which images became rows, as `known_rows.Conditions` in JSON terms; None where it says none.
     """
 
     unit_id: str
@@ -114,6 +115,7 @@ class Commit:
     retryable: int = 0
     unread: list[dict[str, Any]] = field(default_factory=list)
     labels: dict[str, Any] = field(default_factory=dict)
+    conditions: dict[str, Any] | None = None
 
     @property
     def part_bytes(self) -> int:
@@ -306,6 +308,7 @@ def _commit(about: dict[str, Any], fingerprint: str, part: StoredFile, failures:
         retryable=about.get("retryable", 0),
         unread=about.get("unread", []),
         labels=about.get("labels", {}),
+        conditions=about.get("conditions"),
     )
 
 
@@ -537,12 +540,10 @@ def read_spec(uri: str) -> EmbedderSpec:
         return EmbedderSpec.from_json(pq.read_schema(source).metadata[SPEC_KEY])
 
 
-def read_conditions(uri: str) -> dict[str, Any] | None:
-    """Under which images became rows, as `known_rows.Conditions` in JSON terms; None where the part does not say."""
+def read_schema(uri: str) -> pa.Schema:
+    """The columns of a part, without metadata."""
     with storage.open_read(uri) as source:
-        about = json.loads(pq.read_schema(source).metadata[UNIT_KEY])
-    found: dict[str, Any] | None = about.get("conditions")
-    return found
+        return pq.read_schema(source).remove_metadata()
 
 
 def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -56,7 +56,7 @@ class RowFinder:
 
     def of(self, unit: WorkUnit) -> FoundRows:
         """The rows that may be those of a unit's records, as the parts stand now."""
-        return FoundRows(self, self.parts_of(unit))
+        return FoundRows(self, unit)
 
     def parts_of(self, unit: WorkUnit) -> list[PartRows]:
         """The parts that may hold rows of a unit, the likeliest first."""
@@ -116,10 +116,12 @@ class RowFinder:
         if old is None or held.issuperset(old.digests):
             return
         kept_uri = part_files.part_uri(self._output, REPLACED, unit.id)
-        kept = [_read_part(one, [*COLUMNS, *self._terms.dimensions]) for one in (uri, kept_uri)]
+        fitting = [one for one in (uri, kept_uri) if self._cache.read(one, self._terms) is not None]
+        kept = [_read_part(one, [*COLUMNS, *self._terms.dimensions]) for one in fitting]
         parts = [part_files.take_rows(part, _lacking(part, held)) for part in kept if part is not None]
         if parts:
             part_files.write_rows(kept_uri, part_files.join_rows(parts))
+            self._cache.forget(kept_uri)
 
 
 def _lacking(part: pa.Table, held: Collection[str]) -> np.ndarray:
@@ -138,16 +140,35 @@ def _read_part(uri: str, columns: Sequence[str]) -> pa.Table | None:
 class FoundRows:
     """The rows that may be those of a unit's records: the `KnownRows` of one unit."""
 
-    def __init__(self, finder: RowFinder, parts: Sequence[PartRows]) -> None:
+    def __init__(self, finder: RowFinder, unit: WorkUnit) -> None:
         self._finder = finder
-        self._parts = parts
+        self._unit = unit
+        self._parts = finder.parts_of(unit)
+        self._lock = threading.Lock()
 
     def by_digest(self, sha256: str) -> KnownRow | None:
         """A row of an image with these bytes."""
         if (recent := self._finder.recent.by_digest(sha256)) is not None:
             return recent
+        row = self._in_parts(sha256)
+        if row is None and self._look_again():
+            row = self._in_parts(sha256)
+        return row or self._finder.by_index(sha256)
+
+    def _in_parts(self, sha256: str) -> KnownRow | None:
         found = (part.by_digest(sha256) for part in self._parts)
-        return next((row for row in found if row is not None), None) or self._finder.by_index(sha256)
+        return next((row for row in found if row is not None), None)
+
+    def _look_again(self) -> bool:
+        """Find the parts anew if one was written over since: its rows were kept elsewhere before. Whether that is so.
+
+        The unit before is written only after this one was begun.
+        """
+        with self._lock:
+            if not any(part.is_gone for part in self._parts):
+                return False
+            self._parts = self._finder.parts_of(self._unit)
+            return True
 
     def by_file(self, uri: str, version: str) -> KnownRow | None:
         """A row of this version of a file."""

@@ -294,6 +294,12 @@ class PartCache:
             self._keep(uri, part)
         return part
 
+    def forget(self, uri: str) -> None:
+        """Read a part anew when it is next wanted: it is another one by now."""
+        with self._lock:
+            if (part := self._parts.pop(uri, None)) is not None:
+                self._bytes -= part.bytes
+
     def _keep(self, uri: str, part: PartRows) -> None:
         with self._lock:
             before = self._parts.pop(uri, None)

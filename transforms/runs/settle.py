@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
+
 from transforms import storage
 from transforms.parts import part_files
 from transforms.parts.part_files import Commit, MisnamedPartError
@@ -70,6 +72,7 @@ def settle(
             kept.append(part_files.with_failures(output, stray))
         else:
             kept.append(part_files.keep_rows(output, folder, stray.unit_id, keys))
+    kept = _widened(kept, reports, output, folder)
     storage.delete_folder(storage.join(output, part_files.REPLACED))
     delete_index(output)
     examples = [min(missing[stray.unit_id]) for stray in kept[:_EXAMPLES]]
@@ -136,6 +139,24 @@ def _missing_keys(
     return {
         unit_id: {key for key, uri in table.items() if key in keys and uri in uris} for unit_id, table in rows.items()
     }
+
+
+def _widened(kept: Sequence[Commit], reports: Sequence[UnitReport], output: str, folder: str) -> list[Commit]:
+    """The parts that are kept, their columns of the types that the run's own have: all are read as one data set."""
+
+    def schema_of(commit: Commit) -> pa.Schema:
+        return part_files.read_schema(part_files.part_uri(output, folder, commit.unit_id))
+
+    def widen(commit: Commit, wanted: pa.Schema) -> Commit:
+        found = schema_of(commit)
+        if found.equals(wanted) or not part_files.can_widen(found, wanted):
+            return commit
+        return part_files.with_failures(output, part_files.widen_part(output, folder, commit.unit_id, wanted))
+
+    if not kept or not reports:
+        return list(kept)
+    wanted = schema_of(reports[0].commit)
+    return [widen(commit, wanted) for commit in kept]
 
 
 def _remove(output: str, folder: str, unit_id: str) -> None:
