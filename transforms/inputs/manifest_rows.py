@@ -20,6 +20,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.inputs.discover import detect_format
 from transforms.readers.base import RecordError, SampleLimits
+from transforms.readers.column_types import stored_type
 from transforms.readers.columns import PEEKED_RECORDS, describe, infer, repeated_column
 from transforms.readers.compression import inflate, is_gzip
 from transforms.readers.options import ReadOptions
@@ -82,7 +83,7 @@ def manifest_columns(manifest: FileInfo, options: ReadOptions) -> dict[str, pa.D
         stream = cast(BinaryIO, source)
         if _is_parquet(manifest.uri):
             schema = _open_parquet(stream, options).schema_arrow
-            columns = dict(zip(schema.names, schema.types, strict=True))
+            columns = dict(zip(schema.names, map(stored_type, schema.types), strict=True))
         else:
             with contextlib.closing(_text_rows(stream, manifest.uri, options)) as rows:
                 first = itertools.islice(rows, PEEKED_RECORDS)

@@ -149,6 +149,12 @@ def is_list_type(kind: pa.DataType) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
+def stored_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a column whose values are lists by another name, such as tensors: that of the lists."""
+    is_other = isinstance(kind, pa.BaseExtensionType) and is_list_type(kind.storage_type)
+    return kind.storage_type if is_other else kind
+
+
 def is_bytes(kind: pa.DataType) -> bool:
     """Whether a column's values are bytes."""
     types = pa.types

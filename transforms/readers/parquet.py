@@ -24,6 +24,7 @@ from transforms.readers.base import (
     shard_folder,
     too_large,
 )
+from transforms.readers.column_types import stored_type
 from transforms.readers.columns import NamedLabels, as_text, describe, repeated_column
 from transforms.readers.image_files import read_file
 from transforms.readers.options import ReadOptions
@@ -107,7 +108,7 @@ def columns(stream: BinaryIO, options: ReadOptions) -> dict[str, pa.DataType]:
     schema = _open(stream).schema_arrow
     if why := repeated_column(schema.names, _wanted(options)):
         raise ImagebeamError(why)
-    return dict(zip(schema.names, schema.types, strict=True))
+    return dict(zip(schema.names, map(stored_type, schema.types), strict=True))
 
 
 def sample(stream: BinaryIO, options: ReadOptions, limits: SampleLimits) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.readers.base import RecordError, too_large
-from transforms.readers.column_types import is_bytes
+from transforms.readers.column_types import is_bytes, stored_type
 from transforms.readers.columns import to_rows
 
 _BATCH_BYTES = 64 << 20
@@ -86,7 +86,7 @@ def _dictionary_bytes(chunk: pq.ColumnChunkMetaData) -> int:
 
 
 def _rows(batch: pa.RecordBatch, kept: Collection[str], limit: int) -> Iterator[Row]:
-    batch = _without_dictionaries_of_bytes(batch)
+    batch = _as_stored(batch)
     if batch.nbytes <= min(limit, _BATCH_BYTES):
         yield from _to_rows(batch, kept)
         return
@@ -98,11 +98,13 @@ def _rows(batch: pa.RecordBatch, kept: Collection[str], limit: int) -> Iterator[
             yield from _to_rows(row, kept)
 
 
-def _without_dictionaries_of_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same with every value of such a column in its row: a row's size would be that of the dictionary else."""
+def _as_stored(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same without dictionaries of bytes, of which each row would have the size, and without names for lists."""
     for index, column in enumerate(batch.columns):
         if pa.types.is_dictionary(column.type) and is_bytes(column.type.value_type):
             batch = batch.set_column(index, batch.schema.names[index], column.dictionary_decode())
+        elif stored_type(column.type) != column.type:
+            batch = batch.set_column(index, batch.schema.names[index], column.storage)
     return batch
 
 

@@ -23,6 +23,8 @@ from transforms.readers.options import ReadOptions
 from transforms.readers.read import read_records
 from transforms.readers.units import ListUnit, RecordRef, WorkUnit
 
+ID = uuid.uuid4()
+
 
 @pytest.mark.parametrize(
     "three", [3, 3.0, "3", "3.0", "3.", b"3", b"3.0\n", " 3 ", np.int64(3), np.float32(3), np.float64(3)]
@@ -248,6 +250,22 @@ def test_kept_columns_equal_those_of_the_shard(tmp_path, values):
     found = [record.extras["c"] for record in read_all(tmp_path, options)]
     kind = options.keep_columns[0][1]
     assert pa.array(found, kind).cast(values.type).equals(values)
+
+
+def test_kept_tensors_are_lists(tmp_path):
+    """Arrow cannot make a column of tensors of the values of one."""
+    lists = pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))
+    tensors = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), (2,)), lists)
+    write_png_table(
+        tmp_path / "x.parquet",
+        c=tensors,
+        id=pa.ExtensionArray.from_storage(pa.uuid(), pa.array([ID.bytes], pa.binary(16))),
+    )
+    options = inspect_input([str(tmp_path)], None, ReadOptions(keep_columns=(("c", pa.null()), ("id", pa.null()))))
+    assert dict(options.keep_columns) == {"c": lists.type, "id": pa.uuid()}
+    (record,) = read_all(tmp_path, options)
+    for name, kind in options.keep_columns:
+        assert pa.array([record.extras[name]], kind).to_pylist() == [[1.0, 2.0] if name == "c" else ID]
 
 
 def test_requested_column_that_occurs_twice_is_refused(tmp_path):
