@@ -70,11 +70,11 @@ def inspect_input(
             the kept column whose values no type holds, or the table of which other rows would be read than it has.
     """
     inputs = list_inputs(patterns, input_format, follow_links=options.follow_links)
-    many = input_format in (None, InputFormat.PARQUET) or _open_columns(options)
+    many = input_format in (None, InputFormat.PARQUET, InputFormat.MANIFEST) or _open_columns(options)
     listed = list(itertools.islice(inputs, _LISTED if many else _LOOKED_AT))
     if input_format is None:
         _refuse_other_kinds(listed)
-    if found := [shard.file.uri for shard in listed if shard.format == InputFormat.PARQUET]:
+    if found := [shard.file.uri for shard in listed if _is_parquet(shard)]:
         named = {shard.file.uri for shard in listed}  # Files, which have no folder to be looked at, nor a stat to cost.
         others = [pattern for pattern in patterns if storage.absolute(pattern) not in named]
         roots = {root for pattern in others for root in storage.roots(pattern)}
@@ -87,6 +87,12 @@ def inspect_input(
     if {shard.format for shard in listed[:_LOOKED_AT]} == {InputFormat.FILES}:
         _refuse_columns_of_files(options, listed)
     return _tell_types(options, listed)
+
+
+def _is_parquet(shard: Shard) -> bool:
+    return shard.format == InputFormat.PARQUET or (
+        shard.format == InputFormat.MANIFEST and detect_format(shard.file.uri) == InputFormat.PARQUET
+    )
 
 
 def _refuse_columns_of_files(options: ReadOptions, files: Iterable[Shard]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.support.gcs_server import gcs  # noqa: F401
 from transforms import storage
 from transforms.core.errors import ImagebeamError
+from transforms.core.formats import InputFormat
 from transforms.inputs.inspection import inspect_input
 from transforms.readers.options import ReadOptions
 
@@ -92,6 +93,14 @@ def test_a_delta_table_is_found_above_a_partition_and_below_the_input(tmp_path):
 def test_a_partition_without_removed_files_is_read(tmp_path):
     write_delta(tmp_path / "t", ADDED, REMOVED)
     is_read(tmp_path / "t" / "part=a b")
+
+
+def test_a_delta_table_of_uris_is_refused_too(tmp_path):
+    write_delta(tmp_path / "t", ADDED, REMOVED)
+    for path in (tmp_path / "t").rglob("*.parquet"):
+        pq.write_table(pa.table({"uri": ["a.png"]}), path)
+    with pytest.raises(ImagebeamError, match="Delta table"):
+        inspect_input([f"{tmp_path}/t"], InputFormat.MANIFEST, ReadOptions())
 
 
 def test_a_delta_table_on_gs_is_found(gcs, tmp_path):  # noqa: F811
