@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from transforms.core.batching import available_cores, decode_pool, map_ahead
-from transforms.core.formats import InputFormat
+from transforms.core.formats import InputFormat, LabelFrom
 from transforms.core.label_counts import LabelCount
 from transforms.core.types import Failure, Image, Record, Stage
 from transforms.images.decode import ImageError, ImageOptions, decode_image
@@ -106,7 +107,8 @@ def draw_images(
 ) -> Drawn:
     """Draw images of an input, from its first units and those of shards spread over what is listed.
 
-    Always the same ones of the same input. What fails to be read or decoded is left out.
+    Always the same ones of the same input. What fails to be read or decoded is left out. Labels and kept columns are
+    not looked at: a value that does not fit stops a run where it is reached, after what lies before it is committed.
 
     Args:
         patterns: see `list_inputs`.
@@ -118,6 +120,7 @@ def draw_images(
     Raises:
         ImagebeamError: as `list_inputs`.
     """
+    read = dataclasses.replace(read, keep_columns=(), renamed=(), label_from=LabelFrom.NONE)
     items = list(itertools.islice(_drawn_from(patterns, input_format, read), _DRAWN_ITEMS))
     drawn = Drawn()
     reservoir = Reservoir(size)
