@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from pipelines.common.console import print_table, say
 from pipelines.options.finetuning import FinetuneOptions
 from transforms.core.errors import ImagebeamError
-from transforms.core.text import printable, size_text
+from transforms.core.text import printable, size_text, spelled
 
 if TYPE_CHECKING:
     import keras
@@ -32,11 +32,12 @@ def inspect_images(options: FinetuneOptions) -> ReadOptions:
     import pyarrow as pa
 
     from transforms.inputs.inspection import inspect_input
+    from transforms.training_data.image_cache import OWN_COLUMNS
 
     read = options.input.read_options()
     kept = dict(read.keep_columns)
     for column in (options.rows.split_column, options.rows.group_column):
-        if column is not None:
+        if column is not None and column not in OWN_COLUMNS:
             kept.setdefault(column, pa.null())
     read = dataclasses.replace(read, keep_columns=tuple(kept.items()))
     return inspect_input(_patterns(options), options.input.input_format, read)
@@ -67,6 +68,11 @@ def hold_images(options: FinetuneOptions, read: ReadOptions, spec: EmbedderSpec,
         batch_size=options.model.batch_size,
     )
     failed, total = len(images.failures), len(images.failures) + len(images.table)
+    if not total:
+        raise ImagebeamError(
+            "There is nothing to learn from: the input has no records. Received: --input "
+            f"{spelled(options.input.input)}."
+        )
     if failed:
         first = images.failures[0]
         what = f"{failed:,} of {total:,} records gave no image; the first is {first.key}: {first.message}"

@@ -8,12 +8,16 @@ import sys
 import duckdb
 import keras
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import finetune as finetune_job
 from pipelines.cli import run_job
+from pipelines.options.extraction import InputOptions, ModelOptions
 from pipelines.options.finetuning import FIT, FinetuneOptions
-from pipelines.options.training import FitOptions
+from pipelines.options.training import ClassifierOptions, FitOptions, RowOptions
+from pipelines.training.backbone_training import inspect_images
 from pipelines.training.result import TrainResult
 from tests.support.extracting import extract, manifest, small_images
 from tests.transforms.models.weights.test_load import WRITERS
@@ -370,11 +374,28 @@ class TestErrors:
         assert finetune(folder / "images" / "b" / "*", tmp_path / "out") == 2
         assert "at least two classes" in capfd.readouterr().err
 
+    def test_an_input_without_records_is_refused(self, tmp_path, capfd):
+        pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "none.parquet")
+        assert finetune(tmp_path / "none.parquet", tmp_path / "out") == 2
+        assert "the input has no records" in capfd.readouterr().err
+
     def test_existing_output_is_not_overwritten(self, folder, capfd):
         before = {path.name: path.read_bytes() for path in (folder / "tuned").iterdir()}
         assert finetune(folder / "images", folder / "tuned", "--seed", "5") == 2
         assert "already holds" in capfd.readouterr().err
         assert {path.name: path.read_bytes() for path in (folder / "tuned").iterdir()} == before
+
+
+@pytest.mark.parametrize("column", ["uri", "label"])
+def test_groups_may_be_told_by_a_column_that_every_row_has(folder, column):
+    """As those of `train` may; image files have no others."""
+    options = FinetuneOptions(
+        InputOptions((str(folder / "images"),)),
+        ModelOptions(image_size=(32, 32)),
+        ClassifierOptions("out"),
+        RowOptions(group_column=column),
+    )
+    assert inspect_images(options).keep_columns == ()
 
 
 def test_spec_names_the_tuned_weights(folder):

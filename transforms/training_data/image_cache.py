@@ -29,6 +29,9 @@ from transforms.training_data.vector_sources import EpochOrder
 LABEL = "label"
 """The column with the label, whatever it was called in the input."""
 
+OWN_COLUMNS = ("key", "uri", LABEL, "sha256")
+"""Of an `ImageSet`, as of a part of embeddings, whatever the input's columns are called."""
+
 _ROWS_PER_UNIT = 2048
 
 _AHEAD = 64
@@ -158,7 +161,7 @@ def _refuse_fault(failure: Failure) -> None:
 
 
 def _schema(read: ReadOptions) -> pa.Schema:
-    text = [(name, pa.string()) for name in ("key", "uri", LABEL, "sha256")]
+    text = [(name, pa.string()) for name in OWN_COLUMNS]
     return pa.schema([*text, *read.keep_columns])
 
 
