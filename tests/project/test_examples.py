@@ -38,6 +38,7 @@ def source(tmp_path):
 @pytest.mark.slow
 def test_embed_units_resumes(tmp_path, source):
     (source / "b" / "broken.jpg").write_bytes(b"")
+    (source / "b" / "notes.txt").touch()
     assert run("embed_units.py", tmp_path / "out", source) == ["5 embedded, 1 failed, done before: False"]
     assert {len(vector) for vector in embeddings(tmp_path / "out").values()} == {576}
     assert run("embed_units.py", tmp_path / "out", source) == ["5 embedded, 1 failed, done before: True"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
+from apache_beam.typehints.row_type import RowTypeConstraint
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError
@@ -27,6 +28,8 @@ class ReadEmbeddings(beam.PTransform):  # type: ignore[misc]
     Args:
         output: what `EmbedImages` or `imagebeam extract --output` was given.
         columns: those to read; None for all.
+        as_rows: give `beam.Row`s with a schema, which most transforms of Beam YAML need, not dicts. The run must have
+            finished when the pipeline is built.
 
     Raises:
         ImagebeamError: for an argument of another type, when constructed; fails the pipeline where the run has not
@@ -34,20 +37,58 @@ class ReadEmbeddings(beam.PTransform):  # type: ignore[misc]
         ValueError: fails it where the manifest is damaged.
     """
 
-    def __init__(self, output: str, columns: Sequence[str] | None = None) -> None:
+    def __init__(self, output: str, columns: Sequence[str] | None = None, *, as_rows: bool = False) -> None:
         super().__init__()
         self._output = storage.absolute(typed("output", output, str))
         self._columns: tuple[str, ...] | None = typed("columns", columns, tuple[str, ...] | None)
+        self._as_rows: bool = typed("as_rows", as_rows, bool)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
         """List the parts, spread them, read them."""
-        return (
+        rows = (
             begin
             | "Output" >> beam.Create([self._output])
             | "Parts" >> beam.FlatMap(_parts).with_output_types(str)
             | "Spread" >> beam.Reshuffle()
             | "Rows" >> beam.FlatMap(_rows, self._columns).with_output_types(dict[str, Any])
         )
+        if not self._as_rows:
+            return rows
+        return rows | "As rows" >> beam.Map(_as_row).with_output_types(self._row_type())
+
+    def _row_type(self) -> RowTypeConstraint:
+        parts = _parts(self._output)
+        if not parts:
+            raise ImagebeamError(f"The run has no rows, and so no schema. Received: {self._output!r}, as_rows=True.")
+        with storage.open_read(parts[0]) as source:
+            schema = pq.read_schema(source)
+        names = [name for name in schema.names if self._columns is None or name in self._columns]
+        return RowTypeConstraint.from_fields([(name, _python_type(schema.field(name))) for name in names])
+
+
+_PYTHON_TYPES: tuple[tuple[Callable[[pa.DataType], bool], Any], ...] = (
+    (pa.types.is_boolean, bool),
+    (pa.types.is_integer, int),
+    (pa.types.is_floating, float),
+    (pa.types.is_string, str),
+    (pa.types.is_large_string, str),
+    (pa.types.is_binary, bytes),
+    (pa.types.is_large_binary, bytes),
+)
+
+
+def _python_type(field: pa.Field) -> Any:
+    """What `to_pylist` makes of a column, for Beam's schemas; Any where they have no such type."""
+    kind = field.type
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        found: Any = Sequence[_python_type(kind.value_field)]  # type: ignore[misc]
+    else:
+        found = next((python for fits, python in _PYTHON_TYPES if fits(kind)), Any)
+    return found | None if field.nullable and found is not Any else found
+
+
+def _as_row(row: dict[str, Any]) -> beam.Row:
+    return beam.Row(**row)
 
 
 def _parts(output: str) -> list[str]:

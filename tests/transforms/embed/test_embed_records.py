@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
@@ -139,6 +141,12 @@ def test_read_embeddings_gives_the_written_rows(source, output):
     with beam.Pipeline("FnApiRunner") as pipeline:
         keys = pipeline | ReadEmbeddings(str(output), columns=["key"])
         assert_that(keys, lambda rows: all(list(row) == ["key"] for row in rows) or pytest.fail("more columns"))
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        rows = pipeline | ReadEmbeddings(str(output), as_rows=True)
+        label, embedding = (dict(rows.element_type._fields)[name] for name in ("label", "embedding"))
+        assert (label, embedding) == (str | None, Sequence[float])
+        widths = rows | beam.Select("key", "width") | beam.Map(lambda row: (row.key, row.width))
+        assert_that(widths, lambda found: len(found) == 12 or pytest.fail(str(found)))
     (output / "manifest.json").unlink()
     with pytest.raises(Exception, match="no finished run"), beam.Pipeline("FnApiRunner") as pipeline:
         _ = pipeline | ReadEmbeddings(str(output))
