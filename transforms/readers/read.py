@@ -30,6 +30,8 @@ FILES_AHEAD = 16
 _PARKED = 4
 """Shards that stay open between two units at most."""
 
+_ENCRYPTED = "the Parquet file, or a column that is asked for, is encrypted; write it without encryption"
+
 _READERS = {
     InputFormat.TFRECORD: "transforms.readers.tfrecord",
     InputFormat.WEBDATASET: "transforms.readers.webdataset",
@@ -151,6 +153,8 @@ def judge(source: ResumingStream | None, error: Exception) -> tuple[str, bool]:
     if isinstance(cause, StopError):
         raise cause
     from_storage = source is None or source.fault is not None or isinstance(error, MemoryError)
+    if not from_storage and isinstance(error, OSError):  # Arrow's, of content.
+        return (f"unsupported: {_ENCRYPTED}" if "decrypt" in str(error) else f"corrupt: {error}"), False
     return explain(cause), from_storage and is_retryable(cause)
 
 

@@ -514,7 +514,7 @@ def test_a_parquet_manifest_is_held_to_its_checksums(tmp_path):
     data = path.read_bytes()
     path.write_bytes(data.replace(b"\3\0\0\0cat", b"\3\0\0\0rat"))
     (unit,) = cut(path, "manifest", 50)
-    assert failed(unit) == {0: "unreadable"}
+    assert failed(unit) == {0: "corrupt"}
 
 
 def test_a_column_that_a_parquet_manifest_has_twice_is_refused(tmp_path):

@@ -424,7 +424,7 @@ def test_a_damaged_row_group_costs_no_other(tmp_path):
     data[metadata.data_page_offset + metadata.total_compressed_size // 2] ^= 1  # Only the page's checksum can tell.
     path.write_bytes(data)
     items = read(path, "parquet", rows_per_unit=2048)
-    assert types_of(items) == [None] * 10 + ["unreadable"] * 10 + [None] * 10
+    assert types_of(items) == [None] * 10 + ["corrupt"] * 10 + [None] * 10
     assert [item.data for item in items if isinstance(item, Record)] == images(30)[:10] + images(30)[20:]
 
 
