@@ -27,7 +27,10 @@ def test_too_few_parts_tell_no_rate(count: int, workers: int) -> None:
 def test_a_process_left_running_is_found_wherever_it_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MARK, str(os.getpid()))
     assert left_processes() == []
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as left:
+    command = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as left:
+        assert left.stdout is not None
+        left.stdout.readline()  # Its environment is not to be seen before it runs.
         assert [found.split(":")[0] for found in left_processes()] == [str(left.pid)]
         left.communicate(b"\n")
     assert left_processes() == []
