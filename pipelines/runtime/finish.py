@@ -151,8 +151,8 @@ def _reconcile(run: Run) -> Result:
     elif beside := manifest.parts_beside(reports, output, parts):
         problems.append(
             f"{parts} holds {counted(beside, 'part')} more, of an earlier input or cut, which a run with a problem "
-            f"neither replaces nor prunes: whoever reads the folder rather than {manifest.MANIFEST_FILE} reads rows "
-            "twice. Mend the other problems, and give the same command again"
+            f"neither replaces nor prunes: readers of the folder that do not go by {manifest.MANIFEST_FILE} read rows "
+            "twice. Fix the other problems, and give the same command again"
         )
     if settled.kept:
         rows = sum(commit.embedded for commit in settled.kept)

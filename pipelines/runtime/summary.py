@@ -29,7 +29,7 @@ def print_summary(
     notes: list[Note],
     busy: Mapping[str, float] | None,
 ) -> None:
-    """Say what became of a run.
+    """Print the summary of a run.
 
     Args:
         totals: sums over all units, those of earlier runs too.

@@ -182,8 +182,8 @@ class RecordsAhead:
         records: what the reader gave; its failures pass through, and files that it left unread are read.
         embedder: the model.
         options: see `EmbedOptions`.
-        on_batch: called after each call of the model, by whoever waits in `finish`, with the number of images embedded
-            and the seconds it took.
+        on_batch: called after each call of the model, in the thread that waits in `finish`, with the number of images
+            embedded and the seconds it took.
         known: rows that are taken over.
         after: the unit before, which may still be at work: its records are all drawn before these are, so that two
             units hold little more memory than one, and an image that it has too waits until its rows are known.

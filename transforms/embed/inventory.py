@@ -134,7 +134,7 @@ def take_inventory(
     def look(item: Planned) -> Iterable[tuple[WorkUnit | Note, int | None]]:
         units = cut_shard(item, rows_per_unit, read)
         looked = ((unit, _committed_failures(parts, unit)) for unit in units)
-        # A manifest may have millions of rows: it is cut by whoever counts them.
+        # A manifest may have millions of rows: it is cut while they are counted.
         return looked if item.format == InputFormat.MANIFEST else list(looked)
 
     def count(item: Planned) -> Planned:

@@ -77,9 +77,9 @@ def plan_in_parts(
     *,
     options: ReadOptions = _DEFAULTS,
 ) -> Iterator[Shard | ShardGroup | WorkUnit | ListingPart]:
-    """`plan`, of a long listing of images its beginning alone: the rest is left to others, a `ListingPart` each.
+    """`plan`, but only for the beginning of a long listing of images; the rest becomes `ListingPart`s for others.
 
-    Shards do not count: a million of them are listed in seconds, and each is to be cut by whoever has time.
+    Shards do not count: a million of them are listed in seconds, and any worker can cut them.
 
     Raises:
         ImagebeamError: as `list_inputs` does.

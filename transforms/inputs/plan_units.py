@@ -66,7 +66,7 @@ class PlanUnits(beam.PTransform):  # type: ignore[misc]
         read: which columns hold what.
         cuts: folder in which the cuts of large shards are remembered; None not to.
         share: let small shards share units.
-        leave_compressed: leave large compressed shards, whose cuts are not remembered, to be cut by whoever reads them.
+        leave_compressed: leave large compressed shards, whose cuts are not remembered, to be cut where they are read.
 
     Raises:
         ImagebeamError: for rows_per_unit below 1 or an argument of another type, when constructed; fails the pipeline

@@ -276,8 +276,8 @@ def weights_source(config: EmbedderConfig) -> dict[str, str | None]:
 def stage(loaded: LoadedModel, folder: str, weights: dict[str, str | None]) -> StagedModel:
     """Save a model into `folder`: its files first, spec.json, which names them and their digests, last.
 
-    The names hold the digests, so that whoever stages another model here at the same time takes nothing from under
-    this one. On a local disk the link "embedder.keras" is for people.
+    The names hold the digests, so that another process that stages another model here at the same time replaces none
+    of its files. The link "embedder.keras", on a local disk, is for people.
 
     Args:
         loaded: to save.

@@ -463,7 +463,7 @@ def read_key_uris(uri: str) -> dict[str, str]:
 
 
 def read_names(output: str, folder: str, commit: Commit) -> tuple[set[str], set[str]]:
-    """(keys, uris) of what became of a unit's records: its rows, and its failures.
+    """(keys, uris) of a unit's rows and failures.
 
     The uri of a record that could not be read is left out: it says nothing of what else the file holds.
 

@@ -175,9 +175,9 @@ def _unread_key(part: ShardSlice, index: int) -> str:
 
 
 def open_records(unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Failure | RecordRef]:
-    """`read_records`, but for local image files, of which each is still to be read: `read_file` does it.
+    """Like `read_records`, except that local image files are left for `read_file` to read.
 
-    Whoever decodes such a file may as well read it: handing every one from thread to thread costs a tenth of what
+    The thread that decodes such a file reads it too: handing its bytes from thread to thread would cost a tenth of what
     decoding does.
     """
     if isinstance(unit, ListUnit) and all(storage.is_local(ref.uri) for ref in unit.refs):

@@ -1,7 +1,7 @@
 """An index from image digests to parts of other runs: sorted files, searched without loading them.
 
 Twelve bytes a row: the first eight of the digest, and the number of the part. They are sorted in buckets on the
-launcher's disk, so that the memory this takes does not grow with the runs; whoever finds a part compares whole digests.
+launcher's disk, so that memory does not grow with the runs; the caller then compares whole digests.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class UnitModelSource(Protocol):
 
 @dataclass
 class UnitResult:
-    """What became of the records: rows and failures, each in the order of the input.
+    """The rows and failures of a unit's records, each in the order of the input.
 
     Attributes:
         rows: of the records that have a vector.

@@ -27,7 +27,7 @@ def refuse_copy_as_output(output: str) -> None:
         if name == COMPACT_FILE or ROWS_FILE.fullmatch(name):
             raise ImagebeamError(
                 f"{output} holds a copy of a run's rows that imagebeam compact made ({name}), beside which no other "
-                "files belong: whoever reads the folder would read them too. Choose another --output."
+                "files belong: readers of the folder would read them too. Choose another --output."
             )
 
 

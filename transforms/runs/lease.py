@@ -1,10 +1,10 @@
 """A lease on a run's folder, so that two launchers do not work on one output at once.
 
-Each launcher writes a file of its own, ``OUT/lease-<token>.json``, and then lists them: whoever finds another live one
-withdraws. Since each writes before it lists, two can never both stay. The file is written again every
+Each launcher writes a file of its own, ``OUT/lease-<token>.json``, and then lists them. One that finds another live
+lease withdraws. Since each writes before it lists, two can never both stay. The file is written again every
 `BEAT_SECONDS`; one that is older than `TIMEOUT_SECONDS` counts for nothing, and neither does one whose process ran on
-this machine and is gone. A run's reports bear the token of its lease, so that whoever finds the lease of a launcher
-that is gone can remove them. Ages are differences between two times of the storage's own clock.
+this machine and is gone. A run's reports carry the token of its lease, so that the next launcher can remove the reports
+of one that is gone. Ages are differences between two times of the storage's own clock.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def _stated(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of the parts that no report names.
+    """What was done with the parts that no report names.
 
     Attributes:
         superseded: parts removed because newer ones hold what they held.
@@ -368,7 +368,7 @@ def write_manifest(
         reports: of all units.
         folder: which holds the parts.
         generation: of the parts.
-        settled: what became of the parts that no report names.
+        settled: what was done with the parts that no report names.
         times: when the run began and ended.
         previous: the manifest before; what it says of the parts that were skipped stays true.
         notes: on what was left out of the input.

@@ -190,7 +190,7 @@ def split_listing(patterns: Iterable[str], start: str, wanted: int) -> list[UriR
 
 
 def _folders(folder: str) -> list[str]:
-    """Those right below; none of one that cannot be listed, which whoever lists it will say if it matters."""
+    """The folders right below; none if they cannot be listed, since listing the files will report the error."""
     try:
         return list(_store(folder).list_folders(folder[:-1]))
     except OSError:
