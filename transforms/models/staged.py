@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import re
@@ -287,7 +288,11 @@ def stage(loaded: LoadedModel, folder: str, weights: dict[str, str | None]) -> S
     embedder = loaded.embedder
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / MODEL_LINK
-        embedder.model.save(path)
+        try:
+            embedder.model.save(path)
+        except OSError as error:  # Keras names no file, and the output's disk would be blamed.
+            reason = f"{error.strerror or error}, in the temporary folder (TMPDIR)"
+            raise OSError(error.errno or errno.EIO, reason, temporary) from error
         if embedder.spec.preprocessing is not None:
             _check_loadable(path)
         name, sha256 = _publish(path, folder)

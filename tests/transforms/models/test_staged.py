@@ -1,8 +1,10 @@
 """The staged model: the same numbers as the embedder it was made of, and never another one unnoticed."""
 
 import dataclasses
+import errno
 import json
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -59,6 +61,17 @@ def test_staged_model_round_trips(folder, embedder):
     assert staged.file == f"embedder-{staged.sha256[:12]}.keras"
     assert json.loads((folder / SPEC_FILE).read_text())["fingerprint"] == embedder.spec.fingerprint
     assert sorted(path.name for path in folder.iterdir()) == [staged.file, MODEL_LINK, SPEC_FILE]
+
+
+def test_full_temporary_folder_is_named(tmp_path, embedder, monkeypatch):
+    def save(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(embedder.model, "save", save)
+    with pytest.raises(OSError, match=r"No space left on device, in the temporary folder \(TMPDIR\)") as caught:
+        stage(LoadedModel(embedder), str(tmp_path), WEIGHTS)
+    assert caught.value.errno == errno.ENOSPC
+    assert str(caught.value.filename).startswith(tempfile.gettempdir())
 
 
 def test_the_loaded_embedder_gives_the_same_numbers(folder, embedder):
