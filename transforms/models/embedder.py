@@ -14,7 +14,7 @@ import numpy as np
 
 from transforms.core.errors import ImagebeamError
 from transforms.core.field_types import typed
-from transforms.core.spec import EmbedderSpec, Pooling, Precision
+from transforms.core.spec import EmbedderSpec, Pooling, Precision, Preprocessing
 from transforms.models.architectures import Architecture, get_architecture, nearest
 from transforms.models.config import EmbedderConfig
 from transforms.models.engines.compiled import CompiledModel
@@ -202,7 +202,15 @@ def load_backbone(config: EmbedderConfig) -> keras.Model:
 
 
 def _load_own_model(config: EmbedderConfig, model: OwnModel) -> keras.Model:
+    import keras
+
     backbone = model.build(config.size)
+    dtype = backbone.inputs[0].dtype
+    if config.preprocessing != Preprocessing.NONE and not keras.backend.is_float_dtype(dtype):
+        raise ImagebeamError(
+            f"{model.name} takes {dtype}, which has no place for the fractions of its preprocessing. Received: "
+            f"preprocessing={config.preprocessing}. Leave it out, or save a model that takes float32."
+        )
     if not config.has_own_weights:
         load_weights(backbone, config.weights)
     names = [layer.name for layer in backbone.layers]

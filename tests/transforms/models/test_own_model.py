@@ -362,6 +362,12 @@ def test_odd_models_equal_plain_keras(save, tmp_path, make):
     np.testing.assert_allclose(vectors, exact, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["unit", "tf", "torch", "caffe"])
+def test_whole_numbers_are_not_preprocessed(save, mode):
+    with pytest.raises(ImagebeamError, match=f"takes uint8.*preprocessing={mode}"):
+        resolve(EmbedderConfig(save(integers()), preprocessing=mode))
+
+
 def test_a_model_that_was_never_built_is_refused(save):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
