@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import importlib
 import io
+import json
 from collections import Counter
 
 import pytest
@@ -16,6 +18,7 @@ from tests.support.plain_runs import (
     assert_no_row_is_wrong,
     assert_whole,
     extract,
+    failed_of,
     half_written,
     images,
     make_old,
@@ -23,6 +26,7 @@ from tests.support.plain_runs import (
     rows_of,
     write_layout,
 )
+from transforms.readers import read
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.ETIMEDOUT, errno.ESTALE, errno.EDQUOT, errno.EROFS, errno.EMFILE)
 
@@ -140,3 +144,36 @@ def test_leftovers_of_killed_runs_are_removed(tmp_path):
     assert {path.name for path in output.iterdir()} == {"embeddings", "manifest.json", "run.json"}
     assert not half_written(output)
     check_finished(output, layout)
+
+
+@pytest.mark.parametrize("kind", ["tar", "tfrecord"])
+def test_a_shard_that_breaks_off_earlier_than_before_adds_up(tmp_path, monkeypatch, capsys, kind):
+    """The samples of a tar behind the break do not tell their names, by which those with a row are known."""
+    layout = write_layout(tmp_path / "in", kind, images(10, {8}), 1)
+    module = importlib.import_module(f"transforms.readers.{'webdataset' if kind == 'tar' else kind}")
+    read_all, judge = module.read, read.judge
+
+    def breaking(place):
+        def read_some(*args):
+            for index, record in enumerate(read_all(*args)):
+                if index == place:
+                    raise TimeoutError("the storage is gone")
+                yield record
+
+        return read_some
+
+    def machine_fault(source, error):
+        return ("unreadable: gone", True) if isinstance(error, TimeoutError) else judge(source, error)
+
+    monkeypatch.setattr(read, "judge", machine_fault)
+    for place, rows in ((5, 5), (2, 5), (7, 7), (0, 7)):
+        monkeypatch.setattr(module, "read", breaking(place))
+        assert extract(layout.patterns, tmp_path / "out", "--rows_per_unit", 10) == 3
+        totals = json.loads((tmp_path / "out" / "manifest.json").read_text())["totals"]
+        assert (totals["embedded"], totals["failed"]) == (rows, 10 - rows)
+        assert len(assert_no_row_is_wrong(tmp_path / "out", layout)) == rows
+        assert len(failed_of(tmp_path / "out")) == 10 - rows
+        assert "of which" not in capsys.readouterr().err
+    monkeypatch.setattr(module, "read", read_all)
+    assert extract(layout.patterns, tmp_path / "out", "--rows_per_unit", 10) == 0
+    assert_whole(tmp_path / "out", layout)

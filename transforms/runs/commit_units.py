@@ -7,7 +7,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import apache_beam as beam
@@ -22,7 +22,7 @@ from transforms.core.busy import ALL, Busy
 from transforms.core.errors import ImagebeamError
 from transforms.core.progress import PROGRESS
 from transforms.core.spec import EmbedderSpec
-from transforms.core.types import Failure, Row
+from transforms.core.types import Failure, Row, Unread
 from transforms.inputs.plan_units import count_planned
 from transforms.inputs.uncut_shards import UncutShards
 from transforms.parts import part_files
@@ -367,6 +367,9 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
         result = pending.begun.finish()
         result.rows, refused = job.layout.refuse(result.rows)
         result.failures += refused
+        if retried is not None and pending.old is not None:
+            told = pending.old.num_rows + len(result.rows) + len(result.failures)
+            result.failures = _without_done(result.failures, told - unit.count)
         table = job.layout.to_table(result.rows, pending.model.dimensions)
         if finder is not None:
             table = part_files.note_rows(table, _notes(unit, result.rows))
@@ -479,6 +482,31 @@ def _except(done: set[str], items: Iterable[Any], keys: list[str]) -> Iterator[A
         keys.append(item.key)
         if item.key not in done:
             yield item
+
+
+def _without_done(failures: Sequence[Failure], surplus: int) -> list[Failure]:
+    """The failures of a unit that was worked again, less those of records that have a row.
+
+    Where a tar breaks off earlier than before, its samples behind that do not tell their names, by which they would be
+    known to be done. So as many are left out as are too many, the first of them.
+
+    Args:
+        failures: of all records of the unit that have no row by their key.
+        surplus: by how many rows and failures are more than the unit's records.
+    """
+    kept = list(failures)
+    while surplus > 0 and (found := next((one for one in enumerate(kept) if one[1].unread), None)):
+        place, first = found
+        following = kept[place + 1] if place + 1 < len(kept) else None
+        if following is not None and following.unread is None and following.message == first.message:
+            kept[place + 1] = replace(following, unread=_less_one(first.unread))
+        del kept[place]
+        surplus -= 1
+    return kept
+
+
+def _less_one(unread: Unread | None) -> Unread | None:
+    return unread and replace(unread, records=unread.records and unread.records - 1)
 
 
 def _notes(unit: WorkUnit, rows: Sequence[Row]) -> list[int]:
