@@ -263,6 +263,7 @@ def _csv_rows(text: Iterable[str | None], options: ReadOptions) -> Iterator[Row]
         delimiter = _delimiter(first or "", options.uri_column)
         rest = itertools.chain([first], rest)
     lines = _Lines(rest)
+    csv.field_size_limit(max(csv.field_size_limit(), _RECORD_CHARACTERS))  # Of the process; lines are bounded here.
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     header: list[str] | None = None
     while True:

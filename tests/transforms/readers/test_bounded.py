@@ -90,6 +90,14 @@ def test_endless_line_is_one_failure(tmp_path, name):
     assert [error is None for error in found] == [True, False, True]
 
 
+def test_a_long_field_is_no_endless_line(tmp_path):
+    """The csv module's own limit is 131,072 characters: a picture in base64 is longer."""
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    rows = [f"a.jpg,{'x' * size}" for size in (1, 131_073, 3_900_000, 4 << 20, 1)]
+    (tmp_path / "x.csv").write_text("\n".join(["uri,picture", *rows]))
+    assert outcomes(tmp_path / "x.csv", "manifest") == [None, None, None, "corrupt", None]
+
+
 def test_endless_line_is_not_kept_in_memory(tmp_path):
     """300 MB of one line."""
     with gzip.open(tmp_path / "x.jsonl.gz", "wb", 1) as file:
