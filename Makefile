@@ -86,7 +86,7 @@ pixels: $(INSTALLED) ## decode a matrix of images by many writers, hold it again
 	@echo "==> pixels"
 	$(BIN)/python -m tests.support.pixels $(ARGS)
 
-hostile: $(INSTALLED) ## 15,000 damaged files of every kind, in processes that may crash; writes the table in docs/security.md
+hostile: $(INSTALLED) ## 24,000 damaged files of every kind, in processes that may crash; writes the table in docs/security.md
 	@echo "==> hostile files"
 	$(BIN)/python -m tests.support.hostile $(ARGS)
 

@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "security.md"
 BEGIN, END = "<!-- make hostile: begin -->\n", "<!-- make hostile: end -->\n"
 COUNTS = {
     "images": 10_000,
-    "shards": 1_000,
+    "shards": 10_000,
     "records among sound ones": 1_000,
     "manifests": 1_000,
     "weights files": 1_000,

@@ -17,9 +17,10 @@ def mutate(data: bytes, source: random.Random) -> bytes:
 
 
 def _place(data: bytes, source: random.Random) -> int:
-    """Headers stand at the beginning: half of all damage is done there."""
-    end = len(data) if source.random() < 0.5 else min(len(data), 256)
-    return source.randrange(max(1, end))
+    """Headers stand at the beginning and Parquet's at the end: a third of all damage is done at each."""
+    size = len(data)
+    start, end = source.choice(((0, size), (0, min(size, 256)), (max(0, size - 1024), size)))
+    return source.randrange(start, max(start + 1, end))
 
 
 def _flip(data: bytes, source: random.Random) -> bytes:
