@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import imagebeam
@@ -193,6 +194,18 @@ def test_images_are_decoded_as_the_spec_of_the_model_says():
             transform()
     embed_units(embed=EmbedOptions(ImageOptions((8, 8), accept_truncated=True, max_image_pixels=99)))
     api.EmbedRecords(config(), images=ImageOptions((32, 32), accept_truncated=True))
+
+
+CAMERA = (("camera", pa.string()),)
+
+
+@pytest.mark.parametrize(("read", "part"), [(CAMERA, ()), ((), CAMERA), (CAMERA, (("camera", pa.int64()),))])
+def test_a_part_has_the_columns_that_are_read(read, part):
+    """They were null throughout, or missing."""
+    with pytest.raises(imagebeam.ImagebeamError, match="camera"):
+        embed_units(embed=eight(), read=ReadOptions(keep_columns=read), part=PartOptions(keep_columns=part))
+    same = embed_units(embed=eight(), read=ReadOptions(keep_columns=read), part=PartOptions(keep_columns=read))
+    assert same._part == embed_units(embed=eight(), read=ReadOptions(keep_columns=read))._part
 
 
 def test_size_limit_is_given_once():

@@ -89,7 +89,7 @@ class PlainPipeline:
         memory = CutMemory(folder.cuts, options.rows_per_unit, source.read.image_column)
         commit = _CommitUnit(
             CommitUnits(
-                *(units.model, units.output, _work(units), units.part),
+                *(units.model, units.output, _work(units), units._part),
                 *(units.retry_failed, units.generation, units.reuse),
             )
         )

@@ -464,7 +464,7 @@ def _embed_failure(item: Decoded, error_type: str, message: str) -> Failure:
     return Failure(item.record.key, item.record.uri, Stage.EMBED, error_type, message[:500], item.sha256)
 
 
-_READ, _PART = ReadOptions(), PartOptions()
+_READ = ReadOptions()
 
 
 @dataclass
@@ -481,21 +481,21 @@ class EmbedUnits(beam.PTransform):  # type: ignore[misc]
         output: the run's folder.
         read: which columns hold what; the same as that of `PlanUnits`.
         embed: image policy and batches; None for what the model's spec says, in batches of 32.
-        part: how rows are stored.
+        part: how rows are stored; None for the default, with the columns that `read` keeps.
         retry_failed: work the failed records of committed units again.
         generation: of the run; a part of another one is not committed.
         reuse: other runs whose rows are taken over, beside those of this one's own parts.
 
     Raises:
-        ImagebeamError: for an argument of another type, for an output that is no path or URL, or for images that are
-            decoded otherwise than the model's spec says.
+        ImagebeamError: for an argument of another type, for an output that is no path or URL, for images that are
+            decoded otherwise than the model's spec says, or for a part of other columns than those that are read.
     """
 
     model: ImageModelSource
     output: str
     read: ReadOptions = _READ
     embed: EmbedOptions | None = None
-    part: PartLayout = _PART
+    part: PartLayout | None = None
     retry_failed: bool = False
     generation: str = ""
     reuse: tuple[ReusedRun, ...] = ()
@@ -503,13 +503,26 @@ class EmbedUnits(beam.PTransform):  # type: ignore[misc]
     def __post_init__(self) -> None:
         if not all(hasattr(self.model, name) for name in ("spec", "dimensions", "load")):
             raise ImagebeamError(f"model is what stage_model returned. Received: {self.model!r}.")
-        if not all(hasattr(self.part, name) for name in ("folder", "refuse", "to_table")):
-            raise ImagebeamError(f"part is a PartOptions. Received: {self.part!r}.")
         convert_fields(self, "output", "read", "embed", "retry_failed", "generation", "reuse")
+        if not all(hasattr(self._part, name) for name in ("folder", "refuse", "to_table")):
+            raise ImagebeamError(f"part is a PartOptions. Received: {self.part!r}.")
         if not self.output:
             raise ImagebeamError(f"output is a folder. Received: {self.output!r}.")
         self.output = storage.absolute(self.output)
         self._options.images.check_spec(self.model.spec)
+        if isinstance(self.part, PartOptions) and self.part.keep_columns != self.read.keep_columns:
+            kept, read = (
+                ", ".join(f"{name}: {kind}" for name, kind in columns) or "none"
+                for columns in (self.part.keep_columns, self.read.keep_columns)
+            )
+            raise ImagebeamError(
+                f"A part has the columns that are read. Received: part with keep_columns {kept}; read with {read}. "
+                "Give both the same."
+            )
+
+    @property
+    def _part(self) -> PartLayout:
+        return PartOptions(keep_columns=self.read.keep_columns) if self.part is None else self.part
 
     @property
     def _options(self) -> EmbedOptions:
@@ -519,7 +532,7 @@ class EmbedUnits(beam.PTransform):  # type: ignore[misc]
         """Spread the units over the workers, and embed each."""
         work = _ReadAndEmbed(self.read, self._options)
         return units | CommitUnits(
-            self.model, self.output, work, self.part, self.retry_failed, self.generation, self.reuse
+            self.model, self.output, work, self._part, self.retry_failed, self.generation, self.reuse
         )
 
 
