@@ -99,12 +99,12 @@ def _why_not_delta(table: str, part: str) -> str | None:
     if not commits and checkpoint is None:
         return None
     is_whole: dict[str, bool] = {}
-    all_known = 0 in commits
-    if not all_known and checkpoint is not None:
-        version, parts = checkpoint
-        all_known = _read_checkpoint(table, log, parts, is_whole)
-        if all_known:
-            commits = {number: uri for number, uri in commits.items() if number > version}
+    if checkpoint is not None and _read_checkpoint(table, log, checkpoint[1], is_whole):
+        all_known = True
+        commits = {number: uri for number, uri in commits.items() if number > checkpoint[0]}
+    else:
+        all_known = 0 in commits
+        is_whole.clear()
     for _, uri in sorted(commits.items()):
         for action in sorted(_actions(uri), key=lambda action: "add" in action):  # Each file is there once, or not.
             _replay(table, action, is_whole)

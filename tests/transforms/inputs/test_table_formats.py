@@ -157,6 +157,17 @@ def test_checkpoints_say_what_a_delta_table_has(tmp_path, whole, changed, later,
         is_refused(tmp_path, match=rf"Delta table, which holds 1 file .*{gone}")
 
 
+def test_commits_before_a_checkpoint_are_not_read(tmp_path, monkeypatch):
+    """Of a table of years there are thousands, each of which is a request."""
+    write_delta(tmp_path, *[[{"commitInfo": 1}]] * 12)
+    write_checkpoint(tmp_path, f"{10:020}.checkpoint", [{"path": one["add"]["path"]} for one in ADDED])
+    read = []
+    real = storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda uri, version=None: read.append(uri) or real(uri, version))
+    is_read(tmp_path)
+    assert read == [f"{tmp_path}/_delta_log/{11:020}.json"]
+
+
 def test_what_a_delta_log_without_its_beginning_tells_counts(tmp_path):
     write_delta(tmp_path / "t", [{"commitInfo": 1}], first=5)
     is_read(tmp_path / "t")
