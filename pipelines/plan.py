@@ -104,7 +104,9 @@ def run(options: PlanOptions) -> Plan:
     source = input_source.open_input(options.input)
     folder = _look_into_output(options.output, source)
     from transforms.embed.embed_units import EmbedOptions  # imports Beam, which takes seconds
+    from transforms.reuse.known_rows import Conditions
 
+    embed = EmbedOptions(options.model.image_options(options.model.config().spec("")), options.model.batch_size)
     reservoir = Reservoir(options.look.sample)
     say("Counting records")
     inventory = take_inventory(
@@ -114,8 +116,9 @@ def run(options: PlanOptions) -> Plan:
         source.read,
         output=None if folder is None or options.output.overwrite else folder.output,
         on_unit=reservoir.add,
+        generation="" if folder is None else folder.generation,
+        conditions=Conditions.of(embed.images),
     )
-    embed = EmbedOptions(options.model.image_options(options.model.config().spec("")), options.model.batch_size)
     prepare_pillow()
     say(f"Looking at {min(options.look.sample, inventory.records):,} of {counted(inventory.records, 'record')}")
     sample = look_at(reservoir.records(source.read), embed.images, images=embed.batch_size, pixels=embed.batch_pixels)

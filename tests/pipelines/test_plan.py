@@ -135,6 +135,10 @@ def test_reports_what_an_earlier_attempt_did(mixed, tmp_path, capsys):
     found = plan(capsys, mixed, *to_out)
     assert found["committed"]["units"] == totals["units"] - 2
     assert found["estimate"]["records"] == totals["records"] - found["committed"]["records"]
+    assert plan(capsys, mixed, *to_out, "--max_image_pixels", "1")["committed"]["units"] == 0
+    run = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**run, "generation": "of an --overwrite that was stopped"}))
+    assert plan(capsys, mixed, *to_out)["committed"]["units"] == 0
 
 
 @pytest.mark.parametrize("given", [False, True])

@@ -21,6 +21,7 @@ from transforms.inputs.plan import cut_shard, plan_in_parts, plan_part
 from transforms.parts import part_files
 from transforms.readers.options import ReadOptions
 from transforms.readers.units import ListingPart, ListUnit, Note, Shard, ShardGroup, ShardUnit, WorkUnit
+from transforms.reuse.known_rows import Conditions
 
 _SHARDS_AHEAD = 16
 """Shards cut at once: hides the latency of an object store."""
@@ -112,6 +113,8 @@ def take_inventory(
     *,
     output: str | None,
     on_unit: Callable[[WorkUnit], None],
+    generation: str = "",
+    conditions: Conditions | None = None,
 ) -> Inventory:
     """Cut the input as a run would, and count; units are let go as soon as they are counted.
 
@@ -122,6 +125,8 @@ def take_inventory(
         read: which columns hold what.
         output: of an earlier attempt, whose committed units are counted.
         on_unit: is given every unit.
+        generation: of the run's parts; those of another one are not committed.
+        conditions: under which the run makes images rows; parts that these rule out are not committed either.
 
     Raises:
         ImagebeamError: for a pattern that matches nothing, or a file in the output that is not a part.
@@ -133,7 +138,7 @@ def take_inventory(
 
     def look(item: Planned) -> Iterable[tuple[WorkUnit | Note, int | None]]:
         units = cut_shard(item, rows_per_unit, read)
-        looked = ((unit, _committed_failures(parts, unit)) for unit in units)
+        looked = ((unit, _committed_failures(parts, unit, generation, conditions)) for unit in units)
         # A manifest may have millions of rows: it is cut while they are counted.
         return looked if item.format == InputFormat.MANIFEST else list(looked)
 
@@ -166,8 +171,10 @@ def _unread(unit: WorkUnit) -> Iterator[Unread]:
         yield from (ref.unread for ref in unit.refs if isinstance(ref, Failure) and ref.unread is not None)
 
 
-def _committed_failures(parts: Mapping[str, str], unit: WorkUnit | Note) -> int | None:
-    """Failed records of a committed unit, from its part's footer; None where it is not, or is of other input."""
+def _committed_failures(
+    parts: Mapping[str, str], unit: WorkUnit | Note, generation: str, conditions: Conditions | None
+) -> int | None:
+    """Failed records of a committed unit, from its part's footer; None where a run would work it."""
     part = None if isinstance(unit, Note) else parts.get(unit.id)
     if part is None or isinstance(unit, Note):
         return None
@@ -179,4 +186,6 @@ def _committed_failures(parts: Mapping[str, str], unit: WorkUnit | Note) -> int 
             f"{part} is not a part of a run ({error}). Delete it, or choose another --output."
         ) from error
     failed: int = about["failed"]
-    return failed if (about["id"], about["version"]) == (unit.id, unit.version) else None
+    if (about["id"], about["version"], about.get("generation", "")) != (unit.id, unit.version, generation):
+        return None
+    return None if conditions is not None and conditions.rule_out(about.get("conditions")) else failed

@@ -105,6 +105,13 @@ class Conditions:
         """Whether each row made under the conditions `found`, in JSON terms, would be one under these too."""
         return not self.describe(found)
 
+    def rule_out(self, found: Mapping[str, Any] | None) -> bool:
+        """Whether a part under the conditions `found` may hold a row that would be none under these.
+
+        A part of an earlier version, which does not say its conditions, is taken for one that holds none.
+        """
+        return found is not None and not self.allow(found)
+
     @classmethod
     def of(cls, images: ImageOptions) -> Conditions:
         """Those of an image policy."""

@@ -309,7 +309,7 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
             done, schema, replaces = None, None, False
         if done is not None and (done.version, done.generation) != (unit.version, job.generation):
             done = None
-        if done is not None and self._is_looser(done):
+        if done is not None and job.conditions is not None and job.conditions.rule_out(done.conditions):
             done = None
         if done is not None:
             done = self._as_laid_out(done, schema, uri)
@@ -331,11 +331,6 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
             items = _except(set(old["key"].to_pylist()), items, keys)
         begun = work.begin(items, model, None if self._pending is None else self._pending.begun)
         return _Pending(unit, done, replaces and done is None, model, finder, started, begun, old, keys)
-
-    def _is_looser(self, done: Commit) -> bool:
-        """Whether a part may hold rows that this run would make failures; parts of earlier versions do not say."""
-        conditions = self._job.conditions
-        return conditions is not None and done.conditions is not None and not conditions.allow(done.conditions)
 
     def _as_laid_out(self, done: Commit, found: pa.Schema, uri: str) -> Commit:
         """A part of this run's spec and layout; one whose kept columns have narrower types is written again.
