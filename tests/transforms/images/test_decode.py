@@ -479,12 +479,42 @@ def test_truncated_jpeg_is_accepted_on_request(settings):
         decode_image(b"\xff\xd8" + bytes(100), ImageOptions(None, accept_truncated=True))
 
 
+def _oddly_subsampled(stops_at=4):
+    """A JPEG of 4 x 2 blocks of grey for each of a colour, by hand: four units, each lighter than the one before."""
+    plain = encode(np.zeros((16, 16, 3), np.uint8), "JPEG", subsampling=2)
+    frame, scan = plain.index(b"\xff\xc0"), plain.index(b"\xff\xda")
+    size = struct.pack(">HH", 32, 64)
+    head = plain[:frame] + plain[frame : frame + 5] + size + plain[frame + 9 : scan]
+    head = head.replace(b"\x01\x22\0\x02\x11", b"\x01\x42\0\x02\x11")
+    lighter, same, colour = "1110" + "100000" + "1010", "00" + "1010", "00" + "00"
+    unit = int(lighter + 7 * same + 2 * colour, 2).to_bytes(8, "big")
+    assert b"\xff" not in unit
+    return head + plain[scan : scan + 14] + stops_at * unit + b"\xff\xd9"
+
+
+def test_jpeg_of_odd_subsampling_that_is_cut_is_truncated():
+    data = _oddly_subsampled()
+    whole = pixels(data)
+    np.testing.assert_array_equal(whole, np.asarray(PIL.Image.open(io.BytesIO(data))))
+    assert len(np.unique(whole)) == 4
+    with pytest.raises(ValueError, match="subsampling"):
+        simplejpeg.decode_jpeg(data)
+    np.testing.assert_array_equal(pixels(data[:-2]), whole)
+    for cut in (_oddly_subsampled(2), _oddly_subsampled(3)[:-2]):
+        with pytest.raises(ImageError) as caught:
+            pixels(cut)
+        assert caught.value.error_type == "truncated"
+        found = decode_image(cut, ImageOptions(None, accept_truncated=True)).pixels
+        np.testing.assert_array_equal(found[:16], whole[:16])
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jpeg_of_12_bits_that_is_cut_is_truncated(channels):
     values = picture(64, 48)[..., :channels].squeeze().astype(np.uint16) * 16
     data = imagecodecs.jpeg8_encode(values, level=95, bitspersample=12)
     assert pixels(data).shape == (64, 48, 3)
-    for cut in (data[: len(data) // 2], data[:-2]):
+    np.testing.assert_array_equal(pixels(data[:-2]), pixels(data))
+    for cut in (data[: len(data) // 2], data[: len(data) // 2] + b"\xff\xd9"):
         with pytest.raises(ImageError) as caught:
             pixels(cut)
         assert caught.value.error_type == "truncated"

@@ -7,7 +7,9 @@ Then the file is looked at again: padding, or a missing end marker, costs no pix
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import imagecodecs
@@ -43,6 +45,8 @@ _PIXELS_A_SCAN = 1 << 13
 """Pixels that take as long as what a scan of none does."""
 _MOST_PIXELS_SCANNED = 1 << 31
 """Some seconds' work. Each scan goes through the whole image, and in a few bytes a file can ask for another one."""
+_MORE = bytes(range(1, 255)) * 16
+"""Data of a scan that stands for anything."""
 _JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 
 
@@ -87,8 +91,8 @@ def decode(data: bytes, limits: Limits) -> Decoded:
         if scans * (header.width * header.height + _PIXELS_A_SCAN) > _MOST_PIXELS_SCANNED:
             limits.require_killable()
     if header.precision == 12:
-        _check_end(data, header, limits)
-        image = image_from_samples(scale_to_8_bits(imagecodecs.jpeg8_decode(data), 4095))
+        samples = _decode_untold(data, header, limits, imagecodecs.jpeg8_decode)
+        image = image_from_samples(scale_to_8_bits(samples, 4095))
     else:
         image = _to_rgb(_decode_whole(data, header, limits), header)
     upright = turn_upright(image, read_orientation(header.exif, header.xmp))
@@ -108,20 +112,43 @@ def check_whole(data: bytes, limits: Limits) -> None:
         ImageError: as `decode` does; not for kinds that it does not know.
     """
     header = _read_header(data)
-    if header.frame in _HUFFMAN and header.precision == 12:
-        _check_end(data, header, limits)
-    elif header.frame in _HUFFMAN and header.precision == 8 and header.components in _SPACES:
-        with contextlib.suppress(ValueError):  # A kind that simplejpeg does not know.
+    if header.frame not in _HUFFMAN or header.components not in _SPACES:
+        return
+    with contextlib.suppress(ValueError, imagecodecs.Jpeg8Error):  # A kind that these do not know.
+        if header.precision == 12:
+            _decode_untold(data, header, limits, imagecodecs.jpeg8_decode)
+        elif header.precision == 8:
             _decode_whole(data, header, limits)
 
 
-def _check_end(data: bytes, header: _Header, limits: Limits) -> None:
-    """Refuse 12 bits without an end marker, or without a scan: what libjpeg warns of is not told of these."""
-    ends = data.find(_END, header.scan) >= 0 and (
-        not _has_several_scans(data, header) or _scans_are_complete(data, header)
-    )
-    if not ends and not limits.accept_truncated:
-        raise ImageError("truncated", "The JPEG ends before its end marker.")
+def _decode_untold(data: bytes, header: _Header, limits: Limits, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
+    """Samples by a decoder that does not tell what libjpeg warns of.
+
+    What follows the data of the last scan changes no sample unless some are missing: then libjpeg takes it for them.
+
+    Raises:
+        ImageError: ``truncated``, where that isn't accepted.
+    """
+    scans = data[: _find_end(data, header)].rstrip(b"\xff")
+    samples = decode(scans + _END)
+    if not limits.accept_truncated and (
+        not np.array_equal(samples, decode(scans + _MORE + _END))
+        or (_has_several_scans(data, header) and not _scans_are_complete(data, header))
+    ):
+        raise ImageError("truncated", "The JPEG's data stops before the last row.")
+    return samples
+
+
+def _find_end(data: bytes, header: _Header) -> int:
+    """Where the end marker behind the scans is, or would be."""
+    position = header.scan
+    while data[position + 1] != _END_OF_IMAGE:
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        following = _NEXT_MARKER.search(data, position + 2 + length)
+        if following is None:
+            return len(data)
+        position = following.start()
+    return position
 
 
 def _check_supported(header: _Header) -> None:
@@ -138,10 +165,8 @@ def _check_supported(header: _Header) -> None:
         raise ImageError("unsupported_colour", f"The JPEG has {header.components} components; 1, 3 or 4 are decoded.")
 
 
-def _to_rgb(pixels: np.ndarray | PIL.Image.Image, header: _Header) -> PIL.Image.Image:
+def _to_rgb(pixels: np.ndarray, header: _Header) -> PIL.Image.Image:
     """Decoded samples -> RGB. Inks are 0 for none, but inverted where Adobe's marker is."""
-    if isinstance(pixels, PIL.Image.Image):
-        return pixels.convert("RGB")
     if header.components == 1:
         return PIL.Image.fromarray(pixels[..., 0]).convert("RGB")
     if header.components == 3:
@@ -151,8 +176,18 @@ def _to_rgb(pixels: np.ndarray | PIL.Image.Image, header: _Header) -> PIL.Image.
     return PIL.Image.fromarray(255 - pixels if header.adobe else pixels, "CMYK").convert("RGB")
 
 
-def _decode_whole(data: bytes, header: _Header, limits: Limits) -> np.ndarray | PIL.Image.Image:
-    """uint8 samples [height, width, components], or Pillow's image for subsampling that simplejpeg does not know.
+def _by_pillow(data: bytes, header: _Header) -> np.ndarray:
+    """Samples as simplejpeg gives them, for subsampling that it does not know."""
+    image = load(JpegImageFile, data)
+    if header.components == 1:
+        return np.asarray(image)[..., None]
+    if header.components == 3:
+        return np.asarray(image.convert("RGBX"))
+    return 255 - np.asarray(image)  # Pillow inverts inks always.
+
+
+def _decode_whole(data: bytes, header: _Header, limits: Limits) -> np.ndarray:
+    """uint8 samples [height, width, components].
 
     Raises:
         ImageError: for data that is damaged, or stops early where that isn't accepted.
@@ -168,7 +203,7 @@ def _decode_whole(data: bytes, header: _Header, limits: Limits) -> np.ndarray | 
     except ValueError as error:
         warning = str(error)
         if "subsampling" in warning:
-            return load(JpegImageFile, data)
+            return _decode_untold(data, header, limits, functools.partial(_by_pillow, header=header))
         tidy = _tidy(data, header)
         pixels = simplejpeg.decode_jpeg(tidy, space, strict=False, **scaled)
         warning = _judge(tidy, space)
