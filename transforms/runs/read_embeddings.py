@@ -63,10 +63,16 @@ class ReadEmbeddings(beam.PTransform):  # type: ignore[misc]
         with storage.open_read(parts[0]) as source:
             schema = pq.read_schema(source)
         names = [name for name in schema.names if self._columns is None or name in self._columns]
+        if odd := [name for name in names if not name.isidentifier()]:
+            raise ImagebeamError(
+                f"Columns of a schema have names that Python takes. Received: {odd[0]!r}, as_rows=True. Leave it out "
+                "of columns, or embed with --keep_columns 'NAME=NEW'."
+            )
         return RowTypeConstraint.from_fields([(name, _python_type(schema.field(name))) for name in names])
 
 
 _PYTHON_TYPES: tuple[tuple[Callable[[pa.DataType], bool], Any], ...] = (
+    (pa.types.is_uint64, Any),  # Beam's integers have a sign.
     (pa.types.is_boolean, bool),
     (pa.types.is_integer, int),
     (pa.types.is_floating, float),

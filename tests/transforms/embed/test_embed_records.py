@@ -1,8 +1,11 @@
+import datetime
+import decimal
 from collections.abc import Sequence
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, IntervalWindow, SlidingWindows, TimestampedValue
@@ -150,3 +153,29 @@ def test_read_embeddings_gives_the_written_rows(source, output):
     (output / "manifest.json").unlink()
     with pytest.raises(Exception, match="no finished run"), beam.Pipeline("FnApiRunner") as pipeline:
         _ = pipeline | ReadEmbeddings(str(output))
+
+
+def test_rows_with_a_schema_hold_what_the_dicts_hold(tmp_path):
+    kept = {
+        "taken": pa.array([None, datetime.datetime(2020, 1, 1)], pa.timestamp("us")),
+        "price": pa.array([decimal.Decimal("1.50"), None]),
+        "tags": [["x", None], None],
+        "about": [{"a": 1}, None],
+        "big": pa.array([2**63 + 1, None], pa.uint64()),
+        "flag": [True, None],
+    }
+    table = pa.table({"image": [png((1, 2, 3)), png((3, 2, 1))], **kept, "a b": [1.5, None]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    assert extract(tmp_path / "in.parquet", tmp_path / "out", "--keep_columns", ",".join([*kept, "a b"])) == 0
+    columns = ["key", *kept, "embedding"]
+    (part,) = (tmp_path / "out" / "embeddings").iterdir()
+    expected = pq.read_table(part).select(columns).to_pylist()
+
+    def check(found):
+        assert sorted(found, key=lambda row: str(row["key"])) == expected
+
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        rows = pipeline | ReadEmbeddings(str(tmp_path / "out"), columns, as_rows=True) | beam.Reshuffle()
+        assert_that(rows | beam.Map(lambda row: {name: getattr(row, name) for name in columns}), check)
+    with pytest.raises(ImagebeamError, match="'a b'"), beam.Pipeline("FnApiRunner") as pipeline:
+        _ = pipeline | ReadEmbeddings(str(tmp_path / "out"), as_rows=True)
