@@ -288,7 +288,7 @@ class TestJob:
         pixels = [decode_image(image, ImageOptions(image_size=(32, 32))).pixels for image in images]
         decoded = [form[1000:1050] for image in pixels for form in (image.tobytes(), image.astype("float32").tobytes())]
         assert not [element for element in crossed if any(part in element for part in decoded)]
-        assert max(map(len, crossed)) < 4096  # the longest are reports
+        assert max(map(len, crossed)) < 6000  # the longest are reports
 
 
 class TestTemplate:

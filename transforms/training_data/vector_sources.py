@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from sklearn.preprocessing import StandardScaler
 
 from transforms.training_data.embeddings import EmbeddingSet, ahead
 from transforms.training_data.row_index import RowIndex
 from transforms.training_data.row_stores import Block, LocalCopy, ParquetRows, RowStore
 from transforms.training_data.splits import Split
+
+if TYPE_CHECKING:
+    from sklearn.preprocessing import StandardScaler
 
 _BLOCK_BYTES = 16 << 20
 """Vectors handed on at once: the price of crossing from Python into tf.data's threads is paid once a block."""
@@ -186,6 +188,8 @@ def _read_once(
     embeddings: EmbeddingSet, index: RowIndex, held: Mapping[Split, MatrixSource], copies: Mapping[Split, LocalCopy]
 ) -> StandardScaler:
     """Fill what is held and what is copied, and measure the training rows."""
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler()
     filled = dict.fromkeys(held, 0)
     for group, table in embeddings.read(embeddings.groups, [embeddings.column]):
