@@ -150,9 +150,21 @@ def is_list_type(kind: pa.DataType) -> bool:
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
-    """The type of a column whose values are lists by another name, such as tensors: that of the lists."""
-    is_other = isinstance(kind, pa.BaseExtensionType) and is_list_type(kind.storage_type)
-    return kind.storage_type if is_other else kind
+    """The type of a kept column: that of the lists or bytes behind a name, such as tensor, if Arrow cannot build it."""
+    return kind if not isinstance(kind, pa.BaseExtensionType) or _is_built(kind) else kind.storage_type
+
+
+def _is_built(kind: pa.BaseExtensionType) -> bool:
+    """Whether Arrow makes a column of the values of one: of UUIDs pyarrow 25 does, 23 does not."""
+    if is_list_type(kind.storage_type):
+        return False
+    if not pa.types.is_fixed_size_binary(kind.storage_type):
+        return True
+    value = pa.ExtensionArray.from_storage(kind, pa.array([bytes(kind.storage_type.byte_width)], kind.storage_type))[0]
+    try:
+        return bool(pa.array([value], kind).is_valid()[0])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return False
 
 
 def is_bytes(kind: pa.DataType) -> bool:
