@@ -104,16 +104,17 @@ def cut_unless_compressed(
         yield from cut_shard(item, rows_per_unit, options, memory)
     elif isinstance(item, Shard) and (parts := recall_cuts(item, memory)) is not None:
         yield from units_of(parts)
-    elif _is_compressed(shards := item.shards if isinstance(item, ShardGroup) else (item,)):
+    elif _is_compressed((shards := item.shards if isinstance(item, ShardGroup) else (item,))[0]):
         yield UncutShards(shards, rows_per_unit, options, memory)
+    elif isinstance(item, Shard):
+        yield from units_of(walk_and_keep(item, rows_per_unit, options, memory))
     else:
         yield from cut_shard(item, rows_per_unit, options, memory)
 
 
-def _is_compressed(shards: tuple[Shard, ...]) -> bool:
-    first = shards[0]
+def _is_compressed(shard: Shard) -> bool:
     try:
-        with storage.open_read(first.file.uri, first.file.version) as source:
-            return reader(first.format).is_compressed(source.read(HEAD_BYTES))
+        with storage.open_read(shard.file.uri, shard.file.version) as source:
+            return reader(shard.format).is_compressed(source.read(HEAD_BYTES))
     except Exception:  # Cutting it tries again, and reports it.
         return False

@@ -156,7 +156,8 @@ def _widened(kept: Sequence[Commit], reports: Sequence[UnitReport], output: str,
     if not kept or not reports:
         return list(kept)
     wanted = schema_of(reports[0].commit)
-    return [widen(commit, wanted) for commit in kept]
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        return list(pool.map(lambda commit: widen(commit, wanted), kept))
 
 
 def _remove(output: str, folder: str, unit_id: str) -> None:

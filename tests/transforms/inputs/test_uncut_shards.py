@@ -325,3 +325,21 @@ def test_of_a_group_one_shard_is_looked_at(group, monkeypatch):
     monkeypatch.setattr(storage, "open_read", counted)
     uncut(group)
     assert len(looks) == 1
+
+
+def test_of_a_plain_shard_the_memory_is_asked_once(tmp_path, monkeypatch):
+    """It is a request where it lies in a bucket."""
+    monkeypatch.setattr(CutMemory, "is_worthwhile", lambda *_: True)
+    asked = []
+    recall = CutMemory.recall
+
+    def counted(self, shard):
+        asked.append(shard)
+        return recall(self, shard)
+
+    monkeypatch.setattr(CutMemory, "recall", counted)
+    write_tar(tmp_path / "a.tar", [(f"{index}.png", one) for index, one in enumerate(images(COUNT))])
+    shard = shard_at(tmp_path / "a.tar", InputFormat.WEBDATASET)
+    units = list(cut_unless_compressed(shard, 7, OPTIONS, CutMemory(str(tmp_path / "cuts"), 7)))
+    assert units == list(cut_shard(shard, 7, OPTIONS))
+    assert len(asked) == 1
