@@ -103,7 +103,7 @@ class ModelLoader:
         precision = None if is_auto else Precision(config.precision)
         if (why := self._why_keras(precision, drawn or self.source)) is not None:
             return self._keras(at_precision(Precision(config.precision)), why)
-        drawn = drawn or self._draw(at_precision, trial.BATCH)
+        drawn = drawn or self._draw(at_precision(Precision.FLOAT32).spec, trial.BATCH)
         if self.engine.engine == Engine.AUTO and precision == Precision.FLOAT32:
             keras = trial.forgo(lambda: at_precision(Precision.FLOAT32), drawn.images, drawn.records)
             if keras is not None:
@@ -131,7 +131,7 @@ class ModelLoader:
         at_precision = _builder(config)
         if spec.precision == Precision.FLOAT32:
             at_precision = functools.cache(lambda _: staged.load_keras())
-        return _settle(staged, asked, at_precision, lambda: self._draw_for(spec, trial.BATCH), config.size)
+        return _settle(staged, asked, at_precision, lambda: self._draw(spec, trial.BATCH), config.size)
 
     def _why_keras(self, precision: Precision | None, images: Drawn | Source | None) -> str | None:
         """Why Keras runs the model without a trial; None where there is something to try."""
@@ -194,7 +194,7 @@ class ModelLoader:
         if images is None and self.source is None:
             return Verdict(loaded, model, ("What int8 costs is not measured: the input is not known yet",))
         if images is None:
-            images = self._draw(lambda _: float32, int8.IMAGES).images
+            images = self._draw(float32.spec, int8.IMAGES).images
         return trial.measure_int8(loaded, model, images, self.engine.int8_min_cosine)
 
     def _check_recorded(self, staged: StagedModel) -> None:
@@ -206,12 +206,7 @@ class ModelLoader:
             )
             int8.check_median(median, told, self.engine.int8_min_cosine)
 
-    def _draw(self, at_precision: Callable[[Precision], Embedder], count: int) -> Drawn:
-        if self.source is None:
-            return Drawn()
-        return self._draw_for(at_precision(Precision.FLOAT32).spec, count)
-
-    def _draw_for(self, spec: EmbedderSpec, count: int) -> Drawn:
+    def _draw(self, spec: EmbedderSpec, count: int) -> Drawn:
         return Drawn() if self.source is None else self.source.draw_images(self.model.image_options(spec), count)
 
 

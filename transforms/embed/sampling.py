@@ -127,10 +127,10 @@ def draw_images(
     spread = random.Random(0).sample(items, min(len(items), _DRAWN_FROM))
     counted, unread_bytes = 0, 0
     for item in spread:
-        units = (unit for unit in cut_shard(item, _DRAWN_UNIT, read) if isinstance(unit, WorkUnit))
-        for unit in itertools.islice(units, 1):
+        cut = (unit for unit in cut_shard(item, _DRAWN_UNIT, read) if isinstance(unit, WorkUnit))
+        units = list(cut if _is_counted(item) else itertools.islice(cut, 1))
+        for unit in units[:1]:
             reservoir.add(unit)
-            counted += unit.count if _is_counted(item) else 0
         if _is_counted(item):
             counted += sum(unit.count for unit in units)
         else:

@@ -108,6 +108,7 @@ def multi_label_metrics(
 
     truth = truth.astype(bool)
     predicted = probabilities >= 0.5
+    right = truth == predicted
     clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
     baseline = np.broadcast_to(train_shares > 0.5, truth.shape)
     counts = [matrix.sum(axis=0).tolist() for matrix in (truth & predicted, predicted, truth)]
@@ -122,15 +123,15 @@ def multi_label_metrics(
         per_class[name]["average_precision"] = value
     known = [value for value in precisions.values() if value is not None]
     return {
-        "accuracy": float((truth == predicted).all(axis=1).mean()),
-        "accuracy_interval_95": wilson_interval(int((truth == predicted).all(axis=1).sum()), len(truth)),
-        "label_accuracy": float((truth == predicted).mean()),
+        "accuracy": float(right.all(axis=1).mean()),
+        "accuracy_interval_95": wilson_interval(int(right.all(axis=1).sum()), len(truth)),
+        "label_accuracy": float(right.mean()),
         "macro_f1": float(np.mean([scores["f1"] for scores in per_class.values()])),
         "micro_f1": label_scores(*map(sum, counts))["f1"],
         "mean_average_precision": float(np.mean(known)) if known else None,
         "log_loss": float(-np.where(truth, np.log(clipped), np.log1p(-clipped)).mean()),
         "expected_calibration_error": calibration_error(
-            np.maximum(probabilities, 1 - probabilities).ravel(), (truth == predicted).ravel()
+            np.maximum(probabilities, 1 - probabilities).ravel(), right.ravel()
         ),
         "baseline": {"accuracy": float((truth == baseline).all(axis=1).mean())},
         "per_class": per_class,
