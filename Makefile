@@ -24,7 +24,7 @@ INSTALLED := $(ENVIRONMENT)/.installed
 export IMAGEBEAM_CACHE ?= $(CURDIR)/.cache
 # A lock is the whole closure, so nothing is resolved: pip's resolver would take the newest release of what an extra names,
 # whatever the lock says (pypa/pip#9644). Nor is what builds a package from source (some have no wheel) the newest of the
-# day: setuptools is installed first, from its own lock, and used in place.
+# day: setuptools and wheel are installed first, from their own lock, and used in place.
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 # Processes the unit tests run in.
 WORKERS ?= 2
@@ -131,7 +131,7 @@ lock: $(INSTALLED) ## resolve setup.py into the lock files; UPGRADE=1 takes newe
 	echo 'torch>=2.15,<2.16' | $(COMPILE) - --universal -c requirements.lock $(HAD:%=--no-emit-package %) -o requirements-torch.lock
 	$(COMPILE) setup.py --extra all --python-platform linux --extra tfio -o requirements-tfio.lock
 	$(COMPILE) setup.py --extra all --python-platform linux --extra tfio --extra dev -c requirements-tfio.lock -o requirements-tfio-dev.lock
-	echo setuptools | $(COMPILE) - --universal -c requirements.lock -o requirements-build.lock
+	printf 'setuptools\nwheel\n' | $(COMPILE) - --universal -c requirements.lock -o requirements-build.lock
 	echo 'apache-airflow-core>=3.1' | $(COMPILE) - --universal -o requirements-airflow.lock
 
 bench: $(INSTALLED) ## every benchmark, for hours; each prints its figures and says what it compares
@@ -183,6 +183,6 @@ $(INSTALLED): requirements-build.lock $(LOCK) setup.py
 	fi
 	$(PIP_INSTALL) --require-hashes -r requirements-build.lock
 	$(PIP_INSTALL) --no-build-isolation --require-hashes -r $(LOCK)
-	$(PIP_INSTALL) --no-build-isolation -e .
+	PYTHONWARNINGS='ignore:Editable installation' $(PIP_INSTALL) --no-build-isolation -e .
 	$(BIN)/python -m pip check
 	@touch $@
