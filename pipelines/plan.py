@@ -172,10 +172,10 @@ def _load(options: PlanOptions, folder: RunFolder | None, drawn: Drawn) -> Image
         return loader.settle(staged).load()
     if weights == "imagenet" and is_random:
         config = dataclasses.replace(config, weights="none")
-    verdict = loader.try_out(config, drawn)
+    verdict = loader.try_out(config, drawn, settled=held is not None)
     if folder is not None and held is not None and not is_random:
         model_staging.check_spec(folder, held, verdict.loaded.embedder.spec)
-    for line in verdict.lines[:1]:
+    for line in verdict.lines:
         say(line)
     return verdict.model
 
