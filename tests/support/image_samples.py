@@ -98,9 +98,11 @@ def tiff(width: int, height: int, data: bytes, *, bits: int, samples: int = 1, *
         data: the packed samples.
         bits: of a sample.
         samples: of a pixel.
-        **tags: further tags by name: photometric (1: black is zero), extra_samples, sample_format, orientation.
+        **tags: further tags by name: compression (1: none), photometric (1: black is zero), orientation,
+            planar_configuration, predictor, extra_samples, sample_format.
     """
-    numbers = {"photometric": 262, "orientation": 274, "extra_samples": 338, "sample_format": 339}
+    numbers = {"compression": 259, "photometric": 262, "orientation": 274, "planar_configuration": 284}
+    numbers |= {"predictor": 317, "extra_samples": 338, "sample_format": 339}
     values = {256: [width], 257: [height], 258: [bits] * samples, 259: [1], 262: [1], 273: [8], 277: [samples]}
     values |= {278: [height], 279: [len(data)]} | {numbers[name]: [value] for name, value in tags.items()}
     arrays_at = 8 + len(data)

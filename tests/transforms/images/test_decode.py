@@ -172,6 +172,20 @@ def test_cmyk_inks_equal_tensorflow(name):
     assert_close(pixels(GOOD[name]()), expected, 2)
 
 
+@pytest.mark.parametrize("components", [3, 4])
+def test_unknown_transform_of_adobe_is_libjpegs_choice(components):
+    """It takes YCbCr, or YCCK, and warns, which simplejpeg makes an error."""
+    if components == 3:
+        plain = encode(picture(), "JPEG")
+        marker = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
+        known, odd = (plain[:2] + marker + code + plain[20:] for code in (b"\1", b"\2"))  # Without JFIF.
+    else:
+        known = ycck_jpeg(np.dstack([picture(), picture(seed=1)[..., :1]]))
+        transform = known.index(b"Adobe") + 11
+        odd = known[:transform] + b"\1" + known[transform + 1 :]
+    np.testing.assert_array_equal(pixels(odd), pixels(known))
+
+
 def test_16_bit_grey_is_scaled_by_its_range():
     values = np.linspace(0, 65_535, 32 * 24).round().astype(np.uint16).reshape(24, 32)
     expected = np.repeat(np.rint(values / 257.0)[..., None], 3, axis=2).astype(np.uint8)

@@ -36,7 +36,7 @@ _HUFFMAN = (0xC0, 0xC1, 0xC2)
 _ALONE = {0x01, 0xD8, *range(0xD0, 0xD8)}
 """Markers that no length follows."""
 _NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd9-\xfe]")
-_HARMLESS = re.compile(r"extraneous bytes before marker 0xd9|Invalid SOS parameters for sequential|Adobe color")
+_HARMLESS = re.compile(r"extraneous bytes before marker 0xd9|Invalid SOS parameters for sequential")
 _STOPS_EARLY = re.compile(r"[Pp]remature end")
 _SPACES = {1: "GRAY", 3: "RGBX", 4: "CMYK"}
 """By components. RGBX is how Pillow holds RGB, so that it takes the pixels as they are."""
@@ -47,6 +47,8 @@ _MOST_PIXELS_SCANNED = 1 << 31
 """Some seconds' work. Each scan goes through the whole image, and in a few bytes a file can ask for another one."""
 _MORE = bytes(range(1, 255)) * 16
 """Data of a scan that stands for anything."""
+_TRANSFORMS = {3: (0, 1), 4: (0, 2)}
+"""How colours are stored by Adobe's marker, by components: as they are, or as YCbCr (YCCK)."""
 _JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 
 
@@ -232,7 +234,16 @@ def _tidy(data: bytes, header: _Header) -> bytes:
     padded = scans.rstrip(b"\0")
     if padded.endswith(b"\xff"):  # The 0 behind a data byte of 255 belongs to it; half a marker belongs to nothing.
         padded = padded + b"\0" if len(padded) < len(scans) else padded[:-1]
-    return b"\xff\xd8" + b"".join(header.needed) + padded + _END
+    needed = (_with_known_transform(segment, header.components) for segment in header.needed)
+    return b"\xff\xd8" + b"".join(needed) + padded + _END
+
+
+def _with_known_transform(segment: bytes, components: int) -> bytes:
+    """Adobe's marker with a transform that there is: libjpeg takes any other for YCbCr (YCCK), and warns of it."""
+    known = _TRANSFORMS.get(components)
+    if segment[1] != _APP14 or known is None or segment[15] in known:
+        return segment
+    return segment[:15] + bytes([known[1]]) + segment[16:]
 
 
 def _without_cut_segment(scans: bytes) -> bytes:

@@ -30,6 +30,9 @@ _JPEG_2000 = {33003, 33004, 33005, 34712}
 _PACKED = {_NONE, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000}
 """None, CCITT, LZW, deflate, PackBits, LZMA, Zstandard: these decode to no more than is asked for."""
 _FAX = {2, 3, 4}
+_PREDICTED = {5, 8, 32946, 34925, 50000}
+"""LZW, deflate, LZMA, Zstandard: libtiff predicts samples with these alone, whatever a tag says of the others."""
+_CONTIGUOUS, _PLANES = 1, 2
 _ORIENTATION, _OLD_JPEG_START, _ICC_PROFILE, _DNG_VERSION, _SUB_FILES, _INK_SET = 274, 513, 34675, 50706, 330, 332
 _MAX_PAGES = 64
 
@@ -48,10 +51,20 @@ def decode(data: bytes, limits: Limits) -> Decoded:
             _check_complete(page, data)
             if page.compression not in _PACKED:
                 _check_embedded(page, data, limits)
+            if page.compression not in _PREDICTED:
+                page.predictor = 1
             image = to_rgb(page, _one_plane(page.asarray(maxworkers=1, squeeze=False)))
-        orientation = int(page.tags.valueof(_ORIENTATION) or 1)
+        orientation = _orientation(page)
         icc_profile = _ICC_PROFILE in page.tags
     return Decoded(turn_upright(image, orientation), width, height, icc_profile)
+
+
+def _orientation(page: TiffPage) -> int:
+    """1 to 8; 1 where the tag holds something else, as libtiff and Pillow have it."""
+    value = page.tags.valueof(_ORIENTATION)
+    if isinstance(value, bytes):  # Of the type BYTE.
+        value = int.from_bytes(value, "big")
+    return value if isinstance(value, int) else 1
 
 
 def _choose_page(file: TiffFile) -> TiffPage:
@@ -93,6 +106,10 @@ def _check_supported(page: TiffPage) -> None:
         raise ImageError("unsupported_colour", f"The TIFF is in {name}.")
     if not isinstance(bits, int):
         raise ImageError("unsupported_depth", f"The TIFF has samples of different depths: {bits} bits.")
+    if page.samplesperpixel > 1 and page.planarconfig not in (_CONTIGUOUS, _PLANES):
+        raise ImageError(
+            "undecodable", f"The TIFF does not say where its samples are: planar configuration {page.planarconfig}."
+        )
     kind = page.sampleformat
     if kind not in (_UNSIGNED, _NOT_SAID) or bits > 16:
         name = _SAMPLE_KINDS.get(kind if isinstance(kind, int) else 0, "complex or mixed")

@@ -113,6 +113,47 @@ def test_strip_with_excess_byte_count_is_read():
     np.testing.assert_array_equal(pixels(longer), rgb)
 
 
+@pytest.mark.parametrize("compression", [1, 32773])
+def test_predictor_of_a_compression_that_has_none_is_ignored(compression):
+    """As libtiff does, with which Pillow and OpenCV read."""
+    rgb = picture(24, 32)
+    stored = rgb.tobytes()
+    if compression == 32773:  # PackBits: 128 bytes as they are behind each count.
+        stored = b"".join(b"\x7f" + stored[at : at + 128] for at in range(0, len(stored), 128))
+    data = tiff(32, 24, stored, bits=8, samples=3, photometric=2, compression=compression, predictor=2)
+    np.testing.assert_array_equal(np.asarray(PIL.Image.open(io.BytesIO(data))), rgb)
+    np.testing.assert_array_equal(pixels(data), rgb)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_unknown_planar_configuration_is_refused(number):
+    data = tiff(32, 24, picture(24, 32).tobytes(), bits=8, samples=3, photometric=2, planar_configuration=number)
+    with pytest.raises(ImageError, match=f"planar configuration {number}") as caught:
+        pixels(data)
+    assert caught.value.error_type == "undecodable"
+    grey = picture(24, 32)[..., 0]
+    of_one_plane = tiff(32, 24, grey.tobytes(), bits=8, planar_configuration=number)
+    np.testing.assert_array_equal(pixels(of_one_plane)[..., 0], grey)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "value", "turned"),
+    [
+        (1, 1, b"\6", True),
+        (2, 2, b"6", False),
+        (3, 2, b"\6\0\1\0", False),
+        (5, 1, b"\x08", False),
+        (11, 1, b"\0\0\xc0\x7f", False),
+    ],
+)
+def test_orientation_of_another_type_costs_no_image(kind, count, value, turned):
+    rgb = picture(24, 32)
+    data = tiff(32, 24, rgb.tobytes(), bits=8, samples=3, photometric=2, orientation=6)
+    entry = data.index(struct.pack("<HHII", 274, 4, 1, 6))
+    odd = data[: entry + 2] + struct.pack("<HI", kind, count) + value.ljust(4, b"\0") + data[entry + 12 :]
+    np.testing.assert_array_equal(pixels(odd), np.rot90(rgb, -1) if turned else rgb)
+
+
 @pytest.mark.parametrize("alpha", [0, 255])
 def test_fourth_channel_of_unknown_meaning(alpha):
     samples = np.dstack([picture(24, 32), np.full((24, 32), alpha, np.uint8)])
