@@ -112,12 +112,12 @@ class StagedModel:
     def load(self) -> Embedder | OpenVinoEmbedder:
         """Load the embedder, on the engine that it was staged for, its bytes checked first.
 
-        A model staged for OpenVINO is run by Keras where a GPU is, or where OpenVINO cannot be imported, at the same
-        precision; an int8 model has nothing that could take OpenVINO's place.
+        A model staged for OpenVINO is run by Keras where a GPU is, or where OpenVINO cannot be imported or cannot
+        compile it, at the same precision; an int8 model has nothing that could take OpenVINO's place.
 
         Raises:
             ImagebeamError: if a file is missing or is not the one that was staged, or OpenVINO is missing for an int8
-                model.
+                model or cannot run it.
         """
         if self.engine.name != Engine.OPENVINO:
             return self.load_keras()
@@ -138,7 +138,14 @@ class StagedModel:
                 "int8 vectors may differ a little. Use equal machines, or pass --engine keras",
                 ", ".join(lacking),
             )
-        return self.load_converted()[0]
+        try:
+            return self.load_converted()[0]
+        except RuntimeError as error:  # OpenVINO's: another release, or a processor that the model was not tried on
+            why = f"OpenVINO {openvino_model.import_openvino().__version__} cannot run it here: {last_line(error)}"
+        if is_int8:
+            raise ImagebeamError(f"An int8 model runs on OpenVINO. {why}. Use a machine like the one that staged it.")
+        _log.warning("Keras runs the model, which was staged for OpenVINO: %s", why)
+        return self.load_keras()
 
     def load_converted(self) -> tuple[OpenVinoEmbedder, openvino.Model]:
         """Load what OpenVINO runs, compiled and as it was staged, its bytes checked first.

@@ -258,6 +258,26 @@ def test_trial_goes_on_where_openvino_cannot_be_imported(broken_openvino):
     assert refused.startswith("OpenVINO is missing: it cannot be imported: libtbb.so.12")
 
 
+def test_keras_runs_what_openvino_cannot_compile_on_this_processor(vgg16, tmp_path, monkeypatch, caplog):
+    """As it says of a model at bfloat16 where oneDNN is held to AVX2."""
+
+    def refuse(*_):
+        raise RuntimeError("Exception from core.cpp\nprimitive descriptors list is empty for node: MaxPool\n")
+
+    engine = StagedEngine(Engine.OPENVINO, Engine.AUTO, "faster")
+    staged = stage(LoadedModel(vgg16, engine, convert(vgg16)), str(tmp_path), {"source": "", "file_sha256": None})
+    monkeypatch.setattr("transforms.models.staged.OpenVinoEmbedder", refuse)
+    images = draw(2)
+    np.testing.assert_array_equal(
+        staged.load().embed(images)["embedding_block1_pool"], vgg16.embed(images)["embedding_block1_pool"]
+    )
+    assert "Keras runs the model" in caplog.text
+    assert "primitive descriptors list is empty for node: MaxPool" in caplog.text
+    int8 = dataclasses.replace(staged, spec=dataclasses.replace(staged.spec, precision=Precision.INT8))
+    with pytest.raises(ImagebeamError, match=r"An int8 model runs on OpenVINO.*cannot run it here: .*MaxPool"):
+        int8.load()
+
+
 def test_another_processor_is_reported(vgg16, tmp_path, caplog):
     engine = StagedEngine(Engine.OPENVINO, Engine.OPENVINO, "", processor=("FP32", "amx_of_tomorrow"))
     stage(LoadedModel(vgg16, engine, convert(vgg16)), str(tmp_path), {"source": "", "file_sha256": None}).load()
