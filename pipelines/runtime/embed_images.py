@@ -52,9 +52,10 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
     embeddings of another spec, input or layout is refused.
 
     The weights are resolved, and the model is staged into OUT/model, where the pipeline is built; workers load it from
-    there. The keywords are the flags of `imagebeam extract` (`imagebeam extract --help`), with the same defaults:
-    strings as on the command line, or Python values such as `image_size=(224, 224)`, `layer=["block4_pool"]`,
-    `keep_columns={"camera": "string"}`. The types of kept columns must be given.
+    there. A folder that another launcher works on is refused when the pipeline is built, and when it starts; later
+    nothing keeps another launcher out. The keywords are the flags of `imagebeam extract` (`imagebeam extract --help`),
+    with the same defaults: strings as on the command line, or Python values such as `image_size=(224, 224)`,
+    `layer=["block4_pool"]`, `keep_columns={"camera": "string"}`. The types of kept columns must be given.
 
     Args:
         output: folder of the run, local, gs:// or another file system that Beam knows.
@@ -87,7 +88,8 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
         read = self.input_options.read_options()
         options = self.output_options
         folder = run_folder.read_run(run_folder.RunFolder(storage.absolute(options.output), {}))
-        staged = model_staging.stage_model(ModelLoader(self.model_options, self.engine_options), folder)
+        with run_folder.hold_output(options):
+            staged = model_staging.stage_model(ModelLoader(self.model_options, self.engine_options), folder)
         run = Run(
             folder,
             staged,
@@ -149,8 +151,9 @@ def _open_run(patterns: Sequence[str], options: InputOptions, output: OutputOpti
     options = dataclasses.replace(options, input=ordered)
     run_folder.open_output_apart(output.output, options)
     source = input_source.open_input(options)
-    run_folder.prepare_output(output, source)
-    manifest.set_aside(folder)
+    with run_folder.hold_output(output):
+        run_folder.prepare_output(output, source)
+        manifest.set_aside(folder)
     return source.patterns
 
 

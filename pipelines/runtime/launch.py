@@ -26,7 +26,6 @@ from pipelines.options.extraction import OutputOptions
 from pipelines.runtime.finish import Finish, Result, Run, finish
 from pipelines.runtime.input_source import Source
 from pipelines.runtime.run_folder import RunFolder
-from transforms import storage
 from transforms.core.errors import ColumnTypeError, ImagebeamError, JobError
 from transforms.core.progress import PROGRESS
 from transforms.runs import lease, manifest
@@ -92,8 +91,6 @@ def running(folder: RunFolder, staged: ModelFacts, pipeline: beam.Pipeline, opti
     try:
         manifest.set_aside(folder.output)
         reports = new_reports_folder(folder.output, None if detached else lease.token(folder.output))
-        for token in lease.tokens_gone(folder.output):
-            storage.delete_folder(new_reports_folder(folder.output, token))
     except OSError as error:
         raise JobError(f"The output cannot be written: {error}. {folder.how_to_go_on()}") from error
     started = log.SETTINGS.started or time.time()

@@ -20,6 +20,7 @@ from transforms.parts import part_files
 from transforms.readers.column_types import holds, parse_type
 from transforms.runs import lease, manifest
 from transforms.runs.copies import refuse_copy_as_output
+from transforms.runs.reports import new_reports_folder
 
 _CUTS = "plan"
 _GENERATION = "generation"
@@ -104,14 +105,29 @@ def claim_output(options: OutputOptions, source: Described, parts: str = part_fi
             written.
         JobError: if the folder cannot be written, and not for what the user gave.
     """
-    with contextlib.ExitStack() as stack:
-        with _usable(options):
-            stack.enter_context(lease.hold(storage.absolute(options.output)))
+    with hold_output(options):
         yield prepare_output(options, source, parts)
 
 
+@contextlib.contextmanager
+def hold_output(options: OutputOptions) -> Iterator[None]:
+    """Hold the output, and remove the reports of launchers that were gone when it was taken.
+
+    Raises:
+        ImagebeamError: naming who else is working on it, or why the folder cannot be written.
+        JobError: if the folder cannot be written, and not for what the user gave.
+    """
+    output = storage.absolute(options.output)
+    with contextlib.ExitStack() as stack:
+        with _usable(options):
+            stack.enter_context(lease.hold(output))
+            for token in lease.tokens_gone(output):
+                storage.delete_folder(new_reports_folder(output, token))
+        yield
+
+
 def prepare_output(options: OutputOptions, source: Described, parts: str = part_files.EMBEDDINGS) -> RunFolder:
-    """What `claim_output` does without holding the output; for jobs that no launcher waits for.
+    """What `claim_output` does once the output is held.
 
     Raises:
         ImagebeamError: as `claim_output`.

@@ -21,6 +21,7 @@ from transforms.embed.embed_units import EmbedOptions
 from transforms.images.options import ImageOptions
 from transforms.parts.part_files import PartOptions
 from transforms.readers.options import ReadOptions
+from transforms.runs import lease
 
 SMALL = {
     "model": "VGG16",
@@ -63,6 +64,19 @@ def test_extract_and_embed_images_resume_each_other(source, output):
     assert manifest(output)["totals"]["units_skipped"] == 3
     assert extract(patterns, output, "--max_failure_rate", "0.5") == 0
     assert manifest(output)["totals"]["units_skipped"] == 4
+    assert len(embeddings(output)) == COUNT
+
+
+def test_output_of_another_launcher_is_refused(source, output):
+    """When the pipeline is built, and when it starts."""
+    with lease.hold(str(output)), pytest.raises(imagebeam.ImagebeamError, match="Another run is writing to"):
+        embed(output, source)
+    assert not list(output.rglob("*"))
+    pipeline = beam.Pipeline("FnApiRunner")
+    _ = pipeline | beam.Create([str(source)]) | EmbedImages(str(output), **SMALL)
+    with lease.hold(str(output)), pytest.raises(imagebeam.ImagebeamError, match="Another run is writing to"):
+        pipeline.run()
+    embed(output, source)
     assert len(embeddings(output)) == COUNT
 
 
