@@ -35,11 +35,9 @@ def inspect_images(options: FinetuneOptions) -> ReadOptions:
     from transforms.training_data.image_cache import OWN_COLUMNS
 
     read = options.input.read_options()
-    kept = dict(read.keep_columns)
-    for column in (options.rows.split_column, options.rows.group_column):
-        if column is not None and column not in OWN_COLUMNS:
-            kept.setdefault(column, pa.null())
-    read = dataclasses.replace(read, keep_columns=tuple(kept.items()))
+    for column, flag in ((options.rows.split_column, "--split_column"), (options.rows.group_column, "--group_column")):
+        if column is not None and column not in OWN_COLUMNS:  # One of the two at most.
+            read = dataclasses.replace(read, keep_columns=((column, pa.null()),), kept_by=flag)
     return inspect_input(_patterns(options), options.input.input_format, read)
 
 

@@ -398,6 +398,41 @@ def test_groups_may_be_told_by_a_column_that_every_row_has(folder, column):
     assert inspect_images(options).keep_columns == ()
 
 
+@pytest.mark.parametrize("flag", ["--group_column", "--split_column"])
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("x", ["1", "2"], r"columns are .* Received: {} 'x'\."),
+        ("e", [None, None], r"do not tell the type of a kept column\. Received: {} e\. Give the column that {} names"),
+        ("e", [1, "b"], r"'e' holds int64 .*Give the column that {} names values of one type in the input\."),
+    ],
+)
+def test_a_column_of_groups_or_splits_is_refused_by_its_own_flag(folder, tmp_path, flag, name, values, message):
+    images = sorted((folder / "images").rglob("*.jpg"))[:2]
+    rows = [{"uri": str(path), "label": "a", "e": value} for path, value in zip(images, values, strict=True)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = FinetuneOptions(
+        InputOptions((str(tmp_path / "in.jsonl"),)),
+        ModelOptions(image_size=(32, 32)),
+        ClassifierOptions("out"),
+        RowOptions(**{flag.strip("-"): name}),
+    )
+    with pytest.raises(ImagebeamError, match=message.format(flag, flag)) as error:
+        inspect_images(options)
+    assert "--keep_columns" not in str(error.value)
+
+
+def test_image_files_have_no_column_of_groups(folder):
+    options = FinetuneOptions(
+        InputOptions((str(folder / "images"),)),
+        ModelOptions(image_size=(32, 32)),
+        ClassifierOptions("out"),
+        RowOptions(group_column="x"),
+    )
+    with pytest.raises(ImagebeamError, match=r"Image files have no columns to keep\. Received: --group_column x"):
+        inspect_images(options)
+
+
 def test_spec_names_the_tuned_weights(folder):
     labels = json.loads((folder / "tuned" / "labels.json").read_text())
     spec = EmbedderSpec.from_dict(labels["spec"])

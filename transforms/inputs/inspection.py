@@ -20,7 +20,7 @@ from transforms.inputs.table_formats import refuse_removed_files
 from transforms.readers import webdataset
 from transforms.readers.base import SampleLimits, explain
 from transforms.readers.column_types import declaration, fit, is_list_type, is_open, remedy, type_of, widen
-from transforms.readers.columns import as_labels, check_image_column, check_other_columns, column_flag, describe
+from transforms.readers.columns import as_labels, check_image_column, check_other_columns, describe, how_to_type
 from transforms.readers.folders import partitions
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import reader
@@ -106,8 +106,8 @@ def _refuse_columns_of_files(options: ReadOptions, files: Iterable[Shard]) -> No
         missing = [name for name in missing if name not in partitions(file.file.uri)]
     if missing:
         raise ImagebeamError(
-            f"Image files have no columns to keep. Received: --keep_columns {', '.join(missing)}. Name the files in a "
-            f"manifest."
+            f"Image files have no columns to keep. Received: {options.kept_by} {', '.join(missing)}. Name the files in "
+            f"a manifest."
         )
 
 
@@ -203,6 +203,7 @@ class _Seen:
     Attributes:
         name: in the output.
         source: in the input.
+        kept_by: the flag that names it.
         kinds: the types that were seen, each with where.
         values: all of them that were seen.
         unread: the files that could not be looked at, each with the reason.
@@ -210,6 +211,7 @@ class _Seen:
 
     name: str
     source: str
+    kept_by: str
     kinds: dict[pa.DataType, str] = dataclasses.field(default_factory=dict)
     values: list[tuple[Any, str]] = dataclasses.field(default_factory=list)
     unread: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -245,8 +247,8 @@ class _Seen:
             for uri, reason in itertools.islice(self.unread.items(), 1):
                 why = f"The type of a kept column is not known, since {uri} could not be read: {reason}."
             raise ImagebeamError(
-                f"{why} Received: --keep_columns {self.name}. Say it, as in --keep_columns "
-                f"{column_flag(self.name, self.source, declaration(kind))}."
+                f"{why} Received: {self.kept_by} {self.name}. "
+                f"{how_to_type(self.kept_by, self.name, self.source, declaration(kind))}."
             )
         for value, uri in self.values:
             try:
@@ -257,8 +259,8 @@ class _Seen:
 
     def _refusal(self, what: str, kind: str) -> ImagebeamError:
         return ImagebeamError(
-            f"The kept column {self.name!r} holds {what}, which no one type does. Say what to keep it as: "
-            f"--keep_columns {column_flag(self.name, self.source, kind)}."
+            f"The kept column {self.name!r} holds {what}, which no one type does. "
+            f"{how_to_type(self.kept_by, self.name, self.source, kind)}."
         )
 
 
@@ -281,7 +283,7 @@ def _tell_types(options: ReadOptions, listed: Sequence[Shard]) -> ReadOptions:
     Raises:
         ImagebeamError: where there is none.
     """
-    columns = [_Seen(name, source) for name, source in _open_columns(options).items()]
+    columns = [_Seen(name, source, options.kept_by) for name, source in _open_columns(options).items()]
     if not columns:
         return options
     shards = [shard for found in _by_format(listed).values() for shard in _spread(found, _SAMPLED_SHARDS)]

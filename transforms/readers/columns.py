@@ -19,7 +19,7 @@ from transforms.core.errors import ColumnTypeError, ImagebeamError
 from transforms.core.formats import LabelFrom
 from transforms.readers.column_types import fit, is_bytes, is_list_type, remedy, type_of, widest
 from transforms.readers.folders import partitions
-from transforms.readers.options import ReadOptions
+from transforms.readers.options import KEEP_COLUMNS, ReadOptions
 
 PEEKED_RECORDS = 16
 """Records that are looked at for the columns of a format without a schema."""
@@ -193,12 +193,13 @@ def convert(values: Mapping[str, Any], options: ReadOptions) -> dict[str, Any]:
     """
     sources = options.kept_from
     return {
-        name: _convert(name, sources[name], values.get(sources[name]), kind, declared=name not in options.inferred)
+        name: _convert(name, sources[name], values.get(sources[name]), kind, options)
         for name, kind in options.keep_columns
     }
 
 
-def _convert(name: str, source: str, value: Any, kind: pa.DataType, *, declared: bool) -> Any:
+def _convert(name: str, source: str, value: Any, kind: pa.DataType, options: ReadOptions) -> Any:
+    declared = name not in options.inferred
     try:
         return fit(value, kind, declared=declared)
     except ValueError as error:
@@ -207,14 +208,16 @@ def _convert(name: str, source: str, value: Any, kind: pa.DataType, *, declared:
             raise ValueError(f"the kept column {name!r} is {kind}, which {shown!r:.80} is not") from error
         raise ColumnTypeError(
             f"the kept column {name!r} is {kind} in the records that were looked at before the run, which "
-            f"{shown!r:.80} is not. Say its type: --keep_columns {column_flag(name, source, remedy(kind, value))}"
+            f"{shown!r:.80} is not. {how_to_type(options.kept_by, name, source, remedy(kind, value))}"
         ) from error
 
 
-def column_flag(name: str, source: str, kind: str) -> str:
-    """A kept column as the flag has it, with its type: "NAME:TYPE" or "SOURCE=NAME:TYPE"."""
+def how_to_type(kept_by: str, name: str, source: str, kind: str) -> str:
+    """How the user gives a kept column one type: with --keep_columns; another flag that names it takes no type."""
+    if kept_by != KEEP_COLUMNS:
+        return f"Give the column that {kept_by} names values of one type in the input"
     flag = f"{source if name == source else f'{source}={name}'}:{kind}"
-    return f"'{flag}'" if "<" in flag else flag
+    return f"Say its type: {KEEP_COLUMNS} {repr(flag) if '<' in flag else flag}"
 
 
 def to_rows(batch: pa.RecordBatch, kept: Collection[str]) -> list[dict[str, Any]]:
@@ -293,7 +296,7 @@ def check_other_columns(options: ReadOptions, schema: Schema) -> None:
         raise ImagebeamError(f"{describe(schema)}. Received: --label_column {options.label_column!r}.")
     for name in options.kept_from.values():
         if name not in schema:
-            raise ImagebeamError(f"{describe(schema)}. Received: --keep_columns {name!r}.")
+            raise ImagebeamError(f"{describe(schema)}. Received: {options.kept_by} {name!r}.")
 
 
 def repeated_column(names: Sequence[str], wanted: Iterable[str]) -> str | None:

@@ -10,6 +10,8 @@ from transforms.core.field_types import convert_fields
 from transforms.core.formats import LabelFrom
 from transforms.core.limits import MAX_RECORD_BYTES
 
+KEEP_COLUMNS = "--keep_columns"
+
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
@@ -26,6 +28,7 @@ class ReadOptions:
         uri_column: column of a manifest that names its files.
         renamed: kept columns that are called otherwise in the input: (name in the output, name in the input).
         inferred: kept columns whose type nobody declared: a sample of the records told it.
+        kept_by: the flag that names the kept columns, for messages.
 
     Raises:
         ImagebeamError: for a value of another type.
@@ -41,6 +44,7 @@ class ReadOptions:
     uri_column: str = "uri"
     renamed: tuple[tuple[str, str], ...] = ()
     inferred: tuple[str, ...] = ()
+    kept_by: str = KEEP_COLUMNS
 
     def __post_init__(self) -> None:
         convert_fields(self)
