@@ -258,7 +258,10 @@ def _config_values(action: argparse.Action, flag: str, value: Any, path: str) ->
 
 
 def _plain_loader() -> Any:
-    """YAML's safe loader without aliases, which can expand a few hundred bytes to gigabytes."""
+    """YAML's safe loader without aliases, which can expand a few hundred bytes to gigabytes, and without repeated keys.
+
+    YAML forbids a key to be repeated; PyYAML takes the last one, and loses the others in silence.
+    """
     import yaml
 
     class PlainLoader(yaml.SafeLoader):
@@ -266,5 +269,12 @@ def _plain_loader() -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("aliases (*name) are not taken; write the value out")
             return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            for place, key in enumerate(keys):
+                if key in keys[:place]:
+                    raise yaml.YAMLError(f"the key {key!r} stands there twice; several values are a list: [A, B]")
+            return super().construct_mapping(node, deep)
 
     return PlainLoader

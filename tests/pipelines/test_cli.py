@@ -560,3 +560,16 @@ def test_config_refuses_yaml_aliases(tmp_path, capsys):
     path.write_text("\n".join(lines))
     assert run_job("extract", ["--config", str(path)]) == 2
     assert "aliases" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ["input: a\noutput: out\ninput: b\n", '{"input": "a", "output": "out", "input": "b"}']
+)
+def test_config_refuses_repeated_keys(tmp_path, capsys, content):
+    """PyYAML takes the last one: images of the first input would be missing in silence."""
+    from pipelines.cli import run_job
+
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    assert run_job("extract", ["--config", str(path)]) == 2
+    assert f"{path}: not a YAML file: the key 'input' stands there twice" in capsys.readouterr().err
