@@ -41,6 +41,7 @@ _COLUMN_TYPE_ERROR = re.compile(r"([a-z_]+\.)*ColumnTypeError: ")
 """How a runner hands on an error as text."""
 
 _WHILE_RUNNING = re.compile(r" \[while running '[^']*'\]$")
+"""What Beam adds to an error: a name of the pipeline's, which tells a user nothing."""
 
 _WORKER_LOST = "Channel closed prematurely"
 """What Beam's local runner says when one of its worker processes is gone."""
@@ -109,10 +110,10 @@ def running(folder: RunFolder, staged: ModelFacts, pipeline: beam.Pipeline, opti
             raise interrupt from error
         line = _last_line(error)
         if isinstance(error, ColumnTypeError) or _COLUMN_TYPE_ERROR.match(line):
-            wrong = _WHILE_RUNNING.sub("", _COLUMN_TYPE_ERROR.sub("", line))
+            wrong = _COLUMN_TYPE_ERROR.sub("", line)
             raise ImagebeamError(f"{wrong}. {folder.how_to_go_on(' with that type')}") from error
         if isinstance(error, ImagebeamError):
-            raise
+            raise ImagebeamError(_WHILE_RUNNING.sub("", str(error))) from error
         raise JobError(f"{line}. {folder.how_to_go_on()}") from error
     if state not in (None, PipelineState.DONE):
         raise JobError(f"The runner ended the job as {state}. {folder.how_to_go_on()}")
@@ -133,7 +134,7 @@ def _last_line(error: Exception) -> str:
     if _WORKER_LOST in str(error):
         return "A worker process ended before its work did: it was killed, or the machine ran out of memory"
     lines = [line for line in str(error).splitlines() if line.strip() and not _JAVA_FRAME.match(line)]
-    return lines[-1].strip().rstrip(".") if lines else repr(error)
+    return _WHILE_RUNNING.sub("", lines[-1].strip()).rstrip(".") if lines else repr(error)
 
 
 def work_images(

@@ -200,7 +200,7 @@ OSError: gs://shop/out/embeddings/part-00.parquet: 403 Forbidden [while running 
         raise RuntimeError(said)
 
     monkeypatch.setattr("apache_beam.Pipeline.run", fail)
-    assert "gs://shop/out/embeddings/part-00.parquet: 403 Forbidden" in broken(1)
+    assert "gs://shop/out/embeddings/part-00.parquet: 403 Forbidden. " in broken(1)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="worker processes are started through cmd.exe")

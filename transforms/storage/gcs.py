@@ -49,6 +49,8 @@ READ_CHUNK = 8 << 20
 _BUCKET = re.compile(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", re.ASCII)
 """What the service may have; the client library refuses some of the rest in errors of Python's own."""
 _NAME_BYTES = 1024
+_NO_BUCKET = "bucket does not exist"
+"""What the service says where not only the object is missing."""
 _UPLOAD_ATTEMPTS = 5
 _DENIED_WAITS = (0.3, 1.0)
 """Seconds before a listing that was denied is tried again."""
@@ -322,7 +324,8 @@ def _errors_named(uri: str, version: str | None = None) -> Iterator[None]:
     except exceptions.PreconditionFailed as error:
         raise replaced(uri, version or "unknown", "another generation") from error
     except exceptions.NotFound as error:
-        raise FileNotFoundError(f"{uri} does not exist") from error
+        which = f": there is no bucket {_split(uri)[0]!r}" if _NO_BUCKET in str(error) else ""
+        raise FileNotFoundError(f"{uri} does not exist{which}") from error
     except (exceptions.Unauthorized, exceptions.Forbidden) as error:
         _deny(uri, error)
     except _OTHER_ERRORS as error:

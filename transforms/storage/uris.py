@@ -70,7 +70,7 @@ def absolute(uri: str, exists: Callable[[str], bool] = os.path.lexists) -> str:
 
     Raises:
         ImagebeamError: for a URL that lacks a slash or a bucket, another machine's ``file:`` URL, an unknown user's
-            home, or a variable that no shell has expanded.
+            home, a variable that no shell has expanded, or a relative path where there is no working directory.
     """
     if _FILE.match(uri):
         return from_file_url(uri)
@@ -78,7 +78,7 @@ def absolute(uri: str, exists: Callable[[str], bool] = os.path.lexists) -> str:
         _check_url(uri)
         return match[0].lower() + uri[match.end() :]
     if exists(uri):
-        return os.path.abspath(uri)
+        return from_here(uri)
     _check_url(uri)
     if uri.startswith("~"):
         expanded = os.path.expanduser(uri)
@@ -88,7 +88,22 @@ def absolute(uri: str, exists: Callable[[str], bool] = os.path.lexists) -> str:
                 f"of that name. Received: {uri!r}."
             )
         uri = expanded
-    return os.path.abspath(uri)
+    return from_here(uri)
+
+
+def from_here(path: str) -> str:
+    """A local path made absolute.
+
+    Raises:
+        ImagebeamError: if it is relative, and the working directory was removed.
+    """
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise ImagebeamError(
+            f"The working directory is not there any more, so a relative path means nothing. Received: {path!r}. Go to "
+            "a folder that exists, or write the path out."
+        ) from None
 
 
 def from_file_url(uri: str) -> str:

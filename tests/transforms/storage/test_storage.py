@@ -534,6 +534,16 @@ def test_a_missing_bucket_is_named(gcs):  # noqa: F811
         list(storage.list_files("gs://no-such-bucket/*"))
 
 
+def test_a_missing_bucket_is_told_from_a_missing_object(gcs):  # noqa: F811
+    """An output that is new does not exist either."""
+    with pytest.raises(
+        FileNotFoundError, match="gs://no-such-bucket/out does not exist: there is no bucket 'no-such-b"
+    ):
+        list(storage.list_below("gs://no-such-bucket/out", "*.json"))
+    with pytest.raises(FileNotFoundError, match=r"/none does not exist$"):
+        storage.read_bytes(f"gs://{gcs.bucket}/none")
+
+
 def test_a_bucket_cannot_be_a_pattern(gcs):  # noqa: F811
     with pytest.raises(ImagebeamError, match=r"one bucket.*gs://b\*/x"):
         list(storage.list_files("gs://b*/x"))

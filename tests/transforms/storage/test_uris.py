@@ -65,3 +65,13 @@ def test_a_home_folder_is_expanded(monkeypatch, tmp_path):
         absolute("~no-such-user/out")
     (tmp_path / "~odd").mkdir()
     assert absolute("~odd") == os.path.join(tmp_path, "~odd")  # it is there: taken literally
+
+
+def test_a_relative_path_without_a_working_directory_is_refused(monkeypatch, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ImagebeamError, match=r"working directory is not there any more.* Received: 'photos'\."):
+        absolute("photos")
+    assert absolute(str(tmp_path)) == str(tmp_path)
