@@ -38,8 +38,9 @@ from transforms.images.sniff import Format, sniff
 IMAGE_EXTENSIONS = frozenset(
     f".{name}"
     for name in (
-        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "ico", "tga"),
-        *("avif", "avifs", "jp2", "j2k", "jpf", "jpx", "jpc", "j2c", "pbm", "pgm", "ppm", "pnm", "pfm"),
+        *("jpg", "jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp", "mpo", "png", "apng", "webp", "gif", "bmp", "dib"),
+        *("tif", "tiff", "ico", "tga", "avif", "avifs", "jp2", "j2k", "jpf", "jpx", "jpc", "j2c"),
+        *("pbm", "pgm", "ppm", "pnm", "pam", "pfm"),
         *("heic", "heif", "hif", "dcm", "dicom", "exr", "hdr", "jxl", "svg"),
     )
 )

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
+from transforms.core.text import counted
 from transforms.inputs.discover import detect_format
 from transforms.readers.base import RecordError, SampleLimits
 from transforms.readers.column_types import stored_type
@@ -40,6 +41,9 @@ _JSON_VALUE = re.compile(r"""\s*(\[\s*["{]|\{\s*\n)""")
 """How one JSON value begins that is no line of JSON lines: an array, or an object over several lines."""
 
 _JSON_OBJECT = re.compile(r"""\s*\{\s*["}]""")
+
+_QUOTED = re.compile(r'\s+"((?:[^"]|"")*)"\s*')
+"""A quoted field behind blanks, as people write CSV: the standard takes the quotes for letters then."""
 
 _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
 
@@ -244,7 +248,7 @@ def _delimiter(names: str, uri_column: str) -> str:
     """What separates the names of a CSV file's first line; a comma where it cannot be told."""
     for delimiter in _DELIMITERS:
         with contextlib.suppress(csv.Error, StopIteration):
-            if uri_column in map(str.strip, next(csv.reader([names], delimiter=delimiter, strict=True))):
+            if uri_column in map(_name, next(csv.reader([names], delimiter=delimiter, strict=True))):
                 return delimiter
     return ","
 
@@ -277,12 +281,24 @@ def _csv_rows(text: Iterable[str | None], options: ReadOptions) -> Iterator[Row]
         if fields is None:
             return
         if header is None and fields:
-            header = [name.strip() for name in fields]
+            header = [*map(_name, fields)]
             _refuse_repeated(header, options)
         elif header is not None and fields and len(fields) != len(header):
-            yield RecordError("corrupt", f"the line has {len(fields)} fields, the first line {len(header)}")
+            yield RecordError(
+                "corrupt",
+                f"the line has {counted(len(fields), 'field')}, the first line {counted(len(header), 'field')}",
+            )
             lines.give_back()
             continue
         elif header is not None and fields:
-            yield {name: field or None for name, field in zip(header, fields, strict=True)}
+            yield {name: _unquoted(field) or None for name, field in zip(header, fields, strict=True)}
         lines.next_record()
+
+
+def _name(field: str) -> str:
+    return _unquoted(field).strip()
+
+
+def _unquoted(field: str) -> str:
+    found = _QUOTED.fullmatch(field)
+    return found[1].replace('""', '"') if found else field

@@ -110,7 +110,10 @@ def as_label(value: Any) -> str | None:
     if value is None:
         return None
     if isinstance(value, bytes):
-        value = value.decode("utf-8-sig")
+        try:
+            value = value.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the label {value!r:.80} is not UTF-8 text; write it as UTF-8") from error
     if isinstance(value, str):
         try:
             value.encode()

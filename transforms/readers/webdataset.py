@@ -139,17 +139,16 @@ def _record(key: str, uri: str, members: list[_Member], options: ReadOptions, fo
     sample = {name: member.data for name, member in named.items()}
     fields = _wanted_fields(sample, options)
     label = _label(sample, fields, options.label_column)
-    folder = class_folder(printable(info.name), "", options.label_from) or folder
+    folder = class_folder(storable(info.name), "", options.label_from) or folder
     return make_record(key, uri, sample[extension], label, fields | sample, options, folder)
 
 
 def columns(stream: BinaryIO, options: ReadOptions) -> dict[str, pa.DataType]:
     """The extensions and JSON fields of the first few samples; see `base.ShardReader`."""
-    del options
     rows: list[dict[str, Any]] = []
     contents = _Contents(_PEEKED_BYTES, None)
     with _open(stream, 0) as tar:
-        for members in itertools.islice(_samples(tar, ReadOptions(), LeftOut(), contents), PEEKED_RECORDS):
+        for members in itertools.islice(_samples(tar, options, LeftOut(), contents), PEEKED_RECORDS):
             sample = {name: member.data for name, member in _by_extension(members).items()}
             rows.append(sample)
             with contextlib.suppress(RecordError):

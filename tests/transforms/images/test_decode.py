@@ -710,7 +710,7 @@ def test_each_format_has_one_decoder():
 
 
 def test_extensions_cover_what_is_decoded_and_what_is_reported():
-    assert {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".heic", ".svg"} <= IMAGE_EXTENSIONS
+    assert {".jpg", ".jpeg", ".pjpeg", ".png", ".webp", ".avif", ".tif", ".heic", ".pam", ".svg"} <= IMAGE_EXTENSIONS
     assert all(extension == extension.lower() and extension.startswith(".") for extension in IMAGE_EXTENSIONS)
     assert {f".{name.rpartition('.')[2]}" for name in GOOD} <= IMAGE_EXTENSIONS
 

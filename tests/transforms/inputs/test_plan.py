@@ -599,7 +599,7 @@ def test_manifest_rows_are_cut_into_units(tmp_path, name, rows_per_unit):
         (
             "m.csv",
             "uri,label\n1.jpg,a\n\n2.jpg\n3.jpg,b\n4.jpg,c,d\n,e\n",
-            [None, "has 1 fields", None, "has 3", "no uri"],
+            [None, "has 1 field, the first line 2 fields", None, "has 3", "no uri"],
         ),
         ("m.csv", 'uri\n1.jpg\n"a"b.jpg\n3.jpg\n', [None, "not CSV", None]),
         ("m.csv", 'uri\n1.jpg\n"never closed\n3.jpg\n', [None, "not CSV", None]),

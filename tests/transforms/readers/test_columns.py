@@ -89,7 +89,7 @@ def test_equal_numbers_of_parquet_columns_are_one_label(tmp_path):
 
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, b"\xff", "\ud83d"])
 def test_bad_labels_are_refused(value):
-    with pytest.raises(ValueError, match=r"label|utf-8|surrogates"):
+    with pytest.raises(ValueError, match=r"label"):
         as_label(value)
 
 

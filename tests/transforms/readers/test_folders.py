@@ -1,7 +1,9 @@
 """What folders' names tell: classes, Hive's columns, and which files are no data."""
 
+import os
 import pickle
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -72,6 +74,15 @@ def test_a_tar_of_class_folders_has_the_labels_of_the_folder(tmp_path):
                 tar.add(tmp_path / "in" / name, f"{prefix.rstrip('/')}/{name}" if prefix else name)
         found = [label for _, label in sorted(labels(tmp_path / "x.tar").items())]
         assert found == ["cat", "cat", "dog"] == [label for _, label in sorted(labels(tmp_path / "in").items())]
+
+
+def test_folder_whose_name_is_not_utf_8_has_one_label_in_every_format(tmp_path):
+    folder = os.fsencode(tmp_path / "in") + b"/caf\xe9"
+    os.makedirs(folder)
+    Path(os.fsdecode(folder), "1.png").write_bytes(PNG)
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.add(os.fsdecode(folder), "caf\udce9")
+    assert [*labels(tmp_path / "x.tar").values()] == [*labels(tmp_path / "in").values()] == [r"caf\xe9"]
 
 
 def test_a_member_outside_of_its_tar_has_no_label(tmp_path):
@@ -221,6 +232,9 @@ DIALECTS = {
     "semicolon in commas": ("m.csv", 'uri,label,"a;b"\na.png,cat,1;5\n', "utf-8"),
     "blanks": ("m.csv", "uri, label\na.png, cat\n", "utf-8"),
     "blank before": ("m.csv", " uri , label\na.png,cat\n", "utf-8"),
+    "quotes behind blanks": ("m.csv", '"label", "uri", "x"\n"cat", "a.png", "a ""b"""\n', "utf-8"),
+    "quotes behind blanks and semicolons": ("m.csv", '"label"; "uri"\n"cat"; "a.png"\n', "utf-8"),
+    "quotes behind the last blank": ("m.csv", 'uri, label\na.png, "cat" \n', "utf-8"),
     "blanks about uris": ("m.csv", "label, uri\ncat, a.png \n", "utf-8"),
 }
 

@@ -229,4 +229,5 @@ def test_several_images_in_a_sample_need_image_column(tmp_path, names, images):
         return
     with pytest.raises(ImagebeamError, match=f"images: {images}. Pass --image_column {images.split(', ')[0]} or "):
         inspect_input([uri], None, ReadOptions())
-    inspect_input([uri], None, ReadOptions(image_column=images.split(", ")[1]))
+    for image in images.split(", "):
+        inspect_input([uri], None, ReadOptions(image_column=image))
