@@ -171,10 +171,13 @@ def _look_at(shard: Shard, options: ReadOptions) -> Mapping[str, pa.DataType]:
             return {}
         if shard.format == InputFormat.WEBDATASET:
             if not webdataset.check_image(schema, options.image_column):
-                raise ImagebeamError(f"{describe(schema)}. Received: --image_column {options.image_column!r}.")
+                raise ImagebeamError(
+                    f"{describe(schema)}. None of the first {webdataset.SEARCHED_SAMPLES:,} samples has the image. "
+                    f"Received: --image_column {options.image_column!r}."
+                )
             _refuse_choice(shard, options)
         elif shard.format != InputFormat.MANIFEST:
-            check_image_column(options.image_column, schema)
+            check_image_column(options.image_column, schema, may_name_files=shard.format == InputFormat.PARQUET)
         if not schema.keys() >= set(options.kept_from.values()):  # Later records may have more columns.
             found = set().union(*_sample(shard, options, _SAMPLED_RECORDS))
             schema = {**dict.fromkeys(found, pa.null()), **schema}

@@ -269,24 +269,46 @@ def _widest_or_first(kinds: list[pa.DataType]) -> pa.DataType:
         return next(kind for kind in kinds if not pa.types.is_null(kind))
 
 
-def check_image_column(name: str, schema: Schema) -> None:
+def check_image_column(name: str, schema: Schema, *, may_name_files: bool = False) -> None:
     """Refuse an image column that is not there or cannot hold images, naming those that can.
+
+    Args:
+        name: of the column.
+        schema: of the input.
+        may_name_files: whether the file could be read as a manifest, too.
 
     Raises:
         ImagebeamError: without naming the input, which the caller knows.
     """
+    if name in schema and (_holds_images(schema[name]) or pa.types.is_null(schema[name])):
+        return  # Of nulls alone: each record will be a failure, while those of other shards may be images.
     fitting = [one for one, kind in schema.items() if _holds_images(kind)]
-    if name in fitting:
-        return
+    texts = [one for one, kind in schema.items() if _holds_text(kind)]
     found = f"a column of {schema[name]}" if name in schema else "no column of the input"
-    remedy = f"Pass --image_column {' or '.join(fitting)}." if fitting else "No column holds plain bytes."
+    if fitting:
+        remedy = f"Pass --image_column {' or '.join(fitting)}."
+    else:
+        remedy = "No column holds plain bytes."
+        if may_name_files and texts:
+            named = " or ".join([name] if name in texts else texts)
+            remedy += f" If one names image files, pass --input_format manifest --uri_column {named}."
     raise ImagebeamError(f"{describe(schema)}. Received: --image_column {name!r}, {found}. {remedy}")
 
 
 def _holds_images(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):  # Hugging Face's struct<bytes, path>.
-        return any(field.name == "bytes" and is_bytes(field.type) for field in kind)
+    if pa.types.is_struct(kind):  # Hugging Face's struct<bytes, path>, of which one may be null throughout.
+        named = any(field.name == "path" and _holds_text(field.type) for field in kind)
+        return any(
+            field.name == "bytes" and (is_bytes(field.type) or (named and pa.types.is_null(field.type)))
+            for field in kind
+        )
     return is_bytes(kind.value_type if pa.types.is_dictionary(kind) else kind)
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def check_other_columns(options: ReadOptions, schema: Schema) -> None:

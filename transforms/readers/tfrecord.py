@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from transforms.core.limits import MAX_RECORD_BYTES
 from transforms.core.types import Failure, Record
+from transforms.images.sniff import sniff
 from transforms.readers import compression
 from transforms.readers.base import (
     Cut,
@@ -79,8 +80,10 @@ def _record(
 
 
 def columns(stream: BinaryIO, options: ReadOptions) -> dict[str, pa.DataType]:
-    """The features of the first few records; see `base.ShardReader`."""
-    del options
+    """The features of the first few records; see `base.ShardReader`.
+
+    That of the images is binary if one of them holds an image: the others are failures, and PNM may be text.
+    """
     source = _open(stream)
     rows = []
     for _ in range(PEEKED_RECORDS):
@@ -90,7 +93,11 @@ def columns(stream: BinaryIO, options: ReadOptions) -> dict[str, pa.DataType]:
             break
         if isinstance(payload, bytes):
             rows.append({name: _value(values) for name, values in parse_example(payload).items()})
-    return infer(rows)
+    found = infer(rows)
+    held = (row.get(options.image_column) for row in rows)
+    if any(isinstance(value, bytes) and sniff(value) is not None for value in held):
+        found[options.image_column] = pa.binary()
+    return found
 
 
 def sample(stream: BinaryIO, options: ReadOptions, limits: SampleLimits) -> Iterator[dict[str, Any]]:

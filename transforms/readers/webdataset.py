@@ -55,6 +55,9 @@ _HEADER_BYTES = 1 << 20
 _READ_BYTES = 10 << 10
 """Read at once: headers come in blocks of 512 bytes, and an archive ends with up to twenty empty ones."""
 
+SEARCHED_SAMPLES = 1 << 15
+"""Samples whose names are looked at for an image at most, before a shard is said to have none; planning walks all."""
+
 _NAMES_SHOWN = 10
 
 _PEEKED_BYTES = 16 << 20
@@ -144,7 +147,10 @@ def _record(key: str, uri: str, members: list[_Member], options: ReadOptions, fo
 
 
 def columns(stream: BinaryIO, options: ReadOptions) -> dict[str, pa.DataType]:
-    """The extensions and JSON fields of the first few samples; see `base.ShardReader`."""
+    """The extensions and JSON fields of the first few samples; see `base.ShardReader`.
+
+    Where none of them has an image, that of the first one further on is added: annotations may come first.
+    """
     rows: list[dict[str, Any]] = []
     contents = _Contents(_PEEKED_BYTES, None)
     with _open(stream, 0) as tar:
@@ -153,7 +159,15 @@ def columns(stream: BinaryIO, options: ReadOptions) -> dict[str, pa.DataType]:
             rows.append(sample)
             with contextlib.suppress(RecordError):
                 rows[-1] = _fields(sample) | sample
-    return infer(rows)
+    found = infer(rows)
+    if found and _image_extension(list(found), options.image_column) is None:
+        stream.seek(0)
+        with _open(stream, 0) as tar:
+            for members in itertools.islice(_samples(tar, options, LeftOut()), SEARCHED_SAMPLES):
+                extension = _image_extension(list(_by_extension(members)), options.image_column)
+                if extension is not None:
+                    return found | {extension: pa.binary()}
+    return found
 
 
 def sample(stream: BinaryIO, options: ReadOptions, limits: SampleLimits) -> Iterator[dict[str, Any]]:

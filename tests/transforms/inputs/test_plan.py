@@ -712,8 +712,17 @@ def test_a_wrong_image_column_is_answered_with_the_right_one(tmp_path):
     [
         ({"photo": [b"1"], "label": [1]}, r"photo \(binary\).*Pass --image_column photo\."),
         ({"image": [7], "photo": [{"bytes": b"1", "path": "x"}]}, r"a column of int64.*Pass --image_column photo\."),
-        ({"image": ["x.jpg"]}, r"a column of string.*No column holds plain bytes"),
-        ({"image": pa.array(["x.jpg"]).dictionary_encode()}, r"a column of dictionary.*No column holds plain bytes"),
+        (
+            {"image": ["x.jpg"], "label": ["a"]},
+            r"a column of string.*bytes.*--input_format manifest --uri_column image\.",
+        ),
+        ({"file": ["x.jpg"], "note": ["a"]}, r"no column.*bytes.*--input_format manifest --uri_column file or note\."),
+        (
+            {"image": pa.array(["x.jpg"]).dictionary_encode()},
+            r"a column of dictionary.*plain bytes.*--uri_column image\.",
+        ),
+        ({"image": [[b"1"]], "label": [1]}, r"a column of list<.*No column holds plain bytes\.$"),
+        ({"image": [{"bytes": None, "size": 1}], "label": [1]}, r"a column of struct<.*No column holds plain bytes\.$"),
     ],
 )
 def test_a_parquet_column_must_be_able_to_hold_images(tmp_path, columns, problem):
@@ -725,6 +734,20 @@ def test_a_parquet_column_must_be_able_to_hold_images(tmp_path, columns, problem
 def test_a_column_of_bytes_in_a_dictionary_holds_images(tmp_path):
     path = write_parquet(tmp_path / "x.parquet", {"image": pa.array([b"1", b"1"]).dictionary_encode()}, 10)
     assert inspect_input([path], None, OPTIONS).image_column == "image"
+
+
+@pytest.mark.parametrize("image", [None, {"bytes": None, "path": "1.png"}])
+def test_a_column_of_nulls_may_hold_images(tmp_path, image):
+    """Of one shard: pandas and pyarrow write such a column, where no row of a part has an image, without a type."""
+    path = write_parquet(tmp_path / "x.parquet", {"image": [image]}, 10)
+    assert inspect_input([path], None, OPTIONS).image_column == "image"
+
+
+@pytest.mark.parametrize("odd", [[], [b""], [7], [b"1", b"2"], [b"text"]])
+def test_an_odd_record_does_not_tell_what_a_feature_holds(tmp_path, odd):
+    """It is a failure wherever it stands."""
+    path = write_tfrecord(tmp_path / "x.tfrecord", [example(image=odd), example(image=b"P3 1 1 9 1 2 3")])
+    inspect_input([path], None, OPTIONS)
 
 
 def test_columns_that_are_not_there_are_refused(shards, tmp_path):

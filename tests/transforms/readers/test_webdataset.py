@@ -205,6 +205,17 @@ def _is_image(name):
     return f".{name.rpartition('.')[2].lower()}" in IMAGE_EXTENSIONS
 
 
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_annotations_may_come_before_the_images(tmp_path, mode):
+    """As in tars of VOC: Annotations/*.xml, JPEGImages/*.jpg."""
+    annotations = [(f"xml/{index:03d}.xml", b"<a/>") for index in range(50)]
+    (tmp_path / "x.tar").write_bytes(tar_of([*annotations, ("jpg/000.jpg", b"1"), ("jpg/001.jpg", b"2")], mode))
+    assert inspect_input([f"{tmp_path}/x.tar"], None, OPTIONS) == OPTIONS
+    (tmp_path / "x.tar").write_bytes(tar_of(annotations, mode))
+    with pytest.raises(ImagebeamError, match=r"columns are xml \(string\). None of the first .* samples has the image"):
+        inspect_input([f"{tmp_path}/x.tar"], None, OPTIONS)
+
+
 @pytest.mark.parametrize(
     ("names", "images"),
     [
