@@ -31,6 +31,7 @@ class Server(http.server.ThreadingHTTPServer):
         faults: statuses that the next requests are answered with instead, in order.
         requests: (method, path with query) of the requests so far.
         page_size: the most objects a listing returns at once.
+        readers_pay: whether requests that name no project to be billed are refused.
     """
 
     daemon_threads = True
@@ -43,6 +44,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.faults: collections.deque[int] = collections.deque()
         self.requests: list[tuple[str, str]] = []
         self.page_size = 3
+        self.readers_pay = False
         super().__init__(("127.0.0.1", 0), functools.partial(_Handler, self.storage))
 
     @property
@@ -91,6 +93,8 @@ class _Handler(emulator.RequestHandler):  # type: ignore[misc]
             query = {name: values[0] for name, values in urllib.parse.parse_qs(url.query).items()}
             if self.server.faults:
                 self._refuse(self.server.faults.popleft(), drain=True)
+            elif self.server.readers_pay and "userProject" not in query and "upload_id" not in query:
+                self._refuse(400, "Bucket is a requester pays bucket but no user project provided.", drain=True)
             elif self.command == "GET" and url.path.endswith("/o"):
                 self._list(url.path.split("/")[-2], query)
             elif self.command == "GET" and (status := self._violated(url.path, query)):
@@ -102,12 +106,12 @@ class _Handler(emulator.RequestHandler):  # type: ignore[misc]
                 except _ConditionError:
                     self._refuse(412)
 
-    def _refuse(self, status: int, drain: bool = False) -> None:
+    def _refuse(self, status: int, message: str = "", drain: bool = False) -> None:
         if drain:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
         response = emulator.Response(self)
         response.status = http.HTTPStatus(status)
-        response.json({"error": {"code": status, "message": response.status.phrase}})
+        response.json({"error": {"code": status, "message": message or response.status.phrase}})
         response.close()
 
     def _violated(self, path: str, query: dict[str, str]) -> int | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 import google.auth
+import google.auth.environment_vars
 import google.auth.exceptions
 import google.auth.transport.requests
 import google_crc32c
@@ -49,6 +50,9 @@ READ_CHUNK = 8 << 20
 _BUCKET = re.compile(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", re.ASCII)
 """What the service may have; the client library refuses some of the rest in errors of Python's own."""
 _NAME_BYTES = 1024
+_PAYER = google.auth.environment_vars.GOOGLE_CLOUD_QUOTA_PROJECT
+_NO_PAYER = "requester pays"
+"""What the service says of such a bucket where a request names no project."""
 _NO_BUCKET = "bucket does not exist"
 """What the service says where not only the object is missing."""
 _UPLOAD_ATTEMPTS = 5
@@ -78,7 +82,7 @@ def stat(uri: str) -> FileInfo | None:
     if not _may_be(name):
         return None
     with _errors_named(uri):
-        blob = _client().bucket(bucket).get_blob(name, retry=DEFAULT_RETRY)
+        blob = _bucket(bucket).get_blob(name, retry=DEFAULT_RETRY)
     return None if blob is None else FileInfo(uri, blob.size, str(blob.generation))
 
 
@@ -90,7 +94,7 @@ def is_folder(uri: str) -> bool:
     if not _may_be(name):
         return False
     with _errors_named(uri):
-        below = _client().list_blobs(bucket, prefix=name.rstrip("/") + "/", max_results=1, retry=DEFAULT_RETRY)
+        below = _client().list_blobs(_bucket(bucket), prefix=name.rstrip("/") + "/", max_results=1, retry=DEFAULT_RETRY)
         return any(True for _ in below)
 
 
@@ -119,7 +123,7 @@ def _list_blobs(bucket: str, prefix: str, one_level: bool, within: UriRange) -> 
     last: str | None = None
     while True:
         blobs = _client().list_blobs(
-            bucket,
+            _bucket(bucket),
             prefix=prefix,
             # A pattern of one component asks for that level only; deeper ones list all that share the literal prefix.
             delimiter="/" if one_level else None,
@@ -147,7 +151,7 @@ def list_folders(folder: str) -> Iterator[str]:
     bucket, name = _split(folder)
     with _errors_named(folder):
         listing = _client().list_blobs(
-            bucket,
+            _bucket(bucket),
             prefix=f"{name.rstrip('/')}/" if name else "",
             delimiter="/",
             fields=_FIELDS,
@@ -163,7 +167,7 @@ def open_read(uri: str, version: str | None) -> BinaryIO:
     bucket, name = _split(uri)
     with _errors_named(uri, version):
         # One small request: a missing or replaced object is told here, and its size is needed for seeking.
-        blob = _Blob(name, _client().bucket(bucket))
+        blob = _Blob(name, _bucket(bucket))
         blob.reload(if_generation_match=_generation(version), retry=DEFAULT_RETRY)
     return cast(BinaryIO, _Reader(uri, version, blob))
 
@@ -172,7 +176,7 @@ def read_bytes(uri: str, version: str | None) -> bytes:
     """The whole object in one request, its CRC32C checked."""
     bucket, name = _split(uri)
     with _errors_named(uri, version):
-        blob = _Blob(name, _client().bucket(bucket))
+        blob = _Blob(name, _bucket(bucket))
         return blob.download_as_bytes(if_generation_match=_generation(version), checksum="crc32c", **_IN_ONE_REQUEST)
 
 
@@ -185,7 +189,7 @@ def publish(uri: str, source: bytes | Path, overwrite: bool) -> None:
     checksum = _crc32c(source)
     generation = 0
     with _errors_named(uri):
-        target = _client().bucket(bucket)
+        target = _bucket(bucket)
         for _ in range(_UPLOAD_ATTEMPTS):
             options = {"if_generation_match": generation, "checksum": "crc32c", "retry": DEFAULT_RETRY}
             try:
@@ -209,14 +213,14 @@ def delete(uri: str) -> None:
     """Remove the object; a missing one is fine."""
     bucket, name = _split(uri)
     with _errors_named(uri), contextlib.suppress(exceptions.NotFound):
-        _client().bucket(bucket).blob(name).delete(retry=DEFAULT_RETRY)
+        _bucket(bucket).blob(name).delete(retry=DEFAULT_RETRY)
 
 
 def modified(uri: str) -> float:
     """When the object was last written, by the service's clock."""
     bucket, name = _split(uri)
     with _errors_named(uri):
-        blob = _client().bucket(bucket).get_blob(name, retry=DEFAULT_RETRY)
+        blob = _bucket(bucket).get_blob(name, retry=DEFAULT_RETRY)
     if blob is None:
         raise FileNotFoundError(f"{uri} does not exist")
     return float(blob.updated.timestamp())
@@ -328,6 +332,12 @@ def _errors_named(uri: str, version: str | None = None) -> Iterator[None]:
         raise FileNotFoundError(f"{uri} does not exist{which}") from error
     except (exceptions.Unauthorized, exceptions.Forbidden) as error:
         _deny(uri, error)
+    except exceptions.BadRequest as error:
+        if _NO_PAYER not in str(error):
+            raise OSError(f"{uri}: {error}") from error
+        raise PermissionError(
+            f"{uri} is in a bucket whose readers pay: set {_PAYER}=PROJECT in the environment, of workers too"
+        ) from error
     except _OTHER_ERRORS as error:
         raise OSError(f"{uri}: {error}") from error
 
@@ -336,6 +346,11 @@ def _deny(uri: str, error: Exception) -> NoReturn:
     anonymous = isinstance(_client()._credentials, AnonymousCredentials)
     remedy = "no credentials were found; run `gcloud auth application-default login`" if anonymous else str(error)
     raise PermissionError(f"{uri} may not be accessed: {remedy}") from error
+
+
+def _bucket(name: str) -> storage.Bucket:
+    """A bucket, whose requests are billed to the project that the environment names, as requester-pays ones ask."""
+    return _client().bucket(name, user_project=os.environ.get(_PAYER) or None)
 
 
 def _client() -> storage.Client:

@@ -544,6 +544,32 @@ def test_a_missing_bucket_is_told_from_a_missing_object(gcs):  # noqa: F811
         storage.read_bytes(f"gs://{gcs.bucket}/none")
 
 
+def test_requests_to_a_requester_pays_bucket_name_who_pays(gcs, uri, tmp_path, monkeypatch):  # noqa: F811
+    (tmp_path / "file").write_bytes(b"2")
+    gcs.readers_pay = True
+    uses = [
+        lambda: storage.publish(uri, b"1"),
+        lambda: storage.publish_file(uri, tmp_path / "file"),
+        lambda: storage.read_bytes(uri),
+        lambda: storage.open_read(uri).read(),
+        lambda: list(storage.list_files(f"gs://{gcs.bucket}/*")),
+        lambda: list(storage.list_files(f"gs://{gcs.bucket}")),
+        lambda: storage.exists(uri),
+        lambda: storage.modified(uri),
+        lambda: storage.delete(uri),
+    ]
+    for use in uses:
+        with pytest.raises(PermissionError, match="whose readers pay: set GOOGLE_CLOUD_QUOTA_PROJECT=PROJECT"):
+            use()
+    monkeypatch.setenv("GOOGLE_CLOUD_QUOTA_PROJECT", "payer")
+    gcs.requests.clear()
+    for use in uses:
+        use()
+    asked = [path for _, path in gcs.requests if f"/b/{gcs.bucket}/o" in path]  # The library asks for the bucket, too.
+    assert len(asked) >= len(uses)
+    assert all("userProject=payer" in path for path in asked)
+
+
 def test_a_bucket_cannot_be_a_pattern(gcs):  # noqa: F811
     with pytest.raises(ImagebeamError, match=r"one bucket.*gs://b\*/x"):
         list(storage.list_files("gs://b*/x"))
