@@ -85,6 +85,11 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, patterns: beam.PCollection) -> beam.PCollection:
         """Stage the model; then plan, embed and finish."""
+        if not patterns.is_bounded:
+            raise ImagebeamError(
+                f"EmbedImages takes patterns that come to an end, since all are one run. Received: an unbounded "
+                f"collection, {patterns.producer.full_label!r}. EmbedRecords takes images without end."
+            )
         read = self.input_options.read_options()
         options = self.output_options
         folder = run_folder.read_run(run_folder.RunFolder(storage.absolute(options.output), {}))

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
 import imagebeam
@@ -78,6 +79,13 @@ def test_output_of_another_launcher_is_refused(source, output):
         pipeline.run()
     embed(output, source)
     assert len(embeddings(output)) == COUNT
+
+
+def test_patterns_without_end_are_refused(output):
+    ticks = beam.Pipeline("FnApiRunner") | "Ticks" >> PeriodicImpulse()
+    with pytest.raises(imagebeam.ImagebeamError, match=r"that come to an end.* Received: an unbounded .*'Ticks"):
+        _ = ticks | EmbedImages(str(output), **SMALL)
+    assert not output.exists()
 
 
 def test_train_reads_the_folder(source, output, tmp_path):
