@@ -22,7 +22,8 @@ TRANSPOSES = {
 _ORIENTATION = 274
 _IN_XMP = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])\b")
 _BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
-_SHORT, _LONG = 3, 4
+_SIZES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}
+"""Bytes of a whole number by its type. The standard has SHORT (3); exiv2 writes SLONG (9), and readers take others."""
 
 
 def read_orientation(exif: bytes | None, xmp: bytes | None) -> int:
@@ -43,11 +44,8 @@ def _in_exif(block: bytes) -> int | None:
     count = int.from_bytes(block[start : start + 2], order)
     for position in range(start + 2, min(start + 2 + 12 * count, len(block) - 11), 12):
         if int.from_bytes(block[position : position + 2], order) == _ORIENTATION:
-            kind = int.from_bytes(block[position + 2 : position + 4], order)
-            if kind in (_SHORT, _LONG):
-                size = 2 if kind == _SHORT else 4
-                return int.from_bytes(block[position + 8 : position + 8 + size], order)
-            return None
+            size = _SIZES.get(int.from_bytes(block[position + 2 : position + 4], order))
+            return None if size is None else int.from_bytes(block[position + 8 : position + 8 + size], order)
     return None
 
 

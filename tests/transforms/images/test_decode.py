@@ -147,6 +147,13 @@ def test_orientation_of_lossy_formats_is_applied(image_format, tolerance, orient
     assert_close(pixels(data), UPRIGHT[orientation](picture()), tolerance)
 
 
+@pytest.mark.parametrize("kind", [1, 3, 4, 6, 8, 9])
+def test_orientation_may_be_a_whole_number_of_any_type(kind):
+    """exiv2, and GIMP with it, writes SLONG (9)."""
+    block = exif(6).replace(struct.pack("<HHIH", 274, 3, 1, 6), struct.pack("<HHIH", 274, kind, 1, 6))
+    np.testing.assert_array_equal(pixels(encode(picture(), "PNG", exif=block)), np.rot90(picture(), -1))
+
+
 @pytest.mark.parametrize("block", [b"Exif\0\0II*\0", b"Exif\0\0nothing of the kind", exif(9), exif(6)[:-10]])
 def test_corrupt_exif_does_not_cost_the_image(block):
     assert_close(pixels(encode(picture(), "JPEG", quality=95, exif=block)), picture(), 30)

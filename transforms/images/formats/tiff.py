@@ -60,7 +60,7 @@ def decode(data: bytes, limits: Limits) -> Decoded:
 
 
 def _orientation(page: TiffPage) -> int:
-    """1 to 8; 1 where the tag holds something else, as libtiff and Pillow have it."""
+    """1 to 8 by the standard; 1 where the tag holds anything but one whole number, as libtiff has it."""
     value = page.tags.valueof(_ORIENTATION)
     if isinstance(value, bytes):  # Of the type BYTE.
         value = int.from_bytes(value, "big")
