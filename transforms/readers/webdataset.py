@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -221,6 +222,8 @@ class _StrictTarInfo(tarfile.TarInfo):
         try:
             info = cls.frombuf(block, tarfile_.encoding or "utf-8", tarfile_.errors or "surrogateescape")
             info.offset = source.tell() - tarfile.BLOCKSIZE
+            if times := _GNU_TIMES.match(block, 257):
+                info.name = info.name.removeprefix(f"{times[1].decode()}/")
             if info.size < 0:  # It would lead back, for ever.
                 raise tarfile.ReadError(f"a member has {info.size:,} bytes by its header")
             if info.type in _EXTENSION_TYPES and info.size > _HEADER_BYTES:
@@ -246,6 +249,9 @@ class _StrictTarInfo(tarfile.TarInfo):
         except (ValueError, LookupError, tarfile.TarError) as error:
             following.damage = f"its map of holes cannot be read ({error})"
 
+
+_GNU_TIMES = re.compile(rb"ustar  \0.{80}([0-7]{11})\0[0-7]{11}\0", re.DOTALL)
+"""GNU's own header where it has times, as those of incremental archives: `tarfile` takes them for a folder's name."""
 
 _EXTENSION_TYPES = (
     tarfile.GNUTYPE_LONGNAME,

@@ -85,6 +85,17 @@ def test_folder_whose_name_is_not_utf_8_has_one_label_in_every_format(tmp_path):
     assert [*labels(tmp_path / "x.tar").values()] == [*labels(tmp_path / "in").values()] == [r"caf\xe9"]
 
 
+def test_times_in_gnu_headers_are_no_folder(tmp_path):
+    """``tar --listed-incremental`` puts them where POSIX has the first part of a long name, and `tarfile` looks for it."""
+    info = tarfile.TarInfo("cat/1.png")
+    info.size = len(PNG)
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[345:369] = b"15302326136\00015302326137\0"
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * ord(" ") + sum(header[156:]))
+    (tmp_path / "x.tar").write_bytes(header + PNG.ljust(512, b"\0") + bytes(1024))
+    assert labels(tmp_path / "x.tar") == {"1": "cat"}
+
+
 def test_a_member_outside_of_its_tar_has_no_label(tmp_path):
     write_tar(tmp_path / "x.tar", [("cat/1.png", PNG), ("../up/4.png", PNG), ("../5.png", PNG)])
     assert list(labels(tmp_path / "x.tar").values()) == ["cat", None, None]
