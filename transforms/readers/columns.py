@@ -288,8 +288,11 @@ def check_image_column(name: str, schema: Schema, *, may_name_files: bool = Fals
     if fitting:
         remedy = f"Pass --image_column {' or '.join(fitting)}."
     else:
+        lists = [one for one, kind in schema.items() if is_list_type(kind) and _holds_images(kind.value_type)]
         remedy = "No column holds plain bytes."
-        if may_name_files and texts:
+        if lists:
+            remedy += f" Write the images of the lists in {' and '.join(lists)} into rows of their own."
+        elif may_name_files and texts:
             named = " or ".join([name] if name in texts else texts)
             remedy += f" If one names image files, pass --input_format manifest --uri_column {named}."
     raise ImagebeamError(f"{describe(schema)}. Received: --image_column {name!r}, {found}. {remedy}")

@@ -721,7 +721,14 @@ def test_a_wrong_image_column_is_answered_with_the_right_one(tmp_path):
             {"image": pa.array(["x.jpg"]).dictionary_encode()},
             r"a column of dictionary.*plain bytes.*--uri_column image\.",
         ),
-        ({"image": [[b"1"]], "label": [1]}, r"a column of list<.*No column holds plain bytes\.$"),
+        (
+            {"image": [[b"1"]], "label": ["a"]},
+            r"a column of list<.*plain bytes\. Write the images of the lists in image ",
+        ),
+        (
+            {"images": [[{"bytes": b"1", "path": "x"}]]},
+            r"no column.*plain bytes\. Write the images of the lists in images ",
+        ),
         ({"image": [{"bytes": None, "size": 1}], "label": [1]}, r"a column of struct<.*No column holds plain bytes\.$"),
     ],
 )

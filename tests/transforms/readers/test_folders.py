@@ -86,7 +86,7 @@ def test_folder_whose_name_is_not_utf_8_has_one_label_in_every_format(tmp_path):
 
 
 def test_times_in_gnu_headers_are_no_folder(tmp_path):
-    """``tar --listed-incremental`` puts them where POSIX has the first part of a long name, and `tarfile` looks for it."""
+    """``tar --listed-incremental`` puts them where POSIX has the first part of a long name."""
     info = tarfile.TarInfo("cat/1.png")
     info.size = len(PNG)
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
