@@ -102,6 +102,8 @@ def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions) -
         raise RecordError("bad_value", str(error)) from error
     own_key = as_text(row.get(KEY_COLUMN))
     file = _look_at(uri)
+    if file is None and "\\" in named and storage.is_local(uri):
+        raise RecordError("missing", f"there is no {named}; if the list is from Windows, write / for each \\")
     ref = RecordRef(
         own_key or key,
         uri,

@@ -489,6 +489,20 @@ def test_a_key_that_a_manifest_gives_twice_is_a_failure_the_second_time(tmp_path
     }
 
 
+def test_paths_of_windows_in_a_manifest_are_failures_with_the_remedy(tmp_path):
+    (tmp_path / "odd\\name.jpg").write_bytes(b"1")  # A name that Linux allows.
+    (tmp_path / "m.jsonl").write_text(
+        "".join(json.dumps({"uri": uri}) + "\n" for uri in ("photos\\1.jpg", "odd\\name.jpg"))
+    )
+    (unit,) = cut(tmp_path / "m.jsonl", "manifest", 50)
+    failure, ref = unit.refs
+    assert (failure.error_type, failure.message) == (
+        "missing",
+        "there is no photos\\1.jpg; if the list is from Windows, write / for each \\",
+    )
+    assert isinstance(ref, RecordRef)
+
+
 def test_a_parquet_manifest_may_hold_bytes(tmp_path):
     """Hive and others write text without saying that it is."""
     rows = {
