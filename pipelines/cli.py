@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipelines.common import log
-from transforms.core.errors import ImagebeamError, JobError
+from transforms.core.errors import ImagebeamError, JobError, without_arguments
 from transforms.models.architectures import nearest
 from transforms.models.keras_import import import_without_unused
 
@@ -193,7 +193,7 @@ def _fail(message: str, code: ExitCode, *, debug: bool = False) -> ExitCode:
 
 def _in_one_line(error: Exception) -> str:
     """A runner's errors carry a worker's whole traceback in their message: its last line says what happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in without_arguments(str(error)).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     return lines[-1] if "Traceback" in str(error) else f"{type(error).__name__}: {lines[0]}"

@@ -26,7 +26,7 @@ from pipelines.options.extraction import OutputOptions
 from pipelines.runtime.finish import Finish, Result, Run, finish
 from pipelines.runtime.input_source import Source
 from pipelines.runtime.run_folder import RunFolder
-from transforms.core.errors import ColumnTypeError, ImagebeamError, JobError
+from transforms.core.errors import ColumnTypeError, ImagebeamError, JobError, without_arguments
 from transforms.core.progress import PROGRESS
 from transforms.runs import lease, manifest
 from transforms.runs.manifest import ModelFacts
@@ -133,7 +133,8 @@ def _last_line(error: Exception) -> str:
     """
     if _WORKER_LOST in str(error):
         return "A worker process ended before its work did: it was killed, or the machine ran out of memory"
-    lines = [line for line in str(error).splitlines() if line.strip() and not _JAVA_FRAME.match(line)]
+    text = without_arguments(str(error))
+    lines = [line for line in text.splitlines() if line.strip() and not _JAVA_FRAME.match(line)]
     return _WHILE_RUNNING.sub("", lines[-1].strip()).rstrip(".") if lines else repr(error)
 
 

@@ -28,7 +28,7 @@ from pipelines.options.extraction import (
 from pipelines.options.kept_columns import KeptColumn, parse_kept_columns
 from pipelines.options.workers import WorkerOptions, add_worker_arguments
 from transforms.core.engines import Engine, PrecisionChoice
-from transforms.core.errors import ImagebeamError, JobError
+from transforms.core.errors import ImagebeamError, JobError, first_line, last_line
 from transforms.core.formats import KEEP_TYPES, EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
 from transforms.core.spec import Interpolation, JpegDecode, Pooling, Precision, Preprocessing, ResizeMode
 
@@ -377,6 +377,17 @@ class TestExitCodes:
         text = "Traceback (most recent call last):\n  File x\nKeyError: 'jpg' [while running 'Embed units']\n\n"
         assert job(raising(RuntimeError(text))) == 1
         assert "internal error: KeyError: 'jpg' [while running 'Embed units'];" in capsys.readouterr().err
+
+    def test_what_keras_adds_to_an_error_is_cut(self, job, capsys):
+        """The reason comes first, and behind it the arguments of a call, or the whole model."""
+        called = "Exception encountered when calling Functional.call().\n\n\x1b[1m'b 1' is no scope name\x1b[0m\n\n"
+        listed = "Arguments received by Functional.call():\n  • inputs=tf.Tensor([[1\n 2]])\n  • kwargs=<class 'x'>"
+        text = f"Traceback (most recent call last):\nValueError: {called}{listed} [while running 'Embed units']\n"
+        assert job(raising(RuntimeError(text))) == 1
+        assert "internal error: 'b 1' is no scope name;" in capsys.readouterr().err
+        both = f"{text}\n\nDuring handling of the above exception, another:\n\nStopError: nothing can be embedded"
+        assert last_line(RuntimeError(both)) == "StopError: nothing can be embedded"
+        assert first_line(ValueError("No class. Full object config: {'layers': [1]}")) == "No class."
 
     @pytest.mark.parametrize(("error", "code"), [(ImagebeamError("x"), 2), (ValueError("x"), 1)])
     def test_debug_prints_the_traceback(self, job, capsys, error, code):

@@ -1,6 +1,7 @@
 """The errors that users see. The command line imports this module, so it imports nothing heavy."""
 
 import errno
+import re
 
 
 class ImagebeamError(Exception):
@@ -39,7 +40,29 @@ def last_line(error: Exception) -> str:
 
 
 def _lines(error: Exception) -> list[str]:
-    return [line.strip()[:200] for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = without_arguments(str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    return [line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in lines]
+
+
+_LONGEST = 200
+"""Characters of a line."""
+
+
+_ARGUMENTS = re.compile(
+    r"(\n\s*Arguments received by [^\n]*:\n| Full object config: )"
+    r".*?(?=\n\n(?:During handling of|The above exception)|\Z)",
+    re.DOTALL,
+)
+_NODE = re.compile(r"\n\s*\[\[\{\{node .*")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def without_arguments(message: str) -> str:
+    """A message of Keras without the tensors, the node or the model's whole configuration that follow the reason."""
+    for what in (_ARGUMENTS, _NODE, _COLOURS):
+        message = what.sub("", message)
+    return message
 
 
 _MISTAKES = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
