@@ -19,7 +19,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec, Precision
 from transforms.embed.sampling import Drawn
 from transforms.models.config import EmbedderConfig
-from transforms.models.embedder import Embedder, assemble, identify, load_backbone
+from transforms.models.embedder import Embedder, identify, load_backbone, make_embedder
 from transforms.models.engines import int8, openvino_model, trial
 from transforms.models.engines.compiled import has_gpu
 from transforms.models.engines.trial import Verdict
@@ -232,7 +232,7 @@ def _builder(config: EmbedderConfig) -> Callable[[Precision], Embedder]:
     def at_precision(precision: Precision) -> Embedder:
         backbone, spec = backbone_and_spec()
         spec = dataclasses.replace(spec, precision=precision)
-        return Embedder(spec, assemble(spec, backbone))
+        return make_embedder(config, spec, backbone)
 
     return at_precision
 

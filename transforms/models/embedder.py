@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.core.errors import ImagebeamError
+from transforms.core.errors import ImagebeamError, last_line
 from transforms.core.field_types import typed
 from transforms.core.spec import EmbedderSpec, Pooling, Precision, Preprocessing
 from transforms.models.architectures import Architecture, get_architecture, nearest
@@ -20,12 +20,16 @@ from transforms.models.config import EmbedderConfig
 from transforms.models.engines.compiled import CompiledModel
 from transforms.models.graph_digest import graph_sha256
 from transforms.models.keras_import import import_keras, pinned_keras
-from transforms.models.keras_internals import outputs_in
+from transforms.models.keras_internals import is_channels_first, outputs_in
 from transforms.models.own_model import OwnModel, call, load_weights, preprocess
 from transforms.models.weights import load as weights_module
 
 if TYPE_CHECKING:
     import keras
+
+
+_SAME_IMAGE = 0.1
+"""How far the vectors of one image may be apart, as a share of their length; bfloat16 rounds by less."""
 
 
 class Embedder:
@@ -112,8 +116,52 @@ def resolve(config: EmbedderConfig) -> Embedder:
     """
     refuse_int8(config)
     backbone = load_backbone(config)
-    spec = identify(config, backbone)
-    return Embedder(spec, assemble(spec, backbone))
+    return make_embedder(config, identify(config, backbone), backbone)
+
+
+def make_embedder(config: EmbedderConfig, spec: EmbedderSpec, backbone: keras.Model) -> Embedder:
+    """The embedder of a loaded backbone; with a model of one's own it is tried on two images.
+
+    Args:
+        config: what was asked for.
+        spec: of the embedder, which may compute in another precision than `config` says.
+        backbone: as `load_backbone` gives it.
+
+    Raises:
+        ImagebeamError: if the layers' output cannot be pooled, or the model does not embed each image for itself.
+    """
+    embedder = Embedder(spec, assemble(spec, backbone))
+    if spec.preprocessing is not None and spec.image_size is not None:
+        _check_each_for_itself(embedder, config.model)
+    return embedder
+
+
+def _check_each_for_itself(embedder: Embedder, name: str) -> None:
+    """Refuse a model that cannot run, or gives an image another vector in company than alone.
+
+    Raises:
+        ImagebeamError: naming the model.
+    """
+    assert embedder.spec.image_size is not None
+    height, width = embedder.spec.image_size
+    pair = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    pair[1] //= 4  # or both would have the same statistics
+    try:
+        alone, together = embedder.embed(pair[:1]), embedder.embed(pair)
+    except Exception as error:  # whatever the model's layers and the backend raise
+        raise ImagebeamError(
+            f"The model does not run on batches of one and two images: {last_line(error).rstrip('.')}. Received: "
+            f"model={name!r}. Save a model whose predict() takes both; its input is keras.Input((height, width, 3)), "
+            "without a size of the batch."
+        ) from error
+    for column, vectors in alone.items():
+        apart = np.linalg.norm(np.subtract(together[column][0], vectors[0]))
+        if apart > _SAME_IMAGE * np.linalg.norm(vectors[0]):
+            raise ImagebeamError(
+                f"The model gives one image different vectors, alone and beside another. Received: model={name!r}. An "
+                "operation in it takes the whole batch together (such as keras.ops.mean(x) without an axis) or is "
+                "random. Save a model without it."
+            )
 
 
 def build_embedder(config: EmbedderConfig, *, input_tensor: Any = None) -> keras.Model:
@@ -221,10 +269,11 @@ def _load_own_model(config: EmbedderConfig, model: OwnModel) -> keras.Model:
                 f"'imagebeam layers --model {model.name}' lists them all."
             )
     if not config.layers and len(backbone.outputs) > 1:
-        raise ImagebeamError(
-            f"{model.name} has {len(backbone.outputs)} outputs. Choose what to take by --layer; "
-            f"'imagebeam layers --model {model.name}' lists the layers."
-        )
+        remedy = f"Choose what to take by --layer; 'imagebeam layers --model {model.name}' lists the layers."
+        inner = [layer for layer in backbone.layers if not isinstance(layer, keras.layers.InputLayer)]
+        if all(isinstance(layer.output, dict | list | tuple) for layer in inner):  # A subclassed model is one layer.
+            remedy = "Save a model that gives one of them: keras.Model(images, model(images)[NAME])."
+        raise ImagebeamError(f"{model.name} has {len(backbone.outputs)} outputs, and one is pooled. {remedy}")
     return backbone
 
 
@@ -337,7 +386,7 @@ def _layer_output(backbone: keras.Model, name: str) -> Any:
 def _pool(feature_map: Any, pooling: Pooling) -> Any:
     """Feature map [n, height, width, channels] or tokens [n, m, channels] -> float32 [n, dimension].
 
-    Vectors pass as they are.
+    Vectors pass as they are. Where a layer's data format says so, the channels are the second axis.
 
     Pooling computes in float32 whatever the backbone computes in: a mean over thousands of bfloat16 values in
     bfloat16 would lose most of its digits.
@@ -345,25 +394,30 @@ def _pool(feature_map: Any, pooling: Pooling) -> Any:
     import keras
 
     rank = len(feature_map.shape)
-    if feature_map.shape[-1] is None:
-        raise ImagebeamError(
-            f"The length of the vectors depends on the image's size. Received: output shape {feature_map.shape}. Give "
-            "a fixed image_size, or choose another layer."
-        )
-    if rank == 2:
-        return keras.layers.Activation("linear", dtype="float32")(feature_map)
-    if rank not in (3, 4):
+    if rank not in (2, 3, 4) or 0 in feature_map.shape:
         raise ImagebeamError(
             "Only layers with a feature map, a row of tokens or a vector can be pooled. Received: output shape "
-            f"{feature_map.shape}."
+            f"{feature_map.shape}. Choose another layer with --layer."
         )
+    places_last = rank > 2 and is_channels_first(feature_map)
+    if feature_map.shape[1 if places_last else -1] is None:
+        raise ImagebeamError(
+            "The length of the vectors depends on the size of the image or of the batch. Received: output shape "
+            f"{feature_map.shape}. Give a fixed image_size, choose another layer, or save the model without a size of "
+            "the batch."
+        )
+    if not keras.backend.is_float_dtype(feature_map.dtype):
+        feature_map = keras.ops.cast(feature_map, "float32")
+    if rank == 2:
+        return keras.layers.Activation("linear", dtype="float32")(feature_map)
     average, maximum = (
         (keras.layers.GlobalAveragePooling1D, keras.layers.GlobalMaxPooling1D)
         if rank == 3
         else (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D)
     )
     layer = {Pooling.AVG: average, Pooling.MAX: maximum, Pooling.FLATTEN: keras.layers.Flatten}[pooling]
-    return layer(dtype="float32")(feature_map)
+    data_format = "channels_first" if places_last else "channels_last"
+    return layer(data_format=data_format, dtype="float32")(feature_map)
 
 
 def _numpy_name(dtype: str) -> str:

@@ -67,6 +67,31 @@ def outputs_in(model: keras.Model, name: str) -> list[Any]:
     return next(list(node.output_tensors) for node in nodes if node.operation is layer)
 
 
+_REORDERING = ("Permute", "Transpose", "Moveaxis", "Swapaxes")
+"""Operations behind which the channels may be elsewhere, whatever the shapes."""
+
+
+def is_channels_first(feature_map: Any) -> bool:
+    """Whether a Keras tensor has its channels before its places: [n, channels, height, width].
+
+    Its shape does not tell. The layer that made it does, or else the nearest one before it that has a data format, as
+    long as what lies between keeps the shape, as activations and normalisations do.
+    """
+    while True:
+        operation, node, output = feature_map._keras_history
+        if inner := getattr(operation, "outputs", None):  # a model within the model
+            feature_map = inner[output]
+            continue
+        if (data_format := getattr(operation, "data_format", None)) is not None:
+            return bool(data_format == "channels_first")
+        before = [
+            tensor for tensor in operation._inbound_nodes[node].input_tensors if tensor.shape == feature_map.shape
+        ]
+        if not before or type(operation).__name__ in _REORDERING:
+            return False
+        feature_map = before[0]
+
+
 def published_efficientnet_md5(name: str) -> tuple[str, str]:
     """MD5 of the ImageNet files that Keras publishes for an EfficientNetB0 to B7: (with the top, without).
 

@@ -20,6 +20,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.text import size_text
 from transforms.models.architectures import ARCHITECTURES, Architecture, get_architecture, nearest
 from transforms.models.keras_import import import_keras
+from transforms.models.keras_internals import is_channels_first
 from transforms.models.own_model import OwnModel
 
 TABLE = Path(__file__).with_name("layer_tables.json.gz")
@@ -120,7 +121,9 @@ def build_layers(architecture: Architecture | OwnModel, image_size: tuple[int, i
     for layer in model.layers:
         output = layer.output  # of some layers of one's own, several
         shape = tuple(output.shape[1:]) if hasattr(output, "shape") else ()
-        dimension = shape[-1] if len(shape) in (1, 2, 3) else None
+        dimension = None
+        if len(shape) in (1, 2, 3):
+            dimension = shape[0 if len(shape) > 1 and is_channels_first(output) else -1]
         yield LayerInfo(layer.name, type(layer).__name__, shape, dimension, layer.count_params())
 
 

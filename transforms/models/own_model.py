@@ -5,17 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError, first_line
 from transforms.core.spec import EmbedderSpec, Preprocessing
 from transforms.core.text import size_text
-from transforms.models.architectures import Architecture, get_architecture
+from transforms.models.architectures import ARCHITECTURES, Architecture, get_architecture
 from transforms.models.keras_import import pinned_keras
 
 if TYPE_CHECKING:
@@ -132,10 +131,10 @@ class OwnModel:
         except OSError as error:
             raise ImagebeamError(f"The model file cannot be read: {error}. Received: model={self.name!r}.") from error
         except Exception as error:  # Keras lets whatever a layer's constructor raises through.
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ImagebeamError(
-                f"Keras cannot load the model in safe mode: {why} Received: model={self.name!r}. Layers must be Keras' "
-                "own or of an installed package such as keras-hub; Lambda layers and pickled code are not loaded."
+                f"Keras cannot load the model in safe mode: {first_line(error)} Received: model={self.name!r}. Layers "
+                "must be Keras' own or of an installed package such as keras-hub; Lambda layers and pickled code are "
+                "not loaded."
             ) from error
 
 
@@ -171,7 +170,8 @@ def find_model(name: str) -> Architecture | OwnModel:
     if is_own_model(name):
         return describe(name)
     suffix = PurePosixPath(name).suffix.lower()
-    if suffix not in _OTHER_FILES and "/" not in name:
+    is_file = suffix in _OTHER_FILES or "/" in name or (name not in ARCHITECTURES and Path(name).exists())
+    if not is_file:
         return get_architecture(name)
     remedy = "Weights alone go to --weights, beside --model with the architecture's name."
     if suffix in (".h5", ".hdf5"):
@@ -221,16 +221,37 @@ def _describe(name: str, path: str, size: int, modified: int) -> OwnModel:
     del size, modified  # Only to tell another version of the file.
     import hashlib
 
-    try:
-        with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read("config.json"))
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+    config, version = _read_config(name, path)
+    if not version.startswith("3"):
         raise ImagebeamError(
-            f"Not a Keras 3 model file: {error}. Received: model={name!r}. Save it with model.save('x.keras')."
-        ) from error
+            f"Not a Keras 3 model file: Keras {version} wrote it. Received: model={name!r}. Of an architecture of "
+            "keras.applications, give it to --weights. Else save the model as .h5 with that Keras, and in Keras 3 call "
+            "keras.saving.load_model('x.h5').save('x.keras')."
+        )
     _check_channels(name, config)
     with open(path, "rb") as file:
         return OwnModel(name, hashlib.file_digest(file, "sha256").hexdigest(), _input_size(config))
+
+
+def _read_config(name: str, path: str) -> tuple[dict[str, Any], str]:
+    """The configuration in a `.keras` file, and the version of Keras that wrote it; "3" where it does not say.
+
+    Raises:
+        ImagebeamError: if it is no such file, or damaged.
+    """
+    from transforms.models.weights.files import WeightsFileError, open_archive
+
+    try:
+        with open_archive(Path(path)) as archive:
+            config = json.loads(archive.read("config.json"))
+            about = json.loads(archive.read("metadata.json")) if "metadata.json" in archive.namelist() else {}
+        if not isinstance(config, dict) or not isinstance(about, dict):
+            raise TypeError("its config.json describes no model")
+    except (WeightsFileError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ImagebeamError(
+            f"Not a Keras 3 model file: {error}. Received: model={name!r}. Save it with model.save('x.keras')."
+        ) from error
+    return config, str(about.get("keras_version", "3"))
 
 
 def _check_channels(name: str, config: Any) -> None:
@@ -264,10 +285,14 @@ def _input_size(config: Any) -> tuple[int | None, int | None]:
 
 def _shapes(config: Any) -> Iterator[Any]:
     """The shapes that a model's configuration gives for its input, the likeliest first."""
-    settings = config.get("config", {})
-    for layer in settings.get("layers", ()) if isinstance(settings, dict) else ():
+    settings = _mapping(config.get("config"))
+    layers = settings.get("layers")
+    for layer in map(_mapping, layers if isinstance(layers, list) else ()):
         if layer.get("class_name") == "InputLayer":
-            yield layer["config"].get("batch_shape")
-    if isinstance(settings, dict):
-        yield settings.get("image_shape")  # KerasHub's backbones
-    yield (config.get("build_config") or {}).get("input_shape")
+            yield _mapping(layer.get("config")).get("batch_shape")
+    yield settings.get("image_shape")  # KerasHub's backbones
+    yield _mapping(config.get("build_config")).get("input_shape")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,9 +1,11 @@
 """A backbone of one's own in a `.keras` file: as plain Keras computes it, and refused where Keras cannot load it."""
 
 import dataclasses
+import json
 import shutil
 import warnings
 import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,9 +13,13 @@ import pytest
 
 from tests.support.extracting import embeddings, extract, manifest
 from transforms.core.errors import ImagebeamError
+from transforms.core.spec import Precision
 from transforms.models.config import EmbedderConfig
 from transforms.models.constants import with_constant_normalization
 from transforms.models.embedder import build_embedder, load_backbone, resolve
+from transforms.models.engines.compiled import CompiledModel
+from transforms.models.layer_tables import build_layers
+from transforms.models.own_model import describe
 from transforms.models.staged import stage_model
 from transforms.training.backbone import Frozen, freeze
 
@@ -382,3 +388,167 @@ def test_vectors_of_varying_length_are_refused(save):
     with pytest.raises(ImagebeamError, match="length of the vectors depends"):
         resolve(EmbedderConfig(path, image_size="native"))
     assert resolve(EmbedderConfig(path, image_size=(24, 20))).dimensions == {"embedding": 24 * 20 * 3}
+
+
+def channels_first(around):
+    """A map [n, 4, 22, 18], behind `around`."""
+    keras.utils.set_random_seed(9)
+    image = keras.Input((24, 20, 3))
+    convolution = keras.layers.Conv2D(4, 3, data_format="channels_first")
+    first = keras.layers.BatchNormalization(axis=1)(convolution(keras.layers.Permute((3, 1, 2))(image)))
+    return keras.Model(image, around(first))
+
+
+def in_a_model(first):
+    image = keras.Input(first.shape[1:])
+    pooled = keras.layers.MaxPooling2D(2, data_format="channels_first")(image)
+    return keras.Model(image, keras.layers.Activation("tanh")(pooled))(first)
+
+
+@pytest.mark.parametrize("around", [keras.layers.ReLU(name="last"), in_a_model], ids=["activation", "model"])
+@pytest.mark.parametrize(("pooling", "pool"), [("avg", np.mean), ("max", np.max)])
+def test_channels_that_come_first_are_not_pooled_over(save, around, pooling, pool):
+    """The shape [n, 4, 22, 18] does not tell: means over channels and rows would be 18 floats."""
+    path = save(model := channels_first(around))
+    found = resolve(EmbedderConfig(path, pooling=pooling)).embed(PIXELS)["embedding"]
+    expected = pool(np.asarray(model(PIXELS.astype("float32"))), axis=(2, 3))
+    assert found.shape == (3, 4)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert [layer.dimension for layer in build_layers(describe(path), (24, 20))][-1] == 4
+
+
+def test_channels_that_were_put_last_are_last(save):
+    path = save(model := channels_first(lambda first: keras.layers.Permute((2, 3, 1))(first)))
+    np.testing.assert_allclose(
+        resolve(EmbedderConfig(path)).embed(PIXELS)["embedding"], expected(model), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda images: (images - keras.ops.mean(images)) / keras.ops.std(images),
+        lambda images: keras.ops.mean(images, axis=0, keepdims=True),
+        lambda images: keras.ops.reshape(images, (1, 24 * 20 * 3)),
+        lambda images: keras.layers.Conv2D(4, 3, name="block 1")(images),  # no name that TensorFlow takes
+    ],
+    ids=["statistics", "one vector", "one image", "cannot run"],
+)
+def test_models_that_do_not_embed_each_image_for_itself_are_refused(save, operation):
+    image = keras.Input((24, 20, 3))
+    path = save(keras.Model(image, operation(image)))
+    with pytest.raises(ImagebeamError, match=r"mine\.keras") as caught:
+        resolve(EmbedderConfig(path))
+    assert "Arguments" not in str(caught.value)
+    assert "node" not in str(caught.value)
+
+
+def test_a_batch_without_a_vector_for_each_image_is_an_error():
+    """At native size no model is tried before the run: one vector was taken for that of every image."""
+    image = keras.Input((None, None, 3), dtype="uint8")
+    model = keras.Model(image, keras.ops.mean(keras.ops.cast(image, "float32"), axis=(0, 1, 2), keepdims=True)[0, 0])
+    with pytest.raises(ValueError, match="1 vectors for 3 images"):
+        CompiledModel(model, Precision.FLOAT32)(PIXELS)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        keras.ops.mean,
+        lambda images: keras.ops.mean(images, axis=(1, 2, 3)),
+        lambda images: keras.layers.Flatten()(images)[:, :0],
+    ],
+    ids=["number", "numbers", "empty"],
+)
+def test_outputs_that_are_no_vectors_are_refused(save, output):
+    image = keras.Input((24, 20, 3))
+    path = save(keras.Model(image, output(image)))
+    with pytest.raises(ImagebeamError, match="can be pooled"):
+        resolve(EmbedderConfig(path))
+
+
+def test_answers_of_a_model_are_floats(save):
+    image = keras.Input((24, 20, 3))
+    path = save(keras.Model(image, keras.layers.GlobalAveragePooling2D()(image) > 127))
+    vectors = resolve(EmbedderConfig(path)).embed(PIXELS)["embedding"]
+    assert vectors.dtype == np.float32
+    np.testing.assert_array_equal(vectors, PIXELS.mean(axis=(1, 2)) > 127)
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "float16", "float64"])
+def test_weights_of_another_precision(save, policy):
+    image = keras.Input((24, 20, 3))
+    layers = [keras.layers.Rescaling(1 / 255, dtype=policy), keras.layers.Conv2D(4, 3, dtype=policy)]
+    model = keras.Model(image, layers[1](layers[0](image)))
+    exact = np.asarray(model(PIXELS.astype("float32"))).astype("float64").mean(axis=(1, 2))
+    np.testing.assert_allclose(
+        resolve(EmbedderConfig(save(model))).embed(PIXELS)["embedding"], exact, rtol=1e-2, atol=1e-3
+    )
+
+
+@pytest.fixture
+def rewrite(save, tmp_path):
+    """Save a model with other content of one member."""
+
+    def rewrite(member, content):
+        with zipfile.ZipFile(save(functional())) as archive, zipfile.ZipFile(tmp_path / "odd.keras", "w") as odd:
+            for name in archive.namelist():
+                odd.writestr(name, content if name == member else archive.read(name))
+        return str(tmp_path / "odd.keras")
+
+    return rewrite
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]", b"3", b"[" * 100_000, b"\xff", b'{"a"'])
+def test_a_configuration_that_is_none_is_refused(rewrite, content):
+    with pytest.raises(ImagebeamError, match="Not a Keras 3 model file"):
+        EmbedderConfig(rewrite("config.json", content))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"config": {"layers": ["a", 3]}},
+        {"config": {"layers": 7}},
+        {"config": {"layers": [{"class_name": "InputLayer"}]}},
+        {"config": {}, "build_config": [1]},
+    ],
+)
+def test_a_configuration_that_keras_cannot_load_is_refused_in_few_words(rewrite, config):
+    path = rewrite("config.json", json.dumps({"class_name": "Functional", **config, "note": "x" * 9999}).encode())
+    with pytest.raises(ImagebeamError, match="cannot load") as caught:
+        resolve(EmbedderConfig(path, image_size=(24, 20)))
+    assert len(str(caught.value)) < 700
+
+
+def test_a_damaged_archive_is_refused(rewrite):
+    path = rewrite("config.json", b"{}")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", bytes(range(256)))
+    data = bytearray(Path(path).read_bytes())
+    start = 30 + len("config.json")
+    data[start : start + 40] = bytes(40)
+    Path(path).write_bytes(data)
+    with pytest.raises(ImagebeamError, match="Not a Keras 3 model file"):
+        EmbedderConfig(path)
+
+
+def test_a_file_of_keras_2_is_told(rewrite):
+    with pytest.raises(ImagebeamError, match=r"Keras 2\.15\.0 wrote it.*--weights"):
+        EmbedderConfig(rewrite("metadata.json", b'{"keras_version": "2.15.0"}'))
+
+
+def test_a_file_without_its_ending_is_told_from_a_name(save, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(save(functional()), "backbone")
+    with pytest.raises(ImagebeamError, match=r"a Keras 3 file, \*\.keras"):
+        EmbedderConfig("backbone")
+    shutil.copy("backbone", "VGG16")
+    assert EmbedderConfig("VGG16").model == "VGG16"
+
+
+def test_several_outputs_without_a_choice_of_layers(save):
+    image, inner = keras.Input((24, 20, 3)), keras.Input((24, 20, 3))
+    parts = keras.Model(inner, [keras.layers.ReLU()(inner), inner])
+    with pytest.raises(ImagebeamError, match=r"keras\.Model\(images, model"):
+        resolve(EmbedderConfig(save(keras.Model(image, parts(image)))))

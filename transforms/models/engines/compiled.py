@@ -62,7 +62,11 @@ class CompiledModel:
             self._most = min(self._most or half, half)
             _log.warning("%d images do not fit into the device's memory: %d at a time from now on", len(images), half)
             return self(images)
-        return vectors if isinstance(vectors, dict) else {"embedding": vectors}
+        named = vectors if isinstance(vectors, dict) else {"embedding": vectors}
+        for found in named.values():
+            if len(found) != len(images):  # One vector would be taken for that of every image.
+                raise ValueError(f"the model gives {len(found)} vectors for {len(images)} images")
+        return named
 
     def _begin(self, images: np.ndarray) -> Any:
         with self._lock, pinned_keras():  # Keras' tracing is not re-entrant

@@ -238,5 +238,5 @@ def digest(model: keras.Model) -> str:
     for variable in model.weights:
         value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
         sha256.update(f"{value.dtype.str}{value.shape}".encode())
-        sha256.update(value.data)
+        sha256.update(value.view(np.uint8).data)  # bfloat16 is no type that a buffer has
     return sha256.hexdigest()
