@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import say
-from pipelines.common.fields import Options, flag
+from pipelines.common.fields import Options, check_seed, flag
 from pipelines.common.flags import JobParser, parse
 from pipelines.training.accuracy_table import accuracy_cell, difference_cell, print_accuracies
 from pipelines.training.accuracy_table import describe as describe_answers
@@ -52,6 +52,7 @@ class CompareOptions(Options):
         for name, least in (("folds", 2), ("neighbours", 1), ("max_rows", 10)):
             if getattr(self, name) < least:
                 raise ImagebeamError(f"--{name} is at least {least}. Received: {getattr(self, name)}.")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,16 @@ def _shown(default: object) -> str:
     return f"{default:,}" if type(default) is int and default >= 10_000 else str(default)
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a `--seed` that NumPy's and scikit-learn's generators do not take.
+
+    Raises:
+        ImagebeamError: if it is negative, or has more than 32 bits.
+    """
+    if not 0 <= seed < 2**32:
+        raise ImagebeamError(f"--seed is at least 0 and less than {2**32:,}. Received: {seed}.")
+
+
 def refuse_both(first: Sequence[str], second: Sequence[str], why: str) -> None:
     """Refuse flags that contradict each other.
 

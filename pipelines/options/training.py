@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.common.fields import Options, flag, one_of, refuse_both
+from pipelines.common.fields import Options, check_seed, flag, one_of, refuse_both
 from transforms.core.errors import ImagebeamError
 from transforms.core.text import spelled
 from transforms.training.head import Normalization, Schedule, Solver, VectorTransform
@@ -213,12 +213,12 @@ class FitOptions(Options):
             ("--epochs", self.epochs, 1),
             ("--batch_size", self.batch_size, 1),
             ("--patience", self.patience, 0),
-            ("--seed", self.seed, 0),
             ("--checkpoint_seconds", self.checkpoint_seconds, 0),
             ("--weight_decay", self.weight_decay, 0),
         ):
             if not least <= value < math.inf:
                 raise ImagebeamError(f"{name} is at least {least}. Received: {value}.")
+        check_seed(self.seed)
         if not 0 < self.learning_rate < math.inf:
             raise ImagebeamError(f"--learning_rate is more than 0. Received: {self.learning_rate}.")
         if not 0 <= self.label_smoothing < 1:

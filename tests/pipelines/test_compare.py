@@ -160,6 +160,7 @@ def test_one_row_excludes_no_difference():
     [
         (["good"], "nothing to compare it with"),
         (["good", "noisy", "--folds", "1"], "--folds is at least 2"),
+        (["good", "noisy", "--seed", "-1"], "--seed is at least 0"),
         (["good", "noisy", "--label_column", "no"], "--label_column 'no'"),
         (["good", "missing"], "no embeddings in"),
     ],

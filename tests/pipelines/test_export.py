@@ -164,6 +164,16 @@ def test_export_that_disagrees_is_not_written(folder, tmp_path, monkeypatch, cap
     assert not list(tmp_path.iterdir())
 
 
+def test_export_that_its_runtime_does_not_load_is_an_answer(folder, tmp_path, monkeypatch, capfd):
+    def refuse(path):
+        raise RuntimeError("Exception from core.cpp:132:\nConvolution of bf16 is not implemented")
+
+    monkeypatch.setattr(export, "_open_tflite", refuse)
+    run(folder, "--format", "tflite", "--output", tmp_path / "m.tflite", code=2)
+    assert "tflite does not load what was exported: Convolution of bf16" in said(capfd)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is not None, reason="onnxruntime is installed")
 def test_missing_packages_are_named_first(folder, tmp_path, capfd):
     run(folder, "--format", "onnx", "--output", tmp_path / "m.onnx", code=2)

@@ -350,6 +350,7 @@ class TestErrors:
             (["--augment", "flip,turn"], "choose of flip"),
             (["--augment", "flip,flip"], "takes each name once"),
             (["--epochs", "0"], "--epochs is at least 1"),
+            (["--seed", "4294967296"], "less than 4,294,967,296. Received: 4294967296"),
             (["--head_epochs", "0"], "--head_epochs is at least 1"),
             (["--head_learning_rate", "nan"], "--head_learning_rate is more than 0"),
             (["--tune_epochs", "1"], "unknown flag"),

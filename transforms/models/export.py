@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.core.errors import ImagebeamError, first_line
+from transforms.core.errors import ImagebeamError, first_line, last_line
 from transforms.models.engines.openvino_model import converter, import_openvino
 from transforms.models.keras_import import chosen_backend, pinned_keras
 
@@ -95,8 +95,10 @@ def export(model: keras.Model, format: ExportFormat, path: Path, example: np.nda
             model(example, training=False)
             model.export(str(path), format=_KERAS_NAMES[format], verbose=False)
     except Exception as error:  # of as many kinds as there are converters
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ImagebeamError(f"{model.name} cannot be exported as {format}: {lines[0]}") from error
+        raise ImagebeamError(f"{model.name} cannot be exported as {format}: {first_line(error)} {_REMEDY}") from error
+
+
+_REMEDY = "Choose another --format."
 
 
 @contextlib.contextmanager
@@ -108,14 +110,22 @@ def _quiet() -> Iterator[None]:
 
 
 def open_exported(format: ExportFormat, path: Path) -> Runner:  # noqa: A002
-    """Load what `export` wrote, with the runtime that it is for."""
-    with _quiet():
-        return {
-            ExportFormat.SAVED_MODEL: _open_saved_model,
-            ExportFormat.TFLITE: _open_tflite,
-            ExportFormat.ONNX: _open_onnx,
-            ExportFormat.OPENVINO: _open_openvino,
-        }[format](path)
+    """Load what `export` wrote, with the runtime that it is for.
+
+    Raises:
+        ImagebeamError: if that cannot load it.
+    """
+    openers: dict[ExportFormat, Callable[[Path], Runner]] = {
+        ExportFormat.SAVED_MODEL: _open_saved_model,
+        ExportFormat.TFLITE: _open_tflite,
+        ExportFormat.ONNX: _open_onnx,
+        ExportFormat.OPENVINO: _open_openvino,
+    }
+    try:
+        with _quiet():
+            return openers[format](path)
+    except Exception as error:  # of as many kinds as there are runtimes
+        raise ImagebeamError(f"{format} does not load what was exported: {last_line(error)} {_REMEDY}") from error
 
 
 def _open_saved_model(path: Path) -> Runner:
@@ -196,11 +206,13 @@ def compare(model: keras.Model, runner: Runner, batches: Sequence[np.ndarray]) -
             found = runner(batch)
         except Exception as error:  # of as many kinds as there are runtimes
             raise ImagebeamError(
-                f"What was exported does not take a batch of shape {batch.shape}: {first_line(error)}"
+                f"What was exported does not take a batch of shape {batch.shape}: {first_line(error)} {_REMEDY}"
             ) from error
         shapes = [[output.shape for output in outputs] for outputs in (expected, found)]
         if shapes[0] != shapes[1]:
-            raise ImagebeamError(f"What was exported gives shapes {shapes[1]}, and the Keras model {shapes[0]}.")
+            raise ImagebeamError(
+                f"What was exported gives shapes {shapes[1]}, and the Keras model {shapes[0]}. {_REMEDY}"
+            )
         for one, other in zip(expected, found, strict=True):
             difference = float(
                 np.maximum(difference, np.abs(one - other).max())
