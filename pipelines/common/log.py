@@ -24,9 +24,13 @@ FORMATS = ("text", "json")
 
 _LINE_CHARACTERS = 10_000
 
-_NOTES_OF_PACKAGES = ("You are using a Python version", "crcmod package not found")
+_NOTES_OF_PACKAGES = (
+    *("You are using a Python version", "crcmod package not found"),
+    "No semi_persistent_directory found",
+)
 """What some releases of Google's packages and Beam say while they are imported: that a Python will end in a year or so,
-and that a package is not there, in whose place another is."""
+and that a package is not there, in whose place another is. And what each worker process of Beam's local runner says:
+that it was not given a folder, whose files it does not need."""
 
 
 @dataclass

@@ -59,6 +59,7 @@ def speak():
     say("embedded", {"images": 7})
     say("WARNING: odd")
     logging.getLogger("apache_beam.x").warning("slow %s", "worker")
+    logging.getLogger("apache_beam.x").warning('Worker: message: "No semi_persistent_directory found:  User"')
     log.add_totals(records=9)
 
 
