@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit code is 0."""
     from transforms import storage
-    from transforms.core.errors import JobError
+    from transforms.core.errors import JobError, refused
     from transforms.runs.compact import compact
 
     parser = JobParser("compact", DESCRIPTION, EXAMPLES)
@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ImagebeamError(f"The copy would lie in the run's own folder. Received: --output {options.output!r}.")
     try:
         copied = compact(folder, output, options.rows_per_file, options.rows_per_group)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise refused(f"The run cannot be copied: {error}. Received: --output {options.output!r}.", error) from error
+    except ValueError as error:
         raise JobError(f"The run cannot be copied: {error}") from error
     amount = f"{counted(copied.rows, 'row')} in {counted(copied.files, 'file')}, {copied.bytes:,} bytes"
     say(f"{amount}, equal to those of {folder}: {output}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.common.console import say
 from pipelines.common.fields import Options, flag, one_of
 from pipelines.common.flags import JobParser, parse
-from transforms.core.errors import ImagebeamError
+from transforms.core.errors import ImagebeamError, using
 from transforms.core.formats import InputFormat
 from transforms.models.export import Agreement, ExportFormat
 
@@ -116,7 +116,8 @@ def run(options: ExportOptions) -> Agreement:
                 f"The exported model gives something else than the Keras model: {agreement.relative:.3g} is more than "
                 f"--max_difference {options.max_difference:g}. Nothing is written. Choose another --format."
             )
-        _publish(written, output, labels)
+        with using("The output", f"--output {output!r}"):
+            _publish(written, output, labels)
     say(f"  {output}")
     return agreement
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.common.console import say
 from pipelines.common.flags import JobParser, parse
 from pipelines.runtime.report_page import FAILURES_SHOWN, Classifier, Rows, render
-from transforms.core.errors import ImagebeamError, JobError
+from transforms.core.errors import ImagebeamError, JobError, using
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +51,8 @@ def write_report(folder: str, classifier: str | None = None) -> str:
     trained = None if classifier is None else _read_classifier(storage.absolute(classifier))
     page = render(folder, manifest, _gather(folder, manifest), _read_failures(folder, manifest), trained)
     uri = storage.join(folder, "report.html")
-    storage.publish(uri, page.encode("utf-8", "replace"))
+    with using("The folder", repr(folder)):
+        storage.publish(uri, page.encode("utf-8", "replace"))
     return uri
 
 

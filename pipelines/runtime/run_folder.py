@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pipelines.options.extraction import InputOptions, OutputOptions
 from transforms import storage
-from transforms.core.errors import ImagebeamError, refused
+from transforms.core.errors import ImagebeamError, using
 from transforms.core.text import counted, differences
 from transforms.inputs.discover import cannot_be_listed
 from transforms.inputs.shard_index import forget_cuts
@@ -153,13 +153,8 @@ def refuse_output(options: OutputOptions, source: Described, parts: str = part_f
         check_output(options, source, parts)
 
 
-@contextlib.contextmanager
-def _usable(options: OutputOptions) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        message = f"The output cannot be used: {error}. Received: --output {options.output!r}."
-        raise refused(message, error) from error
+def _usable(options: OutputOptions) -> contextlib.AbstractContextManager[None]:
+    return using("The output", f"--output {options.output!r}")
 
 
 def _write_run(folder: RunFolder) -> None:

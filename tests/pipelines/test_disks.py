@@ -138,6 +138,28 @@ def test_read_only_output(mount, layout, capfd):
     assert_whole(output, layout)
 
 
+@pytest.mark.parametrize(
+    ("job", "flags"),
+    [
+        ("train", ["--embeddings", "{run}", "--output", "{disk}/trained", "--skip_image_classifier"]),
+        ("compact", ["{run}", "--output", "{disk}/copy"]),
+        ("report", ["{disk}/run"]),
+    ],
+)
+def test_read_only_output_of_other_jobs(mount, tmp_path, capfd, job, flags):
+    """Their user's to mend, as extract's is: no retry helps."""
+    layout, run = write_layout(tmp_path / "in", "files", images(24, {}), 2), tmp_path / "run"
+    assert extract(layout.patterns, run) == 0
+    disk = mount("disk", "size=4m")
+    shutil.copytree(run, disk / "run")
+    remount(disk, "ro")
+    capfd.readouterr()
+    assert run_job(job, [flag.format(run=run, disk=disk) for flag in flags]) == 2
+    line = one_error(capfd)
+    assert "Read-only file system" in line
+    assert f"Received: {'' if job == 'report' else '--output '}'{disk}" in line
+
+
 @pytest.fixture
 def between(monkeypatch):
     """Lets something happen between planning and reading: after the listing, or once the first units are cut."""

@@ -1,7 +1,11 @@
 """The errors that users see. The command line imports this module, so it imports nothing heavy."""
 
+from __future__ import annotations
+
+import contextlib
 import errno
 import re
+from collections.abc import Iterator
 
 
 class ImagebeamError(Exception):
@@ -80,6 +84,24 @@ def refused(message: str, cause: OSError) -> ImagebeamError | JobError:
     if isinstance(cause, _MISTAKES) or cause.errno in _MISTAKEN_CODES:
         return ImagebeamError(message)
     return JobError(f"{message} The same command goes on once that works again.")
+
+
+@contextlib.contextmanager
+def using(what: str, received: str) -> Iterator[None]:
+    """Name what the block uses where that cannot be used.
+
+    Args:
+        what: "The output", say.
+        received: the flag and its value.
+
+    Raises:
+        ImagebeamError: as `refused`.
+        JobError: likewise.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise refused(f"{what} cannot be used: {error}. Received: {received}.", error) from error
 
 
 class StopError(Exception):

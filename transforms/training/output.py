@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transforms import storage
-from transforms.core.errors import ImagebeamError, refused
+from transforms.core.errors import ImagebeamError, using
 from transforms.runs.copies import refuse_copy_as_output
 from transforms.runs.manifest import MANIFEST_FILE, RUN_FILE
 from transforms.training.checkpoint import Checkpoint
@@ -66,10 +67,9 @@ class ClassifierFolder:
             raise ImagebeamError(
                 f"{error.filename} is a file, and no folder. Received: --output {uri!r}. Choose another --output."
             ) from error
-        try:
+        self._received = f"--output {uri!r}"
+        with self._used():
             refuse_copy_as_output(self.uri)
-        except OSError as error:
-            raise refused(f"The output cannot be used: {error}. Received: --output {uri!r}.", error) from error
         self.checkpoint = Checkpoint(self.uri)
         self._overwrite = overwrite
         for name in (RUN_FILE, MANIFEST_FILE):
@@ -87,19 +87,24 @@ class ClassifierFolder:
 
     def claim(self, run: Mapping[str, Any]) -> bool:
         """Begin or resume a run, as `Checkpoint.claim`, and remove what killed runs left half written."""
-        storage.remove_leftovers(self.uri)
-        return self.checkpoint.claim(run, overwrite=self._overwrite)
+        with self._used():
+            storage.remove_leftovers(self.uri)
+            return self.checkpoint.claim(run, overwrite=self._overwrite)
 
     def publish(self, files: Mapping[ResultFile, bytes | Path], metrics: Mapping[str, Any]) -> None:
         """Put a run's results into the folder in place of earlier ones, and forget its checkpoint."""
-        for name in (ResultFile.METRICS, *(name for name in ResultFile if name not in files)):
-            storage.delete(storage.join(self.uri, name))
-        for name, content in files.items():
-            uri = storage.join(self.uri, name)
-            if isinstance(content, Path):
-                storage.publish_file(uri, content)
-            else:
-                storage.publish(uri, content)
-        text = json.dumps(metrics, indent=1, ensure_ascii=False)
-        storage.publish(storage.join(self.uri, ResultFile.METRICS), text.encode())
-        self.checkpoint.remove()
+        with self._used():
+            for name in (ResultFile.METRICS, *(name for name in ResultFile if name not in files)):
+                storage.delete(storage.join(self.uri, name))
+            for name, content in files.items():
+                uri = storage.join(self.uri, name)
+                if isinstance(content, Path):
+                    storage.publish_file(uri, content)
+                else:
+                    storage.publish(uri, content)
+            text = json.dumps(metrics, indent=1, ensure_ascii=False)
+            storage.publish(storage.join(self.uri, ResultFile.METRICS), text.encode())
+            self.checkpoint.remove()
+
+    def _used(self) -> contextlib.AbstractContextManager[None]:
+        return using("The output", self._received)
