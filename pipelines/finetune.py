@@ -74,7 +74,7 @@ def run(options: FinetuneOptions) -> TrainResult:
     from pipelines.training.first_phase import learn_from_vectors
     from pipelines.training.head_training import use_deterministic_ops
     from transforms.classify.evaluate import evaluate
-    from transforms.models.embedder import assemble, identify, load_backbone
+    from transforms.models.embedder import identify, load_backbone, make_embedder
     from transforms.training.backbone import freeze
     from transforms.training.head import load
     from transforms.training_data.row_index import index_rows
@@ -85,7 +85,7 @@ def run(options: FinetuneOptions) -> TrainResult:
     say(f"Loading {config.description}")
     backbone = load_backbone(config)
     spec = identify(config, backbone)
-    layers = freeze(backbone, spec, options.tune.frozen())
+    layers = freeze(backbone, spec, options.tune.frozen(), config.model)
     check_unfreezing(options, layers)
     learns = any(layer.trainable for layer in layers)
     with tempfile.TemporaryFile() as pixels, tempfile.TemporaryDirectory() as temporary:
@@ -97,7 +97,7 @@ def run(options: FinetuneOptions) -> TrainResult:
         print_layers(layers)
         if output.claim(_identity(options, spec, index)):
             say(f"Going on with the run in {output.uri}")
-        embedder = assemble(spec, backbone)
+        embedder = make_embedder(config, spec, backbone).model
         first = learn_from_vectors(options, embedder, images, index, output.checkpoint, learns=learns)
         phases = {"head": first.summary}
         if learns:

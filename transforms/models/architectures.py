@@ -214,4 +214,9 @@ def nearest(name: str, known: tuple[str, ...] | list[str], most: int = 5) -> str
     matches = difflib.get_close_matches(name.lower(), folded, n=most, cutoff=0.5)
     if matches:
         return f"Did you mean {', '.join(folded[match] for match in matches)}?"
-    return f"Known are {', '.join(known)}."
+    more = f" and {len(known) - _MOST_LISTED:,} more" if len(known) > _MOST_LISTED else ""
+    return f"Known are {', '.join(known[:_MOST_LISTED])}{more}."
+
+
+_MOST_LISTED = 50
+"""Names in a message; a model may have hundreds of layers."""

@@ -124,7 +124,7 @@ class Frozen:
         return max(self.keras_layers, weighted[self.layers - 1] if self.layers else 0)
 
 
-def freeze(backbone: keras.Model, spec: EmbedderSpec, frozen: Frozen) -> list[TunedLayer]:
+def freeze(backbone: keras.Model, spec: EmbedderSpec, frozen: Frozen, name: str | None = None) -> list[TunedLayer]:
     """Decide which layers of a backbone learn.
 
     Batch normalisation never does, which is also what makes it run as in inference while the others learn: of the
@@ -135,6 +135,7 @@ def freeze(backbone: keras.Model, spec: EmbedderSpec, frozen: Frozen) -> list[Tu
         backbone: its layers' `trainable` is set.
         spec: whose layers say how much of the backbone is used.
         frozen: what stays as it is.
+        name: of the model, for errors; None for what the spec calls it, of a file its digest.
 
     Returns:
         The layers that are used, in order.
@@ -144,7 +145,7 @@ def freeze(backbone: keras.Model, spec: EmbedderSpec, frozen: Frozen) -> list[Tu
     """
     import keras
 
-    first = frozen.count(backbone, spec.model)
+    first = frozen.count(backbone, name or spec.model)
     wanted = [outputs_in(backbone, name) for name in spec.layers] or [backbone.output]
     used = {layer.name for layer in keras.Model(backbone.input, wanted).layers}
     for number, layer in enumerate(backbone.layers):

@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from transforms.core.errors import ImagebeamError
-from transforms.models.architectures import ARCHITECTURES, get_architecture
+from transforms.models.architectures import ARCHITECTURES, get_architecture, nearest
 
 # Modules whose sizes stand in their text as literals; the others are held by building them.
 _LITERAL = ("VGG16", "VGG19", "ResNet50", "InceptionV3", "InceptionResNetV2", "Xception", "DenseNet121")
@@ -72,3 +72,10 @@ def test_building_leaves_the_callers_numbering_alone():
     assert keras.layers.Activation("relu").name == "activation"
     get_architecture("MobileNetV3Small").build((64, 64))
     assert keras.layers.Activation("relu").name == "activation_1"
+
+
+def test_few_of_many_names_are_listed():
+    names = [f"conv{number}" for number in range(400)]
+    said = nearest("zzz", names)
+    assert said.endswith("conv49 and 350 more.")
+    assert nearest("zzz", names[:50]).endswith("conv49.")

@@ -552,3 +552,10 @@ def test_several_outputs_without_a_choice_of_layers(save):
     parts = keras.Model(inner, [keras.layers.ReLU()(inner), inner])
     with pytest.raises(ImagebeamError, match=r"keras\.Model\(images, model"):
         resolve(EmbedderConfig(save(keras.Model(image, parts(image)))))
+
+
+def test_errors_of_freezing_name_the_file(save):
+    config = EmbedderConfig(save(functional()))
+    backbone = load_backbone(config)
+    with pytest.raises(ImagebeamError, match=r"mine\.keras has 3 layers with weights"):
+        freeze(backbone, config.spec("0" * 64), Frozen(layers=9), config.model)
