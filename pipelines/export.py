@@ -126,6 +126,8 @@ def _find_model(source: str) -> str:
     from transforms import storage
 
     if source.endswith(".keras"):
+        if not storage.exists(source):
+            raise ImagebeamError(f"There is no such model file. Received: {source}.")
         return source
     for name in _KERAS_FILES:
         if storage.exists(uri := storage.join(source, *name.split("/"))):
@@ -167,6 +169,11 @@ def _batches(model: keras.Model, patterns: Sequence[str]) -> Iterator[np.ndarray
     if not isinstance(shape, tuple) or len(shape) not in (2, 4) or (len(shape) == 2 and patterns):
         what = "takes vectors, and no --images" if isinstance(shape, tuple) and len(shape) == 2 else "takes no images"
         raise ImagebeamError(f"{model.name} {what}. Its input is {shape}.")
+    if len(shape) == 4 and shape[-1] != 3:
+        raise ImagebeamError(
+            f"{model.name} takes no RGB images [n, height, width, 3], on which what is exported is compared. Its input "
+            f"is {shape}. Export a model around it that does, or call model.export of Keras."
+        )
     rows: Any
     if len(shape) == 2:
         rows = np.abs(np.random.default_rng(0).normal(size=(sum(_BATCHES), shape[1]))).astype(np.float32)

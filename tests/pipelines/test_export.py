@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import warnings
+import zipfile
 
 import keras
 import numpy as np
@@ -197,6 +198,27 @@ def test_bad_flags_are_refused(folder, tmp_path, monkeypatch, capfd, arguments, 
 def test_folder_without_a_model_is_refused(tmp_path, capfd):
     run(tmp_path, "--format", "tflite", "--output", tmp_path / "m.tflite", code=2)
     assert "There is no model in" in said(capfd)
+
+
+def test_models_that_cannot_be_compared_are_refused(tmp_path, capfd):
+    image = keras.Input((32, 32, 1))
+    keras.Model(image, keras.layers.Flatten()(image), name="grey").save(tmp_path / "grey.keras")
+    with zipfile.ZipFile(tmp_path / "list.keras", "w") as archive:
+        for name, content in (("config.json", "[1]"), ("metadata.json", "{}"), ("model.weights.h5", "")):
+            archive.writestr(name, content)
+    for name, said_of_it in (
+        ("grey", "grey takes no RGB images"),
+        ("list", "is not a model that Keras loads"),
+        ("no", "There is no such model file. Received: "),
+    ):
+        run(tmp_path / f"{name}.keras", "--format", "tflite", "--output", tmp_path / "m.tflite", code=2)
+        assert said_of_it in said(capfd)
+
+
+def test_truth_values_are_compared(tmp_path):
+    image = keras.Input((32, 32, 3))
+    keras.Model(image, keras.layers.GlobalAveragePooling2D()(image) > 100).save(tmp_path / "truth.keras")
+    run(tmp_path / "truth.keras", "--format", "saved_model", "--output", tmp_path / "folder")
 
 
 def test_file_in_place_of_a_folder_is_refused(tmp_path, capfd):

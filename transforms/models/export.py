@@ -214,8 +214,8 @@ def compare(model: keras.Model, runner: Runner, batches: Sequence[np.ndarray]) -
                 f"What was exported gives shapes {shapes[1]}, and the Keras model {shapes[0]}. {_REMEDY}"
             )
         for one, other in zip(expected, found, strict=True):
-            difference = float(
-                np.maximum(difference, np.abs(one - other).max())
-            )  # which NaN goes through, unlike max()
-            scale = float(np.maximum(scale, np.abs(one).max()))
+            values = np.asarray(one, np.float64)  # Truth values have no difference.
+            apart = np.abs(values - np.asarray(other, np.float64)).max()
+            difference = float(np.maximum(difference, apart))  # which NaN goes through, unlike max()
+            scale = float(np.maximum(scale, np.abs(values).max()))
     return Agreement(sum(map(len, batches)), difference, scale)

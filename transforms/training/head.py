@@ -284,8 +284,12 @@ def load(path: Path | str) -> keras.Model:
             import keras
 
             return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except ValueError as error:
-        raise ImagebeamError(f"{path} is not a Keras model ({first_line(error)}).") from error
+    except Exception as error:  # Keras lets whatever a damaged or foreign configuration causes through.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ImagebeamError(
+            f"{path} is not a model that Keras loads in safe mode ({first_line(error)}). Train or save it again."
+        ) from error
 
 
 def read_labels(path: Path | str) -> dict[str, Any]:
