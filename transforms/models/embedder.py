@@ -249,6 +249,9 @@ def load_backbone(config: EmbedderConfig) -> keras.Model:
     )
 
 
+_ONE_OUTPUT = "Save a model that gives one of them (keras.Model(images, keras.tree.flatten(model(images))[0]))"
+
+
 def _load_own_model(config: EmbedderConfig, model: OwnModel) -> keras.Model:
     import keras
 
@@ -269,10 +272,7 @@ def _load_own_model(config: EmbedderConfig, model: OwnModel) -> keras.Model:
                 f"'imagebeam layers --model {model.name}' lists them all."
             )
     if not config.layers and len(backbone.outputs) > 1:
-        remedy = f"Choose what to take by --layer; 'imagebeam layers --model {model.name}' lists the layers."
-        inner = [layer for layer in backbone.layers if not isinstance(layer, keras.layers.InputLayer)]
-        if all(isinstance(layer.output, dict | list | tuple) for layer in inner):  # A subclassed model is one layer.
-            remedy = "Save a model that gives one of them: keras.Model(images, model(images)[NAME])."
+        remedy = f"{_ONE_OUTPUT}, or choose a layer by --layer; 'imagebeam layers --model {model.name}' lists them."
         raise ImagebeamError(f"{model.name} has {len(backbone.outputs)} outputs, and one is pooled. {remedy}")
     return backbone
 
@@ -378,7 +378,7 @@ def _layer_output(backbone: keras.Model, name: str) -> Any:
     if len(outputs) > 1:
         raise ImagebeamError(
             f"The layer gives {len(outputs)} outputs, and one is pooled. Received: layer={name!r}. Choose a layer "
-            "behind it."
+            f"behind it. If there is none: {_ONE_OUTPUT}."
         )
     return outputs[0]
 

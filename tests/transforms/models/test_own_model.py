@@ -547,11 +547,18 @@ def test_a_file_without_its_ending_is_told_from_a_name(save, tmp_path, monkeypat
     assert EmbedderConfig("VGG16").model == "VGG16"
 
 
-def test_several_outputs_without_a_choice_of_layers(save):
+def test_the_remedy_for_several_outputs_gives_one(save):
     image, inner = keras.Input((24, 20, 3)), keras.Input((24, 20, 3))
-    parts = keras.Model(inner, [keras.layers.ReLU()(inner), inner])
-    with pytest.raises(ImagebeamError, match=r"keras\.Model\(images, model"):
-        resolve(EmbedderConfig(save(keras.Model(image, parts(image)))))
+    parts = keras.Model(inner, {"b": inner, "a": keras.layers.ReLU(max_value=99)(inner)})
+    model = keras.Model(image, parts(image))
+    with pytest.raises(
+        ImagebeamError, match=r"\(keras\.Model\(images, keras\.tree\.flatten\(model\(images\)\)\[0\]\)\)"
+    ):
+        resolve(EmbedderConfig(save(model)))
+    images = keras.Input((24, 20, 3))
+    one = save(keras.Model(images, keras.tree.flatten(model(images))[0]))
+    found = resolve(EmbedderConfig(one)).embed(PIXELS)["embedding"]
+    np.testing.assert_allclose(found, np.minimum(PIXELS, 99).mean(axis=(1, 2)), rtol=1e-5)
 
 
 def test_errors_of_freezing_name_the_file(save):
