@@ -8,7 +8,6 @@ A uri is an absolute local path, or a URL such as ``gs://bucket/name``. Local fi
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import heapq
@@ -247,8 +246,7 @@ def local_file(uri: str) -> Iterator[Path]:
         OSError: if it cannot be read.
     """
     if is_local(uri):
-        if not exists(uri):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri)
+        open_read(uri).close()  # Whatever opens the path next would wait for a pipe's writer.
         yield Path(uri)
         return
     with tempfile.TemporaryDirectory() as temporary:

@@ -529,6 +529,15 @@ def test_links_lead_to_a_file(tmp_path, pattern, uri, follow_links, expected):
     assert found == expected
 
 
+def test_a_pipe_is_no_local_file(tmp_path):
+    """Opening one waits for its writer, for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match=r"Not a regular file: .*pipe"), storage.local_file(str(tmp_path / "pipe")):
+        pass
+    with pytest.raises(FileNotFoundError), storage.local_file(str(tmp_path / "none")):
+        pass
+
+
 def test_a_missing_bucket_is_named(gcs):  # noqa: F811
     with pytest.raises(FileNotFoundError, match="gs://no-such-bucket"):
         list(storage.list_files("gs://no-such-bucket/*"))
