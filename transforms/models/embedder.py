@@ -20,7 +20,7 @@ from transforms.models.config import EmbedderConfig
 from transforms.models.engines.compiled import CompiledModel
 from transforms.models.graph_digest import graph_sha256
 from transforms.models.keras_import import import_keras, pinned_keras
-from transforms.models.keras_internals import is_channels_first, outputs_in
+from transforms.models.keras_internals import is_channels_first, outputs_in, own_name_scopes
 from transforms.models.own_model import OwnModel, call, load_weights, preprocess
 from transforms.models.weights import load as weights_module
 
@@ -147,7 +147,8 @@ def _check_each_for_itself(embedder: Embedder, name: str) -> None:
     pair = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     pair[1] //= 4  # or both would have the same statistics
     try:
-        alone, together = embedder.embed(pair[:1]), embedder.embed(pair)
+        with own_name_scopes():
+            alone, together = embedder.embed(pair[:1]), embedder.embed(pair)
     except Exception as error:  # whatever the model's layers and the backend raise
         raise ImagebeamError(
             f"The model does not run on batches of one and two images: {last_line(error).rstrip('.')}. Received: "

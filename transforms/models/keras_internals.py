@@ -27,14 +27,30 @@ def fresh_layer_names() -> Iterator[None]:
     a second model of one kind would have other names; but names are what `--layer` takes. `keras.utils.clear_session`
     would reset the counter too, and with it the names in a model the caller is about to compose.
     """
+    with own_name_scopes(), _replaced("object_name_uids", collections.defaultdict(int)):
+        yield
+
+
+def own_name_scopes() -> contextlib.AbstractContextManager[None]:
+    """No scope that the caller has open names what is made inside, and none stays open in this thread.
+
+    Keras 3.15 leaves open those around a layer whose name TensorFlow refuses: the paths of all weights made later, by
+    which a file's are matched, would begin with the failed model's name.
+    """
+    return _replaced("name_scope_stack", [])
+
+
+@contextlib.contextmanager
+def _replaced(name: str, value: Any) -> Iterator[None]:
+    """Another value for one of Keras' attributes of the thread."""
     from keras.src.backend.common import global_state
 
-    before = global_state.get_global_attribute("object_name_uids")
-    global_state.set_global_attribute("object_name_uids", collections.defaultdict(int))
+    before = global_state.get_global_attribute(name)
+    global_state.set_global_attribute(name, value)
     try:
         yield
     finally:
-        global_state.set_global_attribute("object_name_uids", before)
+        global_state.set_global_attribute(name, before)
 
 
 @contextlib.contextmanager

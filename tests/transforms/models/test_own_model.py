@@ -441,6 +441,7 @@ def test_models_that_do_not_embed_each_image_for_itself_are_refused(save, operat
         resolve(EmbedderConfig(path))
     assert "Arguments" not in str(caught.value)
     assert "node" not in str(caught.value)
+    assert keras.Variable(0.0, name="later").path == "later", "the refused model names what is made later"
 
 
 def test_a_batch_without_a_vector_for_each_image_is_an_error():
