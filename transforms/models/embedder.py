@@ -375,7 +375,12 @@ def _assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any) -> k
 
 
 def _layer_output(backbone: keras.Model, name: str) -> Any:
-    outputs = outputs_in(backbone, name)
+    outputs, *others = outputs_in(backbone, name)
+    if others:
+        raise ImagebeamError(
+            f"The model calls the layer {1 + len(others)} times, and a name does not tell which output is meant. "
+            f"Received: layer={name!r}. Choose a layer behind it, or save a model that ends where you want it."
+        )
     if len(outputs) > 1:
         raise ImagebeamError(
             f"The layer gives {len(outputs)} outputs, and one is pooled. Received: layer={name!r}. Choose a layer "

@@ -72,15 +72,15 @@ def seeded(seed: int) -> Iterator[None]:
             seed_generator.python_random = shared
 
 
-def outputs_in(model: keras.Model, name: str) -> list[Any]:
-    """The Keras tensors that a layer of a functional model gives in it, where it is called first.
+def outputs_in(model: keras.Model, name: str) -> list[list[Any]]:
+    """The Keras tensors that a layer of a functional model gives in it, for each of its calls there, the first first.
 
     Of a layer that is a model itself `layer.output` is a tensor of that model's own graph, which nothing connects with
     the inputs of this one; and of a layer that another model calls too it may be the other's.
     """
     layer = model.get_layer(name)
     nodes = (node for _, level in sorted(model._nodes_by_depth.items(), reverse=True) for node in level)
-    return next(list(node.output_tensors) for node in nodes if node.operation is layer)
+    return [list(node.output_tensors) for node in nodes if node.operation is layer]
 
 
 _REORDERING = ("Permute", "Transpose", "Moveaxis", "Swapaxes")

@@ -314,6 +314,15 @@ def test_a_layer_of_several_outputs_is_refused(save):
     assert [layer.name for layer in freeze(backbone, config.spec("0" * 64), Frozen())][-1] == "behind"
 
 
+def test_a_layer_that_is_called_twice_is_refused(save):
+    image = keras.Input((24, 20, 3))
+    shared = keras.layers.Conv2D(3, 1, name="shared")
+    path = save(keras.Model(image, keras.layers.ReLU(name="behind")(shared(shared(image)))))
+    with pytest.raises(ImagebeamError, match=r"calls the layer 2 times.*shared"):
+        resolve(EmbedderConfig(path, layers=("shared",)))
+    assert resolve(EmbedderConfig(path, layers=("behind",))).embed(PIXELS)["embedding"].shape == (len(PIXELS), 3)
+
+
 @keras.saving.register_keras_serializable("imagebeam-tests")
 class Scaled(keras.layers.Layer):  # type: ignore[misc]
     """Has an adapted normalisation inside."""
