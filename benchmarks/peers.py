@@ -175,6 +175,7 @@ def measure(name: str, weights: str, folder: Path, scratch: Path, args: argparse
             started = time.perf_counter()
             run(model, folder, scratch)
             rates[way].append(args.images / (time.perf_counter() - started))
+            print(f"{name}, {way}: {rates[way][-1]:.2f} images/s")
     exact, aliased = loops
     differences = {
         way: largest_difference(found, vectors[aliased if "aliased" in way else exact])
@@ -216,7 +217,7 @@ def main() -> None:
     weights = dict(one.split("=", 1) for one in args.weights)
     width, height = map(int, args.size.split("x"))
     figures: dict[str, Any] = {}
-    rows = [(f"{args.images} JPEGs of {args.size}", "images/s | over the best peer | difference")]
+    title = f"{args.images} JPEGs of {args.size}"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "jpegs")
         write_jpegs(folder, args.images, (width, height))
@@ -225,13 +226,13 @@ def main() -> None:
             figures[name] = found
             medians = {way: statistics.median(rates) for way, rates in found["images_s"].items()}
             best = max(rate for way, rate in medians.items() if not way.startswith("imagebeam"))
+            rows = [(title, "images/s | over the best peer | difference")]
             for way, rate in medians.items():
                 difference = found["differences"].get(way)
                 told = "" if difference is None else f"{difference:.0e}"
                 rows.append((f"{name}, {way}", f"{rate:8.2f} | {rate / best:5.2f} | {told}"))
-    name = f"peers-{args.size}"
-    publish(name, figures, rows)
-    draw(figures, rows[0][0], RESULTS / f"{name}.png")
+            publish(f"peers-{args.size}", figures, rows)  # after each model: all of them take hours
+    draw(figures, title, RESULTS / f"peers-{args.size}.png")
 
 
 if __name__ == "__main__":
