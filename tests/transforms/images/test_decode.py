@@ -500,6 +500,26 @@ def test_truncated_jpeg_is_accepted_on_request(settings):
         decode_image(b"\xff\xd8" + bytes(100), ImageOptions(None, accept_truncated=True))
 
 
+@pytest.mark.parametrize("ending", [b"", b"\xff\xd9", bytes(50)])
+def test_jpeg_without_data_behind_its_scan_header_is_truncated(ending):
+    whole = GOOD["rgb.jpg"]()
+    start = whole.index(b"\xff\xda") + 14
+    with pytest.raises(ImageError) as caught:
+        pixels(whole[:start] + ending)
+    assert caught.value.error_type == "truncated"
+
+
+def test_parameters_of_a_scan_that_libjpeg_ignores_hide_nothing():
+    whole = GOOD["rgb.jpg"]()
+    start = whole.index(b"\xff\xda") + 14
+    odd = whole[: start - 3] + bytes(3) + whole[start:]
+    np.testing.assert_array_equal(pixels(odd), pixels(whole))
+    for cut in (odd[: len(odd) // 2], odd[: len(odd) // 2] + b"\xff\xd9"):
+        with pytest.raises(ImageError) as caught:
+            pixels(cut)
+        assert caught.value.error_type == "truncated"
+
+
 def _oddly_subsampled(stops_at=4):
     """A JPEG of 4 x 2 blocks of grey for each of a colour, by hand: four units, each lighter than the one before."""
     plain = encode(np.zeros((16, 16, 3), np.uint8), "JPEG", subsampling=2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import imagecodecs
@@ -36,7 +36,7 @@ _HUFFMAN = (0xC0, 0xC1, 0xC2)
 _ALONE = {0x01, 0xD8, *range(0xD0, 0xD8)}
 """Markers that no length follows."""
 _NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd9-\xfe]")
-_HARMLESS = re.compile(r"extraneous bytes before marker 0xd9|Invalid SOS parameters for sequential")
+_HARMLESS = re.compile(r"extraneous bytes before marker 0xd9")
 _STOPS_EARLY = re.compile(r"[Pp]remature end")
 _SPACES = {1: "GRAY", 3: "RGBX", 4: "CMYK"}
 """By components. RGBX is how Pillow holds RGB, so that it takes the pixels as they are."""
@@ -49,6 +49,8 @@ _MORE = bytes(range(1, 255)) * 16
 """Data of a scan that stands for anything."""
 _TRANSFORMS = {3: (0, 1), 4: (0, 2)}
 """How colours are stored by Adobe's marker, by components: as they are, or as YCbCr (YCCK)."""
+_SEQUENTIAL = b"\0\x3f\0"
+"""How the header of a scan ends that is not progressive. Some writers have other numbers there, which libjpeg ignores."""
 _JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 
 
@@ -228,14 +230,34 @@ def _judge(tidy: bytes, space: str) -> str | None:
 
 
 def _tidy(data: bytes, header: _Header) -> bytes:
-    """The same image without metadata, without zeros behind its data, and with an end marker."""
-    end = data.find(_END, header.scan)
-    scans = data[header.scan : end] if end >= 0 else _without_cut_segment(data[header.scan :])
-    padded = scans.rstrip(b"\0")
+    """The same image without what libjpeg warns of first and needlessly, which would hide that data is missing.
+
+    So it is without metadata and without zeros behind its data, with an end marker and with known parameters.
+    """
+    end = _find_end(data, header)
+    scans = data[header.scan : end] if end < len(data) else _without_cut_segment(data[header.scan :])
+    starts = list(_scan_data(scans))
+    padded = scans[: max(starts)] + scans[max(starts) :].rstrip(b"\0")
     if padded.endswith(b"\xff"):  # The 0 behind a data byte of 255 belongs to it; half a marker belongs to nothing.
         padded = padded + b"\0" if len(padded) < len(scans) else padded[:-1]
+    if header.frame != _PROGRESSIVE:
+        for start in starts:
+            padded = padded[: start - len(_SEQUENTIAL)] + _SEQUENTIAL + padded[start:]
     needed = (_with_known_transform(segment, header.components) for segment in header.needed)
     return b"\xff\xd8" + b"".join(needed) + padded + _END
+
+
+def _scan_data(scans: bytes) -> Iterator[int]:
+    """Where the data of each scan begins, behind its header."""
+    position = 0
+    while True:
+        start = position + 2 + int.from_bytes(scans[position + 2 : position + 4], "big")
+        if scans[position + 1] == _START_OF_SCAN:
+            yield start
+        following = _NEXT_MARKER.search(scans, start)
+        if following is None:
+            return
+        position = following.start()
 
 
 def _with_known_transform(segment: bytes, components: int) -> bytes:
