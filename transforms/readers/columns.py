@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from transforms.core.errors import ColumnTypeError, ImagebeamError
@@ -96,13 +97,13 @@ def label_and_extras(
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
 """A whole number as a program writes it whose column is of doubles: a missing value makes it so."""
 
-
 def as_label(value: Any) -> str | None:
     """Convert a label to a string, equal for every type a shard may store it as.
 
     3, 3.0, Decimal("3.00") and "3.0" are "3", 1.5 and Decimal("1.50") are "1.5", 1e-5 and Decimal("1e-5") "0.00001":
-    equal numbers are one label. Of text only whole numbers are rewritten: "1.10" may be a version. Text is brought to
-    Unicode's composed form (NFC), without surrounding blanks. None, NaN, empty and blank text are no label.
+    equal numbers are one label. The 0.1 of a column of float32 is "0.1", too, and not "0.10000000149011612". Of text
+    only whole numbers are rewritten: "1.10" may be a version. Text is brought to Unicode's composed form (NFC), without
+    surrounding blanks. None, NaN, empty and blank text are no label.
 
     Raises:
         ValueError: for a value that is no label, such as a list.
@@ -135,8 +136,14 @@ def as_label(value: Any) -> str | None:
         number = float(value)
         if number.is_integer():
             return str(int(number))
-        return _plain_digits(decimal.Decimal(str(value) if math.isfinite(number) else number))
+        return _plain_digits(decimal.Decimal(_digits(number) if math.isfinite(number) else number))
     raise ValueError(f"a label is a text or a number; received {value!r:.80}; keep other values with --keep_columns")
+
+
+def _digits(number: float) -> str:
+    """A fraction as its writer spelled it: what was a float32 has digits behind it that nobody wrote."""
+    single = np.float32(number)
+    return str(single) if float(single) == number else repr(number)
 
 
 def _plain_digits(number: decimal.Decimal) -> str | None:

@@ -63,6 +63,12 @@ def test_null_and_blank_are_no_label(none):
         (1.5e-7, "0.00000015"),
         (np.float32(1e-5), "0.00001"),
         (np.float32(0.1), "0.1"),
+        (float(np.float32(0.1)), "0.1"),
+        (float(np.float32(-1234.56)), "-1234.56"),
+        (float(np.float32(1.1e-12)), "0.0000000000011"),
+        (0.1 + 0.2, "0.30000000000000004"),
+        (float(np.float32(8388.607)), "8388.607"),
+        (0.0009765625, "0.0009765625"),
         (decimal.Decimal("-Infinity"), "-inf"),
         (-math.inf, "-inf"),
         (True, "True"),
@@ -85,6 +91,16 @@ def test_equal_numbers_of_parquet_columns_are_one_label(tmp_path):
     assert {record.label for record in read_all(tmp_path, ReadOptions())} == {"1.5", "2.5", "10", "0.01"}
     lists = [record.label for record in read_all(tmp_path, ReadOptions(label_column="kept"))]
     assert lists == ["1.5", "2.5", "10", "0.01"] * len(kinds)
+
+
+def test_a_fraction_is_one_label_whatever_the_format_and_its_precision(tmp_path):
+    single = pa.array([0.1, None], pa.float32())
+    write_png_table(tmp_path / "single.parquet", label=single, kept=pa.array([[0.1], None], pa.list_(pa.float32())))
+    write_png_table(tmp_path / "double.parquet", label=single.cast(pa.string()).cast(pa.float64()))
+    write_tfrecord(tmp_path / "a.tfrecord", [example(image=b"1", label=0.1)])
+    assert {record.label for record in read_all(tmp_path, ReadOptions())} == {"0.1", None}
+    lists = [record.label for record in read_all(tmp_path / "single.parquet", ReadOptions(label_column="kept"))]
+    assert lists == ["0.1", None]
 
 
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, b"\xff", "\ud83d"])
