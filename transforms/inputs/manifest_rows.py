@@ -22,7 +22,7 @@ from transforms.core.text import counted
 from transforms.inputs.discover import detect_format
 from transforms.readers.base import RecordError, SampleLimits
 from transforms.readers.column_types import stored_type
-from transforms.readers.columns import PEEKED_RECORDS, describe, infer, repeated_column
+from transforms.readers.columns import PEEKED_RECORDS, NamedLabels, describe, infer, repeated_column
 from transforms.readers.compression import inflate, is_gzip
 from transforms.readers.options import ReadOptions
 from transforms.readers.parquet_rows import bounded_rows
@@ -90,10 +90,11 @@ def manifest_columns(manifest: FileInfo, options: ReadOptions) -> dict[str, pa.D
             columns = dict(zip(schema.names, map(stored_type, schema.types), strict=True))
         else:
             with contextlib.closing(_text_rows(stream, manifest.uri, options)) as rows:
-                first = itertools.islice(rows, PEEKED_RECORDS)
-                columns = infer(row for row in first if not isinstance(row, RecordError))
+                first = list(itertools.islice(rows, PEEKED_RECORDS))
+            columns = infer(row for row in first if not isinstance(row, RecordError))
             if not _JSON_LINES.search(manifest.uri):
-                columns = dict.fromkeys(columns, pa.string())
+                names = columns or (_csv_names(manifest, options) if first else ())
+                columns = dict.fromkeys(names, pa.string())
     if columns and options.uri_column not in columns:
         raise ImagebeamError(
             f"A manifest needs a column {options.uri_column!r}. {describe(columns)}. Name another with --uri_column. "
@@ -101,6 +102,24 @@ def manifest_columns(manifest: FileInfo, options: ReadOptions) -> dict[str, pa.D
             "or as UTF-16 with its byte order mark."
         )
     return columns
+
+
+def _csv_names(manifest: FileInfo, options: ReadOptions) -> list[str]:
+    """The names in a CSV file's first line, of rows that do not fit it; none where it is no CSV."""
+    with (
+        ResumingStream(manifest.uri, manifest.version) as source,
+        _text_lines(cast(BinaryIO, source), is_json_lines=False) as lines,
+        contextlib.suppress(csv.Error),
+    ):
+        line = next(filter(str.strip, (line or "" for line in lines)), "")
+        return [*map(_name, next(csv.reader([line], delimiter=_delimiter(line, options.uri_column)), []))]
+    return []
+
+
+def label_names(stream: BinaryIO, uri: str, options: ReadOptions) -> NamedLabels:
+    """The names that numbers in the label column stand for, where the file is Parquet by Hugging Face datasets."""
+    metadata = pq.ParquetFile(stream).schema_arrow.metadata if _is_parquet(uri) else None
+    return NamedLabels.of(metadata, options.label_column)
 
 
 def sample_manifest(manifest: FileInfo, options: ReadOptions, limits: SampleLimits) -> Iterator[Mapping[str, Any]]:
@@ -159,14 +178,21 @@ def table_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Iterator[Row
 
 
 def _text_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Generator[Row, None, None]:
-    """Rows of CSV or JSON lines, of UTF-8, or of UTF-16 where a byte order mark says so.
+    """Rows of CSV or JSON lines; see `_text_lines`."""
+    is_json_lines = _JSON_LINES.search(uri) is not None
+    with _text_lines(stream, is_json_lines=is_json_lines) as lines:
+        yield from _json_rows(lines) if is_json_lines else _csv_rows(lines, options)
+
+
+@contextlib.contextmanager
+def _text_lines(stream: BinaryIO, *, is_json_lines: bool) -> Generator[Iterator[str | None], None, None]:
+    """Lines of UTF-8, or of UTF-16 where a byte order mark says so; see `_bounded_lines`.
 
     Bytes that are not UTF-8 become half characters, which fail the row that uses them.
 
     Raises:
         TableError: for JSON that is not of lines, or whose name does not say so.
     """
-    is_json_lines = _JSON_LINES.search(uri) is not None
     head = stream.read(2)
     stream.seek(0)
     inflated = inflate(stream) if is_gzip(head) else stream
@@ -178,8 +204,7 @@ def _text_rows(stream: BinaryIO, uri: str, options: ReadOptions) -> Generator[Ro
         held = "one JSON value" if _JSON_VALUE.match(begin) else "JSON, which its name does not say"
         raise TableError(f"The file holds {held}. {JSON_REMEDY}.")
     with io.TextIOWrapper(data, encoding=encoding, errors=errors, newline="") as text:
-        lines = _bounded_lines(text)
-        yield from _json_rows(lines) if is_json_lines else _csv_rows(lines, options)
+        yield _bounded_lines(text)
 
 
 def _bounded_lines(text: io.TextIOBase) -> Iterator[str | None]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
-from typing import BinaryIO, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, cast
 
 from transforms import storage
 from transforms.core.errors import StopError
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Unread
-from transforms.inputs.manifest_rows import KEY_COLUMN, Row, manifest_columns, table_rows
+from transforms.inputs.manifest_rows import KEY_COLUMN, Row, label_names, manifest_columns, table_rows
 from transforms.inputs.unique_keys import SeenKeys
 from transforms.readers.allowed_paths import reach
 from transforms.readers.base import RecordError, bounded, caught, failure
-from transforms.readers.columns import as_text, label_and_extras
+from transforms.readers.columns import NamedLabels, as_text, label_and_extras
 from transforms.readers.folders import class_folder
 from transforms.readers.options import ReadOptions
 from transforms.readers.read import judge
@@ -64,9 +64,11 @@ def _refs(manifest: FileInfo, options: ReadOptions, seen: SeenKeys) -> Iterator[
     source: ResumingStream | None = None
     try:
         with ResumingStream(manifest.uri, manifest.version) as source:
-            for index, row in enumerate(table_rows(cast(BinaryIO, source), manifest.uri, options)):
+            stream = cast(BinaryIO, source)
+            names = label_names(stream, manifest.uri, options)
+            for index, row in enumerate(table_rows(stream, manifest.uri, options)):
                 key = f"{manifest.uri}#{index}"
-                ref = caught(_ref, key, manifest.uri, row, folder, options)
+                ref = caught(_ref, key, manifest.uri, row, folder, options, names)
                 if isinstance(ref, RecordRef) and not seen.add(ref.key):
                     ref = failure(key, manifest.uri, "repeated_key: an earlier row has the same key")
                 yield ref
@@ -82,29 +84,25 @@ def _refs(manifest: FileInfo, options: ReadOptions, seen: SeenKeys) -> Iterator[
         yield dataclasses.replace(rest, retryable=retryable, unread=unread)
 
 
-def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions) -> RecordRef:
+def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions, names: NamedLabels) -> RecordRef:
     del manifest
     if isinstance(row, RecordError):
         raise row
-    named = as_text(row.get(options.uri_column) or "").strip()  # "a.jpg, cat": a blank beside a comma means nothing.
+    named = _text_in(row, options.uri_column).strip()  # "a.jpg, cat": a blank beside a comma means nothing.
     if not named:
         raise RecordError("bad_value", f"the row has no {options.uri_column}")
-    try:
-        named.encode()
-    except UnicodeEncodeError as error:
-        raise RecordError("bad_value", f"the row holds text that is not Unicode ({error})") from error
     uri = reach(named, folder, options)
     try:
-        stored = row.get(options.label_column)
+        stored = names.label(row.get(options.label_column))
         label, extras = label_and_extras(stored, row, uri, _class(uri, folder, options), options)
         label = bounded(label)
     except ValueError as error:
         raise RecordError("bad_value", str(error)) from error
-    own_key = as_text(row.get(KEY_COLUMN))
+    own_key = _text_in(row, KEY_COLUMN)
     file = _look_at(uri)
     if file is None and "\\" in named and storage.is_local(uri):
         raise RecordError("missing", f"there is no {named}; if the list is from Windows, write / for each \\")
-    ref = RecordRef(
+    return RecordRef(
         own_key or key,
         uri,
         None if file is None else file.version,
@@ -112,11 +110,25 @@ def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions) -
         tuple(extras.items()),
         None if file is None else file.size,
     )
+
+
+def _text_in(row: Mapping[str, Any], column: str) -> str:
+    """The text of a key or of a file's name, "" for none; numbers may be either.
+
+    Raises:
+        RecordError: for any other value.
+    """
+    value = row.get(column)
+    if isinstance(value, bool | list | dict):
+        raise RecordError("bad_value", f"{column} holds {value!r:.80}, which is no text")
+    text = as_text(value)
     try:
-        f"{ref.key}{ref.uri}".encode()
+        text.encode()
     except UnicodeEncodeError as error:
-        raise RecordError("bad_value", f"the row holds text that is not Unicode ({error})") from error
-    return ref
+        raise RecordError(
+            "bad_value", f"{column} is not Unicode text; save the file as UTF-8 (Excel: CSV UTF-8) ({error})"
+        ) from error
+    return text
 
 
 def _look_at(uri: str) -> FileInfo | None:

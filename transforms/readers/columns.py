@@ -97,6 +97,7 @@ def label_and_extras(
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
 """A whole number as a program writes it whose column is of doubles: a missing value makes it so."""
 
+
 def as_label(value: Any) -> str | None:
     """Convert a label to a string, equal for every type a shard may store it as.
 
@@ -171,7 +172,9 @@ class NamedLabels:
         """Those of a column, from the metadata that Hugging Face datasets writes into a Parquet footer."""
         try:
             feature = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]
-            feature = feature.get("feature", feature)  # Of a list of labels.
+            feature = (
+                feature[0] if isinstance(feature, list) else feature.get("feature", feature)
+            )  # Of lists of labels.
             names = feature["names"] if feature["_type"] == "ClassLabel" else None
             return cls([str(name) for name in names] if names else None)
         except (AttributeError, LookupError, TypeError, ValueError):

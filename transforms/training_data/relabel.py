@@ -12,9 +12,9 @@ import pyarrow as pa
 from transforms import storage
 from transforms.core.errors import ImagebeamError
 from transforms.core.spec import EmbedderSpec
-from transforms.inputs.manifest_rows import TableError, table_rows
+from transforms.inputs.manifest_rows import TableError, label_names, table_rows
 from transforms.readers.base import RecordError
-from transforms.readers.columns import as_label, as_labels, as_text
+from transforms.readers.columns import NamedLabels, as_label, as_labels, as_text
 from transforms.readers.options import ReadOptions
 from transforms.storage.resuming import ResumingStream
 from transforms.training_data.embeddings import RowGroup, RowSet
@@ -124,8 +124,10 @@ def _read(uri: str) -> dict[str, Any]:
     options = ReadOptions(uri_column=KEY, label_column=LABEL)
     try:
         with ResumingStream(absolute, None) as source:
-            for number, row in enumerate(table_rows(cast(BinaryIO, source), absolute, options)):
-                key, label = _entry(uri, number, row)
+            stream = cast(BinaryIO, source)
+            names = label_names(stream, absolute, options)
+            for number, row in enumerate(table_rows(stream, absolute, options)):
+                key, label = _entry(uri, number, row, names)
                 if labels.setdefault(key, label) != label:
                     raise ImagebeamError(
                         f"Two rows of the file have the key {key!r}, and other labels: {labels[key]!r} and {label!r}. "
@@ -140,7 +142,7 @@ def _read(uri: str) -> dict[str, Any]:
     return labels
 
 
-def _entry(uri: str, number: int, row: Mapping[str, Any] | RecordError) -> tuple[str, Any]:
+def _entry(uri: str, number: int, row: Mapping[str, Any] | RecordError, names: NamedLabels) -> tuple[str, Any]:
     if isinstance(row, RecordError):
         raise ImagebeamError(f"Row {number + 1:,} of the file cannot be read: {row}. Received: --labels {uri!r}.")
     if KEY not in row or LABEL not in row:
@@ -148,10 +150,11 @@ def _entry(uri: str, number: int, row: Mapping[str, Any] | RecordError) -> tuple
             f"A file of labels has the columns {KEY} and {LABEL}. Received: --labels {uri!r} with "
             f"{', '.join(map(str, row)) or 'none'}."
         )
-    key, label = as_text(row[KEY]), row[LABEL]
+    key = as_text(row[KEY])
     if not key:
         raise ImagebeamError(f"Row {number + 1:,} of the file has no key. Received: --labels {uri!r}.")
     try:
+        label = names.label(row[LABEL])
         return key, as_labels(label) if isinstance(label, list) else as_label(label)
     except ValueError as error:
         raise ImagebeamError(f"Row {number + 1:,} of the file: {error}. Received: --labels {uri!r}.") from error

@@ -161,6 +161,15 @@ def test_json_that_is_not_of_lines_is_refused_as_a_manifest_with_the_remedy(tmp_
     assert (failed.error_type, "one object per line" in failed.message) == ("bad_value", True)
 
 
+@pytest.mark.parametrize("first", ["# exported by a tool", "\nlabels of today"])
+def test_a_csv_manifest_with_a_title_is_refused_by_what_its_first_line_has(tmp_path, first):
+    (tmp_path / "m.csv").write_text(f"{first}\nuri,label\na.png,cat\n")
+    with pytest.raises(ImagebeamError, match=rf"columns are {first.strip()} \(string\)"):
+        inspect_input([str(tmp_path / "m.csv")], None, ReadOptions())
+    (tmp_path / "m.csv").write_text("uri,label\na.png\n")  # Its rows are failures.
+    inspect_input([str(tmp_path / "m.csv")], None, ReadOptions())
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_json_lines_under_another_name_are_refused_with_the_remedy(tmp_path, encoding):
     (tmp_path / "m.json").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding)

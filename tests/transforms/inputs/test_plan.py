@@ -503,6 +503,26 @@ def test_paths_of_windows_in_a_manifest_are_failures_with_the_remedy(tmp_path):
     assert isinstance(ref, RecordRef)
 
 
+def test_a_name_of_a_manifest_that_is_no_text_is_a_failure(tmp_path):
+    lines = [{"uri": ["a.jpg"]}, {"uri": {"path": "a.jpg"}}, {"uri": True}, {"uri": 7}, {"uri": "b.jpg", "key": ["k"]}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = {"uri": [["a.jpg"], ["b.jpg"]], "label": [1, 2]}
+    pq.write_table(pa.table(rows), tmp_path / "m.parquet")
+    (unit,) = cut(tmp_path / "m.jsonl", "manifest", 50)
+    assert failed(unit) == dict.fromkeys((0, 1, 2, 4), "bad_value")
+    assert unit.refs[0].message == "uri holds ['a.jpg'], which is no text"
+    (unit,) = cut(tmp_path / "m.parquet", "manifest", 50)
+    assert failed(unit) == dict.fromkeys((0, 1), "bad_value")
+
+
+def test_a_name_that_is_not_utf_8_says_how_to_save_the_file(tmp_path):
+    (tmp_path / "m.csv").write_bytes("uri\n\u00e9.jpg\n".encode("cp1252"))
+    (unit,) = cut(tmp_path / "m.csv", "manifest", 50)
+    (failure,) = unit.refs
+    assert failure.error_type == "bad_value"
+    assert "save the file as UTF-8" in failure.message
+
+
 def test_a_parquet_manifest_may_hold_bytes(tmp_path):
     """Hive and others write text without saying that it is."""
     rows = {

@@ -193,14 +193,29 @@ def test_lists_in_the_label_column_are_kept_as_labels(tmp_path, kind):
     assert found == list(zip([None, "cat", None, None, "dog", "eel"], lists, strict=True))
 
 
-def test_lists_of_numbers_have_the_names_of_hugging_face(tmp_path):
+ANIMALS = {"_type": "ClassLabel", "names": ["ant", "bee", "cat"]}
+
+
+@pytest.mark.parametrize("feature", [{"feature": ANIMALS, "_type": "List"}, [ANIMALS]])
+def test_lists_of_numbers_have_the_names_of_hugging_face(tmp_path, feature):
     table = pa.table({"image": [b"\x89PNG"] * 2, "label": [[0, 1], [2, -1]]})
-    names = {"_type": "ClassLabel", "names": ["ant", "bee", "cat"]}
-    info = {"info": {"features": {"label": {"feature": names, "_type": "List"}}}}
+    info = {"info": {"features": {"label": feature}}}
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), tmp_path / "x.parquet")
     options = inspect_input([str(tmp_path)], None, ReadOptions(), "labels")
     found = [(record.label, record.extras["labels"]) for record in read_all(tmp_path, options)]
     assert found == [(None, ["ant", "bee"]), ("cat", ["cat"])]
+
+
+def test_a_parquet_manifest_has_the_names_of_hugging_face(tmp_path):
+    table = pa.table({"uri": ["a.png", "b.png", "c.png"], "label": [2, -1, 3]})
+    info = {"info": {"features": {"label": ANIMALS}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), tmp_path / "x.parquet")
+    options = ReadOptions(keep_columns=(("label", pa.int64()),))
+    (unit,) = cut_shard(shard_at(tmp_path / "x.parquet", "manifest"), 9, options)
+    assert isinstance(unit, ListUnit)
+    found = [(ref.label, dict(ref.extras)) for ref in unit.refs if isinstance(ref, RecordRef)]
+    assert found == [("cat", {"label": 2}), (None, {"label": -1})]
+    assert isinstance(unit.refs[2], Failure)
 
 
 def test_lists_of_labels_in_manifests(tmp_path):

@@ -71,6 +71,14 @@ def test_keys_and_labels_may_be_bytes(tmp_path):
     assert classes(rows) == [*OLD[:3], "cat", *OLD[4:]]
 
 
+def test_numbers_of_hugging_face_are_their_names(tmp_path):
+    names = {"info": {"features": {"label": {"names": ["ant", "bee"], "_type": "ClassLabel"}}}}
+    table = pa.table({"key": ["key-3", "key-4"], "label": [1, 0]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), tmp_path / "new.parquet")
+    rows = relabel(embeddings(tmp_path), "label", str(tmp_path / "new.parquet"))
+    assert classes(rows) == [*OLD[:3], "bee", "ant", *OLD[5:]]
+
+
 def test_labels_for_embeddings_without_any(tmp_path):
     frame = pd.DataFrame({"key": [f"key-{row}" for row in range(COUNT)], "label": ["a", "b"] * (COUNT // 2)})
     frame.to_csv(tmp_path / "new.csv", index=False)

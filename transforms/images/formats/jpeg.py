@@ -50,7 +50,7 @@ _MORE = bytes(range(1, 255)) * 16
 _TRANSFORMS = {3: (0, 1), 4: (0, 2)}
 """How colours are stored by Adobe's marker, by components: as they are, or as YCbCr (YCCK)."""
 _SEQUENTIAL = b"\0\x3f\0"
-"""How the header of a scan ends that is not progressive. Some writers have other numbers there, which libjpeg ignores."""
+"""How the header of a scan ends that is not progressive. Some writers have other numbers there, which mean nothing."""
 _JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 
 
