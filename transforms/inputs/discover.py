@@ -24,7 +24,7 @@ from transforms.storage.globs import expand_braces
 _EXTENSIONS = {
     InputFormat.TFRECORD: r"\.(tfrecords?|tfrec|records?)(\.(gz|gzip|zlib))?(-\d+-of-\d+)?(\.(gz|gzip|zlib))?",
     InputFormat.WEBDATASET: r"\.(tar(\.(gz|gzip|bz2|xz))?|tgz|tbz2?|txz)",
-    InputFormat.PARQUET: r"\.(parquet|parq|pqt?)",
+    InputFormat.PARQUET: r"\.(parquet|parq|pqt?)(\.(gzip|snappy|zstd|brotli|lz4))?",  # Not gz: gzip packs whole files.
     InputFormat.MANIFEST: r"\.(csv|tsv|jsonl|ndjson)(\.gz)?",
     InputFormat.FILES: "|".join(map(re.escape, sorted(IMAGE_EXTENSIONS))),
 }
@@ -183,8 +183,13 @@ def _is_wanted(uri: str, found: InputFormat | None, input_format: InputFormat | 
     return found == input_format or (found is None and "." not in storage.basename(uri))
 
 
-def why_no_input(file: FileInfo) -> str | None:
-    """What a file is whose name tells nothing, and what to do; None where its first bytes tell nothing either."""
+def why_no_input(file: FileInfo, *, in_folder: bool = False) -> str | None:
+    """What a file is whose name tells nothing, and what to do; None where its first bytes tell nothing either.
+
+    Args:
+        file: to look at.
+        in_folder: whether a folder was named, whose files are chosen by their names.
+    """
     try:
         with storage.open_read(file.uri, file.version) as stream:
             head = stream.read(HEAD_BYTES)
@@ -193,7 +198,7 @@ def why_no_input(file: FileInfo) -> str | None:
     if shard_format := known_format(head):
         return (
             f"{printable(file.uri)} begins as a {shard_format} file does, and its name does not say so. Pass "
-            f"--input_format {shard_format}."
+            f"--input_format {shard_format}{' and name such files with a glob' if in_folder else ''}."
         )
     kind = other_kind(head)
     if kind == JSON_FILE:
@@ -213,7 +218,7 @@ def _no_match(pattern: str, left_out: Mapping[str, int], examples: Iterable[File
     message = f"No input matches. Received: --input {pattern!r}."
     if left_out:
         names = ", ".join(f"{extension} {count:,}" for extension, count in sorted(left_out.items()))
-        told = next(filter(None, map(why_no_input, examples)), None)
+        told = next(filter(None, (why_no_input(file, in_folder=True) for file in examples)), None)
         return (
             f"{message} The folder has other files ({names}). "
             f"{told or 'Name them with a glob, and give --input_format.'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypeVar, cast
 
 import pyarrow as pa
@@ -76,12 +76,17 @@ def inspect_input(
         _refuse_other_kinds(listed)
     if found := [shard.file.uri for shard in listed if _is_parquet(shard)]:
         named = {shard.file.uri for shard in listed}  # Files, which have no folder to be looked at, nor a stat to cost.
-        others = [pattern for pattern in patterns if storage.absolute(pattern) not in named]
-        roots = {root for pattern in others for root in storage.roots(pattern)}
+        unlisted = [pattern for pattern in patterns if storage.absolute(pattern) not in named]
+        roots = {root for pattern in unlisted for root in storage.roots(pattern)}
         refuse_removed_files(sorted(roots, key=len, reverse=True), found)
     seen: set[InputFormat] = set()
     for shard in listed[:_LOOKED_AT]:
-        if shard.format != InputFormat.FILES and shard.format not in seen and (schema := _look_at(shard, options)):
+        others = {one.format for one in listed} - {shard.format} if input_format is None else set()
+        if (
+            shard.format != InputFormat.FILES
+            and shard.format not in seen
+            and (schema := _look_at(shard, options, others))
+        ):
             seen.add(shard.format)
             options = _keep_label_lists(options, schema, label_lists)
     if {shard.format for shard in listed[:_LOOKED_AT]} == {InputFormat.FILES}:
@@ -163,8 +168,14 @@ def _columns(shard: Shard, options: ReadOptions) -> dict[str, pa.DataType]:
     return {**dict.fromkeys(partitions(shard.file.uri), pa.string()), **schema} if schema else {}
 
 
-def _look_at(shard: Shard, options: ReadOptions) -> Mapping[str, pa.DataType]:
-    """The checked columns of a shard; none where it is empty or damaged, which is not a mistake of the user's."""
+def _look_at(shard: Shard, options: ReadOptions, others: Collection[InputFormat]) -> Mapping[str, pa.DataType]:
+    """The checked columns of a shard; none where it is empty or damaged, which is not a mistake of the user's.
+
+    Args:
+        shard: to look at.
+        options: which columns are asked for.
+        others: formats of other inputs, which a user may have meant alone: img2dataset puts tables beside its tars.
+    """
     try:
         schema = _columns(shard, options)
         if not schema:
@@ -183,7 +194,8 @@ def _look_at(shard: Shard, options: ReadOptions) -> Mapping[str, pa.DataType]:
             schema = {**dict.fromkeys(found, pa.null()), **schema}
         check_other_columns(options, schema)
     except ImagebeamError as error:
-        raise ImagebeamError(f"{shard.file.uri} ({shard.format}): {error}") from error
+        rest = f" To read the other files alone, pass --input_format {' or '.join(sorted(others))}." if others else ""
+        raise ImagebeamError(f"{shard.file.uri} ({shard.format}): {error}{rest}") from error
     except pa.ArrowNotImplementedError as error:
         raise ImagebeamError(f"{shard.file.uri} ({shard.format}): {_reason(error)}.") from error
     except Exception:

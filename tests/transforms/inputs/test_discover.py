@@ -26,10 +26,10 @@ from transforms.storage.files import UriRange
         ("a.tfrecord-00000-of-00010 a.tfrecord-00000-of-00010.gz a.tfrecord.gz-00000-of-00010", "tfrecord"),
         ("train-00000-of-00010", "tfrecord"),
         ("a.tar a.tar.gz a.tgz a.b.tar shard-{00..99}.tar", "webdataset"),
-        ("a.parquet train-00000-of-00010.parquet", "parquet"),
+        ("a.parquet train-00000-of-00010.parquet a.parquet.gzip a.pq.zstd a.snappy.parquet", "parquet"),
         ("a.csv a.jsonl a.ndjson a.csv.gz", "manifest"),
         ("a.jpg a.JPEG a.b.png x.tar.webp a.heic", "files"),
-        ("a.txt a jpg a.json tfrecord .tfrecordx a.parquet.crc _SUCCESS photo-1-of-2", None),
+        ("a.txt a jpg a.json tfrecord .tfrecordx a.parquet.crc a.parquet.gz _SUCCESS photo-1-of-2", None),
     ],
 )
 def test_names_tell_the_format(names, expected):

@@ -161,6 +161,26 @@ def test_json_that_is_not_of_lines_is_refused_as_a_manifest_with_the_remedy(tmp_
     assert (failed.error_type, "one object per line" in failed.message) == ("bad_value", True)
 
 
+def test_tables_beside_shards_are_refused_with_the_way_to_read_the_shards_alone(tmp_path):
+    write_tar(tmp_path / "00000.tar", [("0.jpg", b"1"), ("0.cls", b"3")])
+    pq.write_table(pa.table({"url": ["http://a/0.jpg"], "key": ["0"]}), tmp_path / "00000.parquet")
+    with pytest.raises(ImagebeamError, match=r"00000\.parquet .* pass --input_format webdataset\.$"):
+        inspect_input([str(tmp_path)], None, ReadOptions())
+    inspect_input([str(tmp_path)], InputFormat.WEBDATASET, ReadOptions())
+    (tmp_path / "00000.tar").unlink()
+    with pytest.raises(ImagebeamError) as caught:
+        inspect_input([str(tmp_path)], None, ReadOptions())
+    assert "webdataset" not in str(caught.value)
+
+
+@pytest.mark.parametrize("input_format", [None, InputFormat.TFRECORD])
+def test_a_folder_of_shards_of_other_names_is_refused_with_a_way_that_works(tmp_path, input_format):
+    write_tfrecord(tmp_path / "data.tfrecord.0001", [example(image=b"\x89PNG", label=1)])
+    with pytest.raises(ImagebeamError, match=r"--input_format tfrecord and name such files with a glob"):
+        inspect_input([str(tmp_path)], input_format, ReadOptions())
+    inspect_input([f"{tmp_path}/*"], InputFormat.TFRECORD, ReadOptions())
+
+
 @pytest.mark.parametrize("first", ["# exported by a tool", "\nlabels of today"])
 def test_a_csv_manifest_with_a_title_is_refused_by_what_its_first_line_has(tmp_path, first):
     (tmp_path / "m.csv").write_text(f"{first}\nuri,label\na.png,cat\n")
