@@ -8,6 +8,7 @@ import difflib
 import inspect
 import json
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, TypeVar, get_type_hints
 
@@ -36,6 +37,9 @@ _NEEDS_A_LAUNCHER = {
     "input": "the patterns are the elements of the input",
     "overwrite": "a transform cannot know whether its pipeline will run; delete the folder, or choose another output",
 }
+
+_outputs: weakref.WeakKeyDictionary[beam.Pipeline, set[str]] = weakref.WeakKeyDictionary()
+"""The folders that the `EmbedImages` of a pipeline write to."""
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 
@@ -93,8 +97,16 @@ class EmbedImages(beam.PTransform):  # type: ignore[misc]
         read = self.input_options.read_options()
         options = self.output_options
         folder = run_folder.read_run(run_folder.RunFolder(storage.absolute(options.output), {}))
+        outputs = _outputs.setdefault(patterns.pipeline, set())
+        if folder.output in outputs:
+            raise ImagebeamError(
+                f"One folder holds one run, and two EmbedImages of this pipeline write to it. Received: "
+                f"output={options.output!r}. Give all patterns to one (beam.Flatten joins collections), or choose "
+                "another output."
+            )
         with run_folder.hold_output(options):
             staged = model_staging.stage_model(ModelLoader(self.model_options, self.engine_options), folder)
+        outputs.add(folder.output)
         run = Run(
             folder,
             staged,

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from pipelines.options.extraction import InputOptions, OutputOptions
 from transforms import storage
 from transforms.core.errors import ImagebeamError, using
-from transforms.core.text import counted, differences
+from transforms.core.formats import LabelFrom
+from transforms.core.text import counted, differences, list_difference
 from transforms.inputs.discover import cannot_be_listed
 from transforms.inputs.shard_index import forget_cuts
 from transforms.parts import part_files
@@ -24,6 +25,8 @@ from transforms.runs.reports import new_reports_folder
 
 _CUTS = "plan"
 _GENERATION = "generation"
+_UNSAID = {"label_from": LabelFrom.AUTO, "uri_column": "uri"}
+"""What a run reads where its run.json does not say it."""
 _PART_FOLDERS = (part_files.EMBEDDINGS, part_files.PREDICTIONS, part_files.FAILURES)
 _WRITTEN = (
     *(f"{folder}/part-0123456789abcdef.parquet" for folder in _PART_FOLDERS),
@@ -204,18 +207,34 @@ def check_output(options: OutputOptions, source: Described, parts: str = part_fi
             f"{folder} holds parts, but no {manifest.RUN_FILE} says of which run. Choose another --output."
         )
     generation = (before or {}).pop(_GENERATION, "")
-    different = [
-        line
-        for name, line in (differences(before, run) if before else {}).items()
-        if before and not _is_widened(name, before, run)
-    ]
+    different = _differences(before, run) if before else []
     # Nothing was committed by an attempt without parts: it binds nobody.
     committed = any(True for name in _PART_FOLDERS for _ in part_files.list_parts(storage.join(output, name)))
     if different and committed:
         raise ImagebeamError(
             f"{output} holds another run ({'; '.join(different)}). Choose another --output. ({OVERWRITES})"
+            f"{_on_wildcards(before, run)}"
         )
     return RunFolder(output, run, parts, generation)
+
+
+def _differences(before: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    """One line for each thing that makes two runs different."""
+    lines = differences({**_UNSAID, **before}, {**_UNSAID, **run})
+    if "input" in lines and isinstance(before.get("input"), list):
+        lines["input"] = list_difference("input", before["input"], run["input"])
+    return [line for name, line in lines.items() if not _is_widened(name, before, run)]
+
+
+def _on_wildcards(before: dict[str, Any] | None, run: dict[str, Any]) -> str:
+    """What helps whose shell expands a wildcard to other files every day."""
+    inputs = [about.get("input") for about in (before or {}, run)]
+    if inputs[0] == inputs[1] or not all(isinstance(one, list) and len(one) > 1 for one in inputs):
+        return ""
+    return (
+        " If a shell expanded a wildcard: in quotes, --input 'photos/*.jpg', it stays the same as files come and go, "
+        "and --reuse takes over what this folder holds."
+    )
 
 
 def _is_widened(name: str, before: dict[str, Any], run: dict[str, Any]) -> bool:

@@ -72,6 +72,11 @@ def print_summary(
         say(f"  {labels.describe()}")
     for kind, count in list(totals.failures.items())[:10]:
         say(f"  failed at {kind.replace('/', ': ')}: {count:,}")
+    if totals.not_tried_again:
+        say(
+            f"  not tried again, since they failed in an earlier run: {totals.not_tried_again:,}; --retry_failed tries "
+            "them, after a larger limit or an installed extra, say"
+        )
     if totals.worked_again:
         say(f"  tried again because the machine had been at fault: {totals.worked_again:,}")
     for left_out in manifest.sum_up_notes(notes):

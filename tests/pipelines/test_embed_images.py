@@ -81,6 +81,16 @@ def test_output_of_another_launcher_is_refused(source, output):
     assert len(embeddings(output)) == COUNT
 
 
+def test_two_of_one_pipeline_need_two_outputs(source, output):
+    pipeline = beam.Pipeline("FnApiRunner")
+    patterns = pipeline | beam.Create([str(source)])
+    _ = patterns | "One" >> EmbedImages(str(output), **SMALL)
+    with pytest.raises(imagebeam.ImagebeamError, match="two EmbedImages of this pipeline"):
+        _ = patterns | "Two" >> EmbedImages(f"{output}/", **SMALL)
+    _ = patterns | "Three" >> EmbedImages(f"{output}-3", **SMALL)
+    _ = beam.Pipeline("FnApiRunner") | beam.Create([str(source)]) | EmbedImages(str(output), **SMALL)
+
+
 def test_patterns_without_end_are_refused(output):
     ticks = beam.Pipeline("FnApiRunner") | "Ticks" >> PeriodicImpulse()
     with pytest.raises(imagebeam.ImagebeamError, match=r"that come to an end.* Received: an unbounded .*'Ticks"):

@@ -173,6 +173,8 @@ class TestRefusals:
             (("--rows_per_unit", "6"), "rows_per_unit: 5 != 6"),
             (("--embedding_dtype", "float16"), "embedding_dtype: float32 != float16"),
             (("--label_column", "class"), "label_column: label != class"),
+            (("--label_from", "none"), "label_from: auto != none"),
+            (("--jpeg_decode", "scaled"), "jpeg_decode: exact != scaled"),
         ],
     )
     def test_another_run_into_the_same_output(self, source, finished, capsys, flags, named):
@@ -183,6 +185,18 @@ class TestRefusals:
         assert "--overwrite" in message
         assert files_of(finished) == before
         assert extract(source, finished) == 0
+
+    def test_more_files_of_a_wildcard_that_the_shell_expanded(self, source, output, capsys):
+        files = sorted(source.rglob("*.jpg"))
+        assert extract(files[:6], output) == 0
+        assert extract(files, output) == 2
+        message = capsys.readouterr().err
+        assert f"(input: {COUNT - 6} more, such as {files[6]})" in message
+        assert "in quotes" in message
+        assert extract([*files[2:6], *files[:1]], output) == 2
+        assert f"(input: 1 fewer, such as {files[1]})" in capsys.readouterr().err
+        assert extract(reversed(files[:6]), output) == 2
+        assert "(input: the same in another order)" in capsys.readouterr().err
 
     def test_another_model_when_the_model_folder_is_gone(self, source, finished, capsys):
         shutil.rmtree(finished / "model")
@@ -260,10 +274,14 @@ class TestRetryFailed:
         assert set(failures(output)) == {str(source / "a" / "0002.jpg"), str(source / "b" / "0011.jpg")}
         return mend
 
-    def test_works_the_failed_records_alone_and_merges_them(self, source, output, failed, tmp_path, monkeypatch):
+    def test_works_the_failed_records_alone_and_merges_them(
+        self, source, output, failed, tmp_path, monkeypatch, capsys
+    ):
         failed()
+        capsys.readouterr()
         assert extract(source, output, "--max_failure_rate", "1") == 0
         assert len(failures(output)) == 2  # not asked to
+        assert "in an earlier run: 2; --retry_failed tries them" in capsys.readouterr().err
         worked = []
         count = commit_units.count_batch
         monkeypatch.setattr(

@@ -18,6 +18,8 @@ from pipelines.runtime import model_staging
 from tests.support import plain_runs
 from tests.support.fakes import ChannelMeans
 from tests.support.gcs_server import gcs as emulated  # noqa: F401
+from tests.support.image_samples import encode
+from tests.support.image_samples import picture as sample_picture
 from tests.support.plain_runs import StagedFake, extract, plain, rows_of
 from transforms import storage
 from transforms.core.spec import EmbedderSpec, Pooling
@@ -399,9 +401,17 @@ class TestWhatIsNotTakenOver:
         assert run(pictures, "--max_image_pixels", 1100) == (0, len(small))
         assert_rows(tmp_path / "out", tmp_path / "in", {name: pictures[name] for name in small})
         assert run(pictures, "--max_image_pixels", 1100) == (0, 0)
-        assert run(pictures, "--max_image_pixels", 2000, "--retry_failed") == (0, 10 - len(small))
+        assert run(pictures, "--max_image_pixels", 2000) == (0, 10 - len(small))
         assert_rows(tmp_path / "out", tmp_path / "in", pictures)
         assert run(pictures, "--max_image_pixels", 1100) == (0, len(small))
+
+    def test_truncated_images_are_rows_once_they_are_accepted(self, run, tmp_path):
+        (tmp_path / "in").mkdir()
+        whole = encode(sample_picture(64, 64, seed=1), "JPEG")
+        (tmp_path / "in" / "cut.jpg").write_bytes(whole[: len(whole) * 3 // 4])
+        pictures = {f"{number}.png": number for number in range(10)}
+        assert run(pictures, "--max_failure_rate", 1) == (0, 10)
+        assert run(pictures, "--truncated_images", "accept") == (0, 1)
 
     def test_failures_are_embedded_again(self, run, tmp_path):
         (tmp_path / "in").mkdir()

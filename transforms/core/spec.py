@@ -221,7 +221,8 @@ class EmbedderSpec:
 
     def differences(self, other: EmbedderSpec) -> list[str]:
         """One line for each field in which `other` differs: "pooling: avg != max"."""
-        mine, theirs = (spec.to_dict() | {"image_size": size_text(spec.image_size)} for spec in (self, other))
+        unsaid = {"dicom_frame": _LATER["dicom_frame"], "jpeg_decode": JpegDecode.EXACT}
+        mine, theirs = (unsaid | spec.to_dict() | {"image_size": size_text(spec.image_size)} for spec in (self, other))
         return list(differences(mine, theirs).values())
 
 

@@ -67,6 +67,16 @@ def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
     }
 
 
+def list_difference(name: str, mine: Sequence[str], theirs: Sequence[str], shown: int = 3) -> str:
+    """How two long lists differ: "input: 2 more, such as b.jpg"."""
+    if max(len(mine), len(theirs)) <= shown:
+        return f"{name}: {spelled(mine)} != {spelled(theirs)}"
+    known, wanted = set(mine), set(theirs)
+    more, fewer = [one for one in theirs if one not in known], [one for one in mine if one not in wanted]
+    told = [f"{len(some):,} {how}, such as {some[0]}" for some, how in ((more, "more"), (fewer, "fewer")) if some]
+    return f"{name}: {', '.join(told) or 'the same in another order'}"
+
+
 def first_few(names: Sequence[str], shown: int = 5) -> str:
     """Names with commas between them, and dots for those beyond the first `shown`."""
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

@@ -14,7 +14,7 @@ from transforms.core.types import Failure, Unread
 from transforms.inputs.manifest_rows import KEY_COLUMN, Row, label_names, manifest_columns, table_rows
 from transforms.inputs.unique_keys import SeenKeys
 from transforms.readers.allowed_paths import reach
-from transforms.readers.base import RecordError, bounded, caught, failure
+from transforms.readers.base import MISSING, RecordError, bounded, caught, failure
 from transforms.readers.columns import NamedLabels, as_text, label_and_extras
 from transforms.readers.folders import class_folder
 from transforms.readers.options import ReadOptions
@@ -101,7 +101,7 @@ def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions, n
     own_key = _text_in(row, KEY_COLUMN)
     file = _look_at(uri)
     if file is None and "\\" in named and storage.is_local(uri):
-        raise RecordError("missing", f"there is no {named}; if the list is from Windows, write / for each \\")
+        raise RecordError(MISSING, f"there is no {named}; if the list is from Windows, write / for each \\")
     return RecordRef(
         own_key or key,
         uri,

@@ -479,6 +479,16 @@ def read_names(output: str, folder: str, commit: Commit) -> tuple[set[str], set[
     return keys, uris
 
 
+def read_failed_keys(output: str, unit_id: str, error_type: str) -> set[str]:
+    """Keys of a unit's failures of one type.
+
+    Raises:
+        OSError: if they cannot be read.
+    """
+    failures = read_table(failures_uri(output, unit_id), ["key", "error_type"])
+    return set(failures.filter(pc.equal(failures["error_type"], error_type))["key"].to_pylist())
+
+
 def keep_rows(output: str, folder: str, unit_id: str, keys: set[str]) -> Commit:
     """Write a part again with those of its rows alone whose key is in `keys`, and drop its failures.
 

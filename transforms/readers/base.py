@@ -23,6 +23,9 @@ from transforms.storage import ReplacedError
 
 T = TypeVar("T")
 
+MISSING = "missing"
+"""The error type of a file that is not there."""
+
 NAMES_KEPT = 5
 """Names of what is left out, for each kind."""
 
@@ -258,7 +261,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, ImagebeamError):
         return f"bad_value: {message}"
     if isinstance(error, FileNotFoundError):
-        return f"missing: {message}"
+        return f"{MISSING}: {message}"
     if isinstance(error, EOFError):
         return f"truncated: {message}"
     if isinstance(error, pa.ArrowNotImplementedError):

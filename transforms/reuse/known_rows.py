@@ -112,6 +112,16 @@ class Conditions:
         """
         return found is not None and not self.allow(found)
 
+    def readmit(self, found: Mapping[str, Any] | None, failures: Mapping[str, int]) -> bool:
+        """Whether some `failures`, by "stage/error_type", under the conditions `found` may be rows under these."""
+        if found is None:
+            return False
+        is_larger = self.max_image_pixels > found["max_image_pixels"]
+        is_laxer = self.accept_truncated and not found["accept_truncated"]
+        return bool(
+            (is_larger and failures.get("decode/too_many_pixels")) or (is_laxer and failures.get("decode/truncated"))
+        )
+
     @classmethod
     def of(cls, images: ImageOptions) -> Conditions:
         """Those of an image policy."""

@@ -114,8 +114,10 @@ class _Lease:
         self._remove()
 
     def _remove(self) -> None:
-        with contextlib.suppress(OSError):  # Where it may not be deleted, it ends by its age.
+        try:
             storage.delete(self.uri)
+        except OSError:  # Objects may be created here, not deleted: for other processes it ends by its age.
+            _left.add(self.uri)
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_SECONDS):
@@ -132,7 +134,7 @@ class _Lease:
     def _other(self, now: float | None) -> Holder | None:
         """Another live holder; leases of launchers that are gone are removed on the way."""
         for info in list(storage.list_below(self.output, _FILES)):
-            if info.uri == self.uri:
+            if info.uri == self.uri or info.uri in _left:
                 continue
             try:
                 holder = Holder(**json.loads(storage.read_bytes(info.uri)))
@@ -153,6 +155,8 @@ class _Lease:
 
 
 _held: dict[str, _Lease] = {}
+_left: set[str] = set()
+"""Leases that this process has released and could not delete."""
 
 
 def new_token() -> str:

@@ -165,6 +165,7 @@ class Totals:
         failures: failed records by "stage/error_type".
         retryable: failed records that the next run works again, since the machine is at fault.
         worked_again: records of which this was so in an earlier run.
+        not_tried_again: failed records of the units that an earlier run had committed.
         reused: of the rows written now, those whose vectors were taken over from earlier parts.
         equal: of the rows written now, those whose images are those of other rows written now.
     """
@@ -179,6 +180,7 @@ class Totals:
     failures: dict[str, int] = field(default_factory=dict)
     retryable: int = 0
     worked_again: int = 0
+    not_tried_again: int = 0
     reused: int = 0
     equal: int = 0
 
@@ -202,6 +204,7 @@ def sum_up(reports: Iterable[UnitReport]) -> Totals:
         totals.icc_profiles_ignored += report.commit.icc_profiles_ignored
         totals.retryable += report.commit.retryable
         totals.worked_again += report.worked_again
+        totals.not_tried_again += report.commit.failed if report.skipped else 0
         totals.reused += report.reused
         totals.equal += report.equal
         failures.update(report.commit.failures)

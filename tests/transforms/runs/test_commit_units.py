@@ -1,4 +1,7 @@
+import io
+import tarfile
 import threading
+from dataclasses import replace
 
 import apache_beam as beam
 import numpy as np
@@ -10,12 +13,12 @@ from tests.transforms.embed.test_embed_units import png
 from transforms.core.formats import InputFormat
 from transforms.embed.embed_units import EmbedOptions, EmbedUnits, _ReadAndEmbed
 from transforms.images.decode import ImageOptions
-from transforms.inputs.plan import plan
+from transforms.inputs.plan import cut_shard, plan
 from transforms.parts import part_files
 from transforms.parts.part_files import PartOptions
 from transforms.readers import image_files
 from transforms.readers.options import ReadOptions
-from transforms.readers.units import ListUnit
+from transforms.readers.units import ListUnit, ShardUnit
 from transforms.runs.commit_units import CommitUnits, _CommitUnit
 from transforms.runs.manifest import UnitReport
 
@@ -95,6 +98,45 @@ def test_the_next_unit_is_read_while_the_model_works_on_the_one_before(tmp_path,
     monkeypatch.setattr("transforms.embed.embed_units.read_file", noticed)
     reports = run(commit_unit(tmp_path / "out", HeldModel(seen)), units)
     assert [report.images for report in reports] == [4, 4]
+
+
+def test_files_that_were_missing_are_worked_once_they_are_there(tmp_path):
+    """The version of a unit does not tell, where a manifest names objects, or where a file is back as it was."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (unit,) = units_of(write_images(folder, COLORS[:6]), 6)
+    unit = ListUnit(unit.source, tuple(replace(ref, version=None, size=None) for ref in unit.refs))
+    away = tmp_path / "away"
+    away.mkdir()
+    (folder / "001.png").write_bytes(b"no image")
+    for name in ("002.png", "004.png"):
+        (folder / name).rename(away / name)
+    (report,) = run(commit_unit(tmp_path / "out"), [unit])
+    assert report.commit.failures == {"read/missing": 2, "decode/not_an_image": 1}
+    assert [one.skipped for one in run(commit_unit(tmp_path / "out"), [unit])] == [True]
+    (away / "004.png").rename(folder / "004.png")
+    (report,) = run(commit_unit(tmp_path / "out"), [unit])
+    assert (report.skipped, report.images) == (False, 1)
+    assert report.commit.failures == {"read/missing": 1, "decode/not_an_image": 1}
+    (table,) = rows_by_unit(tmp_path / "out").values()
+    np.testing.assert_array_equal(table["embedding"].to_pylist(), [COLORS[index] for index in (0, 3, 4, 5)])
+
+
+def test_a_shard_that_was_missing_is_worked_once_it_is_there(tmp_path):
+    shard = tmp_path / "a.tar"
+    with tarfile.open(shard, "w") as tar:
+        for number, color in enumerate(COLORS[:4]):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(png(color))
+            tar.addfile(member, io.BytesIO(png(color)))
+    items = plan([str(shard)], InputFormat.WEBDATASET, 1000)
+    units = [unit for item in items for unit in cut_shard(item, 1000, ReadOptions()) if isinstance(unit, ShardUnit)]
+    shard.rename(tmp_path / "away")
+    (tmp_path / "other").touch()
+    assert [one.commit.failures for one in run(commit_unit(tmp_path / "out"), units)] == [{"read/missing": 4}]
+    assert [one.skipped for one in run(commit_unit(tmp_path / "out"), units)] == [True]
+    (tmp_path / "away").rename(shard)
+    assert [one.commit.embedded for one in run(commit_unit(tmp_path / "out"), units)] == [4]
 
 
 def test_images_that_two_units_have_are_embedded_once(tmp_path):

@@ -60,6 +60,18 @@ def test_lease_of_a_remote_launcher_expires(tmp_path, age, is_held):
             assert not path.exists()
 
 
+def test_a_lease_that_may_not_be_deleted_does_not_keep_its_own_process_out(tmp_path, monkeypatch):
+    def refuse(uri):
+        raise PermissionError(uri)
+
+    monkeypatch.setattr("transforms.storage.delete", refuse)
+    with lease.hold(str(tmp_path)):
+        pass
+    assert len(list(tmp_path.iterdir())) == 1
+    with lease.hold(str(tmp_path)), pytest.raises(ImagebeamError, match="since 2"), lease.hold(str(tmp_path)):
+        pass
+
+
 def test_simultaneous_launchers_never_both_work(tmp_path):
     inside, most, won = [], [], []
     barrier = threading.Barrier(6)
