@@ -186,6 +186,7 @@ def check_output(options: OutputOptions, source: Described, parts: str = part_fi
             "another --output."
         )
     refuse_copy_as_output(output)
+    manifest.refuse_foreign_files(output)
     run = {
         **source.describe(),
         "rows_per_unit": options.rows_per_unit,

@@ -139,7 +139,7 @@ def test_a_copy_is_not_read_as_a_run(run, copy, tmp_path, capsys, job, flags):
     error = capsys.readouterr().err
     assert "_compact.json" in error
     assert str(run) in error
-    assert "Let the run finish" not in error
+    assert "own command again" not in error
     assert not (tmp_path / "out").exists()
 
 
@@ -176,6 +176,24 @@ def test_nothing_is_written_into_a_copy(run, copy, tmp_path, capsys, job, flags,
 @pytest.mark.parametrize("flags", [("--rows_per_file", 0), ("--rows_per_group", -1)])
 def test_bad_values_are_refused(run, tmp_path, flags):
     assert compact(run, tmp_path / "copy", *flags) == 2
+
+
+def test_a_part_that_is_gone_is_named(run, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    part = min(broken.glob("embeddings/part-*"))
+    part.unlink()
+    assert compact(broken, tmp_path / "copy") == 1
+    assert f"{part} is gone; see imagebeam verify" in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_there_or_unfinished_is_told_apart(run, tmp_path, capsys):
+    assert compact(tmp_path / "none", tmp_path / "copy") == 2
+    assert "Name the --output of extract" in capsys.readouterr().err
+    shutil.copytree(run, tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "manifest.json").unlink()
+    assert compact(tmp_path / "unfinished", tmp_path / "copy") == 2
+    assert "own command again" in capsys.readouterr().err
 
 
 def test_unfinished_run_or_its_own_folder_is_refused(run, tmp_path):

@@ -220,6 +220,16 @@ class TestRefusals:
         assert foreign.read_bytes() == b"somebody's"
         assert len(files_of(finished)) == parts + 1
 
+    @pytest.mark.parametrize("name", ["manifest.json", "run.json"])
+    @pytest.mark.parametrize("flags", [(), ("--overwrite",)])
+    def test_another_programs_files_of_the_same_name(self, source, output, capsys, name, flags):
+        """A web application's manifest.json, say, which a first run set aside and a second one lost."""
+        output.mkdir()
+        (output / name).write_text('{"name": "mine"}')
+        assert extract(source, output, *flags) == 2
+        assert f"{output}/{name} is of something else" in capsys.readouterr().err
+        assert [path.name for path in output.iterdir()] == [name]
+
     @pytest.mark.parametrize("flags", [("--layer", "blok1_pool"), ("--weights", "missing.npz")])
     def test_overwrite_deletes_nothing_when_the_new_model_cannot_be_had(self, source, finished, flags):
         before = files_of(finished)

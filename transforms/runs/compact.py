@@ -113,12 +113,14 @@ def _read_part(source: str, part: Mapping[str, Any]) -> pa.Table:
     """A part's rows, without metadata.
 
     Raises:
-        ValueError: if its bytes are not those of the manifest.
+        ValueError: if it is gone, or its bytes are not those of the manifest.
     """
     uri = storage.join(source, part["path"])
-    data = storage.read_bytes(uri)
     try:
+        data = storage.read_bytes(uri)
         check_bytes(data, part)
+    except FileNotFoundError as error:
+        raise ValueError(f"{uri} is gone; see imagebeam verify") from error
     except ValueError as error:
         raise ValueError(f"{uri}: {error}; see imagebeam verify") from error
     table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()

@@ -37,6 +37,9 @@ RUN_FILE = "run.json"
 PREVIOUS_FILE = "manifest.previous.json"
 """The manifest before, while a run is under way."""
 
+_KEYS = {"dimensions", "parts", "totals"}
+"""Some of those that every manifest of a run has."""
+
 _DESCRIPTIONS = (RUN_FILE, "model/spec.json")
 
 _HASHED_AT_ONCE = 4
@@ -267,6 +270,27 @@ def sum_up_notes(notes: Iterable[Note]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def refuse_foreign_files(output: str) -> None:
+    """Refuse to write where another program's files have the names of a run's: they would be replaced.
+
+    Raises:
+        ImagebeamError: naming the file.
+        OSError: if the folder cannot be read.
+    """
+    uri = storage.join(output, MANIFEST_FILE)
+    is_run = _read(output, MANIFEST_FILE).keys() >= _KEYS or _holds_run(output)
+    if not is_run and storage.exists(uri):
+        raise _foreign(uri)
+    if (about := _read(output, RUN_FILE)) and "rows_per_unit" not in about:
+        raise _foreign(storage.join(output, RUN_FILE))
+
+
+def _foreign(uri: str) -> ImagebeamError:
+    return ImagebeamError(
+        f"{uri} is of something else than a run of Imagebeam, which would replace it. Choose another --output."
+    )
+
+
 def set_aside(output: str) -> None:
     """Move the manifest aside before parts change. The next manifest still reads it."""
     uri = storage.join(output, MANIFEST_FILE)
@@ -318,14 +342,17 @@ def read_manifest(output: str) -> dict[str, Any]:
         content = unseal(storage.read_bytes(uri))
     except FileNotFoundError:
         refuse_copy_as_run(output)
-        raise ImagebeamError(
-            f"There is no finished run in {output}: it has no {MANIFEST_FILE}. Let the run finish first."
-        ) from None
+        remedy = (
+            "Give the run's own command again, which finishes it."
+            if _holds_run(output)
+            else "Name the --output of extract or classify."
+        )
+        raise ImagebeamError(f"There is no finished run in {output}: it has no {MANIFEST_FILE}. {remedy}") from None
     except ValueError as error:
         if _holds_run(output):
             raise DamagedManifestError(uri, str(error)) from error
         content = {}
-    if not {"dimensions", "parts", "totals"} <= content.keys():
+    if not content.keys() >= _KEYS:
         raise ImagebeamError(
             f"There is no run of Imagebeam in {output}: its {MANIFEST_FILE} is of something else. Name the --output of "
             "extract or classify."
