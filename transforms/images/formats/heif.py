@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 
+import numpy as np
+
 from transforms.images.base import Decoded, Limits
+from transforms.images.bit_depth import scale_to_8_bits
 from transforms.images.errors import ImageError
-from transforms.images.transparency import flatten
+from transforms.images.transparency import flatten, image_from_samples
 
 
 def decode(data: bytes, limits: Limits) -> Decoded:
@@ -30,7 +33,12 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     width, height = primary.size
     if _lies_on_its_side(data):
         width, height = height, width
-    return Decoded(flatten(primary.to_pillow()), width, height, "icc_profile" in primary.info)
+    if primary.mode == "I;16":  # Grey of 10 or 12 bits, which libheif leaves as it is, in the upper bits of 16.
+        bits = primary.info["bit_depth"]
+        image = image_from_samples(scale_to_8_bits(np.asarray(primary) >> (16 - bits), (1 << bits) - 1))
+    else:
+        image = flatten(primary.to_pillow())
+    return Decoded(image, width, height, "icc_profile" in primary.info)
 
 
 def _lies_on_its_side(data: bytes) -> bool:

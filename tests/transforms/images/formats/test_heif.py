@@ -42,6 +42,19 @@ def test_pixels_equal_what_was_written():
     assert (image.width, image.height) == (64, 48)
 
 
+@pytest.mark.parametrize("mode", ["I;16", "RGB;16", "LA;16"])
+@pytest.mark.parametrize("bits", [10, 12])
+def test_more_than_8_bits_are_scaled(monkeypatch, mode, bits):
+    monkeypatch.setattr(pillow_heif.options, "SAVE_HDR_TO_12_BIT", bits == 12)
+    grey = np.linspace(0, 65_535, 64 * 48).astype(np.uint16).reshape(48, 64)
+    opaque = np.full_like(grey, 65_535)
+    channels = {"I;16": [grey], "RGB;16": [grey] * 3, "LA;16": [grey, opaque]}[mode]
+    stream = io.BytesIO()
+    pillow_heif.from_bytes(mode, (64, 48), np.dstack(channels).tobytes()).save(stream, quality=-1, chroma=444)
+    found = decode_image(stream.getvalue(), NATIVE).pixels.astype(int)
+    assert np.abs(found - grey[..., None] / 257).max() <= 1
+
+
 def test_transparent_pixels_are_white():
     pixels = np.dstack([picture(48, 64), np.full((48, 64), 255, np.uint8)])
     pixels[:, :32, 3] = 0
