@@ -64,6 +64,9 @@ JOBS = {
 _PRINT_RESULTS = ("compare", "layers", "plan")
 """Jobs whose result is what they print, so that a reader who leaves ends them."""
 
+_NO_TEMPORARY_FOLDER = "No usable temporary directory"
+"""How Python begins where none of the usual folders can be written, as in a container with a read-only root."""
+
 _GO_ON = "what was committed stays, and the same command goes on from there"
 
 
@@ -136,6 +139,8 @@ def _run(name: str, arguments: list[str], *, debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILED
     except OSError as error:
+        if error.filename is None and _NO_TEMPORARY_FOLDER in str(error):
+            return _fail(f"error: {error.strerror}. Set TMPDIR to a folder that can be written.", ExitCode.USAGE)
         return _fail(f"error: {error}", ExitCode.FAILED, debug=debug)
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]

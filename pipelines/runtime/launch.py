@@ -43,6 +43,8 @@ _COLUMN_TYPE_ERROR = re.compile(r"([a-z_]+\.)*ColumnTypeError: ")
 _WHILE_RUNNING = re.compile(r" \[while running '[^']*'\]$")
 """What Beam adds to an error: a name of the pipeline's, which tells a user nothing."""
 
+_NO_PRISM = "Unable to fetch remote prism binary"
+
 _WORKER_LOST = "Channel closed prematurely"
 """What Beam's local runner says when one of its worker processes is gone."""
 
@@ -133,6 +135,11 @@ def _last_line(error: Exception) -> str:
     """
     if _WORKER_LOST in str(error):
         return "A worker process ended before its work did: it was killed, or the machine ran out of memory"
+    if _NO_PRISM in str(error):
+        return (
+            f"{str(error).rstrip('.')}. Without a network give the file with --prism_location, or leave --runner out: "
+            "the local runner needs none"
+        )
     text = without_arguments(str(error))
     lines = [line for line in text.splitlines() if line.strip() and not _JAVA_FRAME.match(line)]
     return _WHILE_RUNNING.sub("", lines[-1].strip()).rstrip(".") if lines else repr(error)

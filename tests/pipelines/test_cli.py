@@ -5,6 +5,7 @@ import resource
 import shlex
 import subprocess
 import sys
+import tempfile
 import textwrap
 import types
 import zipfile
@@ -367,6 +368,13 @@ class TestExitCodes:
     def test_failed_job_is_one_line(self, job, capsys):
         assert job(raising(JobError("The runner stopped."))) == 1
         assert capsys.readouterr().err == "imagebeam: error: The runner stopped.\n"
+
+    def test_no_temporary_folder_is_the_users_to_mend(self, job, capsys, monkeypatch):
+        """As in a container whose root is read-only."""
+        monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        assert job(lambda argv: tempfile.mkdtemp()) == 2
+        assert "['/proc']. Set TMPDIR to a folder that can be written." in capsys.readouterr().err
 
     def test_other_exception_is_one_line(self, job, capsys):
         assert job(raising(ValueError("bad\nand more"))) == 1

@@ -204,6 +204,12 @@ OSError: gs://shop/out/embeddings/part-00.parquet: 403 Forbidden [while running 
 
 
 @pytest.mark.skipif(os.name != "posix", reason="worker processes are started through cmd.exe")
+def test_prism_that_cannot_be_fetched_is_told_with_the_remedy():
+    said = launch._last_line(RuntimeError("Unable to fetch remote prism binary at https://x/prism.zip: no network"))
+    assert said.startswith("Unable to fetch remote prism binary at https://x/prism.zip: no network. ")
+    assert "--prism_location" in said
+
+
 def test_worker_processes_are_children_of_the_launcher(tmp_path):
     """With no shell between, which could be killed alone and leave a worker that nobody waits for."""
     with launch.open_pipeline(["--direct_running_mode=multi_processing", "--direct_num_workers=2"]) as pipeline:

@@ -51,6 +51,7 @@ _BUCKET = re.compile(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", re.ASCII)
 """What the service may have; the client library refuses some of the rest in errors of Python's own."""
 _NAME_BYTES = 1024
 _PAYER = google.auth.environment_vars.GOOGLE_CLOUD_QUOTA_PROJECT
+_CREDENTIALS = google.auth.environment_vars.CREDENTIALS
 _NO_PAYER = "requester pays"
 """What the service says of such a bucket where a request names no project."""
 _NO_BUCKET = "bucket does not exist"
@@ -330,8 +331,8 @@ def _errors_named(uri: str, version: str | None = None) -> Iterator[None]:
     except exceptions.NotFound as error:
         which = f": there is no bucket {_split(uri)[0]!r}" if _NO_BUCKET in str(error) else ""
         raise FileNotFoundError(f"{uri} does not exist{which}") from error
-    except (exceptions.Unauthorized, exceptions.Forbidden) as error:
-        _deny(uri, error)
+    except (exceptions.Unauthorized, exceptions.Forbidden, google.auth.exceptions.InvalidOperation) as error:
+        _deny(uri, error)  # Where nobody is signed in the service says 401, after which the library asks to sign in.
     except exceptions.BadRequest as error:
         if _NO_PAYER not in str(error):
             raise OSError(f"{uri}: {error}") from error
@@ -371,12 +372,18 @@ def _make_client(pid: int, emulator: str | None) -> storage.Client:
 
 
 def _find_credentials() -> tuple[Credentials, str | None]:
-    """The application's default credentials; anonymous ones, which read public buckets, where there are none."""
+    """The application's default credentials; anonymous ones, which read public buckets, where there are none.
+
+    Raises:
+        PermissionError: if the environment names a file of credentials that cannot be used.
+    """
     try:
         credentials, project = google.auth.default(
             scopes=["https://www.googleapis.com/auth/devstorage.read_write"], request=_ask_metadata_server_once
         )
-    except google.auth.exceptions.DefaultCredentialsError:
+    except google.auth.exceptions.DefaultCredentialsError as error:
+        if os.environ.get(_CREDENTIALS):
+            raise PermissionError(f"{_CREDENTIALS} names no credentials that can be used: {error}") from error
         return AnonymousCredentials(), None
     return credentials, project
 

@@ -629,6 +629,26 @@ def test_no_credentials_means_anonymous_and_at_once(monkeypatch, tmp_path):
     assert time.monotonic() - begin < 5
 
 
+def test_credentials_that_cannot_be_used_are_told(monkeypatch, tmp_path):
+    """They are not taken for none: public buckets alone could be read then."""
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    for content in (None, "{}"):
+        if content is not None:
+            (tmp_path / "key.json").write_text(content)
+        with pytest.raises(PermissionError, match=rf"GOOGLE_APPLICATION_CREDENTIALS .*{tmp_path}/key.json"):
+            storage.exists("gs://bucket/x")
+
+
+def test_who_is_not_signed_in_is_told_how_to(gcs, uri):  # noqa: F811
+    """Of a private bucket the service says 401 then, upon which the library renews the credentials."""
+    with (
+        pytest.raises(PermissionError, match=f"{uri} .*no credentials were found; run `gcloud auth"),
+        gcs_store._errors_named(uri),
+    ):
+        AnonymousCredentials().refresh(None)
+
+
 @pytest.mark.parametrize(
     ("uri", "module", "extra"), [("s3://b/x", "boto3", "s3"), ("azfs://a/c/x", "azure.storage.blob", "azure")]
 )
