@@ -146,7 +146,7 @@ def freeze(backbone: keras.Model, spec: EmbedderSpec, frozen: Frozen, name: str 
     import keras
 
     first = frozen.count(backbone, name or spec.model)
-    wanted = [outputs_in(backbone, name)[0] for name in spec.layers] or [backbone.output]
+    wanted = [outputs_in(backbone, layer)[0] for layer in spec.layers] or [backbone.output]
     used = {layer.name for layer in keras.Model(backbone.input, wanted).layers}
     for number, layer in enumerate(backbone.layers):
         layer.trainable = number >= first and layer.name in used
