@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import say
@@ -34,7 +36,8 @@ def write_report(folder: str, classifier: str | None = None) -> str:
 
     Args:
         folder: of a finished run.
-        classifier: folder of a classifier trained on it, whose metrics and pictures are shown too.
+        classifier: folder of a classifier whose metrics and pictures are shown too; the page says what they are of,
+            and a warning where its vectors are of another spec.
 
     Raises:
         ImagebeamError: if there is no finished run in `folder`, or no classifier in `classifier`.
@@ -48,7 +51,7 @@ def write_report(folder: str, classifier: str | None = None) -> str:
         manifest = read_manifest(folder)
     except (OSError, DamagedManifestError) as error:
         raise _damaged(folder, "manifest.json", error) from error
-    trained = None if classifier is None else _read_classifier(storage.absolute(classifier))
+    trained = None if classifier is None else _read_classifier(storage.absolute(classifier), folder, manifest)
     page = render(folder, manifest, _gather(folder, manifest), _read_failures(folder, manifest), trained)
     uri = storage.join(folder, "report.html")
     with using("The folder", repr(folder)):
@@ -118,8 +121,9 @@ def _read_failures(folder: str, manifest: dict[str, Any]) -> list[tuple[str, str
     return found[:FAILURES_SHOWN]
 
 
-def _read_classifier(folder: str) -> Classifier:
+def _read_classifier(folder: str, run: str, manifest: Mapping[str, Any]) -> Classifier:
     from transforms import storage
+    from transforms.runs.manifest import MANIFEST_FILE
     from transforms.training.output import ResultFile
 
     uri = storage.join(folder, ResultFile.METRICS)
@@ -137,14 +141,73 @@ def _read_classifier(folder: str) -> Classifier:
             pictures[name.value] = storage.read_bytes(storage.join(folder, name))
         except FileNotFoundError:
             continue
-    return Classifier(folder, metrics, pictures)
+    about = metrics if "spec" in metrics else _read_mapping(storage.join(folder, MANIFEST_FILE))
+    notes = [*_source(about, run)]
+    if differing := _differences(manifest["spec"], about.get("spec")):
+        notes.append(
+            f"The classifier takes vectors of another spec than this run's ({'; '.join(differing)}): its figures are "
+            "not of these vectors."
+        )
+        say(f"WARNING: {folder}: {notes[-1]}")
+    return Classifier(folder, metrics, pictures, notes)
+
+
+def _read_mapping(uri: str) -> Mapping[str, Any]:
+    """The JSON object in a file; an empty one where there is none."""
+    from transforms import storage
+
+    try:
+        content = json.loads(storage.read_bytes(uri))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _source(about: Mapping[str, Any], run: str) -> Iterator[str]:
+    """A sentence on what a classifier's figures are of, where its folder says so.
+
+    Args:
+        about: metrics.json of train or finetune, or the manifest of classify.
+        run: folder of the run that the page is about.
+    """
+    measured = isinstance(about.get("run"), dict)
+    named = about["run"] if measured else {**_mapping(_mapping(about.get("options")).get("input")), **about}
+    done = "Measured" if measured else "Trained"
+    if folders := _texts(named.get("embeddings")):
+        ours = [os.path.realpath(name) == os.path.realpath(run) for name in folders]
+        yield f"{done} on the vectors of {'this run' if ours == [True] else ', '.join(folders)}."
+    elif patterns := _texts(named.get("input")):
+        yield f"{done} on the images of {', '.join(patterns)}."
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _texts(value: object) -> list[str]:
+    return [str(one) for one in value] if isinstance(value, list) else []
+
+
+def _differences(ours: Mapping[str, Any], theirs: object) -> list[str]:
+    """A line for each field in which a classifier's spec differs from the run's; none where the folder has no spec."""
+    from transforms.core.spec import EmbedderSpec
+
+    try:
+        mine, other = EmbedderSpec.from_dict(dict(ours)), EmbedderSpec.from_dict(dict(_mapping(theirs)))
+        if set(other.layers) < set(mine.layers):  # One of the run's columns.
+            other = dataclasses.replace(other, layers=mine.layers)
+        return mine.differences(other)
+    except (ImagebeamError, LookupError, TypeError, ValueError):
+        return []
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `imagebeam report`."""
     parser.add_argument("folder", metavar="DIR", help="a finished run's --output")
     group = parser.add_argument_group("report")
-    group.add_argument("--classifier", metavar="DIR", help="output of train or finetune that is shown as well")
+    group.add_argument(
+        "--classifier", metavar="DIR", help="output of train, finetune or classify that is shown as well"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

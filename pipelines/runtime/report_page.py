@@ -84,11 +84,19 @@ class Rows:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained classifier's folder, its metrics.json, and its pictures: name -> PNG."""
+    """What is shown of a trained classifier.
+
+    Attributes:
+        folder: of train, finetune or classify.
+        metrics: the content of its metrics.json.
+        pictures: name -> PNG.
+        notes: sentences on what the metrics are of.
+    """
 
     folder: str
     metrics: Mapping[str, Any]
     pictures: Mapping[str, bytes]
+    notes: Sequence[str] = ()
 
 
 def render(
@@ -105,7 +113,7 @@ def render(
         manifest: of the run.
         rows: see `Rows`.
         failures: (key, error type, message) of the first few.
-        classifier: trained on the run, if it is to be shown.
+        classifier: if one is to be shown.
     """
     title = _escape(f"Embeddings by {manifest['spec']['model']}")
     sections = [
@@ -196,6 +204,7 @@ def _embeddings(rows: Rows) -> Iterator[str]:
 
 def _classifier(classifier: Classifier) -> Iterator[str]:
     yield f"<h2>Classifier</h2><p class=note>{_escape(classifier.folder)}</p>"
+    yield from (f"<p>{_escape(note)}</p>" for note in classifier.notes)
     numbers = {name: value for name, value in classifier.metrics.items() if isinstance(value, int | float)}
     yield _table((name.replace("_", " "), value) for name, value in numbers.items())
     for title, name, columns in _CLASSIFIER_TABLES:

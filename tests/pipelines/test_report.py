@@ -240,6 +240,40 @@ def test_classifier_is_shown(mixed, tmp_path):
     assert page.pictures[2].size == PIL.Image.open(io.BytesIO(png)).size
 
 
+def test_page_says_what_a_classifiers_figures_are_of(mixed, tmp_path, capfd):
+    """Those of another run's vectors looked as if they were of the run's own."""
+    spec = extracting.manifest(mixed)["spec"]
+    metrics = {"spec": spec | {"model": "ResNet50"}, "embeddings": ["/other<i>", str(mixed)]}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    text = report(mixed, "--classifier", str(tmp_path)).text
+    assert f"Trained on the vectors of /other<i>, {mixed}." in text
+    assert "vectors of another spec than this run's (model: VGG16 != ResNet50)" in text
+    assert "WARNING" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        ({"embeddings": ["RUN/../run"]}, "Trained on the vectors of this run."),
+        ({"embeddings": ["/other"]}, "Trained on the vectors of /other."),
+        ({"options": {"input": {"input": ["new/*.jpg"]}}}, "Trained on the images of new/*.jpg."),
+        ({"run": {"embeddings": ["/new"]}}, "Measured on the vectors of /new."),
+        ({"run": {"input": ["/new/*"]}}, "Measured on the images of /new/*."),
+        ({"spec": [1]}, None),
+    ],
+    ids=["train", "train, elsewhere", "finetune", "classify vectors", "classify images", "something else"],
+)
+def test_origin_of_a_classifier_is_told(mixed, tmp_path, metrics, told):
+    from pipelines import report as job
+
+    manifest = extracting.manifest(mixed)
+    about = {"spec": manifest["spec"], **json.loads(json.dumps(metrics).replace("RUN", str(mixed)))}
+    by_classify = "run" in metrics
+    (tmp_path / "metrics.json").write_text(json.dumps({} if by_classify else about))
+    (tmp_path / "manifest.json").write_text(json.dumps(about if by_classify else {}))
+    assert [*job._read_classifier(str(tmp_path), str(mixed), manifest).notes] == ([told] if told else [])
+
+
 def test_classifier_mistakes_are_escaped_and_bounded(mixed, tmp_path):
     """Whose metrics.json may be a stranger's."""
     mistake = {"key": NASTY, "label": "قطة", "predicted": "猫\u202e", "probability": 0.99}
