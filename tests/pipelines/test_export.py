@@ -125,6 +125,15 @@ def test_every_runtime_agrees_with_keras(folder, tmp_path, capfd, format, reader
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("pack", [lambda image: {"image": image}, lambda image: [image]], ids=["dict", "list"])
+def test_input_within_a_structure_is_exported(tmp_path, capfd, pack):
+    """keras.Model(inputs=[image], ...) is how many write it; KerasHub's models take {"images": image}."""
+    image = keras.Input((32, 32, 3), name="image")
+    keras.Model(pack(image), keras.layers.Conv2D(2, 3)(image)).save(tmp_path / "mine.keras")
+    run(tmp_path / "mine.keras", "--format", "saved_model", "--output", tmp_path / "out")
+    assert "UserWarning" not in capfd.readouterr().err
+
+
 def test_heads_and_embedders_with_several_outputs(folder, tmp_path, capfd):
     run(folder / "classifier.keras", "--format", "tflite", "--output", tmp_path / "head.tflite")
     assert "8 vectors" in capfd.readouterr().err

@@ -17,6 +17,7 @@ import numpy as np
 from transforms.core.errors import ImagebeamError, first_line, last_line
 from transforms.models.engines.openvino_model import converter, import_openvino
 from transforms.models.keras_import import chosen_backend, pinned_keras
+from transforms.models.own_model import call
 
 if TYPE_CHECKING:
     import keras
@@ -92,7 +93,7 @@ def export(model: keras.Model, format: ExportFormat, path: Path, example: np.nda
     """
     try:
         with pinned_keras(), _quiet(), converter() if format == ExportFormat.OPENVINO else contextlib.nullcontext():
-            model(example, training=False)
+            call(model, example)
             model.export(str(path), format=_KERAS_NAMES[format], verbose=False)
     except Exception as error:  # of as many kinds as there are converters
         raise ImagebeamError(f"{model.name} cannot be exported as {format}: {first_line(error)} {_REMEDY}") from error
@@ -132,7 +133,14 @@ def _open_saved_model(path: Path) -> Runner:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path))
-    return lambda batch: _outputs(loaded.serve(batch))  # and not the function alone: it does not keep the weights
+    # The signature takes its one input by name, whatever structure the Keras model has it in.
+    (argument,) = loaded.signatures["serving_default"].structured_input_signature[1]
+
+    def run(batch: np.ndarray) -> list[np.ndarray]:
+        signature = loaded.signatures["serving_default"]  # which does not keep the weights alone
+        return _outputs(signature(**{argument: tf.convert_to_tensor(batch)}))
+
+    return run
 
 
 def _open_tflite(path: Path) -> Runner:
@@ -199,9 +207,11 @@ def compare(model: keras.Model, runner: Runner, batches: Sequence[np.ndarray]) -
     Raises:
         ImagebeamError: if the exported model does not take a batch, or has outputs of other shapes.
     """
+    import keras
+
     difference = scale = 0.0
     for batch in batches:
-        expected = _outputs(model.predict_on_batch(batch))
+        expected = _outputs(model.predict_on_batch(keras.tree.pack_sequence_as(model.input, [batch])))
         try:
             found = runner(batch)
         except Exception as error:  # of as many kinds as there are runtimes
