@@ -293,16 +293,43 @@ def _codes_of(values: pa.ChunkedArray, column: str) -> np.ndarray:
 
 
 def check_label_column(schema: pa.Schema, column: str) -> pa.DataType:
-    """The type of a column that labels are read from: text, whole numbers or booleans, or lists of them.
+    """The type that a column's labels are read as: string, integer or boolean, or a list of them.
 
     Raises:
-        ImagebeamError: if there is none, or of another type.
+        ImagebeamError: if there is no such column, or of another type.
     """
     kind = _check_column(schema, column, "--label_column")
-    value = kind.value_type if is_list_type(kind) else kind
+    read_as = _label_type(kind)
+    value = read_as.value_type if is_list_type(read_as) else read_as
     if not (pa.types.is_string(value) or pa.types.is_integer(value) or pa.types.is_boolean(value)):
         raise ImagebeamError(f"Labels are text, whole numbers or booleans. Received: column {column!r} of type {kind}.")
-    return kind
+    return read_as
+
+
+def _label_type(kind: pa.DataType) -> pa.DataType:
+    """The type that labels of a stored type are read as; the same where it is no kind of text, number or list."""
+    types = pa.types
+    if is_list_type(kind):
+        return pa.list_(_label_type(kind.value_type))
+    if types.is_dictionary(kind):
+        return _label_type(kind.value_type)
+    if types.is_large_string(kind) or types.is_string_view(kind):
+        return pa.string()
+    # pandas makes doubles of whole numbers where one of them is missing.
+    return pa.int64() if types.is_floating(kind) or types.is_decimal(kind) else kind
+
+
+def _read_as(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Values of a label column as its `_label_type`, NaN as null.
+
+    Raises:
+        pa.ArrowInvalid: for a number with a fraction.
+    """
+    if pa.types.is_dictionary(values.type):
+        return _read_as(values.dictionary, kind).take(values.indices)
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), None, values)
+    return values.cast(kind)
 
 
 class _LabelEncoder:
@@ -310,6 +337,7 @@ class _LabelEncoder:
 
     def __init__(self, schema: pa.Schema, rules: LabelRules) -> None:
         kind = check_label_column(schema, rules.column)
+        self._kind = kind
         self._rules = rules
         self._is_list = is_list_type(kind)
         value = kind.value_type if self._is_list else kind
@@ -328,7 +356,18 @@ class _LabelEncoder:
         self._unlabeled: list[np.ndarray] = []
 
     def add(self, values: pa.Array) -> None:
-        """Take the labels of more rows; blank text is no label."""
+        """Take the labels of more rows; blank text is no label.
+
+        Raises:
+            ImagebeamError: for a number with a fraction, or a list with a label that is none.
+        """
+        try:
+            values = _read_as(values, self._kind)
+        except pa.ArrowInvalid as error:
+            raise ImagebeamError(
+                f"Labels are text, whole numbers or booleans. Received: column {self._rules.column!r} of type "
+                f"{values.type} ({error}). Name another --label_column, or give each row its class with --labels FILE."
+            ) from error
         if pa.types.is_string(values.type) and not self._rules.multi_label:
             values = _as_labels(values)
         self._unlabeled.append(values.is_null().to_numpy(zero_copy_only=False))

@@ -37,6 +37,35 @@ def test_whole_numbers_are_labels_in_numeric_order(tmp_path):
     assert [int(found.classes[number]) for number in found.labels] == numbers
 
 
+WORDS = pa.dictionary(pa.int32(), pa.large_string())
+
+
+@pytest.mark.parametrize(
+    ("kind", "of"),
+    [
+        (pa.large_string(), "ab"), (pa.string_view(), "ab"), (WORDS, "ab"), (pa.float64(), [2.0, 10.0, None, np.nan]),
+        (pa.float32(), [2, 10]), (pa.decimal128(5, 2), [2, 10]),
+        (pa.large_list(pa.large_string()), [["a"], ["a", "b"], None]), (pa.list_(WORDS), [["a"], ["b"]]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_labels_are_read_whatever_type_holds_them(tmp_path, kind, of):
+    """As pandas and Polars store text, categories, and whole numbers of which one is missing."""
+    values = [of[number % len(of)] for number in range(80)]
+    is_list = isinstance(of[0], list)
+    rules = LabelRules("kind", multi_label=is_list, drop_unlabeled=True)
+    found = index(tmp_path, [None] * 80, rules, keep={"kind": (kind, values)})
+    assert found.classes == (("2", "10") if of[0] == 2 else ("a", "b"))
+    if is_list:
+        given = [[found.classes[number] for number in np.flatnonzero(row)] for row in found.targets(np.arange(80))]
+    else:
+        given = [[found.classes[number]] for number in found.labels]
+    for values_of_row, labels, code in zip(values, given, found.codes, strict=True):
+        known = values_of_row is not None and values_of_row == values_of_row
+        assert (code != DROPPED) == known
+        assert not known or labels == (values_of_row if is_list else [f"{values_of_row}".removesuffix(".0")])
+
+
 SPELLED = {"cat": ["cat", " cat ", "cat\n"], "caf\u00e9": ["caf\u00e9", "cafe\u0301"], "3": ["3", "3.0", " 3"]}
 """Label -> texts that an input's label column would give as that label."""
 
