@@ -25,7 +25,8 @@ class Ranked:
         predicted: the most probable class, int32 [n].
         confidence: its probability, float32 [n].
         truth_probability: the true class' probability, float32 [n].
-        truth_rank: classes that are more probable than the true one, int32 [n].
+        truth_rank: classes that are more probable than the true one, and as probable ones with lower numbers, which
+            `predicted` prefers too; int32 [n].
     """
 
     truth: np.ndarray
@@ -38,12 +39,14 @@ class Ranked:
     def of(cls, probabilities: np.ndarray, truth: np.ndarray) -> Self:
         """From probabilities [n, classes] and true classes [n]."""
         truth_probability = np.take_along_axis(probabilities, truth[:, None], axis=1)
+        before = np.arange(probabilities.shape[1]) < truth[:, None]
+        ahead = (probabilities > truth_probability) | (before & (probabilities == truth_probability))
         return cls(
             truth.astype(np.int32),
             probabilities.argmax(axis=1).astype(np.int32),
             probabilities.max(axis=1),
             truth_probability[:, 0],
-            (probabilities > truth_probability).sum(axis=1, dtype=np.int32),
+            ahead.sum(axis=1, dtype=np.int32),
         )
 
     @classmethod

@@ -50,6 +50,14 @@ def test_top_5_is_left_out_with_five_classes():
     assert single_label_metrics(rows, CLASSES[:5], np.ones(5))["top_5_accuracy"] is None
 
 
+def test_equal_probabilities_rank_as_they_are_predicted():
+    """With probabilities that are all equal, top-5 accuracy was 1."""
+    rows = Ranked.of(np.full((12, 12), 1 / 12, np.float32), np.arange(12))
+    assert rows.truth_rank.tolist() == list(range(12))
+    classes = [str(number) for number in range(12)]
+    assert single_label_metrics(rows, classes, np.ones(12, int))["top_5_accuracy"] == pytest.approx(5 / 12)
+
+
 def test_a_certain_mistake_has_a_finite_loss():
     rows = Ranked.of(np.array([[1.0, 0.0]], np.float32), np.array([1]))
     assert 80 < single_label_metrics(rows, ["a", "b"], np.ones(2))["log_loss"] < 100
