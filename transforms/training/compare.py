@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 
-from transforms.training.exact_solver import Solution, solve
+from transforms.training.exact_solver import Solution, solve, without_advice
 from transforms.training.head import VectorTransform, transform_vectors
 from transforms.training.metrics import wilson_interval
 
@@ -131,6 +131,7 @@ def _predict(solution: Solution, vectors: np.ndarray) -> np.ndarray:
     return np.asarray(logits.argmax(axis=1))
 
 
+@without_advice()
 def nearest_neighbours(vectors: np.ndarray, targets: np.ndarray, folds: Folds, neighbours: int) -> Answers:
     """The vote of the rows nearest by cosine, nearer ones weighing more; nothing is trained.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -84,6 +85,18 @@ class Solution:
     bias: np.ndarray
 
 
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """Silence scikit-learn's advice. Entered by the thread that starts others: what is silenced is the process's."""
+    with warnings.catch_warnings():
+        # At its iteration limit a nearly separable problem is solved as far as its predictions can tell.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        # With few images of each class it suspects a regression.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        yield
+
+
+@without_advice()
 def solve(
     vectors: np.ndarray,
     targets: np.ndarray,
@@ -125,7 +138,7 @@ def solve(
     mean, deviation = moments(StandardScaler().fit(values))
     model = _model(balanced, _FINAL_ITERATIONS, best.inverse_penalty, _FINAL_TOLERANCE)
     with threadpool_limits(_threads(values, 1)):
-        _fit(model, ((values - mean) / deviation).astype(np.float64), targets)
+        model.fit(((values - mean) / deviation).astype(np.float64), targets)
     kernel, bias = _weights(model, classes)
     return Solution(len(vectors), best, candidates, mean, deviation, kernel, bias)
 
@@ -182,7 +195,7 @@ class _Fold:
     def measure(self, inverse_penalty: float) -> tuple[float, int]:
         """Solve with this C; the log loss, summed over the rows left out, and how many of them are right."""
         self.model.set_params(C=inverse_penalty)
-        _fit(self.model, self.train, self.train_targets)
+        self.model.fit(self.train, self.train_targets)
         probabilities = np.zeros((len(self.rest), self.classes))
         probabilities[:, self.model.classes_] = self.model.predict_proba(self.rest)
         loss = log_loss(self.rest_targets, _smoothed(probabilities), labels=np.arange(self.classes), normalize=False)
@@ -239,13 +252,6 @@ def _model(
     return LogisticRegression(
         C=inverse_penalty, tol=tolerance, class_weight=weights, max_iter=iterations, warm_start=True
     )
-
-
-def _fit(model: LogisticRegression, vectors: np.ndarray, targets: np.ndarray) -> None:
-    with warnings.catch_warnings():
-        # At its iteration limit a nearly separable problem is solved as far as its predictions can tell.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(vectors, targets)
 
 
 def _weights(model: LogisticRegression, classes: int) -> tuple[np.ndarray, np.ndarray]:

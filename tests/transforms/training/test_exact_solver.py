@@ -94,9 +94,12 @@ def test_class_with_fewer_rows_than_folds():
     assert np.isfinite(solve(vectors, targets, np.arange(30), 2).best.log_loss)
 
 
-@pytest.mark.parametrize("counts", [(3, 3, 3), (2, 1), (1, 1), (4, 4), (1, 1, 7)])
+@pytest.mark.parametrize("counts", [(3, 3, 3), (2, 1), (1, 1), (4, 4), (1, 1, 7), (2,) * 15])
 def test_classes_of_a_few_rows_each(counts):
-    """scikit-learn refuses more folds than every class has rows, and a fold that leaves one class to train on."""
+    """scikit-learn refuses more folds than every class has rows, and a fold that leaves one class to train on.
+
+    Of many such classes it warned, once for each fit, that they might be a regression's.
+    """
     targets = np.repeat(np.arange(len(counts)), counts)
     vectors, _ = rows(len(targets))
     solution = solve(vectors, targets, np.arange(len(targets)), len(counts))
