@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.common.extras import require
 from pipelines.common.fields import Options, flag, one_of, refuse_both
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.engine import ENGINE_HELP
@@ -349,6 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = JobParser("classify", DESCRIPTION, EXAMPLES, beam=True)
     add_arguments(parser)
     args, beam_args = parse(parser, sys.argv[1:] if argv is None else argv)
+    require("sklearn")
     result = run(
         ClassifyOptions(
             LabelOptions.from_args(args),

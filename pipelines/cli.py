@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipelines.common import log
+from pipelines.common.extras import EXTRAS
 from transforms.core.errors import ImagebeamError, JobError, without_arguments
 from transforms.models.architectures import nearest
 from transforms.models.keras_import import import_without_unused
@@ -39,9 +40,6 @@ class Job(NamedTuple):
     module: str
     help: str
 
-
-EXTRAS = {"matplotlib": "train", "scipy": "train", "sklearn": "train", "onnx": "onnx", "pillow_heif": "heif"}
-"""Modules that an extra of the distribution brings -> that extra."""
 
 JOBS = {
     "extract": Job("pipelines.extract", "image shards -> embeddings in Parquet"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import say
+from pipelines.common.extras import require
 from pipelines.common.fields import Options, check_seed, flag
 from pipelines.common.flags import JobParser, parse
 from pipelines.training.accuracy_table import accuracy_cell, difference_cell, print_accuracies
@@ -223,6 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = JobParser("compare", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
+    require("sklearn")
     options = CompareOptions.from_args(args)
     rows = describe(run(options))
     if options.format == "json":

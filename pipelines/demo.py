@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pipelines.common.cache import cache_folder
 from pipelines.common.console import say
+from pipelines.common.extras import require
 from pipelines.common.flags import JobParser, parse
 from transforms.core.errors import ImagebeamError
 from transforms.core.text import counted
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = JobParser("demo", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
+    require("matplotlib", "sklearn")
     if not 1 <= args.images <= 1797:
         raise ImagebeamError(f"--images is from 1 to 1,797. Received: {args.images}.")
     folder = Path(args.folder)

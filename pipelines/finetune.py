@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import say
+from pipelines.common.extras import require
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.extraction import InputOptions, ModelOptions
 from pipelines.options.finetuning import FIT, FinetuneOptions, TuneOptions
@@ -221,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = JobParser("finetune", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
+    require("matplotlib", "sklearn")
     result = run(
         FinetuneOptions(
             InputOptions.from_args(args),

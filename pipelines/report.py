@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import say
+from pipelines.common.extras import require
 from pipelines.common.flags import JobParser, parse
 from pipelines.runtime.report_page import FAILURES_SHOWN, Classifier, Rows, render
 from transforms.core.errors import ImagebeamError, JobError, using
@@ -215,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = JobParser("report", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
+    require("matplotlib", "sklearn")
     say(f"Report: {write_report(args.folder, args.classifier)}")
     return 0
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import print_table, say
+from pipelines.common.extras import require
 from pipelines.common.fields import refuse_both
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.search import SearchOptions, asks_for_epochs
@@ -158,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = JobParser("train", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
+    require("matplotlib", "sklearn")
     result = run(
         TrainOptions(
             EmbeddingOptions.from_args(args),

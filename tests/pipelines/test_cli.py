@@ -1,4 +1,4 @@
-import importlib
+import importlib.util
 import json
 import re
 import resource
@@ -592,3 +592,23 @@ def test_config_refuses_repeated_keys(tmp_path, capsys, content):
     path.write_text(content)
     assert run_job("extract", ["--config", str(path)]) == 2
     assert f"{path}: not a YAML file: the key 'input' stands there twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [
+        ("train --embeddings run --output out", "matplotlib"),
+        ("finetune --input images --output out", "matplotlib"),
+        ("report run", "matplotlib"),
+        ("demo", "matplotlib"),
+        ("compare one two --label_column label", "sklearn"),
+        ("classify --input images --classifier classifier --output out", "sklearn"),
+    ],
+)
+def test_a_package_that_the_end_needs_is_asked_for_at_the_start(command, missing, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == missing else find(name, *rest))
+    assert cli.main(shlex.split(command)) == 2
+    name = command.split()[0]
+    told = f"imagebeam: error: imagebeam {name} needs the package {missing}: pip install 'imagebeam[train]'"
+    assert capsys.readouterr().err.strip() == told
