@@ -176,6 +176,7 @@ class _LabelVectors:
             for vector, row in zip(vectors, rows, strict=True):
                 stored = {name: row[name] for name in _STORED}
                 label = row[self.label_column]
+                label = label.as_py() if isinstance(label, pa.Scalar) else label  # of a kept column: see `to_rows`
                 stored["label"] = None if isinstance(label, list) else as_label(label)
                 yield Row(**stored, vectors={EMBEDDING: vector}, extras={name: row[name] for name in kept})
 
