@@ -310,7 +310,8 @@ def _label_type(kind: pa.DataType) -> pa.DataType:
     """The type that labels of a stored type are read as; the same where it is no kind of text, number or list."""
     types = pa.types
     if is_list_type(kind):
-        return pa.list_(_label_type(kind.value_type))
+        value = kind.value_type
+        return pa.list_(value if types.is_floating(value) else _label_type(value))  # Lists of floats are vectors.
     if types.is_dictionary(kind):
         return _label_type(kind.value_type)
     if types.is_large_string(kind) or types.is_string_view(kind):

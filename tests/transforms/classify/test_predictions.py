@@ -7,6 +7,7 @@ import pytest
 from tests.support.embedding_sets import write_output
 from transforms.classify import predictions
 from transforms.parts.part_files import PartOptions
+from transforms.readers.units import WorkUnit
 from transforms.training_data.embeddings import open_embeddings
 
 
@@ -20,4 +21,5 @@ def test_labels_of_kept_columns_are_text_whatever_type_holds_them(tmp_path, kind
     embeddings = open_embeddings([str(tmp_path / "run")])
     work = predictions._LabelVectors(embeddings, PartOptions(keep_columns=(("kind", kind),)), "kind")
     (unit,) = predictions._cut_part(embeddings.groups[0].uri)
+    assert isinstance(unit, WorkUnit)
     assert [row.label for row in work.read(unit)] == ["2", "10", "2", "10"]

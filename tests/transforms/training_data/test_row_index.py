@@ -113,6 +113,11 @@ def test_a_column_of_fractions_is_no_label(tmp_path):
         index(tmp_path, ["a"] * 40, LabelRules("score"), keep={"score": (pa.float64(), [0.5] * 40)})
 
 
+def test_a_column_of_vectors_is_no_label(tmp_path):
+    with pytest.raises(ImagebeamError, match="Labels are text"):
+        index(tmp_path, ["a"] * 40, LabelRules("embedding", multi_label=True))
+
+
 def tag_lists(count):
     random = np.random.default_rng(0)
     return [[tag for tag in ("cat", "dog", "eel") if random.random() < 0.4] for _ in range(count)]
