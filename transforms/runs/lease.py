@@ -134,7 +134,11 @@ class _Lease:
     def _other(self, now: float | None) -> Holder | None:
         """Another live holder; leases of launchers that are gone are removed on the way."""
         for info in list(storage.list_below(self.output, _FILES)):
-            if info.uri == self.uri or info.uri in _left:
+            if info.uri == self.uri:
+                continue
+            if info.uri in _left:
+                with contextlib.suppress(OSError):
+                    storage.delete(info.uri)
                 continue
             try:
                 holder = Holder(**json.loads(storage.read_bytes(info.uri)))

@@ -363,9 +363,12 @@ def read_manifest(output: str) -> dict[str, Any]:
 def _holds_run(output: str) -> bool:
     """Whether other files than the manifest say that a run was here."""
     folders = (storage.join(output, name) for name in (part_files.EMBEDDINGS, part_files.PREDICTIONS))
-    return any(storage.exists(storage.join(output, name)) for name in _DESCRIPTIONS) or any(
-        True for folder in folders for _ in part_files.list_parts(folder)
-    )
+    try:
+        return any(storage.exists(storage.join(output, name)) for name in _DESCRIPTIONS) or any(
+            True for folder in folders for _ in part_files.list_parts(folder)
+        )
+    except FileNotFoundError:  # There is not even a bucket.
+        return False
 
 
 def _read(output: str, name: str) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def test_jpeg_decode_is_in_the_spec_only_when_set():
     plain = EmbedderConfig("VGG16", "none").spec("")
     scaled = EmbedderConfig("VGG16", "none", jpeg_decode="scaled").spec("")
     assert "jpeg_decode" not in plain.to_dict()
-    assert plain.differences(scaled) == ["jpeg_decode: none != scaled"]
+    assert plain.differences(scaled) == ["jpeg_decode: exact != scaled"]
     assert type(scaled).from_json(scaled.to_json()) == scaled
     assert scaled.jpeg_decode is JpegDecode.SCALED
     assert ImageOptions.from_spec(scaled).scale_jpegs

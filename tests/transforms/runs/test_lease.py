@@ -70,6 +70,10 @@ def test_a_lease_that_may_not_be_deleted_does_not_keep_its_own_process_out(tmp_p
     assert len(list(tmp_path.iterdir())) == 1
     with lease.hold(str(tmp_path)), pytest.raises(ImagebeamError, match="since 2"), lease.hold(str(tmp_path)):
         pass
+    monkeypatch.undo()  # The disk works again.
+    with lease.hold(str(tmp_path)):
+        assert len(list(tmp_path.iterdir())) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_simultaneous_launchers_never_both_work(tmp_path):
