@@ -432,7 +432,7 @@ class TestFigures:
         assert figures[0]["rows"] == IMAGES
         assert f"WARNING: {IMAGES} rows not measured whose record another run has too" in capfd.readouterr().err
 
-    @pytest.mark.parametrize("source", ["images", "vectors"])
+    @pytest.mark.parametrize("source", [pytest.param("images", marks=pytest.mark.slow), "vectors"])
     def test_of_several_labels_equal_scikit_learn(self, tagged, tmp_path, source, capfd):
         flags = ["--input", tagged / "images.jsonl"] if source == "images" else ["--embeddings", tagged / "run"]
         if source == "images":

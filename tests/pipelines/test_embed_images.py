@@ -40,7 +40,7 @@ def embed(output, *patterns, **flags):
         assert_that(manifests, equal_to([f"{output}/manifest.json"]))
 
 
-@pytest.mark.parametrize("form", ["files", "parquet"])
+@pytest.mark.parametrize("form", ["files", pytest.param("parquet", marks=pytest.mark.slow)])
 def test_writes_the_same_folder_as_extract(tmp_path, form):
     images = dict(list(photographs().items())[:14]) | {"broken.jpg": b"no image"}
     (tmp_path / "in").mkdir()

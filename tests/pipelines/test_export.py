@@ -107,7 +107,8 @@ def openvino(path):
 
 
 @pytest.mark.parametrize(
-    ("format", "reader"), [("saved_model", saved_model), ("tflite", tflite), ("openvino", openvino)]
+    ("format", "reader"),
+    [("saved_model", saved_model), pytest.param("tflite", tflite, marks=pytest.mark.slow), ("openvino", openvino)],
 )
 def test_every_runtime_agrees_with_keras(folder, tmp_path, capfd, format, reader):  # noqa: A002
     output = tmp_path / ENDINGS[format]

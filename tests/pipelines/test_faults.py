@@ -110,6 +110,7 @@ def bounded(examples):
     )
 
 
+@pytest.mark.slow
 @bounded(25)
 @given(layouts(), st.lists(faults, min_size=1, max_size=2))
 def test_every_record_ends_as_a_row_or_a_failure(tmp_path_factory, layout, disks):

@@ -175,6 +175,7 @@ def test_killed_run_ends_with_the_same_result(folder, tmp_path, capfd):
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(ResultFile)
 
 
+@pytest.mark.slow
 def test_frozen_model_trains_a_head_on_flattened_maps(folder, tmp_path):
     """Nothing but the head learns: the same vectors as extract's, of every place in the map, and as train does."""
     flags = ["--pooling", "flatten", "--max_failure_rate", "0.1"]
@@ -470,7 +471,7 @@ class TestWhatIsSaidIsWhatIsWritten:
         "flags",
         [
             pytest.param(OWN, id="own file"),
-            pytest.param((*OWN, "--weights", "a.weights.h5"), id="weights.h5 of one's own"),
+            pytest.param((*OWN, "--weights", "a.weights.h5"), id="weights.h5 of one's own", marks=pytest.mark.slow),
             *(
                 pytest.param((*VGG, "--weights", name), id=name, marks=pytest.mark.slow)
                 for name in ("none", "a.npz", "a.weights.h5", "a.h5", "a.onnx")

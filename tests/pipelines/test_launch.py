@@ -210,6 +210,7 @@ def test_prism_that_cannot_be_fetched_is_told_with_the_remedy():
     assert "--prism_location" in said
 
 
+@pytest.mark.slow
 def test_worker_processes_are_children_of_the_launcher(tmp_path):
     """With no shell between, which could be killed alone and leave a worker that nobody waits for."""
     with launch.open_pipeline(["--direct_running_mode=multi_processing", "--direct_num_workers=2"]) as pipeline:

@@ -183,6 +183,7 @@ def test_int8_run_resumes_and_its_model_serves_other_runs(photos, tmp_path, caps
 
 
 @needs_openvino
+@pytest.mark.slow
 def test_lent_int8_model_is_measured_on_the_input(photos, tmp_path, capsys):
     assert run(photos, tmp_path / "out", "--precision", "int8", "--int8_min_cosine", "0.9") == 0
     lender = manifest(tmp_path / "out")["engine"]["trial"]["int8"]
@@ -213,6 +214,7 @@ def test_lent_int8_model_is_measured_on_the_input(photos, tmp_path, capsys):
 
 
 @needs_openvino
+@pytest.mark.slow
 def test_lent_int8_model_without_images_to_measure_it_says_so(photos, tmp_path, capsys):
     assert run(photos, tmp_path / "out", "--precision", "int8", "--int8_min_cosine", "0.9") == 0
     one = small_images(tmp_path / "one", 1)
@@ -221,6 +223,7 @@ def test_lent_int8_model_without_images_to_measure_it_says_so(photos, tmp_path, 
 
 
 @needs_openvino
+@pytest.mark.slow
 def test_rerun_of_int8_is_held_to_what_was_measured_before_it(photos, tmp_path, capsys):
     def again(output, *flags):
         code = run(photos, output, "--precision", "int8", *flags)

@@ -26,6 +26,7 @@ def results():
     return [check(case, {} if case.expected is not None else LOSSY) for case in chosen]
 
 
+@pytest.mark.slow
 def test_every_file_shows_what_was_written(results):
     unwritten = [
         result for result in results if result.unwritten and (PACKS_BITS or "packints" not in result.unwritten)

@@ -128,6 +128,7 @@ def test_small_shard_gets_no_index_file(path, memory, monkeypatch):
     assert not Path(memory.folder).exists()
 
 
+@pytest.mark.slow
 def test_resumed_run_walks_no_shard_again(path, tmp_path, walked):
     output = tmp_path / "out"
     assert extract(path.parent, output) == 0

@@ -328,6 +328,7 @@ class TestEnd:
         del process
         wait_for_the_end([pid])
 
+    @pytest.mark.slow
     def test_nothing_stays_open_where_no_more_files_can_be_opened(self):
         output, status = run(
             """

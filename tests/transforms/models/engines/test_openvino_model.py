@@ -211,6 +211,7 @@ def broken_openvino(tmp_path):
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(package.parent), *sys.path])}
 
 
+@pytest.mark.slow
 def test_keras_runs_the_model_where_openvino_cannot_be_imported(vgg16, tmp_path, broken_openvino):
     engine = StagedEngine(Engine.OPENVINO, Engine.OPENVINO, "asked for")
     staged = stage(LoadedModel(vgg16, engine, convert(vgg16)), str(tmp_path), {"source": "", "file_sha256": None})
@@ -237,6 +238,7 @@ def test_keras_runs_the_model_where_openvino_cannot_be_imported(vgg16, tmp_path,
             np.testing.assert_allclose(vectors[column], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_trial_goes_on_where_openvino_cannot_be_imported(broken_openvino):
     code = (
         "import numpy as np\n"
