@@ -60,7 +60,7 @@ def write_output(
             "width": [8] * len(vectors[rows]),
             "height": [8] * len(vectors[rows]),
             "sha256": [hashlib.sha256(image.encode()).hexdigest() for image in images[rows]],
-            **{name: list(values[rows]) for name, (_, values) in keep.items()},
+            **{name: pa.array(list(values[rows]), _plain(kind)).cast(kind) for name, (kind, values) in keep.items()},
             column: pa.array(list(vectors[rows].astype(value.to_pandas_dtype())), schema.field(column).type),
         }
         metadata = {b"imagebeam.fingerprint": spec.fingerprint.encode(), b"imagebeam.spec": spec.to_json().encode()}
@@ -71,6 +71,13 @@ def write_output(
     if finished:
         (folder / "manifest.json").write_text(json.dumps({"parts": parts}))
     return str(folder)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type without dictionaries: pyarrow before 24 makes none of large_string from Python values."""
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    return pa.list_(_plain(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
 def blobs(
