@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.common.extras import require
 from pipelines.common.fields import Options, flag, one_of, refuse_both
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.engine import ENGINE_HELP
@@ -18,6 +17,7 @@ from pipelines.options.workers import WorkerOptions, add_worker_arguments, compl
 from transforms.core.engines import Engine
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import TruncatedImages
+from transforms.core.installed import require
 from transforms.core.limits import MAX_IMAGE_PIXELS
 from transforms.core.text import spelled
 
@@ -184,6 +184,7 @@ def run(options: ClassifyOptions) -> Result:
     """
     from transforms.classify.staged import open_classifier
 
+    require("sklearn")
     patterns = options.input.input if options.input else options.vectors.embeddings
     beam_args = complete(
         options.beam_args,
@@ -350,7 +351,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = JobParser("classify", DESCRIPTION, EXAMPLES, beam=True)
     add_arguments(parser)
     args, beam_args = parse(parser, sys.argv[1:] if argv is None else argv)
-    require("sklearn")
     result = run(
         ClassifyOptions(
             LabelOptions.from_args(args),

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipelines.common import log
-from pipelines.common.extras import EXTRAS
 from transforms.core.errors import ImagebeamError, JobError, without_arguments
+from transforms.core.installed import EXTRAS, lacking
 from transforms.models.architectures import nearest
 from transforms.models.keras_import import import_without_unused
 
@@ -144,8 +144,7 @@ def _run(name: str, arguments: list[str], *, debug: bool) -> int:
         module = (error.name or "").partition(".")[0]
         if module not in EXTRAS:
             return _fail(f"internal error: {_in_one_line(error)}", ExitCode.FAILED, debug=debug)
-        remedy = f"pip install 'imagebeam[{EXTRAS[module]}]'"
-        return _fail(f"error: imagebeam {name} needs the package {module}: {remedy}", ExitCode.USAGE, debug=debug)
+        return _fail(f"error: {lacking(module)}", ExitCode.USAGE, debug=debug)
     except Exception as error:
         hint = "" if debug else "; run again with --debug for the traceback"
         return _fail(f"internal error: {_in_one_line(error)}{hint}", ExitCode.FAILED, debug=debug)

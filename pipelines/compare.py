@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import say
-from pipelines.common.extras import require
 from pipelines.common.fields import Options, check_seed, flag
 from pipelines.common.flags import JobParser, parse
 from pipelines.training.accuracy_table import accuracy_cell, difference_cell, print_accuracies
 from pipelines.training.accuracy_table import describe as describe_answers
 from transforms.core.errors import ImagebeamError
+from transforms.core.installed import require
 from transforms.core.text import counted, first_few
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def run(options: CompareOptions) -> list[Compared]:
     """
     from transforms.training_data.embeddings import absolute_once, open_columns
 
+    require("sklearn")
     sets = [embeddings for folder in absolute_once(options.outputs) for embeddings in open_columns(folder)]
     if len(sets) < 2:
         raise ImagebeamError(
@@ -224,7 +225,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = JobParser("compare", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
-    require("sklearn")
     options = CompareOptions.from_args(args)
     rows = describe(run(options))
     if options.format == "json":

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from pipelines.common.cache import cache_folder
 from pipelines.common.console import say
-from pipelines.common.extras import require
 from pipelines.common.flags import JobParser, parse
 from transforms.core.errors import ImagebeamError
+from transforms.core.installed import require
 from transforms.core.text import counted
 
 DESCRIPTION = """\

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import say
-from pipelines.common.extras import require
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.extraction import InputOptions, ModelOptions
 from pipelines.options.finetuning import FIT, FinetuneOptions, TuneOptions
 from pipelines.options.training import ClassifierOptions, FitOptions, HeadOptions, RowOptions
 from pipelines.training.result import TrainResult, conclude, describe_rows, installed_versions, save_models
+from transforms.core.installed import require
 from transforms.core.spec import Precision
 from transforms.models.architectures import Architecture
 
@@ -66,6 +66,7 @@ def run(options: FinetuneOptions) -> TrainResult:
     from pipelines.runtime.run_folder import open_output_apart
     from transforms.training.output import ClassifierFolder, ResultFile
 
+    require("matplotlib", "sklearn")
     # Pictures among them, which would be of a class of their own.
     open_output_apart(options.classifier.output, options.input, ResultFile)
     output = ClassifierFolder(options.classifier.output, overwrite=options.classifier.overwrite)
@@ -222,7 +223,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = JobParser("finetune", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
-    require("matplotlib", "sklearn")
     result = run(
         FinetuneOptions(
             InputOptions.from_args(args),

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import say
-from pipelines.common.extras import require
 from pipelines.common.flags import JobParser, parse
 from pipelines.runtime.report_page import FAILURES_SHOWN, Classifier, Rows, render
 from transforms.core.errors import ImagebeamError, JobError, using
+from transforms.core.installed import require
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,6 +47,7 @@ def write_report(folder: str, classifier: str | None = None) -> str:
     from transforms import storage
     from transforms.runs.manifest import DamagedManifestError, read_manifest
 
+    require("matplotlib", "sklearn")
     folder = storage.absolute(folder)
     try:
         manifest = read_manifest(folder)
@@ -216,7 +217,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = JobParser("report", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
-    require("matplotlib", "sklearn")
     say(f"Report: {write_report(args.folder, args.classifier)}")
     return 0
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.common.console import print_table, say
-from pipelines.common.extras import require
 from pipelines.common.fields import refuse_both
 from pipelines.common.flags import JobParser, parse
 from pipelines.options.search import SearchOptions, asks_for_epochs
@@ -27,6 +26,7 @@ from pipelines.options.training import (
     refuse_idle_patience,
 )
 from pipelines.training.result import TrainResult, conclude, describe_rows, installed_versions, save_models
+from transforms.core.installed import require
 from transforms.core.spec import Precision
 from transforms.training.head import Solver
 
@@ -96,6 +96,7 @@ def run(options: TrainOptions) -> TrainResult:
     from transforms.training_data.embeddings import open_embeddings
     from transforms.training_data.splits import Split
 
+    require("matplotlib", "sklearn")
     began = time.monotonic()
     output = ClassifierFolder(options.classifier.output, overwrite=options.classifier.overwrite)
     read = options.embeddings
@@ -159,7 +160,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = JobParser("train", DESCRIPTION, EXAMPLES)
     add_arguments(parser)
     args, _ = parse(parser, sys.argv[1:] if argv is None else argv)
-    require("matplotlib", "sklearn")
     result = run(
         TrainOptions(
             EmbeddingOptions.from_args(args),

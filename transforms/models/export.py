@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import importlib.util
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transforms.core import installed
 from transforms.core.errors import ImagebeamError, first_line, last_line
 from transforms.models.engines.openvino_model import converter, import_openvino
 from transforms.models.keras_import import chosen_backend, pinned_keras
@@ -70,7 +70,7 @@ def check_packages(format: ExportFormat) -> None:  # noqa: A002 - Keras' own nam
         ExportFormat.ONNX: [_ONNX_CONVERTERS[backend], "onnxruntime"],
         ExportFormat.OPENVINO: ["openvino", *(["tensorflow"] if backend == "jax" else [])],
     }[format]
-    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+    if missing := installed.missing(*needed):
         verb, wanted = "is" if len(missing) == 1 else "are", " ".join(missing)
         if missing == ["openvino"]:
             wanted = "'imagebeam[openvino]'"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import os
 import shutil
 import sys
@@ -12,6 +11,8 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from transforms.core.installed import is_installed
 
 UNUSED = ("matplotlib", "sklearn")
 """What Keras imports for its galleries and wrappers where it is installed; no job uses those."""
@@ -70,8 +71,7 @@ def _choose_backend() -> None:
     """Choose JAX, or else PyTorch, if no backend is configured and TensorFlow is not installed."""
     if "KERAS_BACKEND" in os.environ:
         return
-    installed = (name for name in ("tensorflow", "jax", "torch") if importlib.util.find_spec(name) is not None)
-    backend = next(installed, "tensorflow")
+    backend = next((name for name in ("tensorflow", "jax", "torch") if is_installed(name)), "tensorflow")
     if backend != "tensorflow":
         os.environ["KERAS_BACKEND"] = backend
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import os
 import re
 import urllib.parse
@@ -11,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from transforms.core.errors import ImagebeamError
+from transforms.core.installed import is_installed
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -130,15 +129,7 @@ def lacks_extra(uri: str) -> bool:
     Beam has some of the file systems without it and fails late, in its own words.
     """
     extra = _EXTRAS.get(uri.partition("://")[0])
-    return extra is not None and not _is_installed(extra.module)
-
-
-@functools.cache
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # a package above it
-        return False
+    return extra is not None and not is_installed(extra.module)
 
 
 def missing_file_system(uri: str) -> ImagebeamError:

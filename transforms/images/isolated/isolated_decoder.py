@@ -8,11 +8,11 @@ appears and gives back resized pixels.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from transforms.core.installed import is_installed
 from transforms.core.types import Image
 from transforms.images.base import Decoded, Limits
 from transforms.images.errors import ImageError
@@ -57,7 +57,7 @@ class Isolated:
             ImageError: as the decoder says, or because it crashed, or took too much time or memory.
             DecoderProcessError: if a process is gone through no fault of the image.
         """
-        if self.family == Family.TENSORFLOW_IO and any(importlib.util.find_spec(name) is None for name in PACKAGES):
+        if self.family == Family.TENSORFLOW_IO and not is_installed(*PACKAGES):
             raise ImageError(
                 f"unsupported_{kind.lower()}",
                 f"{kind} files are decoded by an extra: pip install 'imagebeam[tfio]'.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import queue
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transforms.core import installed
 from transforms.core.batching import MODEL_CALLS, available_cores
 from transforms.core.digests import file_sha256, joint_sha256
 from transforms.core.errors import ImagebeamError, last_line
@@ -42,7 +42,7 @@ _FLAGS = frozenset({"avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16",
 
 def is_installed() -> bool:
     """Whether the packages of the extra `openvino` are there."""
-    return all(importlib.util.find_spec(name) is not None for name in ("openvino", "nncf"))
+    return installed.is_installed("openvino", "nncf")
 
 
 def why_missing() -> str | None:
