@@ -125,7 +125,7 @@ def _read_failures(folder: str, manifest: dict[str, Any]) -> list[tuple[str, str
 
 def _read_classifier(folder: str, run: str, manifest: Mapping[str, Any]) -> Classifier:
     from transforms import storage
-    from transforms.runs.manifest import MANIFEST_FILE
+    from transforms.runs.manifest import MANIFEST_FILE, read_file
     from transforms.training.output import ResultFile
 
     uri = storage.join(folder, ResultFile.METRICS)
@@ -143,7 +143,7 @@ def _read_classifier(folder: str, run: str, manifest: Mapping[str, Any]) -> Clas
             pictures[name.value] = storage.read_bytes(storage.join(folder, name))
         except FileNotFoundError:
             continue
-    about = metrics if "spec" in metrics else _read_mapping(storage.join(folder, MANIFEST_FILE))
+    about = metrics if "spec" in metrics else read_file(folder, MANIFEST_FILE)
     notes = [*_source(about, run)]
     if differing := _differences(manifest["spec"], about.get("spec")):
         notes.append(
@@ -152,17 +152,6 @@ def _read_classifier(folder: str, run: str, manifest: Mapping[str, Any]) -> Clas
         )
         say(f"WARNING: {folder}: {notes[-1]}")
     return Classifier(folder, metrics, pictures, notes)
-
-
-def _read_mapping(uri: str) -> Mapping[str, Any]:
-    """The JSON object in a file; an empty one where there is none."""
-    from transforms import storage
-
-    try:
-        content = json.loads(storage.read_bytes(uri))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _source(about: Mapping[str, Any], run: str) -> Iterator[str]:

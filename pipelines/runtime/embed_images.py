@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import difflib
 import inspect
-import json
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -176,11 +175,10 @@ def _open_run(patterns: Sequence[str], options: InputOptions, output: OutputOpti
 
 def _in_known_order(patterns: set[str], output: str) -> tuple[str, ...]:
     """A collection has no order, but a run's input has: that of an earlier attempt, else the alphabet's."""
-    try:
-        before = json.loads(storage.read_bytes(storage.join(output, manifest.RUN_FILE)))["input"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        before = []
-    return tuple(before) if set(before) == patterns else tuple(sorted(patterns))
+    before = manifest.read_file(output, manifest.RUN_FILE).get("input")
+    if isinstance(before, list) and set(map(str, before)) == patterns:
+        return tuple(before)
+    return tuple(sorted(patterns))
 
 
 def _manifest_uri(_: object, output: str) -> str:

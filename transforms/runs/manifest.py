@@ -278,10 +278,10 @@ def refuse_foreign_files(output: str) -> None:
         OSError: if the folder cannot be read.
     """
     uri = storage.join(output, MANIFEST_FILE)
-    is_run = _read(output, MANIFEST_FILE).keys() >= _KEYS or _holds_run(output)
+    is_run = read_file(output, MANIFEST_FILE).keys() >= _KEYS or _holds_run(output)
     if not is_run and storage.exists(uri):
         raise _foreign(uri)
-    if (about := _read(output, RUN_FILE)) and "rows_per_unit" not in about:
+    if (about := read_file(output, RUN_FILE)) and "rows_per_unit" not in about:
         raise _foreign(storage.join(output, RUN_FILE))
 
 
@@ -302,14 +302,23 @@ def set_aside(output: str) -> None:
     storage.delete(uri)
 
 
+def read_file(output: str, name: str) -> dict[str, Any]:
+    """The JSON object in one of a run's files; empty where there is none, or it cannot be understood."""
+    try:
+        content = json.loads(storage.read_bytes(storage.join(output, name)))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def read_previous(output: str) -> dict[str, Any]:
     """The manifest that was set aside; empty where there is none, or it cannot be understood."""
-    return _read(output, PREVIOUS_FILE)
+    return read_file(output, PREVIOUS_FILE)
 
 
 def read_manifests(output: str) -> list[dict[str, Any]]:
     """The manifest that was set aside, and the run's own; empty where they are not there, or cannot be understood."""
-    return [_read(output, PREVIOUS_FILE), _read(output, MANIFEST_FILE)]
+    return [read_file(output, PREVIOUS_FILE), read_file(output, MANIFEST_FILE)]
 
 
 class DamagedManifestError(ValueError):
@@ -369,14 +378,6 @@ def _holds_run(output: str) -> bool:
         )
     except FileNotFoundError:  # There is not even a bucket.
         return False
-
-
-def _read(output: str, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(storage.read_bytes(storage.join(output, name)))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def write_manifest(
