@@ -351,7 +351,10 @@ def _engine(best: Candidate, asked: Engine, tried: Sequence[Candidate], reason: 
 
 def _lines(best: Candidate, tried: Sequence[Candidate], *, asked_precision: bool) -> Iterator[str]:
     others = [candidate for candidate in tried if candidate is not best and candidate.rate]
-    against = ", ".join(f"{other.rate:.3g} with {other.name}" for other in others)
+    against = ", ".join(
+        f"{other.rate:.3g} with {other.name}{', too little more' if other.eligible and other.rate > best.rate else ''}"
+        for other in others
+    )
     yield (
         f"Engine {best.name}: {best.rate:.3g} images a second on this machine"
         f"{f', against {against}' if against else ''}"
