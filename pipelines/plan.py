@@ -105,19 +105,23 @@ def run(options: PlanOptions) -> Plan:
     folder = _look_into_output(options.output, source)
     from transforms.embed.embed_units import EmbedOptions  # imports Beam, which takes seconds
     from transforms.reuse.known_rows import Conditions
+    from transforms.runs.retries import Retries
 
     embed = EmbedOptions(options.model.image_options(options.model.config().spec("")), options.model.batch_size)
     reservoir = Reservoir(options.look.sample)
     say("Counting records")
+    conditions = Conditions.of(embed.images, source.read.max_record_bytes)
+    earlier = None
+    if folder is not None and not options.output.overwrite:
+        earlier = Retries(folder.output, conditions, options.output.retry_failed)
     inventory = take_inventory(
         source.patterns,
         source.input_format,
         options.output.rows_per_unit,
         source.read,
-        output=None if folder is None or options.output.overwrite else folder.output,
         on_unit=reservoir.add,
+        earlier=earlier,
         generation="" if folder is None else folder.generation,
-        conditions=Conditions.of(embed.images),
     )
     prepare_pillow()
     say(f"Looking at {min(options.look.sample, inventory.records):,} of {counted(inventory.records, 'record')}")
@@ -216,7 +220,7 @@ def _estimate(
     rate: float,
 ) -> Estimate:
     committed = inventory.committed
-    records = inventory.records - committed.records + (committed.failed if output.retry_failed else 0)
+    records = inventory.records - committed.records + committed.tried_again
     images = round(records * (1 - sample.failure_rate))
     units = inventory.units - committed.units
     decode_rate = sample.cores / sample.decode_seconds

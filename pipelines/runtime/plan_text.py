@@ -128,7 +128,8 @@ def _output_lines(plan: Plan) -> Iterator[str]:
         committed = plan.inventory.committed
         yield f"Output in {plan.output}"
         yield f"  committed before: {committed.units:,} of {plan.inventory.units:,} units"
-        yield f"  records in those: {committed.records:,}, of which {committed.failed:,} failed"
+        again = f", and {committed.tried_again:,} are tried again" if committed.tried_again else ""
+        yield f"  records in those: {committed.records:,}, of which {committed.failed:,} failed{again}"
 
 
 def _sample_lines(plan: Plan) -> Iterator[str]:

@@ -13,6 +13,7 @@ from transforms.embed.inventory import take_inventory
 from transforms.readers.options import ReadOptions
 from transforms.runs.manifest import Totals
 from transforms.runs.reports import read_reports
+from transforms.runs.retries import Retries
 
 
 def test_missing_reports_remove_no_parts(source, output, monkeypatch):
@@ -48,7 +49,8 @@ def test_rerun_removes_copies_of_parts_and_no_part(tmp_path, own, last):
         name = other if own else f"part-{'f0'[last] * 16}.parquet"
         (output / "embeddings" / name).write_bytes(before[one])
         patterns = tuple(map(str, layout.patterns))
-        inventory = take_inventory(patterns, None, 3, ReadOptions(), output=str(output), on_unit=lambda unit: None)
+        earlier = Retries(str(output), None, retry_failed=False)
+        inventory = take_inventory(patterns, None, 3, ReadOptions(), on_unit=lambda unit: None, earlier=earlier)
         assert inventory.committed.units == (1 if own else 2)
         assert plain_runs.extract(layout.patterns, output, "--rows_per_unit", 3) == 0
     assert parts() == before

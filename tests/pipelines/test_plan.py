@@ -121,10 +121,11 @@ def test_reports_what_an_earlier_attempt_did(mixed, tmp_path, capsys):
 
     found = plan(capsys, mixed, *to_out)
     everything = {"units": totals["units"], "records": totals["records"], "failed": totals["failed"]}
-    assert found["committed"] == everything
+    assert found["committed"] == {**everything, "tried_again": 0}
     assert found["output"] == str(out)
     assert (found["estimate"]["records"], found["estimate"]["seconds"]) == (0, 0)
-    assert plan(capsys, mixed, *to_out, "--retry_failed")["estimate"]["records"] == totals["failed"]
+    retried = plan(capsys, mixed, *to_out, "--retry_failed")
+    assert retried["committed"]["tried_again"] == retried["estimate"]["records"] == totals["failed"]
     assert plan(capsys, mixed, *to_out, "--overwrite")["committed"]["units"] == 0
     assert tree(out) == before
 
@@ -139,6 +140,18 @@ def test_reports_what_an_earlier_attempt_did(mixed, tmp_path, capsys):
     run = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps({**run, "generation": "of an --overwrite that was stopped"}))
     assert plan(capsys, mixed, *to_out)["committed"]["units"] == 0
+
+
+def test_counts_failures_that_a_run_tries_again(tmp_path, capsys):
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(encode(picture(32, 16 * (1 + number)), "PNG"))
+    images, output = [tmp_path / "*.png"], tmp_path / "out"
+    extracting.extract(images, output, *("--max_image_pixels", "1600", "--max_failure_rate", "1"))
+    to_out = ("--output", str(output), "--max_image_pixels")
+    found = plan(capsys, images, *to_out, "3000")
+    assert found["committed"] == {"units": 2, "records": 6, "failed": 3, "tried_again": 3}
+    assert found["estimate"]["records"] == 3
+    assert plan(capsys, images, *to_out, "1600")["estimate"]["records"] == 0
 
 
 @pytest.mark.parametrize("given", [False, True])

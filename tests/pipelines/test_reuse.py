@@ -405,6 +405,17 @@ class TestWhatIsNotTakenOver:
         assert_rows(tmp_path / "out", tmp_path / "in", pictures)
         assert run(pictures, "--max_image_pixels", 1100) == (0, len(small))
 
+    def test_large_records_are_rows_once_they_are_accepted(self, run, tmp_path):
+        pictures = {f"{number}.png": number for number in range(10)}
+        sizes = sorted(len(picture(number)[0]) for number in pictures.values())
+        flags = ("--max_failure_rate", 1, "--max_record_bytes")
+        small = sum(size <= sizes[4] for size in sizes)
+        assert run(pictures, *flags, sizes[4]) == (0, small)
+        assert run(pictures, *flags, sizes[4]) == (0, 0)
+        assert run(pictures, *flags, sizes[-1]) == (0, 10 - small)
+        assert run(pictures, *flags, sizes[4]) == (0, 0)
+        assert_rows(tmp_path / "out", tmp_path / "in", pictures)
+
     def test_truncated_images_are_rows_once_they_are_accepted(self, run, tmp_path):
         (tmp_path / "in").mkdir()
         whole = encode(sample_picture(64, 64, seed=1), "JPEG")

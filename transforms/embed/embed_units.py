@@ -546,7 +546,7 @@ class _ReadAndEmbed:
 
     @property
     def conditions(self) -> Conditions:
-        return Conditions.of(self.options.images)
+        return Conditions.of(self.options.images, self.columns.max_record_bytes)
 
     def knowing(self, known: KnownRows) -> _ReadAndEmbed:
         return dataclasses.replace(self, known=known)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.core.batching import map_ahead
@@ -19,9 +15,10 @@ from transforms.core.types import Failure, Unread
 from transforms.inputs.discover import LeftOutFiles
 from transforms.inputs.plan import cut_shard, plan_in_parts, plan_part
 from transforms.parts import part_files
+from transforms.parts.part_files import Commit
 from transforms.readers.options import ReadOptions
 from transforms.readers.units import ListingPart, ListUnit, Note, Shard, ShardGroup, ShardUnit, WorkUnit
-from transforms.reuse.known_rows import Conditions
+from transforms.runs.retries import Retries
 
 _SHARDS_AHEAD = 16
 """Shards cut at once: hides the latency of an object store."""
@@ -54,11 +51,13 @@ class Committed:
         units: whose parts are there.
         records: of those units.
         failed: of those records.
+        tried_again: of those, by a run.
     """
 
     units: int = 0
     records: int = 0
     failed: int = 0
+    tried_again: int = 0
 
 
 @dataclass
@@ -91,18 +90,20 @@ class Inventory:
         """The counts of one format, to be added to."""
         return self.formats.setdefault(input_format, FormatCount())
 
-    def add(self, unit: WorkUnit, failed: int | None) -> None:
-        """Count a unit; `failed` of its records did so in an earlier attempt, None where it is not committed."""
+    def add(self, unit: WorkUnit, committed: tuple[Commit, bool] | None) -> None:
+        """Count a unit, and the commit of an earlier attempt with whether its failures are tried again."""
         count = self.count(unit.format)
         count.units += 1
         count.records += unit.count
         for unread in _unread(unit):
             if len(self.unreadable) < _UNREADABLE_SHOWN:
                 self.unreadable[unread.uri] = unread.reason
-        if failed is not None:
+        if committed is not None:
+            done, is_tried_again = committed
             self.committed.units += 1
             self.committed.records += unit.count
-            self.committed.failed += failed
+            self.committed.failed += done.failed
+            self.committed.tried_again += done.failed if is_tried_again else 0
 
 
 def take_inventory(
@@ -111,10 +112,9 @@ def take_inventory(
     rows_per_unit: int,
     read: ReadOptions,
     *,
-    output: str | None,
     on_unit: Callable[[WorkUnit], None],
+    earlier: Retries | None = None,
     generation: str = "",
-    conditions: Conditions | None = None,
 ) -> Inventory:
     """Cut the input as a run would, and count; units are let go as soon as they are counted.
 
@@ -123,22 +123,22 @@ def take_inventory(
         input_format: of all files, or None.
         rows_per_unit: records in a unit at most.
         read: which columns hold what.
-        output: of an earlier attempt, whose committed units are counted.
         on_unit: is given every unit.
-        generation: of the run's parts; those of another one are not committed.
-        conditions: under which the run makes images rows; parts that these rule out are not committed either.
+        earlier: the output of an earlier attempt, whose committed units are counted, and which of their failures a run
+            tries again; parts that its conditions rule out are not committed.
+        generation: of the run's parts; those of another one are not committed either.
 
     Raises:
         ImagebeamError: for a pattern that matches nothing, or a file in the output that is not a part.
     """
     inventory = Inventory()
     parts: dict[str, str] = {}
-    if output is not None:
-        parts = dict(part_files.list_parts(storage.join(output, part_files.EMBEDDINGS)))
+    if earlier is not None:
+        parts = dict(part_files.list_parts(storage.join(earlier.output, part_files.EMBEDDINGS)))
 
-    def look(item: Planned) -> Iterable[tuple[WorkUnit | Note, int | None]]:
+    def look(item: Planned) -> Iterable[tuple[WorkUnit | Note, tuple[Commit, bool] | None]]:
         units = cut_shard(item, rows_per_unit, read)
-        looked = ((unit, _committed_failures(parts, unit, generation, conditions)) for unit in units)
+        looked = ((unit, _committed(parts, unit, generation, earlier)) for unit in units)
         # A manifest may have millions of rows: it is cut while they are counted.
         return looked if item.format == InputFormat.MANIFEST else list(looked)
 
@@ -155,11 +155,11 @@ def take_inventory(
             yield from map(count, found)
 
     with ThreadPoolExecutor(_SHARDS_AHEAD, thread_name_prefix="plan") as pool:
-        for unit, failed in itertools.chain.from_iterable(map_ahead(look, items(), pool, 2 * _SHARDS_AHEAD)):
+        for unit, committed in itertools.chain.from_iterable(map_ahead(look, items(), pool, 2 * _SHARDS_AHEAD)):
             if isinstance(unit, Note):
                 inventory.left_out[unit.kind] += unit.count
             else:
-                inventory.add(unit, failed)
+                inventory.add(unit, committed)
                 on_unit(unit)
     return inventory
 
@@ -171,21 +171,29 @@ def _unread(unit: WorkUnit) -> Iterator[Unread]:
         yield from (ref.unread for ref in unit.refs if isinstance(ref, Failure) and ref.unread is not None)
 
 
-def _committed_failures(
-    parts: Mapping[str, str], unit: WorkUnit | Note, generation: str, conditions: Conditions | None
-) -> int | None:
-    """Failed records of a committed unit, from its part's footer; None where a run would work it."""
+def _committed(
+    parts: Mapping[str, str], unit: WorkUnit | Note, generation: str, retries: Retries | None
+) -> tuple[Commit, bool] | None:
+    """A unit's commit, and whether a run tries its failures again; None where a run works all of the unit."""
     part = None if isinstance(unit, Note) else parts.get(unit.id)
-    if part is None or isinstance(unit, Note):
+    if part is None or retries is None or isinstance(unit, Note):
         return None
     try:
-        with storage.open_read(part) as source:
-            about = json.loads(pq.ParquetFile(source).schema_arrow.metadata[part_files.UNIT_KEY])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        done, _ = part_files.read_part_footer(part) or (None, None)
+    except part_files.MisnamedPartError as error:
+        if error.is_copy():
+            return None
+        raise ImagebeamError(f"{error}.") from error
+    except part_files.DamagedPartError as error:
         raise ImagebeamError(
-            f"{part} is not a part of a run ({error}). Delete it, or choose another --output."
+            f"{part} is not a part of a run ({error.reason}). Delete it, or choose another --output."
         ) from error
-    failed: int = about["failed"]
-    if (about["id"], about["version"], about.get("generation", "")) != (unit.id, unit.version, generation):
+    except OSError as error:
+        raise ImagebeamError(f"{part} cannot be read: {error}") from error
+    conditions = retries.conditions
+    if done is None or (done.version, done.generation) != (unit.version, generation):
         return None
-    return None if conditions is not None and conditions.rule_out(about.get("conditions")) else failed
+    if conditions is not None and conditions.rule_out(done.conditions):
+        return None
+    done = part_files.with_failures(retries.output, done)
+    return done, retries.are_due(done, unit)

@@ -7,6 +7,7 @@ looser rules. What is read of a part is checked against its page checksums; of a
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import threading
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
+from transforms.core.limits import MAX_RECORD_BYTES
 from transforms.core.types import Row
 from transforms.images.decode import ImageOptions
 from transforms.parts.part_files import FINGERPRINT_KEY, UNIT_KEY
@@ -92,14 +94,17 @@ class Conditions:
     Attributes:
         max_image_pixels: images of more pixels are failures.
         accept_truncated: whether a JPEG whose data stops early is a row.
+        max_record_bytes: records of more bytes are failures. A row that was made from one stays when this is lowered:
+            the limit is for what a machine can hold, and is no rule for images.
     """
 
     max_image_pixels: int
     accept_truncated: bool
+    max_record_bytes: int = MAX_RECORD_BYTES
 
     def to_dict(self) -> dict[str, Any]:
         """In JSON terms."""
-        return {"max_image_pixels": self.max_image_pixels, "accept_truncated": self.accept_truncated}
+        return dataclasses.asdict(self)
 
     def allow(self, found: Mapping[str, Any] | None) -> bool:
         """Whether each row made under the conditions `found`, in JSON terms, would be one under these too."""
@@ -116,16 +121,17 @@ class Conditions:
         """Whether some `failures`, by "stage/error_type", under the conditions `found` may be rows under these."""
         if found is None:
             return False
-        is_larger = self.max_image_pixels > found["max_image_pixels"]
-        is_laxer = self.accept_truncated and not found["accept_truncated"]
-        return bool(
-            (is_larger and failures.get("decode/too_many_pixels")) or (is_laxer and failures.get("decode/truncated"))
-        )
+        laxer = {
+            "decode/too_many_pixels": self.max_image_pixels > found["max_image_pixels"],
+            "decode/truncated": self.accept_truncated and not found["accept_truncated"],
+            "read/too_large": self.max_record_bytes > found.get("max_record_bytes", self.max_record_bytes),
+        }
+        return any(failures.get(kind) for kind, is_laxer in laxer.items() if is_laxer)
 
     @classmethod
-    def of(cls, images: ImageOptions) -> Conditions:
-        """Those of an image policy."""
-        return cls(images.max_image_pixels, images.accept_truncated)
+    def of(cls, images: ImageOptions, max_record_bytes: int = MAX_RECORD_BYTES) -> Conditions:
+        """Those of an image policy, and of a record's size."""
+        return cls(images.max_image_pixels, images.accept_truncated, max_record_bytes)
 
     def describe(self, found: Mapping[str, Any] | None) -> str:
         """What is looser in the conditions `found`, in JSON terms, than in these; empty where they `allow` them."""

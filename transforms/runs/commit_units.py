@@ -7,7 +7,6 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -19,28 +18,24 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
-from transforms import storage
 from transforms.core.busy import ALL, Busy
 from transforms.core.errors import ImagebeamError
 from transforms.core.progress import PROGRESS
 from transforms.core.spec import EmbedderSpec
-from transforms.core.types import Failure, Row, Stage, Unread
+from transforms.core.types import Failure, Row, Unread
 from transforms.inputs.plan_units import count_planned
 from transforms.inputs.uncut_shards import UncutShards
 from transforms.parts import part_files
 from transforms.parts.part_files import Commit
 from transforms.parts.row_notes import row_note
-from transforms.readers.base import MISSING
-from transforms.readers.units import ListUnit, Note, RecordRef, UnitChain, WorkUnit
+from transforms.readers.units import Note, UnitChain, WorkUnit
 from transforms.reuse.digest_index import ReusedRun
 from transforms.reuse.find_rows import RowFinder
 from transforms.reuse.known_rows import Conditions, KnownRows, Terms
 from transforms.runs.manifest import UnitReport, read_manifests
+from transforms.runs.retries import Retries
 
 METRICS_NAMESPACE = "imagebeam"
-
-_LOOKED_FOR_AT_ONCE = 16
-"""Files that were missing: each is a request to an object store."""
 
 T = TypeVar("T")
 
@@ -181,8 +176,7 @@ class CommitUnits(beam.PTransform):  # type: ignore[misc]
         output: the run's folder.
         work: how records become rows.
         layout: how rows are stored.
-        retry_failed: work the failed records of committed units again; those that failed through the machine's fault,
-            for a file that was missing and is there now, or under stricter conditions are worked again always.
+        retry_failed: work all failed records of committed units again, also those of which `Retries` expects nothing.
         generation: of the run; a part of another one is not committed.
         reuse: other runs of the same spec and layout whose rows are taken over.
     """
@@ -199,6 +193,11 @@ class CommitUnits(beam.PTransform):  # type: ignore[misc]
     def conditions(self) -> Conditions | None:
         """As `UnitWork.conditions`, of embeddings alone: a part of predictions does not hold all of their vectors."""
         return self.work.conditions if self.layout.folder == part_files.EMBEDDINGS else None
+
+    @property
+    def retries(self) -> Retries:
+        """Which committed units are worked again."""
+        return Retries(self.output, self.conditions, self.retry_failed)
 
     def expand(self, units: beam.PCollection) -> beam.PCollection:
         """Spread the units over the workers, and work each."""
@@ -320,13 +319,7 @@ class _CommitUnit(beam.DoFn):  # type: ignore[misc]
         if done is not None:
             done = self._as_laid_out(done, schema, uri)
             done = part_files.with_failures(job.output, done)
-        retried = done is not None and (
-            done.retryable
-            or (job.retry_failed and done.failed)
-            or (job.conditions is not None and job.conditions.readmit(done.conditions, done.failures))
-            or _has_come_back(done, unit, job.output)
-        )
-        if done is not None and not retried and (done.failures_file or not done.failed):
+        if done is not None and not job.retries.are_due(done, unit):
             PROGRESS.skipped(unit.count)
             Metrics.counter(METRICS_NAMESPACE, "units_skipped").inc()
             return UnitReport(unit.count, done, skipped=True)
@@ -480,30 +473,6 @@ def count_batch(rows: int, seconds: float) -> None:
     Metrics.counter(METRICS_NAMESPACE, "num_inferences").inc(rows)
     Metrics.distribution(METRICS_NAMESPACE, "inference_request_batch_size").update(rows)
     Metrics.distribution(METRICS_NAMESPACE, "inference_batch_latency_micro_secs").update(round(seconds * 1e6))
-
-
-def _has_come_back(done: Commit, unit: WorkUnit, output: str) -> bool:
-    """Whether a file that was missing when a unit was committed is there now.
-
-    The version of a unit tells that of no remote file that a manifest names, nor of one that is back as it was. A file
-    that a Parquet shard names by its path is not looked for: nothing but the shard says which it is.
-    """
-    gone = {unread["uri"] for unread in done.unread if unread["reason"].startswith(f"{MISSING}: ")}
-    if isinstance(unit, ListUnit) and f"{Stage.READ}/{MISSING}" in done.failures and done.failures_file is not None:
-        try:
-            keys = part_files.read_failed_keys(output, unit.id, MISSING)
-        except (pa.ArrowException, OSError):  # They are damaged, and made anew.
-            return True
-        gone |= {ref.uri for ref in unit.refs if isinstance(ref, RecordRef) and ref.key in keys}
-    with ThreadPoolExecutor(_LOOKED_FOR_AT_ONCE) as pool:
-        return any(pool.map(_may_be_there, gone))
-
-
-def _may_be_there(uri: str) -> bool:
-    try:
-        return storage.exists(uri)
-    except OSError:  # Reading it will tell.
-        return True
 
 
 def _except(done: set[str], items: Iterable[Any], keys: list[str]) -> Iterator[Any]:
