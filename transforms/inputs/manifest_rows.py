@@ -45,6 +45,9 @@ _JSON_OBJECT = re.compile(r"""\s*\{\s*["}]""")
 _QUOTED = re.compile(r'\s+"((?:[^"]|"")*)"\s*')
 """A quoted field behind blanks, as people write CSV: the standard takes the quotes for letters then."""
 
+_ESCAPED = re.compile(r'\\(["\\])')
+"""A quote or a backslash behind a backslash."""
+
 _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
 
 _READ_BYTES = 1 << 20
@@ -81,10 +84,11 @@ def manifest_columns(manifest: FileInfo, options: ReadOptions) -> dict[str, pa.D
     """The columns of a manifest's first rows; a Parquet manifest's schema.
 
     Raises:
-        ImagebeamError: if there is no column of uris.
+        ImagebeamError: if there is no column of uris, or none of the first rows can be read.
     """
     with ResumingStream(manifest.uri, manifest.version) as source:
         stream = cast(BinaryIO, source)
+        first: list[Row] = []
         if _is_parquet(manifest.uri):
             schema = _open_parquet(stream, options).schema_arrow
             columns = dict(zip(schema.names, map(stored_type, schema.types), strict=True))
@@ -101,7 +105,19 @@ def manifest_columns(manifest: FileInfo, options: ReadOptions) -> dict[str, pa.D
             "CSV has a first line of names; commas, semicolons, tabs or | separate them, and it is encoded as UTF-8, "
             "or as UTF-16 with its byte order mark."
         )
+    _refuse_unreadable(first)
     return columns
+
+
+def _refuse_unreadable(first: Sequence[Row]) -> None:
+    """Refuse a file none of whose first rows can be read: it is written in another way. A single one may be damaged.
+
+    Raises:
+        ImagebeamError: with what is wrong with the first row.
+    """
+    errors = [row for row in first if isinstance(row, RecordError) and row.error_type == "corrupt"]
+    if len(errors) == len(first) > 1:
+        raise ImagebeamError(f"None of the first {len(first)} rows can be read: {errors[0]}.")
 
 
 def _csv_names(manifest: FileInfo, options: ReadOptions) -> list[str]:
@@ -299,7 +315,11 @@ def _csv_rows(text: Iterable[str | None], options: ReadOptions) -> Iterator[Row]
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            yield RecordError("corrupt", f"the line is not CSV ({error})")
+            fields = _backslashed(lines.taken, delimiter)
+            if header is not None and len(fields) == len(header):
+                yield _row(header, fields)
+            else:
+                yield RecordError("corrupt", f"the line is not CSV ({error})")
             lines.give_back()
             reader = csv.reader(lines, strict=True, delimiter=delimiter)
             continue
@@ -308,16 +328,42 @@ def _csv_rows(text: Iterable[str | None], options: ReadOptions) -> Iterator[Row]
         if header is None and fields:
             header = [*map(_name, fields)]
             _refuse_repeated(header, options)
-        elif header is not None and fields and len(fields) != len(header):
-            yield RecordError(
-                "corrupt",
-                f"the line has {counted(len(fields), 'field')}, the first line {counted(len(header), 'field')}",
-            )
+        elif header is not None and fields and len(fields := _without_trailing(fields, len(header))) != len(header):
+            yield RecordError("corrupt", _other_count(len(fields), len(header)))
             lines.give_back()
             continue
         elif header is not None and fields:
-            yield {name: _unquoted(field) or None for name, field in zip(header, fields, strict=True)}
+            yield _row(header, fields)
         lines.next_record()
+
+
+def _row(header: Sequence[str], fields: Sequence[str]) -> Row:
+    return {name: _unquoted(field) or None for name, field in zip(header, fields, strict=True)}
+
+
+def _backslashed(taken: Sequence[str | None], delimiter: str) -> list[str]:
+    r"""The fields of a line that is no CSV, read as Spark writes it, \" for a quote; none where it is not that."""
+    line = taken[0] or ""
+    if '\\"' not in line:
+        return []
+    doubled = _ESCAPED.sub(lambda found: '""' if found[1] == '"' else found[1], line)
+    try:
+        return next(csv.reader([doubled], strict=True, delimiter=delimiter))
+    except csv.Error:
+        return []
+
+
+def _without_trailing(fields: list[str], count: int) -> list[str]:
+    """The fields without empty ones behind as many as there are names: some programs end each line with a comma."""
+    return fields if any(map(str.strip, fields[count:])) else fields[:count]
+
+
+def _other_count(fields: int, names: int) -> str:
+    """Why a line of so many fields is no row."""
+    why = f"the line has {counted(fields, 'field')}, the first line {counted(names, 'field')}"
+    if fields != names + 1:
+        return why
+    return f"{why}; a field with the delimiter in it needs quotes, and R's row names need a name in the first line"
 
 
 def _name(field: str) -> str:

@@ -11,10 +11,11 @@ from transforms import storage
 from transforms.core.errors import StopError
 from transforms.core.formats import InputFormat
 from transforms.core.types import Failure, Unread
+from transforms.inputs.listed_names import why_no_file
 from transforms.inputs.manifest_rows import KEY_COLUMN, Row, label_names, manifest_columns, table_rows
 from transforms.inputs.unique_keys import SeenKeys
 from transforms.readers.allowed_paths import reach
-from transforms.readers.base import MISSING, RecordError, bounded, caught, failure
+from transforms.readers.base import RecordError, bounded, caught, failure
 from transforms.readers.columns import NamedLabels, as_text, label_and_extras
 from transforms.readers.folders import class_folder
 from transforms.readers.options import ReadOptions
@@ -100,8 +101,8 @@ def _ref(key: str, manifest: str, row: Row, folder: str, options: ReadOptions, n
         raise RecordError("bad_value", str(error)) from error
     own_key = _text_in(row, KEY_COLUMN)
     file = _look_at(uri)
-    if file is None and "\\" in named and storage.is_local(uri):
-        raise RecordError(MISSING, f"there is no {named}; if the list is from Windows, write / for each \\")
+    if file is None and storage.is_local(uri) and (why := why_no_file(named, uri)):
+        raise why
     return RecordRef(
         own_key or key,
         uri,

@@ -186,8 +186,24 @@ def test_a_csv_manifest_with_a_title_is_refused_by_what_its_first_line_has(tmp_p
     (tmp_path / "m.csv").write_text(f"{first}\nuri,label\na.png,cat\n")
     with pytest.raises(ImagebeamError, match=rf"columns are {first.strip()} \(string\)"):
         inspect_input([str(tmp_path / "m.csv")], None, ReadOptions())
-    (tmp_path / "m.csv").write_text("uri,label\na.png\n")  # Its rows are failures.
+    (tmp_path / "m.csv").write_text("uri,label\na.png\n")  # Its one row is a failure.
     inspect_input([str(tmp_path / "m.csv")], None, ReadOptions())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("m.csv", '"uri","label"\n"1","a.png","cat"\n"2","b.png","dog"\n', "R's row names need a name"),
+        ("m.csv", "uri,label\na.png, cat, sitting\nb.png, cat, asleep, old\n", "needs quotes"),
+        ("m.jsonl", '{"uri": "a.png",\n "label": "cat"}\n', "the line is not JSON"),
+    ],
+)
+def test_a_manifest_none_of_whose_first_rows_can_be_read_is_refused(tmp_path, name, text, why):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ImagebeamError, match=f"None of the first 2 rows can be read: .*{why}"):
+        inspect_input([str(tmp_path / name)], None, ReadOptions())
+    (tmp_path / name).write_text(text + ("c.png,cow\n" if name == "m.csv" else '{"uri": "c.png"}\n'))
+    inspect_input([str(tmp_path / name)], None, ReadOptions())
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])

@@ -503,6 +503,68 @@ def test_paths_of_windows_in_a_manifest_are_failures_with_the_remedy(tmp_path):
     assert isinstance(ref, RecordRef)
 
 
+@pytest.mark.parametrize(
+    ("listed", "there", "shown"),
+    [
+        ("my%20photo.jpg", "my photo.jpg", "'my photo.jpg' is there;"),
+        ("a b.jpg", "a%20b.jpg", "'a%20b.jpg' is there;"),
+        ("0001", "0001.JPG", "'0001.JPG' is there;"),
+        ("1.JPG", "1.jpg", "'1.jpg' is there;"),
+        ("cafe\u0301.jpg", "caf\u00e9.jpg", "is there, whose accents are other characters"),
+        ("my%20cats/1.jpg", "my cats/1.jpg", "'../my cats/1.jpg' is there;"),
+    ],
+)
+def test_a_row_whose_file_is_there_under_another_name_says_which(tmp_path, listed, there, shown):
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_bytes(b"1")
+    (tmp_path / "m.csv").write_text(f"uri\n{listed}\n")
+    (unit,) = cut(tmp_path / "m.csv", "manifest")
+    assert unit.refs[0].error_type == "missing"
+    assert shown in unit.refs[0].message
+    (tmp_path / listed).parent.mkdir(exist_ok=True)
+    (tmp_path / listed).write_bytes(b"1")  # What is there under its own name is what is meant.
+    (unit,) = cut(tmp_path / "m.csv", "manifest")
+    assert unit.refs[0].uri == str(tmp_path / listed)
+
+
+def test_a_row_tells_nothing_of_files_that_it_may_not_name(tmp_path):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "secret.jpg").write_bytes(b"1")
+    (tmp_path / "lists" / "m.csv").write_text("uri\n%2e%2e/secret.jpg\n")
+    (unit,) = cut(tmp_path / "lists" / "m.csv", "manifest")
+    assert isinstance(unit.refs[0], RecordRef)  # A missing file, like any other.
+
+
+def test_a_row_that_names_a_folder_says_so(tmp_path):
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "m.csv").write_text("uri\ncats\n")
+    (unit,) = cut(tmp_path / "m.csv", "manifest")
+    assert (unit.refs[0].error_type, unit.refs[0].message) == ("bad_value", "cats is a folder; list the files in it")
+
+
+def test_a_csv_manifest_may_have_delimiters_at_the_ends_of_its_lines(tmp_path):
+    (tmp_path / "m.csv").write_text("uri,label\na.jpg,cat,\nb.jpg,dog,, \nc.jpg,cow,x\n")
+    (unit,) = cut(tmp_path / "m.csv", "manifest")
+    assert [ref.label for ref in unit.refs[:2]] == ["cat", "dog"]
+    assert "row names need a name" in unit.refs[2].message
+
+
+def test_quotes_behind_backslashes_in_csv_are_read_as_spark_writes_them(tmp_path):
+    lines = [
+        r'a.jpg,"a \"big\" cat, yes"',
+        r'b.jpg,"\"q\" C:\dir \\ x \\\""',
+        r'c.jpg,"C:\dir"',  # Sound CSV, which stays what it is.
+        'd.jpg,"open',
+        r'e.jpg,"\""',
+        'f.jpg,"say ""b"""',
+    ]
+    (tmp_path / "m.csv").write_text("\n".join(["uri,label", *lines, ""]))
+    found = [ref for unit in cut(tmp_path / "m.csv", "manifest", 50) for ref in unit.refs]
+    labels = [getattr(ref, "label", None) for ref in found]
+    assert labels == ['a "big" cat, yes', '"q" C:\\dir \\ x \\"', "C:\\dir", None, '"', 'say "b"']
+    assert found[3].error_type == "corrupt"
+
+
 def test_a_name_of_a_manifest_that_is_no_text_is_a_failure(tmp_path):
     lines = [{"uri": ["a.jpg"]}, {"uri": {"path": "a.jpg"}}, {"uri": True}, {"uri": 7}, {"uri": "b.jpg", "key": ["k"]}]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
