@@ -15,7 +15,7 @@ from transforms.core.formats import InputFormat
 from transforms.core.text import printable
 from transforms.images.decode import IMAGE_EXTENSIONS
 from transforms.readers.base import NAMES_KEPT
-from transforms.readers.folders import is_hidden, is_set_aside
+from transforms.readers.folders import is_hidden, is_of_system, is_set_aside
 from transforms.readers.sniff import HEAD_BYTES, JSON_FILE, JSON_REMEDY, known_format, other_kind
 from transforms.readers.units import Shard
 from transforms.storage.files import EVERYWHERE, FileInfo, UriRange
@@ -35,6 +35,8 @@ _NAMES = {
 _LINKS = "(symbolic links that leave the folder; --follow_links takes them)"
 
 _SET_ASIDE = "(names that begin with _ or .)"
+
+_OF_SYSTEM = "(thumbnails, deleted files and snapshots of a NAS or Windows)"
 
 _NUMBERED_NAME = re.compile(r"[^.]*-\d{5}-of-\d{5}")
 """TensorFlow's habit for TFRecords without an extension: train-00000-of-00010."""
@@ -81,7 +83,8 @@ def list_inputs(
 
     With `input_format` None each file's name decides. A file that was named, or matched by a glob, is an image where
     its name tells nothing. Of a folder's files only shards and images are taken; with `input_format`, those whose
-    names tell that format or have no extension. Names below a folder that begin with _ or . are no input.
+    names tell that format or have no extension. Names below a folder that begin with _ or . are no input, nor is what a
+    NAS or Windows keeps in folders of its own.
 
     Args:
         patterns: see `storage.list_files`.
@@ -116,6 +119,9 @@ def _list_pattern(
             if is_set_aside(file.uri, root, absolute, may_begin_with_underscore=found == InputFormat.FILES):
                 if _is_wanted(file.uri, found, input_format) or not is_hidden(file.uri, root or ""):
                     _count(left_out, _SET_ASIDE, file.uri)
+                continue
+            if is_of_system(file.uri, root, absolute):
+                _count(left_out, _OF_SYSTEM, file.uri)
                 continue
             if in_folder and not _is_wanted(file.uri, found, input_format):
                 extension = _extension(file.uri)

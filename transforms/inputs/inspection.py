@@ -184,7 +184,8 @@ def _look_at(shard: Shard, options: ReadOptions, others: Collection[InputFormat]
             if not webdataset.check_image(schema, options.image_column):
                 raise ImagebeamError(
                     f"{describe(schema)}. None of the first {webdataset.SEARCHED_SAMPLES:,} samples has the image. "
-                    f"Received: --image_column {options.image_column!r}."
+                    f"Received: --image_column {options.image_column!r}. Pass the column that holds images; by default "
+                    "they are told by endings such as jpg."
                 )
             _refuse_choice(shard, options)
         elif shard.format != InputFormat.MANIFEST:

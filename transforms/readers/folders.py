@@ -16,6 +16,19 @@ _NULL = "__HIVE_DEFAULT_PARTITION__"
 _HIDDEN = ("_", ".")
 _SPELLED = ("_", ".", "{_", "{.", "[_")
 
+_OF_SYSTEMS = frozenset(
+    (
+        "@eadir",
+        "#recycle",
+        "#snapshot",
+        "@recycle",
+        "@recently-snapshot",
+        "$recycle.bin",
+        "system volume information",
+    )
+)
+"""Folders of Synology, QNAP and Windows, in small letters: thumbnails, deleted files, and copies of all others."""
+
 
 def partitions(uri: str) -> Mapping[str, str | None]:
     """The columns in the names of a file's folders: name -> value, as text."""
@@ -60,6 +73,17 @@ def _folder_name(path: str) -> str | None:
 def is_hidden(uri: str, root: str) -> bool:
     """Whether a name below `root` begins with a dot: `.git/index`, `.DS_Store`."""
     return any(name.startswith(".") for name in uri[len(root) :].split("/"))
+
+
+def is_of_system(uri: str, root: str | None, pattern: str) -> bool:
+    """Whether a file below `root` is in a folder that a NAS or Windows makes beside a person's own files.
+
+    A pattern that spells such a folder means it.
+    """
+    if root is None:
+        return False
+    folders = {name.casefold() for name in uri[len(root) :].split("/")[:-1]} & _OF_SYSTEMS
+    return bool(folders) and folders.isdisjoint(pattern.casefold().split("/"))
 
 
 def is_set_aside(uri: str, root: str | None, pattern: str, *, may_begin_with_underscore: bool) -> bool:

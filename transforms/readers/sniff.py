@@ -31,6 +31,7 @@ _ARCHIVES = (
     (b"ORC", "an ORC file"),
     (b"Obj\x01", "an Avro file"),
     (b"SQLite format 3\0", "an SQLite database"),
+    (b"\x04\x22\x4d\x18", "compressed by LZ4"),
     (b"%PDF-", "a PDF"),
 )
 

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from transforms.core.limits import MAX_RECORD_BYTES
 from transforms.core.types import Failure, Record
-from transforms.images.sniff import sniff
+from transforms.images.sniff import Format, sniff
 from transforms.readers import compression
 from transforms.readers.base import (
     Cut,
@@ -41,6 +41,10 @@ from transforms.readers.sniff import TFRECORD_HEADER, begins_as_tfrecord, masked
 from transforms.readers.units import ShardSlice
 
 _FOOTER = struct.Struct("<I")
+
+_NO_FEATURES = "it has none: it is empty, or a tf.train.SequenceExample, whose lists are not read"
+
+_BARE_IMAGE = "write each image as the feature 'image' of an Example"
 
 Features = dict[str, list[Any]]
 """A `tf.train.Example`: feature name -> its values, bytes, floats or ints."""
@@ -150,13 +154,16 @@ def parse_example(payload: bytes) -> Features:
             for name, feature in example.features.feature.items()
         }
     except DecodeError as error:
-        raise RecordError("corrupt", f"the record is no tf.train.Example ({error})") from error
+        kind = sniff(payload)
+        told = f"{error}" if kind in (None, Format.TGA) else f"{kind} data; {_BARE_IMAGE}"  # A guess, of TGA.
+        raise RecordError("corrupt", f"the record is no tf.train.Example ({told})") from error
 
 
 def _image(features: Features, name: str) -> bytes:
     values = features.get(name)
     if values is None:
-        raise RecordError("no_image", f"the record has no feature {name!r}; its features are {', '.join(features)}")
+        there = f"its features are {', '.join(features)}" if features else _NO_FEATURES
+        raise RecordError("no_image", f"the record has no feature {name!r}; {there}")
     if len(values) != 1 or not isinstance(values[0], bytes):
         what = f"{len(values)} values" if len(values) != 1 else type(values[0]).__name__
         raise RecordError("no_image", f"the feature {name!r} holds {what}, not the bytes of one image")

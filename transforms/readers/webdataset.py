@@ -425,11 +425,12 @@ def _is_image(extension: str) -> bool:
 
 
 def _image_extension(names: list[str], image_column: str) -> str | None:
-    """The named one; by the default name the first that is an image's as a whole, else by its last suffix."""
+    """The named one; by default the first that is an image's as a whole, else by its last suffix, else so called."""
     if image_column != ReadOptions().image_column:
         return image_column if image_column in names else None
     whole = (name for name in names if f".{name}" in IMAGE_EXTENSIONS)
-    return next(itertools.chain(whole, filter(_is_image, names)), None)
+    called = (name for name in names if name == image_column)
+    return next(itertools.chain(whole, filter(_is_image, names), called), None)
 
 
 class _NoObjectError(RecordError):

@@ -69,6 +69,24 @@ def test_folder_gives_shards_and_images_and_counts_the_rest(folder):
     assert left_out == {".txt": 2, ".csv": 1, "(no extension)": 2, "(names that begin with _ or .)": 1}
 
 
+def test_folders_of_a_nas_or_windows_are_counted_and_not_read(folder):
+    """Thumbnails would be a class, snapshots copies of all images."""
+    names = (
+        "a/@eaDir/3.jpg/SYNOPHOTO_THUMB_M.jpg",
+        "#recycle/old.png",
+        "#snapshot/monday/a/3.jpg",
+        "$RECYCLE.BIN/S-1/$R1.JPG",
+    )
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).touch()
+    left_out: Counter[str] = Counter()
+    assert len(listed(folder, [""], None, left_out)) == 6
+    assert left_out["(thumbnails, deleted files and snapshots of a NAS or Windows)"] == 4
+    assert [name for name, _ in listed(folder, ["/**/*.jpg"])] == ["a/3.jpg", "b/2.jpg"]
+    assert listed(folder, ["/#snapshot", "/*/@eaDir/*/*"]) == [(names[2], "files"), (names[0], "files")]
+
+
 def test_images_in_hidden_folders_are_counted_and_other_hidden_files_are_not(folder):
     for name in (".DS_Store", ".git/objects/aa", ".git/config.txt", ".cache/thumb/1.png", "a/._3.jpg"):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)

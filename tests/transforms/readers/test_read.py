@@ -176,6 +176,7 @@ def test_a_record_with_a_wrong_crc_fails_alone(tmp_path, payloads):
     ("features", "error_type", "message"),
     [
         ({"label": 1, "photo": b"x"}, "no_image", "no feature 'image'; its features are "),
+        ({}, "no_image", "no feature 'image'; it has none"),
         ({"image": 3}, "no_image", "holds int, not the bytes of one image"),
         ({"image": [b"1", b"2"]}, "no_image", "holds 2 values"),
         ({"image": []}, "no_image", "holds 0 values"),
@@ -195,8 +196,11 @@ def test_an_example_that_does_not_fit_fails_alone(tmp_path, features, error_type
 
 
 def test_a_record_that_is_no_example_fails_alone(tmp_path):
-    path = write_tfrecord(tmp_path / "x", [example(image=b"1"), b"\xff\xff\xff", b"", example(image=b"2")])
-    assert types_of(read(path, "tfrecord")) == [None, "corrupt", "no_image", None]
+    bare = b"\xff\xd8\xff\xe0"
+    path = write_tfrecord(tmp_path / "x", [example(image=b"1"), b"\xff\xff\xff", b"", bare, example(image=b"2")])
+    items = read(path, "tfrecord")
+    assert types_of(items) == [None, "corrupt", "no_image", "corrupt", None]
+    assert "JPEG data; write each image" in items[3].message
 
 
 @pytest.mark.parametrize(

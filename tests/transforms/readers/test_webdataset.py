@@ -80,6 +80,23 @@ def test_names_lose_no_image(tmp_path, members, expected, mode):
         assert [item.label for item in items] == ["7", "8"]
 
 
+def test_members_called_image_and_label_are_read(tmp_path):
+    """As a column of the other formats is: there is no --image_column that would name them."""
+    members = [
+        ("a.image", b"1"),
+        ("a.label", b"3"),
+        ("b.label", b"4"),
+        ("b.image", b"2"),
+        ("c.image", b"5"),
+        ("c.jpg", b"6"),
+    ]
+    (tmp_path / "x.tar").write_bytes(tar_of(members))
+    inspect_input([str(tmp_path / "x.tar")], None, OPTIONS)
+    items, _, _ = read(tmp_path / "x.tar")
+    assert outcome(items) == [b"1", b"2", b"6"]
+    assert [item.label for item in items] == ["3", "4", None]
+
+
 def test_views_whose_label_comes_last_are_a_failure_far_into_a_shard(tmp_path):
     """Where nothing was seen of them before the run: the label is of both, and neither may go without it in silence."""
     members = [("s.png", b"1"), ("t.left.png", b"2"), ("t.right.png", b"3"), ("t.txt", b"cat"), ("u.png", b"4")]
