@@ -91,7 +91,7 @@ class Finish(beam.PTransform):  # type: ignore[misc]
         )
 
 
-def _finish_in_job(files: list[str], run: Run) -> Run:
+def _finish_in_job(files: list[int], run: Run) -> Run:
     """Fails the job for what makes a launcher end with exit code 3.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.common.console import say
 from transforms import storage
 from transforms.classify import measure, measure_lists
-from transforms.core.text import counted, first_few
+from transforms.core.text import counted, first_few, readable_json
 from transforms.inputs.inspection import LABEL_LISTS
 from transforms.runs.manifest import MANIFEST_FILE
 from transforms.training.output import ResultFile
@@ -62,7 +62,7 @@ def measure_labels(
             say(f"WARNING: the classifier knows none of the labels of {counted(outcomes.rows, 'image')}: {names}")
         storage.delete(uri)  # of an earlier run, whose input had labels
         return
-    storage.publish(uri, json.dumps(metrics, ensure_ascii=False, indent=2).encode())
+    storage.publish(uri, readable_json(metrics, indent=2))
     _print_metrics(metrics)
 
 

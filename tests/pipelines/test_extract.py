@@ -3,14 +3,16 @@
 import functools
 import hashlib
 import io
+import os
 import tarfile
+from pathlib import Path
 
 import duckdb
 import numpy as np
 import pytest
 
 from tests.support import extracting, real_weights
-from tests.support.extracting import SMALL_SIZE, embeddings, extract, failures, manifest
+from tests.support.extracting import SMALL_SIZE, embeddings, extract, failures, manifest, small_images
 from tests.support.image_samples import BAD, GOOD, encode, picture, png
 from transforms.images.decode import ImageOptions, decode_image
 
@@ -112,6 +114,15 @@ def test_shared_listing_changes_no_row(source, output, tmp_path, monkeypatch):
     assert alone.keys() == shared.keys()
     for key, vector in alone.items():
         np.testing.assert_allclose(shared[key], vector, rtol=1e-5, atol=1e-5 * np.abs(vector).max())
+
+
+def test_output_whose_name_is_not_utf_8(tmp_path):
+    """As of a disk that a machine with another encoding wrote; Beam's coder of text takes no such path."""
+    output = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    small_images(tmp_path / "in", 3)
+    assert extract(tmp_path / "in", output) == 0
+    read = output.rename(tmp_path / "out")  # DuckDB takes no such path
+    assert len(embeddings(read)) == sum(part["rows"] for part in manifest(read)["parts"]) == 3
 
 
 def test_non_unicode_names_and_labels_end_as_rows_or_failures(tmp_path, output):

@@ -479,6 +479,14 @@ def test_search_over_rows_larger_than_memory_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_folders_whose_names_are_not_utf_8(tmp_path):
+    """As of a disk that a machine with another encoding wrote."""
+    base = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    run = str(Path(write_output(tmp_path / "run", *blobs(60))).rename(base))
+    assert run_job("train", ["--embeddings", run, "--output", str(base / "out"), "--skip_image_classifier"]) == 0
+    assert json.loads((base / "out" / "metrics.json").read_bytes())["embeddings"] == [run]
+
+
 def test_existing_output_is_not_overwritten(blob_set, tmp_path):
     (tmp_path / "classifier.keras").write_text("someone's own")
     with pytest.raises(ImagebeamError, match=r"classifier\.keras.*--overwrite"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,11 @@ def storable(text: str) -> str:
         shown = _ESCAPED_BYTE.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
         return shown.encode("utf-8", "backslashreplace").decode()
     return text
+
+
+def readable_json(content: Mapping[str, Any], indent: int) -> bytes:
+    r"""JSON in UTF-8 that keeps the characters of every script; what UTF-8 cannot hold is escaped as \udce9."""
+    return json.dumps(content, ensure_ascii=False, indent=indent).encode(errors="backslashreplace")
 
 
 def printable(text: str, limit: int = MESSAGE_CHARACTERS) -> str:

@@ -70,13 +70,12 @@ def to_line(report: UnitReport | Note) -> tuple[int, str]:
     return zlib.crc32(report.commit.unit_id.encode()) % FILES, report.to_json()
 
 
-def publish_group(group: tuple[int, Iterable[str]], prefix: str) -> str:
-    """Write one file: its number, and its lines. Returns its uri."""
+def publish_group(group: tuple[int, Iterable[str]], prefix: str) -> int:
+    """Write one file: its number, and its lines. Returns its number: Beam's coder takes no path that is not UTF-8."""
     number, lines = group
-    uri = _uri(prefix, number)
     # The line that makes the group is written too, empty: Beam cannot write a file of no bytes to s3://.
-    storage.publish(uri, "".join(f"{line}\n" for line in sorted(lines)).encode())
-    return uri
+    storage.publish(_uri(prefix, number), "".join(f"{line}\n" for line in sorted(lines)).encode())
+    return number
 
 
 def _uri(prefix: str, number: int) -> str:

@@ -11,7 +11,7 @@ from transforms.runs.reports import FILES, publish_group, to_line
 
 @dataclass
 class WriteReports(beam.PTransform):  # type: ignore[misc]
-    """`UnitReport`s and `Note`s -> the uris of `FILES` files below `prefix`, each written once, whole.
+    """`UnitReport`s and `Note`s -> the numbers of `FILES` files below `prefix`, each written once, whole.
 
     Through `transforms.storage`: Beam's own sink spends half a minute of every process on looking for credentials
     where there are none, and is not held to the same behaviour when the network fails.

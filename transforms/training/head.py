@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms.core.errors import ImagebeamError, first_line
+from transforms.core.text import readable_json
 from transforms.models.constants import with_constant_normalization
 from transforms.models.keras_import import import_keras, pinned_keras
 
@@ -312,4 +313,4 @@ def read_labels(path: Path | str) -> dict[str, Any]:
 
 def to_json(labels: Mapping[str, Any]) -> bytes:
     """The content of `LABELS_FILE`, which goes by the key "labels"."""
-    return json.dumps(labels, ensure_ascii=False, indent=1).encode()
+    return readable_json(labels, indent=1)

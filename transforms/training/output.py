@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transforms import storage
 from transforms.core.errors import ImagebeamError, using
+from transforms.core.text import readable_json
 from transforms.runs.copies import refuse_copy_as_output
 from transforms.runs.manifest import MANIFEST_FILE, RUN_FILE
 from transforms.training.checkpoint import Checkpoint
@@ -102,8 +102,7 @@ class ClassifierFolder:
                     storage.publish_file(uri, content)
                 else:
                     storage.publish(uri, content)
-            text = json.dumps(metrics, indent=1, ensure_ascii=False)
-            storage.publish(storage.join(self.uri, ResultFile.METRICS), text.encode())
+            storage.publish(storage.join(self.uri, ResultFile.METRICS), readable_json(metrics, indent=1))
             self.checkpoint.remove()
 
     def _used(self) -> contextlib.AbstractContextManager[None]:
