@@ -20,7 +20,7 @@ _UNSUPPORTED_SIGNATURES = {
         (rb"SIMPLE  =", "fits"),
         (rb"\x00\x00\x02\x00[\x01-\xff]\x00", "cur"),
         (rb"gimp xcf", "xcf"),
-        (rb"FUJIFILMCCD-RAW|FOVb|IIR[OS]|MMOR|IIU\x00|....ftypcrx |\x00MRM", "raw"),
+        (rb"FUJIFILMCCD-RAW|FOVb|II\x1a\x00\x00\x00HEAPCCDR|IIR[OS]|MMOR|IIU\x00|....ftypcrx |\x00MRM", "raw"),
         (rb"qoif", "qoi"),
         (rb"\x0a[\x00\x02-\x05]\x01[\x01\x02\x04\x08]", "pcx"),
         (rb"\xb1\x68\xde\x3a", "dcx"),
@@ -35,9 +35,9 @@ _UNSUPPORTED_SIGNATURES = {
         (rb"FLIF", "flif"),
         (rb"[\x8a\x8b][MJ]NG\r\n\x1a\n", "mng"),
         (rb"AT&TFORM", "djvu"),
-        (rb"\xd7\xcd\xc6\x9a", "wmf"),
+        (rb"\xd7\xcd\xc6\x9a|[\x01\x02]\x00\x09\x00\x00[\x01\x03]", "wmf"),
         (rb"\x01\x00\x00\x00.{36} EMF", "emf"),
-        (rb"\x1a\x45\xdf\xa3|....ftyp(isom|iso[2-6]|mp4[12]|M4V |qt  )|RIFF....AVI ", "video"),
+        (rb"\x1a\x45\xdf\xa3|....ftyp(isom|iso[2-9]|mp4[12]|avc1|M4V|qt  |3g[2p]|f4v |dash)|RIFF....AVI ", "video"),
     )
 }
 """Formats that people take for pictures and that are not decoded."""

@@ -723,6 +723,9 @@ def test_sound_files_of_kinds_that_are_not_decoded_are_named(name, mode):
         (b"\x8aMNG\r\n\x1a\n", "mng"),
         (b"AT&TFORM", "djvu"),
         (b"\xd7\xcd\xc6\x9a", "wmf"),
+        (b"\1\0\x09\0\0\3", "wmf"),
+        (b"II\x1a\0\0\0HEAPCCDR", "raw"),
+        (b"\0\0\0\x18ftyp3gp5", "video"),
         (b"\x01\0\0\0" + bytes(36) + b" EMF", "emf"),
     ],
 )

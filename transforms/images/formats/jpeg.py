@@ -304,7 +304,7 @@ def _read_header(data: bytes) -> _Header:
         body = data[start + 4 : position]
         if marker in _FRAMES and frame is None:
             frame, kind = body, marker
-        if marker == _APP0 and body.startswith(b"JFIF\0"):
+        if marker == _APP0 and body.startswith(b"JFIF\0") and len(body) >= 14:  # libjpeg knows no shorter one.
             needed.append(_JFIF)
         elif marker == _APP14 and body.startswith(b"Adobe") and len(body) >= 12:
             adobe = True

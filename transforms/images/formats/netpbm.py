@@ -15,6 +15,7 @@ from transforms.images.transparency import image_from_samples
 _COMMENT = re.compile(rb"#[^\r\n]*")
 _TOKEN = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])*(\d{1,10})")
 _HEADER_LINES = re.compile(rb"(?:#[^\n]*|([A-Z]+)(?:[ \t]+([^\n]*))?|[ \t]*)\r?\n")
+_NEITHER_DIGIT_NOR_SPACE = re.compile(rb"[^0-9\s]")
 _DIGITS_AND_SPACE = b"0123456789 \t\n\v\f\r"
 _MAX_HEADER = 65_536
 
@@ -63,8 +64,9 @@ def _read_header(data: bytes, kind: bytes) -> _Header:
             raise ImageError("undecodable", "The header lacks a number: width, height or the largest sample.")
         numbers.append(int(match[1]))
         position = match.end()
-    if kind in b"456":
-        position += 1  # One character of white space parts header and samples.
+    if kind in b"456":  # One character of white space parts header and samples, which may be the end of a comment.
+        comment = _COMMENT.match(data, position, _MAX_HEADER)
+        position = (comment.end() if comment else position) + 1
     width, height, top = (*numbers, 1)[:3]
     return _Header(width, height, 3 if kind in b"36" else 1, top, position)
 
@@ -83,6 +85,8 @@ def _read_pam_header(data: bytes) -> _Header:
         width, height, depth, top = (int(fields[name]) for name in (b"WIDTH", b"HEIGHT", b"DEPTH", b"MAXVAL"))
     except (KeyError, ValueError):
         raise ImageError("undecodable", "The PAM header lacks WIDTH, HEIGHT, DEPTH or MAXVAL.") from None
+    if b"CMYK" in fields.get(b"TUPLTYPE", b""):
+        raise ImageError("unsupported_colour", "The PAM image has inks (TUPLTYPE CMYK), which are not decoded.")
     if not 1 <= depth <= 4:
         raise ImageError("unsupported_colour", f"The PAM image has {depth} channels; 1 to 4 are decoded.")
     return _Header(width, height, depth, top, position)
@@ -117,13 +121,26 @@ def _plain_bits(data: bytes, header: _Header) -> np.ndarray:
 
 def _plain_samples(data: bytes, header: _Header) -> np.ndarray:
     text = _COMMENT.sub(b" ", data[header.start :])
-    if text.translate(None, _DIGITS_AND_SPACE):
-        raise ImageError("undecodable", "A plain PGM or PPM holds other characters than digits and white space.")
     count = header.width * header.height * header.channels
+    if text.translate(None, _DIGITS_AND_SPACE):
+        text = _before_other_characters(text, count)
     _check_length(len(text), 2 * count - 1)  # One digit and one space each, before memory is asked for.
     samples = np.fromstring(text, np.int64, count, sep=" ") if text.strip() else np.zeros(0, np.int64)
     _check_length(len(samples), count)
     return samples.reshape(header.height, header.width, header.channels).astype(np.uint32)
+
+
+def _before_other_characters(text: bytes, count: int) -> bytes:
+    """The digits and white space that a plain image begins with.
+
+    Raises:
+        ImageError: if these are not all of its samples. What follows them is no part of the image.
+    """
+    other = _NEITHER_DIGIT_NOR_SPACE.search(text)
+    start = text[: other.start()] if other else text
+    if len(start.split(maxsplit=count)) < count:
+        raise ImageError("undecodable", "A plain PGM or PPM holds other characters than digits and white space.")
+    return start
 
 
 def _check_length(actual: int, needed: int) -> None:

@@ -20,6 +20,12 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NEEDED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT"}
 _HEX_EXIF = (b"Raw profile type exif", b"Raw profile type APP1")
 _END = b"\0\0\0\0IEND\xaeB`\x82"
+_LONGEST_SIDE = 1_000_000
+"""libpng's own limit, in pixels."""
+_LARGEST_WINDOW = 0x78
+"""The first byte of zlib's data whose matches reach back as far as they may."""
+_AROUND_HEAD = (slice(0, 4), slice(4, 8), slice(10, -4), slice(-4, None))
+"""What stands around the first two bytes of a chunk's data: length, name, the other data, checksum."""
 _MAX_METADATA = 1 << 20
 """Bytes of EXIF or XMP, as stored and inflated, that are looked at for the orientation."""
 
@@ -31,7 +37,8 @@ class _Chunks:
     Attributes:
         needed: whole chunks, in order.
         complete: whether the file goes on behind its image data, or ends with it.
-        exif: the block of that name, where its checksum holds.
+        exif: the first block of that name, where its checksum holds.
+        exif_text: likewise, from text.
         xmp: likewise.
         icc_profile: whether there is one.
     """
@@ -39,6 +46,7 @@ class _Chunks:
     needed: list[memoryview] = field(default_factory=list)
     complete: bool = True
     exif: bytes | None = None
+    exif_text: bytes | None = None
     xmp: bytes | None = None
     icc_profile: bool = False
 
@@ -56,9 +64,14 @@ def decode(data: bytes, limits: Limits) -> Decoded:
         raise ImageError("truncated", "The PNG ends within its image data.")
     if len(chunks.needed) < 2:
         raise ImageError("undecodable", "The PNG has no image data (IDAT).")
-    samples = imagecodecs.png_decode(b"".join([SIGNATURE, *chunks.needed, _END]))
+    if max(width, height) > _LONGEST_SIDE:
+        raise ImageError(
+            "unsupported_layout",
+            f"The PNG has {width} x {height} pixels; at most {_LONGEST_SIDE:,} a side are read.",
+        )
+    samples = imagecodecs.png_decode(b"".join([SIGNATURE, *_with_largest_window(chunks.needed), _END]))
     image = image_from_samples(scale_to_8_bits(samples, 65_535 if samples.itemsize == 2 else 255))
-    upright = turn_upright(image, read_orientation(chunks.exif, chunks.xmp))
+    upright = turn_upright(image, read_orientation(chunks.exif or chunks.exif_text, chunks.xmp))
     return Decoded(upright, width, height, chunks.icc_profile)
 
 
@@ -90,18 +103,39 @@ def _read_chunks(data: bytes) -> _Chunks:
     return chunks
 
 
+def _with_largest_window(chunks: list[memoryview]) -> list[memoryview]:
+    """The same chunks, with the largest window of deflate where the image data asks for a smaller one.
+
+    Some writers ask for a smaller one than their data needs, which no other reader minds.
+    """
+    data = (at for at, chunk in enumerate(chunks) if bytes(chunk[4:8]) == b"IDAT" and len(chunk) > 13)
+    first = next(data, None)
+    if first is None:
+        return chunks
+    head = bytes(chunks[first][8:10])
+    if head[0] == _LARGEST_WINDOW or head[0] & 15 != 8 or int.from_bytes(head, "big") % 31:
+        return chunks
+    length, name, rest, checksum = (bytes(chunks[first][part]) for part in _AROUND_HEAD)
+    if zlib.crc32(name + head + rest).to_bytes(4, "big") != checksum:
+        return chunks
+    level = head[1] & 0xE0
+    body = name + bytes([_LARGEST_WINDOW, level + 31 - (_LARGEST_WINDOW << 8 | level) % 31]) + rest
+    changed = memoryview(length + body + zlib.crc32(body).to_bytes(4, "big"))
+    return [*chunks[:first], changed, *chunks[first + 1 :]]
+
+
 def _read_metadata(chunks: _Chunks, name: bytes, body: bytes, checksum: bytes) -> None:
     """Keep EXIF or XMP whose checksum holds; an overlong one is passed over."""
     if zlib.crc32(name + body).to_bytes(4, "big") != checksum:
         return
     keyword, _, rest = body.partition(b"\0")
     if name == b"eXIf":
-        chunks.exif = body
+        chunks.exif = chunks.exif or body
     elif name == b"iTXt" and keyword == b"XML:com.adobe.xmp":
         chunks.xmp = _text(rest[2:].split(b"\0", 2)[-1], compressed=rest[:1] == b"\1")
-    elif name in (b"tEXt", b"zTXt") and keyword in _HEX_EXIF and chunks.exif is None:
+    elif name in (b"tEXt", b"zTXt") and keyword in _HEX_EXIF and chunks.exif_text is None:
         text = _text(rest[1:] if name == b"zTXt" else rest, compressed=name == b"zTXt")
-        chunks.exif = _unhex(text) if text else None
+        chunks.exif_text = _unhex(text) if text else None
 
 
 def _text(data: bytes, *, compressed: bool) -> bytes | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import imagecodecs  # tifffile would import it when it must, which the first image should not pay for
 import numpy as np
 import PIL.Image
-from tifffile import TiffFile, TiffPage
+from tifffile import TIFF, TiffFile, TiffPage
 
 from transforms.images.base import Decoded, Limits
 from transforms.images.errors import ImageError
@@ -23,6 +23,8 @@ from transforms.images.orientation import turn_upright
 
 _NAMES = {4: "a mask", 10: "ITU Lab", 32844: "LogL", 32845: "LogLuv"}
 _RAW = {32803, 34892}
+_CANON = b"CR"
+"""What stands behind the header of CR2, whose pages do not say that they are raw data."""
 _UNSIGNED, _NOT_SAID = 1, 4
 _SAMPLE_KINDS = {_UNSIGNED: "unsigned", 2: "signed", 3: "floating-point", _NOT_SAID: "undefined"}
 _NONE, _OLD_JPEG, _WEBP = 1, 6, 50001
@@ -32,13 +34,20 @@ _PACKED = {_NONE, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000}
 _FAX = {2, 3, 4}
 _PREDICTED = {5, 8, 32946, 34925, 50000}
 """LZW, deflate, LZMA, Zstandard: libtiff predicts samples with these alone, whatever a tag says of the others."""
+_OF_EXACT_LENGTH = {8, 32773, 32946, 50000}
+"""Deflate, PackBits, Zstandard: imagecodecs refuses what decodes to more than is asked for."""
 _CONTIGUOUS, _PLANES = 1, 2
 _ORIENTATION, _OLD_JPEG_START, _ICC_PROFILE, _DNG_VERSION, _SUB_FILES, _INK_SET = 274, 513, 34675, 50706, 330, 332
+_LOW_BITS_FIRST = 2
 _MAX_PAGES = 64
+_MOST_MORE = 1 << 16
+"""Bytes that a strip or tile may hold behind its pixels."""
 
 
 def decode(data: bytes, limits: Limits) -> Decoded:
     """The first page that is not a smaller copy of another."""
+    if data[8:10] == _CANON:
+        raise _raw()
     with TiffFile(io.BytesIO(data), _multifile=False) as file:
         page = _choose_page(file)
         _check_supported(page)
@@ -53,7 +62,7 @@ def decode(data: bytes, limits: Limits) -> Decoded:
                 _check_embedded(page, data, limits)
             if page.compression not in _PREDICTED:
                 page.predictor = 1
-            image = to_rgb(page, _one_plane(page.asarray(maxworkers=1, squeeze=False)))
+            image = to_rgb(page, _one_plane(_read_samples(page, data)))
         orientation = _orientation(page)
         icc_profile = _ICC_PROFILE in page.tags
     return Decoded(turn_upright(image, orientation), width, height, icc_profile)
@@ -67,13 +76,17 @@ def _orientation(page: TiffPage) -> int:
     return value if isinstance(value, int) else 1
 
 
+def _raw() -> ImageError:
+    return ImageError("unsupported_raw", "The file is a camera's raw data; convert it to JPEG or PNG.")
+
+
 def _choose_page(file: TiffFile) -> TiffPage:
     """Raises `ImageError` for camera raw files, whose first page is a preview."""
     pages = list(_pages(file))
     if not pages:
         raise ImageError("undecodable", "The TIFF has no page.")
     if any(page.photometric in _RAW for page in pages):
-        raise ImageError("unsupported_raw", "The file is a camera's raw data; convert it to JPEG or PNG.")
+        raise _raw()
     whole = [page for page in pages if not page.subfiletype & 1]
     return whole[0] if whole else max(pages, key=lambda page: page.imagewidth * page.imagelength)
 
@@ -133,7 +146,7 @@ def _check_supported(page: TiffPage) -> None:
     if (
         photometric == YCBCR
         and page.compression not in (JPEG, _OLD_JPEG)
-        and tuple(page.subsampling or (1, 1)) != (1, 1)
+        and tuple(page.subsampling or (2, 2)) != (1, 1)
     ):
         raise ImageError("unsupported_layout", "The TIFF is YCbCr with subsampled colours and without JPEG.")
 
@@ -177,6 +190,40 @@ def _check_embedded(page: TiffPage, data: bytes, limits: Limits) -> None:
         limits.check(width, height, "A strip or tile of the TIFF")
         if page.compression == JPEG:
             jpeg.check_whole(segment, limits)
+
+
+def _read_samples(page: TiffPage, data: bytes) -> np.ndarray:
+    """Samples as tifffile has them: [planes, 1, height, width, samples]."""
+    try:
+        return page.asarray(maxworkers=1, squeeze=False)
+    except RuntimeError:
+        if page.compression not in _OF_EXACT_LENGTH:
+            raise
+    return _read_longer_segments(page, data)
+
+
+def _read_longer_segments(page: TiffPage, data: bytes) -> np.ndarray:
+    """Samples of a page whose strips or tiles hold more than their pixels, as a last strip does that was filled up.
+
+    They are decoded here and put behind the file's data, from where tifffile takes as much as it needs.
+    """
+    decode = TIFF.DECOMPRESSORS[page.compression]
+    most = 4 * int(np.prod(page.chunks)) + _MOST_MORE
+    plain, starts, sizes = [data], [], []
+    place = len(data)
+    for start, size in zip(page.dataoffsets, page.databytecounts, strict=False):
+        segment = data[start : start + size]
+        if page.fillorder == _LOW_BITS_FIRST:
+            segment = bytes(imagecodecs.bitorder_decode(segment))
+        plain.append(bytes(decode(segment, out=most)) + b"\0")  # Parted, or tifffile would read them as one.
+        starts.append(place)
+        sizes.append(len(plain[-1]) - 1)
+        place += len(plain[-1])
+    with TiffFile(io.BytesIO(b"".join(plain)), _multifile=False) as file:
+        copy = _choose_page(file)
+        copy.compression, copy.fillorder, copy.predictor = _NONE, 1, page.predictor
+        copy.dataoffsets, copy.databytecounts = tuple(starts), tuple(sizes)
+        return copy.asarray(maxworkers=1, squeeze=False)
 
 
 def _with_tables(segment: bytes, tables: bytes | None) -> bytes:

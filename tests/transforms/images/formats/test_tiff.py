@@ -3,6 +3,7 @@
 import io
 import struct
 
+import imagecodecs
 import numpy as np
 import PIL.Image
 import pytest
@@ -180,3 +181,53 @@ def test_samples_of_no_stated_kind_are_named():
     data[tag + 8] = 4
     with pytest.raises(ImageError, match=r"^The TIFF has undefined samples of 32 bits"):
         decode_image(bytes(data), NATIVE)
+
+
+def _stripped(strips, width, height, rows, compression, predictor):
+    """A grey TIFF of compressed strips, by hand."""
+    data = b"".join(strips)
+    starts = [8 + sum(map(len, strips[:index])) for index in range(len(strips))]
+    values = {256: [width], 257: [height], 258: [8], 259: [compression], 262: [1], 273: starts, 277: [1], 278: [rows]}
+    values |= {279: [len(strip) for strip in strips], 317: [predictor]}
+    arrays_at, arrays, entries = 8 + len(data), b"", b""
+    for tag, value in values.items():
+        packed = struct.pack(f"<{len(value)}I", *value)
+        if len(value) > 1:
+            packed, arrays = struct.pack("<I", arrays_at + len(arrays)), arrays + packed
+        entries += struct.pack("<HHI", tag, 4, len(value)) + packed
+    directory = struct.pack("<H", len(values)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", arrays_at + len(arrays)) + data + arrays + directory
+
+
+@pytest.mark.parametrize("predictor", [1, 2])
+@pytest.mark.parametrize(("name", "number"), [("zlib", 8), ("zlib", 32946), ("lzw", 5), ("packbits", 32773)])
+def test_strips_may_hold_more_than_their_rows(name, number, predictor):
+    """Many writers fill up the last strip; libtiff decodes what it needs."""
+    values = picture(25, 30)[..., 0]
+    whole = np.concatenate([values, np.zeros((5, 30), np.uint8)])
+    stored = np.diff(whole, axis=1, prepend=np.uint8(0)) if predictor == 2 and number != 32773 else whole
+    encode_strip = getattr(imagecodecs, f"{name}_encode")
+    strips = [bytes(encode_strip(stored[top : top + 10].tobytes())) for top in (0, 10, 20)]
+    data = _stripped(strips, 30, 25, 10, number, predictor)
+    np.testing.assert_array_equal(pixels(data)[..., 0], values)
+    if predictor == 1:
+        strips[1] = bytes(encode_strip(stored[10:20].tobytes() + bytes(100)))
+        np.testing.assert_array_equal(pixels(_stripped(strips, 30, 25, 10, number, 1))[..., 0], values)
+    damaged = [*strips[:2], strips[2][: len(strips[2]) // 2]]
+    with pytest.raises(ImageError):
+        pixels(_stripped(damaged, 30, 25, 10, number, predictor))
+
+
+def test_raw_data_of_canon_is_told():
+    """Its first page is a preview; the pages behind it do not say that they are raw data."""
+    data = tiff(4, 4, bytes(16), bits=8)
+    with pytest.raises(ImageError) as caught:
+        pixels(b"II*\0\x10\0\0\0CR\2\0" + data[12:])
+    assert caught.value.error_type == "unsupported_raw"
+
+
+def test_subsampling_that_is_not_said_is_two_by_two():
+    data = tiff(4, 4, bytes(48), bits=8, samples=3, photometric=6)
+    with pytest.raises(ImageError, match="subsampled") as caught:
+        pixels(data)
+    assert caught.value.error_type == "unsupported_layout"
