@@ -28,7 +28,7 @@ from transforms.core.types import Image
 from transforms.images.base import Decoded, Limits, NeedsIsolation
 from transforms.images.errors import ImageError as ImageError
 from transforms.images.errors import explain, explain_unknown
-from transforms.images.formats import bmp, jpeg, netpbm, pillow, png
+from transforms.images.formats import bmp, jpeg, netpbm, pillow, png, tga
 from transforms.images.isolated.decoder_pool import Family
 from transforms.images.isolated.isolated_decoder import IS_POSSIBLE, Isolated
 from transforms.images.options import ImageOptions as ImageOptions
@@ -75,7 +75,7 @@ DECODERS = {
     Format.JPEG2000: Decoder(_isolated("jpeg2000:decode"), ("pillow", "imagecodecs")),
     Format.PNM: Decoder(netpbm.decode, ("numpy",)),
     Format.ICO: Decoder(pillow.decode_ico, ("pillow", "imagecodecs")),
-    Format.TGA: Decoder(pillow.decode_tga, ("pillow",)),
+    Format.TGA: Decoder(tga.decode, ("numpy", "pillow")),
     Format.DICOM: Decoder(_isolated("dicom:decode", Family.TENSORFLOW_IO), ("tensorflow_io", "pydicom")),
     Format.EXR: Decoder(_isolated("exr:decode", Family.TENSORFLOW_IO), ("tensorflow_io",)),
     Format.HDR: Decoder(_isolated("hdr:decode", Family.TENSORFLOW_IO), ("tensorflow_io",)),

@@ -32,7 +32,7 @@ _SIGNATURES = (
     (re.compile(rb"\x89PNG\r\n\x1a\n"), Format.PNG),
     (re.compile(rb"RIFF....WEBP", re.DOTALL), Format.WEBP),
     (re.compile(rb"GIF8[79]a"), Format.GIF),
-    (re.compile(rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00", re.DOTALL), Format.BMP),
+    (re.compile(rb"BM.{12}[\x0c\x10-\x40\x6c\x7c]\x00\x00\x00", re.DOTALL), Format.BMP),
     (re.compile(rb"II[*+]\x00|MM\x00[*+]"), Format.TIFF),
     (re.compile(rb"\xff\x4f\xff\x51|\x00\x00\x00\x0cjP  \r\n\x87\n"), Format.JPEG2000),
     (re.compile(rb"P[1-6][\s#]|P7\s|P[fF]\s"), Format.PNM),

@@ -16,6 +16,8 @@ from transforms.images.formats import pillow
 from transforms.images.transparency import image_from_samples
 
 _RGB, _RLE8, _RLE4, _BITFIELDS, _JPEG, _PNG, _ALPHA_BITFIELDS = range(7)
+_CORE, _WINDOWS = 12, (40, 52, 56, 64, 108, 124)
+"""Bytes of the headers that Pillow knows; the others are OS/2's."""
 _LINE, _STOP, _MOVE = 0, 1, 2
 """What follows a count of 0 in run-length encoded data; a larger number is that many pixels as they are."""
 
@@ -50,10 +52,12 @@ class _Header:
 def decode(data: bytes, limits: Limits) -> Decoded:
     """The picture of a BMP file."""
     size = int.from_bytes(data[14:18], "little")
-    if size < 40:  # OS/2's short header has neither masks nor runs.
+    if size == _CORE:  # The oldest header has neither masks nor runs.
         return pillow.decode_bmp(data, limits)
-    if len(data) < 54:
+    if len(data) < 14 + max(size, 16):
         raise ImageError("truncated", "The BMP ends within its header.")
+    if size not in _WINDOWS:
+        data, size = _with_usual_header(data, size), 40
     header = _read_header(data, size)
     limits.check(header.width, header.height)
     if header.compression in (_RLE8, _RLE4):
@@ -62,6 +66,8 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     elif header.bits in (16, 32):
         samples = _decode_masked(data, header)
     elif header.bits in (1, 4, 8, 24) and header.compression == _RGB:
+        if header.colours > 256:
+            data = data[:46] + (256).to_bytes(4, "little") + data[50:]
         return pillow.decode_bmp(data, limits)
     elif header.compression == _RGB:
         raise ImageError("unsupported_depth", f"The BMP has {header.bits} bits a pixel.")
@@ -73,11 +79,20 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     return Decoded(image_from_samples(rows), header.width, header.height)
 
 
+def _with_usual_header(data: bytes, size: int) -> bytes:
+    """The same bitmap with a header of 40 bytes in place of OS/2's, which may stop behind any field, or go on."""
+    header = data[14 : 14 + size].ljust(40, b"\0")[:40]
+    start = int.from_bytes(data[10:14], "little")
+    start = max(start + 40 - size, 0) if start else 0
+    usual = (40).to_bytes(4, "little") + header[4:]
+    return data[:10] + start.to_bytes(4, "little") + usual + data[14 + size :]
+
+
 def _read_header(data: bytes, size: int) -> _Header:
     def number(start: int, length: int = 4, *, signed: bool = False) -> int:
         return int.from_bytes(data[start : start + length], "little", signed=signed)
 
-    bits, compression = number(28, 2), number(30)
+    bits, compression, colours, pixels = number(28, 2), number(30), number(46), number(10)
     height = number(22, signed=True)
     if compression in (_BITFIELDS, _ALPHA_BITFIELDS):
         alpha = size >= 56 or compression == _ALPHA_BITFIELDS
@@ -86,9 +101,11 @@ def _read_header(data: bytes, size: int) -> _Header:
         masks = (0x7C00, 0x3E0, 0x1F, 0)
     else:
         masks = (0xFF0000, 0xFF00, 0xFF, 0)
-    return _Header(
-        number(18, signed=True), abs(height), height < 0, bits, compression, number(46), 14 + size, masks, number(10)
-    )
+    end = 14 + size
+    if pixels < end or (pixels == end and bits <= 8):  # Some writers leave it out, or forget the palette.
+        masks_behind = {_BITFIELDS: 3, _ALPHA_BITFIELDS: 4}.get(compression, 0) if size == 40 else 0
+        pixels = end + 4 * (masks_behind + (colours or (1 << bits if bits <= 8 else 0)))
+    return _Header(number(18, signed=True), abs(height), height < 0, bits, compression, colours, end, masks, pixels)
 
 
 def _decode_masked(data: bytes, header: _Header) -> np.ndarray:
@@ -97,9 +114,12 @@ def _decode_masked(data: bytes, header: _Header) -> np.ndarray:
         raise ImageError("unsupported_compression", f"The BMP has compression {header.compression}.")
     size = header.bits // 8
     stride = (header.width * size + 3) // 4 * 4
-    needed = stride * header.height
-    if len(data) - header.pixels < needed:
+    needed, there = stride * header.height, len(data) - header.pixels
+    padding = stride - header.width * size
+    if there < needed - padding:
         raise ImageError("truncated", "The BMP ends before its last row.")
+    if there < needed:  # What lacks is what fills up the last row.
+        data += bytes(padding)
     rows = np.frombuffer(data, np.uint8, needed, header.pixels).reshape(header.height, stride)
     words = np.ascontiguousarray(rows[:, : header.width * size]).view("<u2" if size == 2 else "<u4")
     masks = header.masks if header.masks[3] else header.masks[:3]

@@ -1,4 +1,4 @@
-"""Formats that Pillow decodes: GIF, WebP, AVIF, ICO, TGA, and BMP of whole bytes."""
+"""Formats that Pillow decodes: GIF, WebP, AVIF, ICO, and BMP of whole bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile, DibImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
-from PIL.TgaImagePlugin import TgaImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from transforms.images.base import Decoded, Limits
@@ -18,9 +17,6 @@ from transforms.images.errors import ImageError
 from transforms.images.formats import png
 from transforms.images.orientation import read_orientation, turn_upright
 from transforms.images.transparency import blank_outside, drop_unused_alpha, flatten
-
-_TGA_FOOTER = b"TRUEVISION-XFILE.\0"
-_PREMULTIPLIED = 4
 
 
 def load(plugin: type[ImageFile], data: bytes, limits: Limits | None = None) -> ImageFile:
@@ -67,21 +63,6 @@ def decode_bmp(data: bytes, limits: Limits) -> Decoded:
     """A bitmap of 1, 4, 8 or 24 bits a pixel."""
     source = load(BmpImageFile, data, limits)
     return Decoded(flatten(source), *source.size)
-
-
-def decode_tga(data: bytes, limits: Limits) -> Decoded:
-    """A Targa file; its alpha counts where header and footer say that it means something."""
-    source = load(TgaImageFile, data, limits)
-    image: PIL.Image.Image = source
-    footer = data[-26:]
-    extension = int.from_bytes(footer[:4], "little") if footer.endswith(_TGA_FOOTER) else 0
-    kind = data[extension + 494] if extension and extension + 494 < len(data) else None
-    is_mapped = data[2] in (1, 9)
-    if image.mode == "RGBA" and not is_mapped and (data[17] & 15 == 0 or (kind is not None and kind < 3)):
-        image = image.convert("RGB")
-    elif kind == _PREMULTIPLIED and image.mode == "RGBA":
-        image = PIL.Image.frombytes("RGBa", image.size, image.tobytes()).convert("RGBA")
-    return Decoded(flatten(drop_unused_alpha(image)), *source.size)
 
 
 def decode_ico(data: bytes, limits: Limits) -> Decoded:
