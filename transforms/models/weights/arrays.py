@@ -22,6 +22,11 @@ _ONNX_CONVOLUTION = re.compile(r"(block\d_conv\d)(?:_\d+)?/")
 _SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
 
 
+def _plain(name: str) -> str:
+    """The name of a weight without the number that TensorFlow puts behind it."""
+    return name.removesuffix(":0")
+
+
 @contextlib.contextmanager
 def open_npz(path: Path) -> Iterator[StoredWeights]:
     """Open what `numpy.savez` wrote, arrays named "layer/weight".
@@ -30,7 +35,7 @@ def open_npz(path: Path) -> Iterator[StoredWeights]:
         WeightsFileError: for pickled objects, or a damaged archive.
     """
     with open_archive(path) as archive:
-        arrays = {info.filename.removesuffix(".npy"): _npz_member(archive, info) for info in archive.infolist()}
+        arrays = {_plain(info.filename.removesuffix(".npy")): _npz_member(archive, info) for info in archive.infolist()}
         yield StoredWeights(by_name=arrays)
 
 
@@ -77,7 +82,7 @@ def open_safetensors(path: Path) -> Iterator[StoredWeights]:
             header = json.loads(file.read(length))
             entries = {name: about for name, about in header.items() if name != "__metadata__"}
             arrays = {
-                name if "/" in name else name.replace(".", "/"): _safetensors_array(path, 8 + length, about)
+                _plain(name if "/" in name else name.replace(".", "/")): _safetensors_array(path, 8 + length, about)
                 for name, about in entries.items()
             }
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -26,6 +26,7 @@ HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _NOT_WEIGHTS = (
     (b"version https://git-lfs", "it is a Git LFS pointer; fetch the file itself (git lfs pull)"),
     (b"<", "it is an HTML or XML page"),
+    (b"{", "it is JSON, such as the index of weights in several files; save them in one, without max_shard_size"),
     (b"\x1f\x8b", "it is compressed with gzip; unpack it first"),
     (b"\x93NUMPY", "it is a single array; save the weights with numpy.savez, each named layer/weight"),
     *((b"\x80" + bytes([protocol]), "it holds pickled objects, which can run code") for protocol in range(1, 6)),
@@ -51,12 +52,13 @@ class StoredArray:
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """The arrays of a file, found in one of three ways; two of the mappings are empty.
+    """The arrays of a file, found in one of three ways: by name, by place, or by layer; the others are empty.
 
     Attributes:
         by_name: "layer/weight" -> array (npz, safetensors, ONNX).
         by_place: place in the tree of layers -> array ("layers/conv2d_1/vars/0": Keras 3).
         by_layer: layer name -> its arrays, in the file's order (Keras 1 and 2, "legacy").
+        nested: the same for each layer of `by_layer` that is a model itself: its own layers -> their arrays.
         layers: places or names of all layers that the file lists, those without weights too.
         names: place of a layer -> its name, where the file says so.
     """
@@ -64,6 +66,7 @@ class StoredWeights:
     by_name: dict[str, StoredArray] = field(default_factory=dict)
     by_place: dict[str, StoredArray] = field(default_factory=dict)
     by_layer: dict[str, list[StoredArray]] = field(default_factory=dict)
+    nested: tuple[dict[str, list[StoredArray]], ...] = ()
     layers: tuple[str, ...] = ()
     names: dict[str, str] = field(default_factory=dict)
 

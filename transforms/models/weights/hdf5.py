@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import re
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import h5py
 
 _WEIGHTS_MEMBER = "model.weights.h5"
+_WEIGHTS_GROUP = "model_weights"
 _MAX_CONFIG_BYTES = 64 * 2**20
 _MAX_DEPTH = 32
 _MAX_INFLATION = 16
@@ -32,7 +34,7 @@ def open_hdf5(path: Path) -> Iterator[StoredWeights]:
     """Open an HDF5 file of weights, of any of Keras' layouts.
 
     Raises:
-        WeightsFileError: for a whole model, Theano's kernels, links to elsewhere, or a damaged file.
+        WeightsFileError: for layers that hold code, Theano's kernels, links to elsewhere, or a damaged file.
     """
     import h5py
 
@@ -66,6 +68,12 @@ def open_keras_archive(path: Path) -> Iterator[StoredWeights]:
             yield stored
 
 
+_LAYERS_OF = ("keras", "tf_keras", "builtins")
+"""Packages whose layers an archive may name."""
+
+_SAVE_WEIGHTS = "Save the weights alone, with model.save_weights('x.weights.h5')"
+
+
 def _check_config(archive: zipfile.ZipFile) -> None:
     """Refuse an archive whose layers hold code or come from elsewhere than Keras."""
     if archive.getinfo("config.json").file_size > _MAX_CONFIG_BYTES:
@@ -74,29 +82,30 @@ def _check_config(archive: zipfile.ZipFile) -> None:
         config = json.loads(archive.read("config.json"))
     except (ValueError, RecursionError) as error:
         raise WeightsFileError(f"its config.json cannot be read ({first_line(error)})") from error
+    _check_layers(config)
+
+
+def _check_layers(config: Any) -> None:
     waiting: list[Any] = [config]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
             name, module = value.get("class_name"), value.get("module")
             if name in ("Lambda", "__lambda__"):
-                raise WeightsFileError("it has a Lambda layer, which holds code")
-            if isinstance(module, str) and module.split(".")[0] not in ("keras", "builtins"):
-                raise WeightsFileError(f"it names {module}.{name}, which is not of Keras")
+                raise WeightsFileError(f"it has a Lambda layer, which holds code. {_SAVE_WEIGHTS}")
+            if isinstance(module, str) and module.split(".")[0] not in _LAYERS_OF:
+                raise WeightsFileError(f"it names {module}.{name}, which is not of Keras. {_SAVE_WEIGHTS}")
             waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)
 
 
 def _describe(file: h5py.File) -> StoredWeights:
-    if "model_config" in file.attrs:
-        raise WeightsFileError(
-            "it holds a whole model, whose loading can run code. Save the weights alone, with "
-            "model.save_weights('x.weights.h5')"
-        )
     groups: dict[str, h5py.Group] = {}
     datasets: dict[str, h5py.Dataset] = {}
     _walk(file, "", groups, datasets, set())
+    if "model_config" in file.attrs:
+        return _describe_whole_model(file, groups, datasets)
     if any(name in file.attrs for name in ("layer_names", "layer_names0")):
         return _describe_legacy(file, groups, datasets)
     places = {name: _array(dataset) for name, dataset in datasets.items() if _PLACE.fullmatch(name)}
@@ -135,24 +144,60 @@ def _walk(
             _walk(item, f"{where}/", groups, datasets, seen)
 
 
-def _describe_legacy(
+def _describe_whole_model(
     file: h5py.File, groups: dict[str, h5py.Group], datasets: dict[str, h5py.Dataset]
+) -> StoredWeights:
+    """What `model.save("x.h5")` wrote: the weights in a group, and the layers, which are looked at, never made."""
+    try:
+        config = json.loads(_text(file.attrs["model_config"]))
+    except (ValueError, RecursionError) as error:
+        raise WeightsFileError(f"its model_config cannot be read ({first_line(error)})") from error
+    _check_layers(config)
+    if _WEIGHTS_GROUP not in groups:
+        raise WeightsFileError(f"the HDF5 file of a model has no {_WEIGHTS_GROUP}")
+    start = f"{_WEIGHTS_GROUP}/"
+    inner_groups, inner_datasets = (
+        {name.removeprefix(start): item for name, item in items.items() if name.startswith(start)}
+        for items in (groups, datasets)
+    )
+    stored = _describe_legacy(groups[_WEIGHTS_GROUP], inner_groups, inner_datasets)
+    return dataclasses.replace(stored, layers=tuple(_layer_paths(config, "")))
+
+
+def _layer_paths(model: Any, path: str) -> Iterator[str]:
+    """Names of a configuration's layers, those of a model within it behind its own name."""
+    settings = model.get("config") if isinstance(model, dict) else None
+    layers = settings.get("layers") if isinstance(settings, dict) else settings  # A list: a Sequential of Keras 1.
+    for layer in layers if isinstance(layers, list) else ():
+        about = layer.get("config") if isinstance(layer, dict) else None
+        name = f"{path}{about.get('name')}" if isinstance(about, dict) else path
+        yield name
+        yield from _layer_paths(layer, f"{name}/")
+
+
+def _describe_legacy(
+    file: h5py.Group, groups: dict[str, h5py.Group], datasets: dict[str, h5py.Dataset]
 ) -> StoredWeights:
     if _text(file.attrs.get("backend", "")) == "theano":
         raise WeightsFileError("its kernels are Theano's, which are turned by 180 degrees. Convert them first")
     layers = _names(file, "layer_names")
     by_layer: dict[str, list[StoredArray]] = {}
+    nested: list[dict[str, list[StoredArray]]] = []
     for layer in layers:
         if layer not in groups:
             raise WeightsFileError(f"it lists the layer {layer!r} and does not have it")
-        arrays = []
+        inner: dict[str, list[StoredArray]] = {}  # The arrays of a model's frozen layers come behind the others.
+        by_layer[layer] = []
         for name in _names(groups[layer], "weight_names"):
             if f"{layer}/{name}" not in datasets:
                 raise WeightsFileError(f"it lists the array {layer}/{name} and does not have it")
-            arrays.append(_array(datasets[f"{layer}/{name}"]))
-        if arrays:
-            by_layer[layer] = arrays
-    return StoredWeights(by_layer=by_layer, layers=tuple(layers))
+            array = _array(datasets[f"{layer}/{name}"])
+            by_layer[layer].append(array)
+            inner.setdefault(name.rpartition("/")[0], []).append(array)
+        if len(inner) > 1:
+            nested.append(inner)
+    by_layer = {layer: arrays for layer, arrays in by_layer.items() if arrays}
+    return StoredWeights(by_layer=by_layer, nested=tuple(nested), layers=tuple(layers))
 
 
 def _array(dataset: h5py.Dataset) -> StoredArray:

@@ -89,7 +89,7 @@ def _snake_case(name: str) -> str:
 
 
 def match(slots: Sequence[Slot], stored: StoredWeights) -> list[StoredArray]:
-    """The array of each slot, in the slots' order; all of the file's arrays are used.
+    """The array of each slot, in the slots' order; all of the file's arrays are used, but those of a head.
 
     Raises:
         MisfitError: naming the first layer whose array is missing or of another shape, or an array too many.
@@ -124,16 +124,39 @@ def _is_numeric(dtype: np.dtype) -> bool:
 
 @dataclass(frozen=True)
 class _View:
-    """One assignment of arrays to weights, and the arrays left over."""
+    """One assignment of arrays to weights, and the arrays left over.
 
+    Attributes:
+        keys: of each weight, "layer/weight".
+        found: the array of each.
+        left_over: by key.
+    """
+
+    keys: list[str]
     found: list[StoredArray | None]
     left_over: dict[str, StoredArray]
+
+    def leaves_a_head(self) -> bool:
+        """Whether what is left over are whole layers of a classifier: dense ones, and at most two others for each.
+
+        Those of a larger architecture, of which this one is a part, have convolutions or more normalisations.
+        """
+        ranks: dict[str, int] = {}
+        for key, array in self.left_over.items():
+            ranks[_layer_of(key)] = max(ranks.get(_layer_of(key), 0), len(array.shape))
+        dense = sum(rank == 2 for rank in ranks.values())
+        return (
+            ranks.keys().isdisjoint(map(_layer_of, self.keys))
+            and all(rank <= 2 for rank in ranks.values())
+            and len(ranks) <= 3 * dense
+        )
 
 
 def _views(slots: Sequence[Slot], stored: StoredWeights) -> Iterator[_View]:
     """Ways to find the slots, the most likely first."""
     if stored.by_layer:
-        yield _view_by_layer(slots, stored)
+        for layers in sorted((stored.by_layer, *stored.nested), key=len, reverse=True):
+            yield _view_by_layer(slots, layers)
     elif stored.by_place:
         roots = {place[: at.start()] for place in stored.by_place for at in re.finditer(r"layers/", place)}
         counted = {root: sum(place.startswith(f"{root}layers/") for place in stored.by_place) for root in roots}
@@ -144,27 +167,34 @@ def _views(slots: Sequence[Slot], stored: StoredWeights) -> Iterator[_View]:
                 if place.startswith(f"{root}layers/")
             }
             yield _view([slot.place for slot in slots], below)
+    elif "arr_0" in stored.by_name:  # numpy.savez(path, *model.get_weights())
+        numbers = {f"arr_{number}": slot.name for number, slot in enumerate(slots)}
+        yield _view([slot.name for slot in slots], {numbers.get(key, key): a for key, a in stored.by_name.items()})
     else:
         yield _view([slot.name for slot in slots], stored.by_name)
 
 
+def _layer_of(key: str) -> str:
+    return key.rpartition("/")[0]
+
+
 def _view(keys: list[str], arrays: dict[str, StoredArray]) -> _View:
     wanted = set(keys)
-    return _View([arrays.get(key) for key in keys], {key: a for key, a in arrays.items() if key not in wanted})
+    return _View(keys, [arrays.get(key) for key in keys], {key: a for key, a in arrays.items() if key not in wanted})
 
 
-def _view_by_layer(slots: Sequence[Slot], stored: StoredWeights) -> _View:
-    """By name where the names are the model's, else by order, as Keras does.
+def _view_by_layer(slots: Sequence[Slot], stored: dict[str, list[StoredArray]]) -> _View:
+    """By name where the model's names are there, else by order, as Keras does.
 
     Layers without names of their own are numbered by process, so their names may be those of other layers here.
     """
     layers = list(dict.fromkeys(slot.layer for slot in slots))
-    same = set(layers) == set(stored.by_layer)
-    places = layers if same else list(stored.by_layer)
+    same = set(layers) <= set(stored)
+    places = [*layers, *(name for name in stored if name not in layers)] if same else list(stored)
     arrays = {
         f"{layers[number] if number < len(layers) else f'a further {name}'}/{index}": array
         for number, name in enumerate(places)
-        for index, array in enumerate(stored.by_layer[name])
+        for index, array in enumerate(stored[name])
     }
     return _view([f"{slot.layer}/{slot.index}" for slot in slots], arrays)
 
@@ -183,7 +213,7 @@ def _check(slots: Sequence[Slot], view: _View) -> list[StoredArray]:
                 slot,
             )
         raise MisfitError(f"{slot.name} has shape {array.shape} in the file, not {slot.shape}", slot, array)
-    if view.left_over:
+    if view.left_over and not view.leaves_a_head():
         name, array = min(view.left_over.items())
         raise MisfitError(
             f"the model has no {name!r} of shape {array.shape}, nor {len(view.left_over) - 1} others of the file's "

@@ -136,9 +136,15 @@ def test_unknown_weights_value_is_refused(value):
         weights.is_file(value)
 
 
-def full_model(path):
-    small = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+def full_model(path, *layers):
+    small = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(2)])
     small.save(path)
+
+
+def with_head_npz(path):
+    larger = arrays(keras.applications.VGG19(include_top=False, weights=None, input_shape=(32, 32, 3)))
+    head = {"dense/kernel": np.zeros((512, 5), "f4"), "dense/bias": np.zeros(5, "f4")}
+    np.savez(path, **larger, **head)  # type: ignore[arg-type]
 
 
 class Evil:
@@ -291,11 +297,14 @@ def named_in_bytes(path):
 REFUSED = {
     "an archive that leads before its beginning": ("a.npz", misplaced, "damaged"),
     "ONNX names that are not text": ("a.onnx", named_in_bytes, "not text"),
-    "a whole model": ("a.h5", full_model, "holds a whole model"),
+    "a whole model of another kind": ("a.h5", full_model, r"block1_conv1/kernel has shape \(4, 2\)"),
+    "a whole model with a Lambda layer": ("a.h5", lambda path: full_model(path, keras.layers.Lambda(abs)), "Lambda"),
+    "the index of sharded weights": ("a.weights.json", lambda path: path.write_text('{"weight_map": {}}'), "index"),
+    "a larger network with a head": ("a.npz", with_head_npz, "the model has no 'block3_conv4/bias'"),
     "an HDF5 file of something else": ("a.h5", lambda path: h5py.File(path, "w").close(), "names no layers"),
     "weights of VGG19, legacy": ("a.h5", of_vgg19(write_legacy), "do not fit vgg16"),
     "weights of VGG19, Keras 3": ("a.weights.h5", of_vgg19(write_keras), "do not fit vgg16"),
-    "a whole model under the name of weights": ("a.weights.h5", None, "holds a whole model"),
+    "a whole model under the name of weights": ("a.weights.h5", None, "do not fit vgg16"),
     "a pickled array": ("a.npz", pickled, "pickled"),
     "a pickle": ("a.npz", bare_pickle, "pickled"),
     "an array of another shape": ("a.npz", wrong_shape, r"block3_conv2/kernel has shape \(3, 3, 256, 255\)"),
@@ -409,6 +418,70 @@ def test_content_decides_the_file_type_and_number_of_classes(tmp_path, small, na
         np.testing.assert_array_equal(found, right)
 
 
+def with_head(backbone, *, nested, freeze=0):
+    """A classifier as users make it: on the backbone as one layer, or on its output."""
+    head = [keras.layers.BatchNormalization(), keras.layers.Dense(4), keras.layers.Dense(3)]
+    pooled = keras.layers.GlobalAveragePooling2D()
+    for number, layer in enumerate(backbone.layers):
+        layer.trainable = number >= freeze
+    if nested:
+        return keras.Sequential([backbone, pooled, *head])
+    outputs = pooled(backbone.output)
+    for layer in head:
+        outputs = layer(outputs)
+    return keras.Model(backbone.input, outputs)
+
+
+def write_nested_legacy(model, path):
+    """As Keras 2's save_weights: what is frozen comes last."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
+        for layer in model.layers:
+            group = file.create_group(layer.name)
+            weights = [*layer.trainable_weights, *layer.non_trainable_weights]
+            group.attrs["weight_names"] = [f"{variable.path}:0".encode() for variable in weights]
+            for variable in weights:
+                group.create_dataset(f"{variable.path}:0", data=np.asarray(variable))
+
+
+def write_tensorflow_npz(model, path):
+    values = {f"{variable.path}:0": np.asarray(variable) for variable in model.weights}
+    np.savez(path, **values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("nested", "freeze"), [(True, 100), (False, 0)])
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.h5", write_nested_legacy),
+        ("whole.h5", lambda model, path: model.save(path)),
+        ("a.keras", lambda model, path: model.save(path)),
+        ("a.weights.h5", write_keras),
+        ("a.npz", write_tensorflow_npz),
+    ],
+)
+def test_weights_below_a_users_own_head_are_the_backbones(tmp_path, name, write, nested, freeze):
+    architecture = get_architecture("MobileNetV3Small")
+    backbone = architecture.build((32, 32))
+    write(with_head(backbone, nested=nested, freeze=freeze), tmp_path / name)
+    found = weights.load_backbone(architecture, str(tmp_path / name), (32, 32))
+    assert weights.digest(found) == weights.digest(backbone)
+
+
+def test_weights_in_a_list_are_taken_in_the_models_order(tmp_path, model):
+    np.savez(tmp_path / "a.npz", *model.get_weights())
+    found = weights.load_backbone(VGG16, str(tmp_path / "a.npz"), (32, 32))
+    assert weights.digest(found) == weights.digest(model)
+
+
+def test_what_a_head_leaves_over_is_no_reason_to_take_part_of_a_layer(tmp_path, model):
+    """An int8 layer keeps the scale of its kernel beside it."""
+    scale = {"block1_conv1/kernel_scale": np.zeros((1, 64), "f4")}
+    np.savez(tmp_path / "a.npz", **arrays(model), **scale)  # type: ignore[arg-type]
+    with pytest.raises(ImagebeamError, match="block1_conv1/kernel_scale"):
+        weights.load_backbone(VGG16, str(tmp_path / "a.npz"), (32, 32))
+
+
 @pytest.mark.slow
 def test_efficientnet_has_one_graph_for_one_fingerprint(tmp_path, monkeypatch):
     """Keras adds a layer for `imagenet`; a file that lists it, and the published file itself, are built with it."""
@@ -425,6 +498,9 @@ def test_efficientnet_has_one_graph_for_one_fingerprint(tmp_path, monkeypatch):
     imagenet = spec("imagenet")
     assert spec(published).graph_sha256 != imagenet.graph_sha256  # not known as the published one
     assert spec(listing).graph_sha256 == imagenet.graph_sha256
+    whole = tmp_path / "whole.h5"
+    keras.Sequential([architecture.build(None, rescaled=True), keras.layers.Flatten()]).save(whole)
+    assert spec(whole).graph_sha256 == imagenet.graph_sha256
     monkeypatch.setattr(weights, "_is_published", lambda *_: True)
     assert spec(published) == imagenet
 
