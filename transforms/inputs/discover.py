@@ -22,10 +22,10 @@ from transforms.storage.files import EVERYWHERE, FileInfo, UriRange
 from transforms.storage.globs import expand_braces
 
 _EXTENSIONS = {
-    InputFormat.TFRECORD: r"\.(tfrecords?|tfrec|records?)(\.(gz|gzip|zlib))?(-\d+-of-\d+)?(\.(gz|gzip|zlib))?",
-    InputFormat.WEBDATASET: r"\.(tar(\.(gz|gzip|bz2|xz))?|tgz|tbz2?|txz)",
+    InputFormat.TFRECORD: r"\.(tfrecords?|tfrec|records?)(\.(gz|gzip|zlib|zst))?(-\d+-of-\d+)?(\.(gz|gzip|zlib|zst))?",
+    InputFormat.WEBDATASET: r"\.(tar(\.(gz|gzip|bz2|xz|zst))?|tgz|tbz2?|txz|tzst)",
     InputFormat.PARQUET: r"\.(parquet|parq|pqt?)(\.(gzip|snappy|zstd|brotli|lz4))?",  # Not gz: gzip packs whole files.
-    InputFormat.MANIFEST: r"\.(csv|tsv|jsonl|ndjson)(\.gz)?",
+    InputFormat.MANIFEST: r"\.(csv|tsv|jsonl|ndjson)(\.(gz|zst))?",
     InputFormat.FILES: "|".join(map(re.escape, sorted(IMAGE_EXTENSIONS))),
 }
 _NAMES = {

@@ -23,7 +23,7 @@ from transforms.inputs.discover import detect_format
 from transforms.readers.base import RecordError, SampleLimits
 from transforms.readers.column_types import stored_type
 from transforms.readers.columns import PEEKED_RECORDS, NamedLabels, describe, infer, repeated_column
-from transforms.readers.compression import inflate, is_gzip
+from transforms.readers.compression import HEAD_BYTES, inflate, is_packed
 from transforms.readers.options import ReadOptions
 from transforms.readers.parquet_rows import bounded_rows
 from transforms.readers.sniff import JSON_REMEDY
@@ -35,7 +35,7 @@ KEY_COLUMN = "key"
 _DELIMITERS = ",;\t|"
 """Tried in this order: the first that the line of names can be split at so that a column of uris is among them."""
 
-_JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
+_JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.(gz|zst))?$", re.IGNORECASE)
 
 _JSON_VALUE = re.compile(r"""\s*(\[\s*["{]|\{\s*\n)""")
 """How one JSON value begins that is no line of JSON lines: an array, or an object over several lines."""
@@ -161,8 +161,8 @@ def _first_rows(manifest: FileInfo, options: ReadOptions, limits: SampleLimits) 
 def _last_rows(manifest: FileInfo) -> Iterator[Row]:
     """Of JSON lines that are neither compressed nor UTF-16."""
     with ResumingStream(manifest.uri, manifest.version) as source:
-        head = source.read(2)
-        if is_gzip(head) or head in _BOMS_UTF_16:
+        head = source.read(HEAD_BYTES)
+        if is_packed(head) or head.startswith(_BOMS_UTF_16):
             return
         start = source.seek(max(0, manifest.size - _TAIL_BYTES))
         lines = source.read().split(b"\n")
@@ -209,9 +209,9 @@ def _text_lines(stream: BinaryIO, *, is_json_lines: bool) -> Generator[Iterator[
     Raises:
         TableError: for JSON that is not of lines, or whose name does not say so.
     """
-    head = stream.read(2)
+    head = stream.read(HEAD_BYTES)
     stream.seek(0)
-    inflated = inflate(stream) if is_gzip(head) else stream
+    inflated = inflate(stream) if is_packed(head) else stream
     data = io.BufferedReader(cast(io.RawIOBase, inflated), _READ_BYTES)
     is_utf_16 = data.peek(2)[:2] in _BOMS_UTF_16
     encoding, errors = ("utf-16", "replace") if is_utf_16 else ("utf-8-sig", "surrogateescape")

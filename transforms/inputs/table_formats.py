@@ -20,7 +20,7 @@ from transforms.core.errors import ImagebeamError
 from transforms.core.formats import InputFormat
 from transforms.core.text import counted, printable
 from transforms.inputs.discover import detect_format
-from transforms.readers.compression import inflate, is_gzip
+from transforms.readers.compression import inflate, is_packed
 from transforms.readers.folders import is_set_aside
 from transforms.storage.resuming import ResumingStream
 
@@ -214,7 +214,7 @@ def _read_json(uri: str) -> dict[str, Any]:
     """The JSON object of a file, gzip or not; empty where it is none."""
     data = storage.read_bytes(uri)
     try:
-        if is_gzip(data):
+        if is_packed(data):
             data = inflate(io.BytesIO(data)).read(_METADATA_BYTES)
         found = json.loads(data)
     except (ValueError, EOFError, zlib.error):

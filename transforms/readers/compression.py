@@ -1,4 +1,4 @@
-"""Decompress gzip, zlib, bzip2 and xz streams, detected by their first bytes."""
+"""Decompress gzip, zlib, bzip2, xz and Zstandard streams, detected by their first bytes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, Protocol, cast
 
+import pyarrow as pa
+
 _GZIP = b"\x1f\x8b"
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 _XZ = b"\xfd7zXZ\0"
+_ZSTANDARD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
+"""A frame, or one to be skipped, as pzstd begins with."""
+
 _CHUNK = 1 << 20
+
+_PULLED = 64 << 10
+"""Bytes of Zstandard decompressed at once: those before a cut in the same piece are lost."""
 
 HEAD_BYTES = 12
 """Bytes that tell whether a shard is compressed."""
@@ -22,19 +30,19 @@ _EITHER_FORMAT = zlib.MAX_WBITS + 32
 
 
 def is_compressed(head: bytes) -> bool:
-    """Whether a file that starts with `head` (two bytes or more) may be gzip or zlib."""
+    """Whether a file that starts with `head` (`HEAD_BYTES`) may be gzip, zlib or Zstandard."""
     zlib_header = len(head) > 1 and head[0] & 0x0F == zlib.DEFLATED and int.from_bytes(head[:2], "big") % 31 == 0
-    return head.startswith(_GZIP) or zlib_header
+    return is_packed(head) or zlib_header
 
 
-def is_gzip(head: bytes) -> bool:
-    """Whether a file that starts with `head` is gzip."""
-    return head.startswith(_GZIP)
+def is_packed(head: bytes) -> bool:
+    """Whether a file that starts with `head` (four bytes or more) is gzip or Zstandard."""
+    return head.startswith(_GZIP) or _ZSTANDARD.match(head) is not None
 
 
 def is_archive_compressed(head: bytes) -> bool:
-    """Whether a tar that starts with `head` (`HEAD_BYTES`) is gzip, bzip2 or xz."""
-    return head.startswith((_GZIP, _XZ)) or _BZIP2.match(head) is not None
+    """Whether a tar that starts with `head` (`HEAD_BYTES`) is gzip, bzip2, xz or Zstandard."""
+    return is_packed(head) or head.startswith(_XZ) or _BZIP2.match(head) is not None
 
 
 class Inflated(io.BufferedReader):
@@ -50,7 +58,10 @@ def inflate(stream: BinaryIO, keep: Callable[[memoryview], None] | None = None) 
         stream: that is compressed.
         keep: gets all of the content in order, as it is decompressed, and what is passed over by seeking too.
     """
-    return Inflated(_Inflater(stream, keep), _CHUNK)
+    head = buffered(stream, HEAD_BYTES).read(HEAD_BYTES)
+    stream.seek(0)
+    reader = _ZstandardInflater if _ZSTANDARD.match(head) else _Inflater
+    return Inflated(reader(stream, keep), _CHUNK)
 
 
 def content(
@@ -124,6 +135,15 @@ class _Inflater(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
+        data = self._inflate(len(buffer))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        if self._keep is not None:
+            self._keep(memoryview(data))
+        return len(data)
+
+    def _inflate(self, size: int) -> bytes:
+        """Up to so many bytes; none at the end of the file."""
         data = b""
         while not data:
             if (self._decompressor is None or self._decompressor.eof) and not self._next_member():
@@ -135,14 +155,10 @@ class _Inflater(io.RawIOBase):
                 if not chunk:
                     raise EOFError("the compressed stream ends early")
             try:
-                data = self._decompressor.decompress(chunk, len(buffer))
+                data = self._decompressor.decompress(chunk, size)
             except (OSError, lzma.LZMAError) as error:  # What zlib says with an error of its own.
                 raise zlib.error(str(error)) from error
-        buffer[: len(data)] = data
-        self._position += len(data)
-        if self._keep is not None:
-            self._keep(memoryview(data))
-        return len(data)
+        return data
 
     def _next_member(self) -> bool:
         """Go on with the first or a further member; False at the end of the file, which zeros may fill."""
@@ -160,6 +176,25 @@ class _Inflater(io.RawIOBase):
         self._decompressor = _FORMATS.get(rest[:1], _Zlib)()
         self._rest = rest
         return True
+
+
+class _ZstandardInflater(_Inflater):
+    """Arrow's decompressor, which pulls its input, goes on with further frames, and takes 128 MiB at most."""
+
+    def __init__(self, stream: BinaryIO, keep: Callable[[memoryview], None] | None) -> None:
+        super().__init__(stream, keep)
+        self._source = pa.CompressedInputStream(pa.PythonFile(_Plain(stream), mode="r"), "zstd")
+
+    def _inflate(self, size: int) -> bytes:
+        try:
+            data: bytes = self._source.read(min(size, _PULLED))
+        except OSError as error:
+            if error.errno is not None or type(error) is not OSError:  # The storage's.
+                raise
+            if "Truncated" in str(error):
+                raise EOFError("the compressed stream ends early") from error
+            raise zlib.error(str(error)) from error
+        return data
 
 
 class _Decompressor(Protocol):

@@ -1,4 +1,4 @@
-"""TFRecord shards of `tf.train.Example`: plain, gzip or zlib, told apart by their first bytes.
+"""TFRecord shards of `tf.train.Example`: plain, gzip, zlib or Zstandard, told apart by their first bytes.
 
 Format (tensorflow/core/lib/io/record_writer.h): uint64 length, uint32 masked CRC-32C of the length, the payload,
 uint32 masked CRC-32C of the payload; all little-endian.

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar archives, plain or gzip, in which neighbours of one name are a sample.
+"""WebDataset shards: tar archives, plain or compressed, in which neighbours of one name are a sample.
 
 A member's stem is its path up to the first dot of its name, as in the webdataset library; members without a dot, or
 whose name starts with one, belong to no sample. A name that has further dots, as in ``photo.0001.jpg, photo.0002.jpg``,

@@ -8,6 +8,7 @@ import random
 import zlib
 from collections.abc import Callable
 
+import pyarrow as pa
 import pytest
 
 from transforms.readers import compression
@@ -83,3 +84,50 @@ def test_every_cut_is_told(kind):
 def test_what_is_no_stream_behind_one_is_damage(kind, rest):
     with pytest.raises(zlib.error):
         inflate(io.BytesIO(COMPRESS[kind](noise(100, 0)) + rest)).read()
+
+
+# Zstandard, whose decompressor is Arrow's.
+
+SKIPPED = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"size"
+
+
+def frame(data):
+    packed: bytes = pa.compress(data, codec="zstd", asbytes=True)
+    return packed
+
+
+@pytest.mark.parametrize("most", [1, 7, 1 << 20])
+def test_frames_of_zstandard_are_one_stream(most):
+    parts = [noise(100, 0), bytes(3_000_000), noise(200_000, 1)]
+    source = Trickle(SKIPPED + b"".join(map(frame, parts)), most)
+    kept = bytearray()
+    inflated = content(source, is_archive_compressed, kept.extend)
+    assert inflated.read(50) == parts[0][:50]
+    inflated.seek(200)
+    assert inflated.read() == b"".join(parts)[200:]
+    assert kept == b"".join(parts)
+    del inflated
+    assert not source.closed
+
+
+def test_every_cut_of_zstandard_is_told():
+    first, second = frame(noise(100, 0)), frame(noise(50, 1))
+    for kept in range(1, len(second)):
+        with pytest.raises(EOFError):
+            inflate(io.BytesIO(first + second[:kept])).read()
+
+
+def test_damaged_zstandard_is_told():
+    with pytest.raises(zlib.error):
+        inflate(io.BytesIO(frame(noise(100, 0)) + b"something else")).read()
+
+
+def test_errors_of_the_storage_stay_what_they_are():
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() > 100_000:
+                raise ConnectionResetError(104, "Connection reset by peer")
+            return super().read(size)
+
+    with pytest.raises(ConnectionResetError):
+        inflate(Failing(frame(noise(1_000_000, 0)))).read()

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.planned import all_of, units_in
-from tests.support.shard_files import write_tar
+from tests.support.shard_files import example, write_tar, write_tfrecord
 from transforms.core.errors import ImagebeamError
 from transforms.core.formats import LabelFrom
 from transforms.core.types import Record
@@ -224,6 +224,24 @@ def test_compressed_tars_are_read(tmp_path, mode):
         tar.add(tmp_path / "c", "c")
     assert len(labels(path)) == 20
     assert path.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tfrecord", "x.csv", "x.jsonl"])
+def test_zstandard_is_read_in_every_format(tmp_path, name):
+    put(tmp_path, *(f"cat/{number}.png" for number in range(20)))
+    plain = tmp_path / name
+    if name == "x.tar":
+        with tarfile.open(plain, "w") as tar:
+            tar.add(tmp_path / "cat", "cat")
+    elif name == "x.tfrecord":
+        write_tfrecord(plain, [example(image=b"1", label=b"cat")] * 20)
+    elif name == "x.csv":
+        plain.write_text("uri,label\n" + "".join(f"cat/{number}.png,cat\n" for number in range(20)))
+    else:
+        plain.write_text("".join(f'{{"uri": "cat/{number}.png", "label": "cat"}}\n' for number in range(20)))
+    packed = tmp_path / f"{name}.zst"
+    packed.write_bytes(pa.compress(plain.read_bytes(), codec="zstd", asbytes=True))
+    assert [*labels(packed).values()] == [*labels(plain).values()] == ["cat"] * 20
 
 
 # Manifests of other programs.
