@@ -5,8 +5,9 @@ Pillow's plain arithmetic, and inks are inverted only where Adobe's marker says 
 scaled to the nearest, ``round(v * 255 / top)``. Palettes are expanded; whatever is transparent is laid over white,
 unless the format says that the fourth byte is unused or it is 0 everywhere; grey and 1-bit become RGB. Of an animation
 or a multi-page file the first frame counts, on its canvas, which is white where the frame is not; of a TIFF, the first
-page that is not a smaller copy. ICC profiles are ignored, and said to be. No metadata costs the pixels. An image that
-would take more memory than allowed is refused by its header. What can't be decoded is an `ImageError` with a reason.
+page that is not a smaller copy; of HEIC and AVIF, the part that is to be shown (`clap`). ICC profiles are ignored, and
+said to be. No metadata costs the pixels. An image that would take more memory than allowed is refused by its header.
+What can't be decoded is an `ImageError` with a reason.
 
 Each format has one decoder (`DECODERS`), chosen by the file's first bytes. A change of these rules that moves pixels
 raises `transforms.core.spec.COLOR_POLICY`.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
 
 import numpy as np
 
 from transforms.images.base import Decoded, Limits
 from transforms.images.bit_depth import scale_to_8_bits
 from transforms.images.errors import ImageError
+from transforms.images.formats.isobmff import primary_properties
 from transforms.images.transparency import flatten, image_from_samples
 
 
@@ -42,50 +42,9 @@ def decode(data: bytes, limits: Limits) -> Decoded:
 
 
 def _lies_on_its_side(data: bytes) -> bool:
-    """Whether the primary image is stored with its width and height exchanged (ISO/IEC 23008-12, ``irot``).
+    """Whether the primary image is stored with its width and height exchanged (``irot``).
 
     pillow-heif does not say: it gives the size after turning.
     """
-    meta = dict(_boxes(next(_contents(data, b"meta"), b"")[4:]))
-    pitm, iprp = meta.get(b"pitm", b""), meta.get(b"iprp", b"")
-    primary = int.from_bytes(pitm[4:8] if pitm[:1] > b"\0" else pitm[4:6], "big")
-    properties = list(_boxes(next(_contents(iprp, b"ipco"), b"")))
-    turns = 0
-    for associations in _contents(iprp, b"ipma"):
-        for index in _properties_of(primary, associations):
-            kind, content = properties[index - 1] if 0 < index <= len(properties) else (b"", b"")
-            turns += content[0] & 3 if kind == b"irot" and content else 0
+    turns = sum(content[0] & 3 for kind, content in primary_properties(data) if kind == b"irot" and content)
     return turns % 2 == 1
-
-
-def _properties_of(item: int, associations: bytes) -> Iterator[int]:
-    """The numbers, from 1, of an item's properties in an ``ipma`` box."""
-    id_bytes, index_bytes = 4 if associations[:1] > b"\0" else 2, 1 + (int.from_bytes(associations[1:4], "big") & 1)
-    place = 8
-    while place + id_bytes < len(associations):
-        found = int.from_bytes(associations[place : place + id_bytes], "big")
-        start = place + id_bytes + 1
-        place = start + index_bytes * associations[start - 1]
-        if found == item:
-            for at in range(start, place, index_bytes):
-                yield int.from_bytes(associations[at : at + index_bytes], "big") & (
-                    0x7FFF if index_bytes == 2 else 0x7F
-                )
-
-
-def _contents(data: bytes, kind: bytes) -> Iterator[bytes]:
-    return (content for found, content in _boxes(data) if found == kind)
-
-
-def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and content of the boxes that stand one behind the other."""
-    place = 0
-    while place + 8 <= len(data):
-        size, start = int.from_bytes(data[place : place + 4], "big"), place + 8
-        if size == 1:  # A 64-bit size follows.
-            size, start = int.from_bytes(data[start : start + 8], "big"), start + 8
-        end = place + size if size else len(data)
-        if end < start:
-            return
-        yield data[place + 4 : place + 8], data[start:end]
-        place = end

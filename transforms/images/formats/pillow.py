@@ -15,6 +15,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from transforms.images.base import Decoded, Limits
 from transforms.images.errors import ImageError
 from transforms.images.formats import png
+from transforms.images.formats.isobmff import clean_aperture
 from transforms.images.orientation import read_orientation, turn_upright
 from transforms.images.transparency import blank_outside, drop_unused_alpha, flatten
 
@@ -54,9 +55,12 @@ def read_webp_size(data: bytes) -> tuple[int, int]:
 
 
 def decode_avif(data: bytes, limits: Limits) -> Decoded:
-    """The primary image, or the first of a sequence."""
+    """The primary image, or the first of a sequence; of either the part that is to be shown, as libheif has it."""
     source = load(AvifImageFile, data, limits)
-    return _oriented(source, flatten(source))
+    image = flatten(source)
+    if box := clean_aperture(data, image.size):
+        image = image.crop(box)
+    return _oriented(source, image)
 
 
 def decode_bmp(data: bytes, limits: Limits) -> Decoded:
@@ -109,7 +113,7 @@ def _oriented(source: ImageFile, image: PIL.Image.Image) -> Decoded:
     """Apply the orientation in Pillow's metadata."""
     info = source.info
     orientation = read_orientation(info.get("exif"), info.get("xmp"))
-    return Decoded(turn_upright(image, orientation), *source.size, bool(info.get("icc_profile")))
+    return Decoded(turn_upright(image, orientation), *image.size, bool(info.get("icc_profile")))
 
 
 def _first_webp_frame(data: bytes) -> tuple[int, int, int, int] | None:
