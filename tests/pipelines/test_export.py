@@ -143,6 +143,14 @@ def test_heads_and_embedders_with_several_outputs(folder, tmp_path, capfd):
     assert set(export.open_exported(ExportFormat.SAVED_MODEL, tmp_path / "embedder")(photographs())[0].shape) == {6, 1}
 
 
+def test_more_than_ten_outputs_keep_their_order(tmp_path):
+    """Their names in a SavedModel, output_0 to output_11, have another order as text."""
+    vector = keras.Input((4,))
+    outputs = [keras.layers.Dense(2, kernel_initializer=keras.initializers.HeNormal(n))(vector) for n in range(12)]
+    keras.Model(vector, outputs).save(tmp_path / "mine.keras")
+    run(tmp_path / "mine.keras", "--format", "saved_model", "--output", tmp_path / "out")
+
+
 def test_own_images_are_used_for_the_check(folder, tmp_path, capfd):
     for number, pixels in enumerate(photographs()[:3]):
         PIL.Image.fromarray(pixels).save(tmp_path / f"{number}.png")

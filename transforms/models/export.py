@@ -170,7 +170,9 @@ def _open_openvino(path: Path) -> Runner:
 
 def _outputs(outputs: Any) -> list[np.ndarray]:
     if isinstance(outputs, dict):
-        return [np.asarray(outputs[name]) for name in sorted(outputs)]
+        numbered = [f"output_{number}" for number in range(len(outputs))]  # as Keras calls those of a list
+        names = numbered if outputs.keys() == set(numbered) else sorted(outputs)
+        return [np.asarray(outputs[name]) for name in names]
     return [np.asarray(output) for output in (outputs if isinstance(outputs, list | tuple) else [outputs])]
 
 
