@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.core.errors import ImagebeamError, last_line
+from transforms.core.errors import ImagebeamError, first_line, last_line
 from transforms.core.field_types import typed
 from transforms.core.spec import EmbedderSpec, Pooling, Precision, Preprocessing
 from transforms.models.architectures import Architecture, get_architecture, nearest
@@ -350,12 +350,12 @@ def _assemble(spec: EmbedderSpec, backbone: keras.Model, input_tensor: Any) -> k
 
     try:
         backbone = _in_precision(backbone, spec.precision, _own_pooling(spec))
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever the model's layers and the backend raise
         if spec.preprocessing is None:
             raise
         raise ImagebeamError(
-            f"The model cannot be rebuilt to compute in another precision. Received: precision={spec.precision}. Use "
-            "float32, or save the model in this precision."
+            f"The model cannot be rebuilt to compute in another precision: {first_line(error).rstrip('.')}. Received: "
+            f"precision={spec.precision}. Use float32, or save the model in this precision."
         ) from error
     if spec.preprocessing is not None and not spec.layers:
         features = backbone

@@ -377,6 +377,16 @@ def test_odd_models_equal_plain_keras(save, tmp_path, make):
     np.testing.assert_allclose(vectors, exact, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the others have these matrices")
+def test_layers_that_another_precision_does_not_have_are_refused(save):
+    """TensorFlow has no orthogonal matrices of bfloat16, with which a recurrent layer begins."""
+    image = keras.Input((8, 8, 3))
+    model = save(keras.Model(image, keras.layers.LSTM(4)(keras.layers.Reshape((8, 24))(image))))
+    resolve(EmbedderConfig(model))
+    with pytest.raises(ImagebeamError, match="Received: precision=bfloat16"):
+        resolve(EmbedderConfig(model, precision="bfloat16"))
+
+
 @pytest.mark.parametrize("mode", ["unit", "tf", "torch", "caffe"])
 def test_whole_numbers_are_not_preprocessed(save, mode):
     with pytest.raises(ImagebeamError, match=f"takes uint8.*preprocessing={mode}"):
