@@ -245,6 +245,23 @@ def _label_images(options: ClassifyOptions, images: InputOptions, classifier: Tr
     return result
 
 
+def _refuse_own_embeddings(options: ClassifyOptions) -> None:
+    """Refuse to write into a run that is read: with --overwrite, its manifest and model would be replaced.
+
+    Raises:
+        ImagebeamError: naming both flags.
+    """
+    from transforms import storage
+
+    output = storage.real(storage.absolute(options.output.output)).rstrip("/")
+    for name in options.vectors.embeddings:
+        if storage.real(storage.absolute(name)).rstrip("/") == output:
+            raise ImagebeamError(
+                f"The output is the run whose vectors are labelled. Received: --embeddings {name!r}, --output "
+                f"{options.output.output!r}. Choose another --output."
+            )
+
+
 def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> Result:
     import apache_beam as beam
 
@@ -261,6 +278,7 @@ def _label_vectors(options: ClassifyOptions, classifier: TrainedClassifier) -> R
     from transforms.training_data.embeddings import MODEL_FOLDER, open_embeddings
     from transforms.training_data.row_index import check_label_column
 
+    _refuse_own_embeddings(options)
     for name in options.vectors.embeddings:
         if extracted := read_staged(storage.join(storage.absolute(name), MODEL_FOLDER)):
             classifier.check(extracted.spec, name)

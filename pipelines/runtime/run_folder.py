@@ -222,7 +222,7 @@ def check_output(options: OutputOptions, source: Described, parts: str = part_fi
 def _differences(before: dict[str, Any], run: dict[str, Any]) -> list[str]:
     """One line for each thing that makes two runs different."""
     lines = differences({**_UNSAID, **before}, {**_UNSAID, **run})
-    if "input" in lines and isinstance(before.get("input"), list):
+    if "input" in lines and all(isinstance(about.get("input"), list) for about in (before, run)):
         lines["input"] = list_difference("input", before["input"], run["input"])
     return [line for name, line in lines.items() if not _is_widened(name, before, run)]
 

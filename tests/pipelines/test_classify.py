@@ -540,6 +540,23 @@ class TestErrors:
         assert classify("--input", folder / "images", folder=folder, output=folder / "run") == 2
         assert "holds another run (classifier_sha256: none !=" in error_of(capfd)
 
+    @pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+    def test_refuses_to_write_into_the_run_that_it_reads(self, folder, tmp_path, capfd, flags):
+        """With --overwrite its manifest, run.json and model were replaced before the vectors were read."""
+        before = files_of(folder / "run")
+        (tmp_path / "link").symlink_to(folder / "run")
+        for output in (folder / "run", tmp_path / "link"):
+            assert classify("--embeddings", folder / "run", *flags, folder=folder, output=output) == 2
+            line = error_of(capfd)
+            assert f"--embeddings '{folder / 'run'}'" in line
+            assert f"--output '{output}'" in line
+        assert files_of(folder / "run") == before
+
+    def test_vectors_of_another_run_are_not_written_where_a_run_of_images_is(self, folder, tmp_path, capfd):
+        shutil.copytree(folder / "run", tmp_path / "copy")
+        assert classify("--embeddings", folder / "run", folder=folder, output=tmp_path / "copy") == 2
+        assert "holds another run (" in error_of(capfd)
+
     def test_extract_refuses_an_output_that_holds_labels(self, folder, labelled, capfd):
         assert extract(folder / "images", labelled) == 2
         assert "holds another run" in error_of(capfd)
