@@ -65,6 +65,8 @@ _PRINT_RESULTS = ("compare", "layers", "plan")
 _NO_TEMPORARY_FOLDER = "No usable temporary directory"
 """How Python begins where none of the usual folders can be written, as in a container with a read-only root."""
 
+_NO_DOCSTRINGS = "Beam needs its docstrings, which -OO and PYTHONOPTIMIZE=2 leave out: do without, or take 1."
+
 _GO_ON = "what was committed stays, and the same command goes on from there"
 
 
@@ -146,6 +148,9 @@ def _run(name: str, arguments: list[str], *, debug: bool) -> int:
             return _fail(f"internal error: {_in_one_line(error)}", ExitCode.FAILED, debug=debug)
         return _fail(f"error: {lacking(module)}", ExitCode.USAGE, debug=debug)
     except Exception as error:
+        if sys.flags.optimize > 1:
+            message = f"error: {_in_one_line(error)}. {_NO_DOCSTRINGS}"
+            return _fail(message, ExitCode.USAGE, debug=debug)
         hint = "" if debug else "; run again with --debug for the traceback"
         return _fail(f"internal error: {_in_one_line(error)}{hint}", ExitCode.FAILED, debug=debug)
 

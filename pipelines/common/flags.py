@@ -90,6 +90,13 @@ class JobParser(_Parser):
         return 0 if group.title == MOST_USED else 2 if group is self._optionals else 1
 
 
+class _BeamParser(_Parser):
+    """Of Beam's flags, which no job's help explains."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ImagebeamError(f"{message.rstrip('.')}. Apache Beam explains this flag of its own, not imagebeam.")
+
+
 def _spelled(action: argparse.Action) -> str:
     """A required argument as it is written."""
     value = "" if action.nargs == 0 else str(action.metavar or action.dest.upper())
@@ -193,7 +200,7 @@ def _beam_parser() -> _Parser:
     """A parser of every flag that the installed Beam declares."""
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    parser = _Parser(prog="imagebeam <job>", add_help=False)
+    parser = _BeamParser(add_help=False)
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(parser)
     return parser
@@ -213,7 +220,8 @@ def _config_arguments(parser: JobParser, path: str, argv: Sequence[str]) -> list
             hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"valid are {', '.join(ours)}"
             raise ImagebeamError(f"{path}: unknown key {key!r}; {hint}")
         if f"--{key}" not in given:
-            arguments += _config_values(action, f"--{key}", value, path)
+            probe = _Parser(prog=parser.prog, add_help=False) if key in ours else _BeamParser(add_help=False)
+            arguments += _config_values(action, f"--{key}", value, path, probe)
     return arguments
 
 
@@ -235,8 +243,8 @@ def _load_config(path: str) -> dict[Any, Any]:
     return content
 
 
-def _config_values(action: argparse.Action, flag: str, value: Any, path: str) -> list[str]:
-    """Convert one key of a config file to arguments, and name the file in errors."""
+def _config_values(action: argparse.Action, flag: str, value: Any, path: str, probe: _Parser) -> list[str]:
+    """Convert one key of a config file to arguments, tried by an empty parser; name the file in errors."""
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise ImagebeamError(f"{path}: {flag[2:]} is true or false. Received: {value!r}.")
@@ -248,7 +256,6 @@ def _config_values(action: argparse.Action, flag: str, value: Any, path: str) ->
             expected = "a value or a list of values" if repeatable else "one value"
             raise ImagebeamError(f"{path}: {flag[2:]} takes {expected} (quote a word YAML reads). Received: {one!r}.")
     arguments = [f"{flag}={one}" for one in values]
-    probe = _Parser(prog="imagebeam <job>", add_help=False)
     probe._add_action(action)
     try:
         probe.parse_args(arguments)

@@ -27,10 +27,12 @@ _LINE_CHARACTERS = 10_000
 _NOTES_OF_PACKAGES = (
     *("You are using a Python version", "crcmod package not found"),
     "No semi_persistent_directory found",
+    "triggered tf.function retracing",
 )
 """What some releases of Google's packages and Beam say while they are imported: that a Python will end in a year or so,
 and that a package is not there, in whose place another is. And what each worker process of Beam's local runner says:
-that it was not given a folder, whose files it does not need."""
+that it was not given a folder, whose files it does not need. And that TensorFlow traces the functions of each model, of
+which a search has many."""
 
 
 @dataclass

@@ -25,7 +25,8 @@ Of VGG16, which needs most memory of the architectures tried, two batches of 256
 (docs/gpu.md).
 """
 
-_LOCAL_RUNNERS = ("direct", "directrunner", "fnapirunner")
+LOCAL_RUNNERS = ("direct", "directrunner", "fnapirunner")
+"""As `runner_class` names them."""
 
 
 def parse_local_workers(text: str) -> int | Literal["auto"]:
@@ -98,7 +99,7 @@ def complete(
         from apache_beam.options.pipeline_options import PipelineOptions
 
         runner = PipelineOptions(list(beam_args)).get_all_options()["runner"]
-        if runner_class(runner) not in _LOCAL_RUNNERS:
+        if runner_class(runner) not in LOCAL_RUNNERS:
             raise ImagebeamError(
                 f"--local_workers is for the local runner. Received: --local_workers {options.local_workers}, "
                 f"--runner {runner}. Leave one out."

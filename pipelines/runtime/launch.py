@@ -21,8 +21,10 @@ from apache_beam.runners.runner import PipelineState
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from pipelines.common import log
+from pipelines.common.beam_flags import runner_class
 from pipelines.common.console import ProgressBar
 from pipelines.options.extraction import OutputOptions
+from pipelines.options.workers import LOCAL_RUNNERS
 from pipelines.runtime.finish import Finish, Result, Run, finish
 from pipelines.runtime.input_source import Source
 from pipelines.runtime.run_folder import RunFolder
@@ -59,12 +61,36 @@ def open_pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
     runner = [] if any(arg.split("=")[0] == "--runner" for arg in beam_args) else ["--runner=FnApiRunner"]
     try:
         options = PipelineOptions([*runner, *beam_args])
+        _check_local_runner(options)
         pipeline = beam.Pipeline(_local_runner(options), options)
     except ValueError as error:
         raise ImagebeamError(f"Beam does not take its flags: {error}") from error
     # Beam removes its folder at the end of the run, and so not where an error comes before.
     weakref.finalize(pipeline, shutil.rmtree, pipeline.local_tempdir, ignore_errors=True)
     return pipeline
+
+
+def _check_local_runner(options: PipelineOptions) -> None:
+    """Refuse what Beam's local runner notices when the work is to begin, or when all of it is done.
+
+    Raises:
+        ImagebeamError: naming the flag.
+    """
+    values = options.get_all_options()
+    if runner_class(values["runner"]) not in LOCAL_RUNNERS:
+        return
+    if values["direct_num_workers"] < 0:
+        raise ImagebeamError(
+            "--direct_num_workers is a number of workers from 1, or 0 for one a core. Received: "
+            f"{values['direct_num_workers']}."
+        )
+    profile = [f"--{name}" for name in ("profile_cpu", "profile_memory") if values[name]]
+    if profile and not (values["profile_cpu"] and values["profile_location"]):
+        raise ImagebeamError(
+            "Beam's local runner profiles with --profile_cpu, which may have --profile_memory beside it, and "
+            f"--profile_location FOLDER. Received: {' '.join(profile)}"
+            f"{'' if values['profile_location'] else ' without --profile_location'}."
+        )
 
 
 def _local_runner(options: PipelineOptions) -> FnApiRunner | None:

@@ -32,6 +32,7 @@ from transforms.core.engines import Engine, PrecisionChoice
 from transforms.core.errors import ImagebeamError, JobError, first_line, last_line
 from transforms.core.formats import KEEP_TYPES, EmbeddingDtype, EmbeddingType, InputFormat, LabelFrom, TruncatedImages
 from transforms.core.spec import Interpolation, JpegDecode, Pooling, Precision, Preprocessing, ResizeMode
+from transforms.models import keras_import
 
 HEAVY = {"apache_beam", "google", "keras", "matplotlib", "numpy", "pandas", "pyarrow", "sklearn", "tensorflow", "yaml"}
 FRAME = {"--help", "--config", "--debug", "--log_format", "--quiet"}
@@ -319,6 +320,8 @@ class TestConfig:
             ("overwrite: 1", r"overwrite is true or false\. Received: 1"),
             ("- a\n- b", r"expected lines of `flag: value`\. Received: a list"),
             ("a: [", r"run\.yaml: not a YAML file"),
+            ("batch_size: .nan", r"`imagebeam extract --help`"),
+            ("direct_num_workers: x", r"invalid int value: 'x'\. Apache Beam explains"),
         ],
     )
     def test_bad_config_is_refused(self, tmp_path, text, message):
@@ -375,6 +378,19 @@ class TestExitCodes:
         monkeypatch.setattr(tempfile, "tempdir", None)
         assert job(lambda argv: tempfile.mkdtemp()) == 2
         assert "['/proc']. Set TMPDIR to a folder that can be written." in capsys.readouterr().err
+
+    def test_backend_of_keras_that_is_not_there_is_the_users_to_mend(self, job, capsys, monkeypatch):
+        monkeypatch.delitem(sys.modules, "keras", raising=False)
+        for name in ("theano", "numpy"):
+            monkeypatch.setenv("KERAS_BACKEND", name)
+            assert job(lambda argv: keras_import.import_keras()) == 2
+            assert f"is installed. Received: KERAS_BACKEND='{name}'." in capsys.readouterr().err
+
+    def test_python_without_docstrings_is_the_users_to_mend(self, job, capsys, monkeypatch):
+        """Beam cannot be imported there."""
+        monkeypatch.setattr(sys, "flags", types.SimpleNamespace(optimize=2))
+        assert job(raising(AttributeError("'NoneType' object has no attribute 'split'"))) == 2
+        assert "PYTHONOPTIMIZE=2" in capsys.readouterr().err
 
     def test_other_exception_is_one_line(self, job, capsys):
         assert job(raising(ValueError("bad\nand more"))) == 1

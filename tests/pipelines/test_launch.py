@@ -48,6 +48,9 @@ def test_input_without_matches(broken, source, output):
         (("--rows_per_unit", "0"), "--rows_per_unit"),
         (("--keep_columns", "camera"), "--keep_columns camera"),
         (("--runner", "NoSuchRunner"), "NoSuchRunner"),
+        (("--direct_num_workers", "-1"), "--direct_num_workers"),
+        (("--profile_cpu",), "--profile_location FOLDER. Received: --profile_cpu without"),
+        (("--profile_memory", "--profile_location", "x"), "--profile_cpu"),
     ],
 )
 def test_wrong_flag_is_named_and_a_later_run_works(broken, source, output, flags, named):

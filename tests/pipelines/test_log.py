@@ -60,6 +60,7 @@ def speak():
     say("WARNING: odd")
     logging.getLogger("apache_beam.x").warning("slow %s", "worker")
     logging.getLogger("apache_beam.x").warning('Worker: message: "No semi_persistent_directory found:  User"')
+    logging.getLogger("tensorflow").warning("5 out of the last 5 calls to f triggered tf.function retracing.")
     log.add_totals(records=9)
 
 

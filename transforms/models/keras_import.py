@@ -12,10 +12,14 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from transforms.core.errors import ImagebeamError
 from transforms.core.installed import is_installed
 
 UNUSED = ("matplotlib", "sklearn")
 """What Keras imports for its galleries and wrappers where it is installed; no job uses those."""
+
+_BACKENDS = ("tensorflow", "jax", "torch", "openvino")
+"""Keras' backends, but for NumPy's, which needs JAX as well. OpenVINO's trains nothing, and is not chosen unasked."""
 
 _import_lock = threading.Lock()
 _without: tuple[str, ...] = ()
@@ -68,8 +72,19 @@ def _held_back(names: tuple[str, ...]) -> Iterator[None]:
 
 
 def _choose_backend() -> None:
-    """Choose JAX, or else PyTorch, if no backend is configured and TensorFlow is not installed."""
+    """Choose JAX, or else PyTorch, if no backend is configured and TensorFlow is not installed.
+
+    Raises:
+        ImagebeamError: if one is configured that Keras does not have, or that is not installed.
+    """
     if "KERAS_BACKEND" in os.environ:
+        configured = os.environ["KERAS_BACKEND"]
+        if configured and not (configured in _BACKENDS and is_installed(configured)):
+            installed = ", ".join(filter(is_installed, _BACKENDS)) or "none"
+            raise ImagebeamError(
+                f"KERAS_BACKEND names what runs the models, and here {installed} is installed. Received: "
+                f"KERAS_BACKEND={configured!r}. Name another one, or leave the variable out."
+            )
         return
     backend = next((name for name in ("tensorflow", "jax", "torch") if is_installed(name)), "tensorflow")
     if backend != "tensorflow":

@@ -69,8 +69,11 @@ def absolute(uri: str, exists: Callable[[str], bool] = os.path.lexists) -> str:
 
     Raises:
         ImagebeamError: for a URL that lacks a slash or a bucket, another machine's ``file:`` URL, an unknown user's
-            home, a variable that no shell has expanded, or a relative path where there is no working directory.
+            home, a variable that no shell has expanded, a relative path where there is no working directory, or a
+            NUL, which no name has.
     """
+    if "\0" in uri:
+        raise ImagebeamError(f"No path or URL has a NUL in it. Received: {uri!r}.")
     if _FILE.match(uri):
         return from_file_url(uri)
     if match := SCHEME.match(uri):

@@ -75,3 +75,10 @@ def test_a_relative_path_without_a_working_directory_is_refused(monkeypatch, tmp
     with pytest.raises(ImagebeamError, match=r"working directory is not there any more.* Received: 'photos'\."):
         absolute("photos")
     assert absolute(str(tmp_path)) == str(tmp_path)
+
+
+def test_a_nul_is_no_part_of_a_path():
+    """As YAML has it: `input: "photos\\0"`."""
+    for uri in ("pho\0tos", "gs://bucket/\0"):
+        with pytest.raises(ImagebeamError, match="NUL"):
+            absolute(uri)
