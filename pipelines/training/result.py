@@ -116,11 +116,12 @@ def conclude(metrics: dict[str, Any], output: str, least_accuracy: float | None)
     epochs = ""
     if "epochs" in training:
         epochs = f", {training['epochs']} epochs, the weights of epoch {training['best_epoch']}"
+    measured = counted(count, f"{split} row")
     measure = "Accuracy"
     if "label_accuracy" in metrics:
         measure = f"Label accuracy {metrics['label_accuracy']:.4f}; rows with all labels right:"
     say(
-        f"{measure} {accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) on {count:,} {split} rows, baseline "
+        f"{measure} {accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) on {measured}, baseline "
         f"{metrics['baseline']['accuracy']:.4f}; macro F1 {metrics['macro_f1']:.4f}, log loss "
         f"{metrics['log_loss']:.4f}; {training['seconds']:,.1f} s{epochs}"
     )
@@ -129,7 +130,7 @@ def conclude(metrics: dict[str, Any], output: str, least_accuracy: float | None)
     problems = []
     if least_accuracy is not None and accuracy < least_accuracy:
         wanted = f"--assert_accuracy_at_least {least_accuracy}"
-        problems.append(f"accuracy {accuracy:.4f} on {count:,} {split} rows is lower than {wanted}")
+        problems.append(f"accuracy {accuracy:.4f} on {measured} is lower than {wanted}")
     for problem in problems:
         say(f"PROBLEM: {problem}")
     return TrainResult(metrics, tuple(problems))

@@ -517,6 +517,7 @@ BAD_SETS: dict[str, tuple[np.ndarray, list[str | None], str]] = {
     "labels": (np.zeros((40, 2), np.float32), [None] * 40, "have no label"),
     "one class": (np.zeros((40, 2), np.float32), ["cat"] * 40, "at least two classes"),
     "NaN": (np.full((40, 2), np.nan, np.float32), ["cat", "dog"] * 20, "NaN or infinity"),
+    "masked": (np.full((40, 2), np.finfo(np.float32).min), ["cat", "dog"] * 20, "a value beyond 1e+36"),
     "empty": (np.zeros((0, 2), np.float32), [], "no embeddings"),
 }
 

@@ -81,7 +81,7 @@ def single_label_metrics(rows: Ranked, classes: Sequence[str], train_counts: np.
         "accuracy_interval_95": wilson_interval(int((rows.truth == rows.predicted).sum()), len(rows.truth)),
         "top_5_accuracy": float((rows.truth_rank < _TOP).mean()) if len(classes) > _TOP else None,
         "macro_f1": float(f1_score(rows.truth, rows.predicted, average="macro", zero_division=0.0)),
-        "log_loss": float(-np.log(np.maximum(rows.truth_probability, smallest), dtype=np.float64).mean()),
+        "log_loss": float(0.0 - np.log(np.maximum(rows.truth_probability, smallest), dtype=np.float64).mean()),
         "expected_calibration_error": calibration_error(rows.confidence, rows.truth == rows.predicted),
         "calibration": calibration_bins(rows.confidence, rows.truth == rows.predicted),
         "confused_pairs": confused_pairs(zip(rows.truth.tolist(), rows.predicted.tolist(), strict=True), classes),

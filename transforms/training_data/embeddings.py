@@ -36,6 +36,9 @@ _log = logging.getLogger(__name__)
 _FOOTER_WORKERS = 16
 """Footers read at once: small reads, where a remote storage's latency is what counts."""
 
+_LARGEST_VALUE = 1e36
+"""Of a vector. Sums and differences of larger ones overflow float32, whose lowest number some models mask with."""
+
 _GROUP_WORKERS = 2
 """Row groups read and decoded ahead of the one in use."""
 
@@ -136,7 +139,7 @@ class EmbeddingSet:
         """The vectors of a row group that was read with `column`, as float32 [rows, dimension].
 
         Raises:
-            ImagebeamError: for a vector of another length, or one that holds NaN or infinity.
+            ImagebeamError: for a vector of another length, or one that holds NaN, infinity or nearly that.
         """
         column = table.column(self.column).combine_chunks()
         values = column.flatten()
@@ -148,12 +151,13 @@ class EmbeddingSet:
         matrix: np.ndarray = (
             values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(-1, self.dimension)
         )
-        if not np.isfinite(matrix).all():
-            bad = int(np.flatnonzero(~np.isfinite(matrix).all(axis=1))[0])
-            key = _read_group(group, ["key"]).column("key")[bad].as_py()
+        usable = (np.abs(matrix) <= _LARGEST_VALUE).all(axis=1)  # NaN is not
+        if not usable.all():
+            key = _read_group(group, ["key"]).column("key")[int(usable.argmin())].as_py()
             raise ImagebeamError(
-                f"The vector of {key!r} holds NaN or infinity ({group.uri}, column {self.column!r}). "
-                "Nothing can be learned from it: extract the image again, with --precision float32 if it was float16."
+                f"The vector of {key!r} holds NaN or infinity, or a value beyond {_LARGEST_VALUE:.0e} ({group.uri}, "
+                f"column {self.column!r}). Nothing can be learned from it: extract the image again, with --precision "
+                "float32 if it was float16, or another --layer."
             )
         return matrix
 

@@ -63,6 +63,12 @@ def test_a_certain_mistake_has_a_finite_loss():
     assert 80 < single_label_metrics(rows, ["a", "b"], np.ones(2))["log_loss"] < 100
 
 
+def test_certain_and_right_answers_have_no_loss():
+    """Not -0.0, which a summary printed as -0.0000."""
+    rows = Ranked.of(np.eye(2, dtype=np.float32), np.arange(2))
+    assert str(single_label_metrics(rows, ["a", "b"], np.ones(2))["log_loss"]) == "0.0"
+
+
 def test_calibration_error_of_simple_cases():
     # 0.9 sure and right 9 times of 10; 0.6 sure and right 4 times of 10: 0.2 apart, on half of the rows.
     confidence = np.array([0.9] * 10 + [0.6] * 10, np.float32)
