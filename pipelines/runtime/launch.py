@@ -194,12 +194,12 @@ def work_images(
     Raises:
         JobError: as `running` and `finish`.
     """
-    from transforms.inputs.plan_units import PlanUnits  # reads every format, which labelling vectors does not
+    from transforms.inputs.plan_units import Patterns, PlanUnits  # reads every format, which labelling vectors does not
 
     with running(folder, staged, pipeline, options) as run:
         _ = (
             run.pipeline
-            | "Patterns" >> beam.Create([source.patterns])
+            | "Patterns" >> beam.Create([Patterns(source.patterns)])
             | "Plan units"
             >> PlanUnits(source.input_format, options.rows_per_unit, source.read, folder.cuts, leave_compressed=True)
             | label >> units

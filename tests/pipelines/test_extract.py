@@ -116,11 +116,11 @@ def test_shared_listing_changes_no_row(source, output, tmp_path, monkeypatch):
         np.testing.assert_allclose(shared[key], vector, rtol=1e-5, atol=1e-5 * np.abs(vector).max())
 
 
-def test_output_whose_name_is_not_utf_8(tmp_path):
+def test_input_and_output_whose_names_are_not_utf_8(tmp_path):
     """As of a disk that a machine with another encoding wrote; Beam's coder of text takes no such path."""
-    output = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
-    small_images(tmp_path / "in", 3)
-    assert extract(tmp_path / "in", output) == 0
+    images, output = (Path(os.fsdecode(os.fsencode(tmp_path) + name)) for name in (b"/in\xe9", b"/caf\xe9"))
+    small_images(images, 3)
+    assert extract(images, output) == 0
     read = output.rename(tmp_path / "out")  # DuckDB takes no such path
     assert len(embeddings(read)) == sum(part["rows"] for part in manifest(read)["parts"]) == 3
 

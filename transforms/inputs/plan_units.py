@@ -45,8 +45,14 @@ class PlanCoder(beam.coders.Coder):  # type: ignore[misc]
         return False
 
 
+class Patterns(tuple[str, ...]):
+    """Patterns of an input, for `beam.Create`: Beam's own coder of text takes no path that is not UTF-8."""
+
+    __slots__ = ()
+
+
 beam.coders.registry.register_coder(PlanItem, PlanCoder)
-for _kind in (WorkUnit, ShardUnit, UnitChain, UncutShards, ListUnit, Note):
+for _kind in (Patterns, WorkUnit, ShardUnit, UnitChain, UncutShards, ListUnit, Note):
     beam.coders.registry.register_coder(_kind, PlanCoder)
 
 
