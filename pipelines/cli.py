@@ -96,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _own_arguments() -> list[str]:
     """Of this process, which is the job's alone."""
     import_without_unused()
+    # Plots are files. A notebook's kernel names a backend of its own, which need not be installed here.
+    os.environ["MPLBACKEND"] = "agg"
     return sys.argv[1:]
 
 

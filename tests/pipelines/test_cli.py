@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import os
 import re
 import resource
 import shlex
@@ -583,6 +584,17 @@ class TestLayers:
     def test_bad_request_is_refused(self, capsys, argv, message):
         assert cli.main(["layers", *argv]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_notebooks_backend_of_matplotlib_is_not_asked_for():
+    """`!imagebeam train` in a notebook: its kernel names a backend that only its own environment has."""
+    code = (
+        "import sys\nfrom pipelines import cli\nsys.argv[1:] = ['nothing']\ncli.main()\n"
+        "import matplotlib\nprint(matplotlib.rcParams['backend'])"
+    )
+    environment = {**os.environ, "MPLBACKEND": "module://not_installed.backend_inline"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.stdout == "agg\n", run.stderr
 
 
 def test_config_refuses_yaml_aliases(tmp_path, capsys):
