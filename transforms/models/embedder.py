@@ -316,7 +316,8 @@ def _in_precision(backbone: keras.Model, precision: Precision, own_pooling: str 
 
     def clone_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = layer.get_config()
-        config.pop("dtype", None)  # The serialised layers name their policy; without it they take the one in force.
+        if isinstance(layer, keras.layers.Layer):  # The dtype of an operation such as a cast is what it does.
+            config.pop("dtype", None)  # The serialised layers name their policy; without it they take the one in force.
         if own_pooling is not None and len(layer.output.shape) == 2:
             config["dtype"] = "float32"
         copies.append((layer, layer.__class__.from_config(config)))

@@ -377,6 +377,14 @@ def test_odd_models_equal_plain_keras(save, tmp_path, make):
     np.testing.assert_allclose(vectors, exact, rtol=1e-4, atol=1e-4)
 
 
+def test_a_cast_stays_what_it_is_in_another_precision(save):
+    """Embedders as Imagebeam stages them begin with one."""
+    image = keras.Input((24, 20, 3), dtype="uint8")
+    model = keras.Model(image, keras.layers.Conv2D(4, 3)(keras.ops.cast(image, "float32") / 255.0))
+    vectors = resolve(EmbedderConfig(save(model), precision="bfloat16")).embed(PIXELS)["embedding"]
+    np.testing.assert_allclose(vectors, expected(model), rtol=0.02, atol=0.02)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the others have these matrices")
 def test_layers_that_another_precision_does_not_have_are_refused(save):
     """TensorFlow has no orthogonal matrices of bfloat16, with which a recurrent layer begins."""
