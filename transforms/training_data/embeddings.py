@@ -151,8 +151,9 @@ class EmbeddingSet:
         matrix: np.ndarray = (
             values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(-1, self.dimension)
         )
-        usable = (np.abs(matrix) <= _LARGEST_VALUE).all(axis=1)  # NaN is not
-        if not usable.all():
+        # For each row group of each epoch, so without a copy. A NaN among them is the lowest and the largest.
+        if not -_LARGEST_VALUE <= matrix.min(initial=0.0) <= matrix.max(initial=0.0) <= _LARGEST_VALUE:
+            usable = (np.abs(matrix) <= _LARGEST_VALUE).all(axis=1)
             key = _read_group(group, ["key"]).column("key")[int(usable.argmin())].as_py()
             raise ImagebeamError(
                 f"The vector of {key!r} holds NaN or infinity, or a value beyond {_LARGEST_VALUE:.0e} ({group.uri}, "
