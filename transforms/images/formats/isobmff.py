@@ -1,4 +1,4 @@
-"""Read the properties of the primary image of a HEIF or AVIF file without decoding it (ISO/IEC 14496-12, 23008-12)."""
+"""Read the boxes of HEIF, AVIF and JPEG 2000 (ISO/IEC 14496-12), and the properties of a HEIF's image (23008-12)."""
 
 from __future__ import annotations
 
@@ -55,19 +55,23 @@ def _properties_of(item: int, associations: bytes) -> Iterator[int]:
                 )
 
 
+def boxes(data: bytes, place: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, and start and end of the content, of the boxes that stand one behind the other between two places."""
+    while place + 8 <= end:
+        size, start = int.from_bytes(data[place : place + 4], "big"), place + 8
+        if size == 1:  # A 64-bit size follows.
+            size, start = int.from_bytes(data[start : start + 8], "big"), start + 8
+        stop = place + size if size else end
+        if stop < start:
+            return
+        yield data[place + 4 : place + 8], start, min(stop, end)
+        place = stop
+
+
 def _contents(data: bytes, kind: bytes) -> Iterator[bytes]:
     return (content for found, content in _boxes(data) if found == kind)
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Kind and content of the boxes that stand one behind the other."""
-    place = 0
-    while place + 8 <= len(data):
-        size, start = int.from_bytes(data[place : place + 4], "big"), place + 8
-        if size == 1:  # A 64-bit size follows.
-            size, start = int.from_bytes(data[start : start + 8], "big"), start + 8
-        end = place + size if size else len(data)
-        if end < start:
-            return
-        yield data[place + 4 : place + 8], data[start:end]
-        place = end
+    return ((kind, data[start:end]) for kind, start, end in boxes(data, 0, len(data)))

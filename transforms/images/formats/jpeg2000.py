@@ -6,7 +6,6 @@ Pillow asks OpenJPEG to pass over palettes and channel definitions, and knows on
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import imagecodecs
@@ -18,6 +17,7 @@ from transforms.images.base import Decoded, Limits
 from transforms.images.bit_depth import scale_to_8_bits
 from transforms.images.errors import ImageError
 from transforms.images.formats import pillow
+from transforms.images.formats.isobmff import boxes
 from transforms.images.transparency import flatten, image_from_samples
 
 CODESTREAM = b"\xff\x4f\xff\x51"
@@ -121,9 +121,9 @@ def _read_header(data: bytes) -> _Header:
     start = 0
     if not data.startswith(CODESTREAM):
         start = -1
-        for name, begin, end in _boxes(data, 0, len(data)):
+        for name, begin, end in boxes(data, 0, len(data)):
             if name == b"jp2h":
-                for inner, first, last in _boxes(data, begin, end):
+                for inner, first, last in boxes(data, begin, end):
                     if inner == b"colr" and data[first] == 1 and colour_space is None:
                         colour_space = int.from_bytes(data[first + 3 : first + 7], "big")
                     icc_profile |= inner == b"colr" and data[first] == 2 and last > first
@@ -166,17 +166,3 @@ def _read_channels(cdef: bytes) -> dict[int, tuple[int, int]]:
     """Number of a channel -> its kind, and which colour it is, from 1."""
     found = (struct.unpack_from(">3H", cdef, at) for at in range(2, len(cdef) - 5, 6))
     return {number: (kind, colour) for number, kind, colour in found}
-
-
-def _boxes(data: bytes, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start, end) of the content of each box."""
-    while position + 8 <= end:
-        length = int.from_bytes(data[position : position + 4], "big")
-        start = position + 8
-        if length == 1:
-            length, start = int.from_bytes(data[start : start + 8], "big"), start + 8
-        stop = end if length == 0 else position + length
-        if stop < start:
-            return
-        yield data[position + 4 : position + 8], start, min(stop, end)
-        position = stop
